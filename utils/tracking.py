@@ -1,0 +1,148 @@
+"""What a run tells: progress bars, log.txt, aligned console lines, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+# Name in metrics.jsonl -> (label, number format, unit); fixed widths keep the lines aligned.
+COLUMNS = {
+    "kimg": ("kimg", "{:9.2f}", ""),
+    "loss": ("loss", "{:8.5f}", ""),
+    "lr": ("lr", "{:8.2e}", ""),
+    "mask_ratio": ("mask", "{:4.2f}", ""),
+    "grad_norm": ("grad", "{:8.4f}", ""),
+    "images_per_s": ("", "{:8.1f}", " images/s"),
+    "memory_gb": ("", "{:6.2f}", " GB"),
+    "data_wait": ("data", "{:5.1%}", ""),
+}
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that talks and writes (launchers set RANK)."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def progress(
+    iterable: Iterable | None = None,
+    desc: str = "",
+    total: int | None = None,
+    unit: str = "it",
+    initial: int = 0,
+) -> tqdm:
+    """The project's one progress bar style; silent on every process but the first.
+
+    `total` and `initial` are counts of `unit`. Without an iterable, call `.update(n)`.
+    Output that is not a terminal gets a line now and then instead of a redrawn bar.
+    """
+    on_terminal = sys.stderr.isatty()
+    return tqdm(
+        iterable,
+        desc=f"{desc:<24}" if desc else None,
+        total=total,
+        unit=f" {unit}",
+        initial=initial,
+        unit_scale=False,
+        dynamic_ncols=on_terminal,
+        mininterval=0.2 if on_terminal else 15,
+        maxinterval=10 if on_terminal else 60,
+        disable=not is_main_process(),
+    )
+
+
+def metrics_line(step: int, figures: Mapping[str, float]) -> str:
+    """One aligned line for the console; figures without a column are left to metrics.jsonl."""
+    parts = [f"step {step:>8d}"]
+    for name, (label, number, unit) in COLUMNS.items():
+        if name in figures:
+            parts.append(f"{label} {number.format(figures[name])}{unit}".lstrip())
+    return "  ".join(parts)
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Drop the lines of a metrics.jsonl that lie after `step`, and a line torn by a crash.
+
+    The file is replaced in one rename, so that a crash here loses nothing.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    os.replace(temporary, path)
+
+
+class RunLog:
+    """Writes the log files of one experiment folder; does nothing on other processes.
+
+    `step`: the step that the run starts from. Records after it, left by an interrupted run that
+    is now being continued, are removed, so that each step appears once.
+    """
+
+    def __init__(self, folder: Path, step: int = 0, *, tensorboard: bool = True) -> None:
+        self.enabled = is_main_process()
+        self.tensorboard = None
+        if not self.enabled:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        cut_after(folder / "metrics.jsonl", step)
+        self.text = open(folder / "log.txt", "a", buffering=1)  # noqa: SIM115
+        self.lines = open(folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
+        if tensorboard:
+            # Imported here because it takes a second that users of progress() alone need not pay.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def info(self, message: str) -> None:
+        """A line for people: console and log.txt (there with the time of day)."""
+        if not self.enabled:
+            return
+        print(message, flush=True)
+        self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
+
+    def metrics(self, step: int, figures: Mapping[str, float]) -> None:
+        """The figures of a log step, to metrics.jsonl, the console and TensorBoard."""
+        if not self.enabled:
+            return
+        self.lines.write(json.dumps({"step": step, **figures}) + "\n")
+        self.info(metrics_line(step, figures))
+        self.scalars(step, figures, "train")
+
+    def scalars(self, step: int, figures: Mapping[str, float], group: str) -> None:
+        """Figures for TensorBoard only, drawn as `group/name`."""
+        if self.tensorboard is not None:
+            for name, value in figures.items():
+                self.tensorboard.add_scalar(f"{group}/{name}", value, step)
+
+    def flush(self) -> None:
+        """Bring everything to disk: call before a checkpoint, whose log lines must not be lost."""
+        if not self.enabled:
+            return
+        for file in (self.text, self.lines):
+            file.flush()
+            os.fsync(file.fileno())
+        if self.tensorboard is not None:
+            self.tensorboard.flush()
+
+    def close(self) -> None:
+        """Flush and close all files."""
+        if not self.enabled:
+            return
+        self.flush()
+        self.text.close()
+        self.lines.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
