@@ -1,0 +1,1 @@
+"""Files, data and bookkeeping around the mathematics in `models/`."""

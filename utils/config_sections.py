@@ -1,0 +1,217 @@
+"""The sections of the configuration: every key, its type, its default and its unit."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
+
+LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]  # relative to the current directory
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Perturbation = Literal["fixed", "gaussian", "uniform", "truncated", "learnable"]
+MaskSchedule = Literal[
+    "constant", "linear", "exp", "cosine2", "cosine3", "cosine4", "cosine5", "cosine6"
+]
+
+
+def _amp_name(value: Any) -> Any:
+    """Published configs say true or false, and YAML reads a bare `no` as false."""
+    return {True: "bf16", False: "no"}.get(value, value) if isinstance(value, bool) else value
+
+
+def _schedule_name(value: Any) -> Any:
+    """Published configs say cos4 as well as cosine4."""
+    short = isinstance(value, str) and value.startswith("cos") and value[3:].isdigit()
+    return f"cosine{value[3:]}" if short else value
+
+
+class Section(BaseModel):
+    """A part of the config; unknown keys are faults, and defaults are validated like the rest."""
+
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, coerce_numbers_to_str=True, protected_namespaces=()
+    )
+
+
+class Data(Section):
+    """What is trained on: folders of images and captions, and the databases made from them."""
+
+    dataset: str = "faces"
+    category: Literal["lmdb"] = "lmdb"
+    resolution: PositiveInt = 256  # side of the square images, pixels
+    num_channels: PositiveInt = 4  # of the latents
+    root: LocalPath | None = None  # latents (LMDB folder)
+    feat_path: LocalPath | None = None  # training condition, image embeddings (LMDB folder)
+    feat_dim: NonNegativeInt = 512
+    norm_feature: bool = False  # scale conditions to unit length
+    image_dir: LocalPath | None = None
+    caption_dir: LocalPath | None = None
+    text_feat_path: LocalPath | None = None  # embeddings of the training captions (LMDB folder)
+
+
+class Model(Section):
+    """The denoiser and how its tokens are masked in training."""
+
+    precond: Literal["edm"] = "edm"
+    model_type: str = "DiT-XL/2"
+    in_size: PositiveInt = 32  # side of the latents
+    in_channels: PositiveInt = 4
+    num_classes: NonNegativeInt = 512  # dimension of the condition; 0 = unconditional
+    use_decoder: bool = True
+    ext_feature_dim: NonNegativeInt = 0
+    pad_cls_token: bool = False
+    mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    mask_ratio_fn: Annotated[MaskSchedule, BeforeValidator(_schedule_name)] = "constant"
+    mask_ratio_min: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mae_loss_coef: NonNegativeFloat = 0.1
+    self_cond: bool = False
+    class_dropout_prob: Fraction = 0.1
+    hidden_size: PositiveInt | None = None  # this and the next two override model_type's
+    depth: PositiveInt | None = None
+    num_heads: PositiveInt | None = None
+    decoder_hidden_size: PositiveInt = 512
+    decoder_depth: PositiveInt = 8
+    decoder_num_heads: PositiveInt = 16
+    unmasked_tail: Fraction = 0.0  # last part of the training, run without mask
+
+    @field_validator("mask_ratio_min")
+    @classmethod
+    def _below_mask_ratio(cls, value: float, info: ValidationInfo) -> float:
+        if value > info.data.get("mask_ratio", value):
+            raise ValueError(f"{value} is above mask_ratio ({info.data['mask_ratio']})")
+        return value
+
+
+class Train(Section):
+    """Optimisation and the perturbation of the condition."""
+
+    tf32: bool = True
+    amp: Annotated[Literal["bf16", "fp16", "no"], BeforeValidator(_amp_name)] = "bf16"
+    batchsize: PositiveInt = 128  # images per optimiser step, all processes together
+    grad_accum: PositiveInt = 1
+    epochs: PositiveInt | None = None
+    lr: PositiveFloat = 1e-4
+    lr_rampup_kimg: NonNegativeFloat = 0  # linear warm-up, thousands of images
+    lr_warmup: bool = True  # false switches lr_warmup_steps off
+    lr_warmup_steps: NonNegativeInt = 0  # linear warm-up, optimiser steps
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up
+    lr_min_ratio: Fraction = 0.0  # where the schedule ends, relative to lr
+    xflip: bool = False
+    max_num_steps: PositiveInt | None = None  # optimiser steps
+    perturbation: NonNegativeFloat = 0.0  # scale; 0 = condition as stored
+    perturbation_type: Perturbation = "gaussian"
+    mean: float = 0.0
+    trunc_a: float = -1.0
+    trunc_b: float = 1.0
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.999,
+    )
+    weight_decay: NonNegativeFloat = 0.0
+    grad_clip: PositiveFloat | None = None  # largest gradient norm
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    ema_rampup: PositiveFloat | None = None  # half-life at most this fraction of the images seen
+    seed: NonNegativeInt = 0
+    num_workers: NonNegativeInt = 0
+    compile: bool = False
+
+    @field_validator("grad_accum")
+    @classmethod
+    def _divides_batch(cls, value: int, info: ValidationInfo) -> int:
+        if info.data.get("batchsize", 0) % value:
+            raise ValueError(f"{value} does not divide batchsize ({info.data['batchsize']})")
+        return value
+
+    @field_validator("trunc_b")
+    @classmethod
+    def _above_trunc_a(cls, value: float, info: ValidationInfo) -> float:
+        if value <= info.data.get("trunc_a", float("-inf")):
+            raise ValueError(f"{value} is not above trunc_a ({info.data['trunc_a']})")
+        return value
+
+
+class Eval(Section):
+    """What checkpoints are judged by: the test split and the reference statistics."""
+
+    batchsize: PositiveInt = 64
+    ref_path: LocalPath | None = None  # npz written by preprocess_scripts/fid_ref.py
+    fid_sample_size: PositiveInt = 5000  # images
+    feat_path: LocalPath | None = None  # embeddings of the test captions (LMDB folder)
+    cfg_scales: list[float] = []  # guidance scales to evaluate; empty = sampling.cfg_scale
+    image_dir: LocalPath | None = None
+    caption_dir: LocalPath | None = None
+    root: LocalPath | None = None  # latents of the test images (LMDB folder)
+    image_feat_path: LocalPath | None = None  # embeddings of the test images (LMDB folder)
+    feature_network: Literal["inception", "clip"] = "inception"
+
+
+class Log(Section):
+    """What is written into the experiment folder, and how often (optimiser steps)."""
+
+    log_every: PositiveInt = 100
+    ckpt_every: PositiveInt = 5000
+    ckpt_after: NonNegativeInt = 0  # no checkpoint before this step
+    tag: str = ""
+    use_tensorboard: bool = True
+    sample_every: NonNegativeInt | None = None  # 0 = never; null = with every checkpoint
+    num_samples: PositiveInt = 16
+    keep_last: PositiveInt | None = None  # checkpoints kept; null = all
+
+    @field_validator("sample_every")
+    @classmethod
+    def _as_checkpoints(cls, value: int | None, info: ValidationInfo) -> int | None:
+        return info.data.get("ckpt_every") if value is None else value
+
+
+class Encoders(Section):
+    """Where the frozen networks come from: a local file or folder, or a public name."""
+
+    vae: str = "stabilityai/sd-vae-ft-ema"
+    clip: str = "ViT-B-32:openai"
+    scale_factor: PositiveFloat | None = None  # of the latents; null = as the VAE states
+    inception: LocalPath | None = None
+
+
+class Sampling(Section):
+    """Sampler settings; any of the last three chooses the ablation sampler."""
+
+    solver: Literal["heun", "euler", "dpmpp_2m"] = "heun"
+    num_steps: PositiveInt = 40
+    cfg_scale: float | None = None  # guidance; null = conditional only
+    guidance_interval: tuple[NonNegativeFloat, PositiveFloat] | None = None  # sigma, low to high
+    seed: NonNegativeInt = 0
+    sigma_min: PositiveFloat = 0.002
+    sigma_max: PositiveFloat = 80.0
+    rho: PositiveFloat = 7.0
+    S_churn: NonNegativeFloat = 0.0
+    S_min: NonNegativeFloat = 0.0
+    S_max: PositiveFloat = float("inf")
+    S_noise: PositiveFloat = 1.0
+    discretization: Literal["vp", "ve", "iddpm", "edm"] | None = None
+    schedule: Literal["vp", "ve", "linear"] | None = None
+    scaling: Literal["vp", "none"] | None = None
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _low_to_high(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value and value[0] >= value[1]:
+            raise ValueError(f"runs from {value[0]} to {value[1]}; the lower sigma comes first")
+        return value
+
+    @field_validator("sigma_max")
+    @classmethod
+    def _above_sigma_min(cls, value: float, info: ValidationInfo) -> float:
+        if value <= info.data.get("sigma_min", 0):
+            raise ValueError(f"{value} is not above sigma_min ({info.data['sigma_min']})")
+        return value
