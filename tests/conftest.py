@@ -1,0 +1,51 @@
+"""Fixtures shared by the tests: reference values, and small folders of real images."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).resolve().parents[1]
+SKIN = ["#f2d3b1", "#ae5d29", "#ffdbb4", "#8d5524"]
+HAIR = ["#2c1b18", "#b58143", "#a55728", "#e8e1e1"]
+BACK = ["#65c9ff", "#ffffb1", "#c2f0c2", "#ffafb9"]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder of reference values computed once with the published code."""
+    inside = ROOT / "tests" / "data" / "golden"
+    return inside if inside.exists() else ROOT.parent / "shared" / "golden"
+
+
+def draw_face(index: int, size: int) -> Image.Image:
+    """A crude face whose colours and smile depend on the index alone."""
+    rng = np.random.default_rng(index)
+    skin, hair, back = (colours[rng.integers(4)] for colours in (SKIN, HAIR, BACK))
+    image = Image.new("RGB", (size, size), back)
+    draw = ImageDraw.Draw(image)
+    s = size / 16
+    draw.ellipse((3 * s, 1 * s, 13 * s, 12 * s), fill=hair)
+    draw.ellipse((4 * s, 3 * s, 12 * s, 14 * s), fill=skin)
+    for x in (6, 9):
+        draw.ellipse((x * s, 7 * s, (x + 1) * s, 8 * s), fill="#222222")
+    draw.arc((6 * s, 8 * s, 10 * s, (11 + rng.integers(2)) * s), 20, 160, fill="#993333", width=2)
+    return image
+
+
+@pytest.fixture
+def tiny_faces(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    """`tiny_faces(n, size, name)` -> (image folder, caption folder) of n faces, two captions each."""
+
+    def make(n: int = 10, size: int = 32, name: str = "faces") -> tuple[Path, Path]:
+        images, captions = tmp_path / name / "images", tmp_path / name / "captions"
+        images.mkdir(parents=True)
+        captions.mkdir()
+        for i in range(n):
+            draw_face(i, size).save(images / f"{i:06d}.png")
+            (captions / f"{i:06d}.txt").write_text(f"a drawn face\nface number {i}\n")
+        return images, captions
+
+    return make
