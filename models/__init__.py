@@ -1,0 +1,1 @@
+"""The mathematics: network, preconditioning and loss, samplers, perturbation, autoencoder, CLIP."""

@@ -1,0 +1,87 @@
+"""Perturbed image embeddings: the language-free condition (DESIGN section 5).
+
+A CLIP image embedding is turned by a random angle on the unit sphere, so that the embedding of a
+text, which lies at some angle from that of its image, is a condition that training has covered.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KINDS = ("fixed", "gaussian", "uniform", "truncated", "learnable")
+
+
+def perturb(
+    y: Tensor,
+    kind: str,
+    scale: float,
+    *,
+    mean: float = 0.0,
+    trunc_a: float = -1.0,
+    trunc_b: float = 1.0,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    level: Tensor | None = None,
+) -> Tensor:
+    """y (N, D) -> normalise(y/|y| + p n) (N, D), with a random unit vector n and a level p.
+
+    The level, one number for each row, is by `kind`
+      fixed       scale
+      gaussian    N(0, scale²)
+      uniform     U(0, scale)
+      truncated   N(mean, scale²) conditioned on trunc_a <= p <= trunc_b
+      learnable   given as `level` (N, D): the output of a LearnedLevel
+    noise (N, D; of any length) and level (N,), (N, 1) or (N, D) replace what would be drawn, noise
+    before level, from `generator` (on the device of y).
+    Raises ValueError for an unknown kind, for learnable without a level, and for an empty interval.
+    """
+    if noise is None:
+        noise = torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=generator)
+    if level is None:
+        level = draw_level(y, kind, scale, mean, trunc_a, trunc_b, generator)
+    elif level.ndim == 1:
+        level = level[:, None]
+    return F.normalize(F.normalize(y, dim=1) + level * F.normalize(noise, dim=1), dim=1)
+
+
+def draw_level(
+    y: Tensor,
+    kind: str,
+    scale: float,
+    mean: float,
+    trunc_a: float,
+    trunc_b: float,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Draw one level for each row of y (N, D) -> (N, 1); see `perturb`."""
+    options = {"dtype": y.dtype, "device": y.device}
+    shape = (y.shape[0], 1)
+    if kind == "fixed":
+        return torch.full(shape, scale, **options)
+    if kind == "gaussian":
+        return scale * torch.randn(shape, generator=generator, **options)
+    if kind == "uniform":
+        return scale * torch.rand(shape, generator=generator, **options)
+    if kind == "truncated":
+        if trunc_a >= trunc_b:
+            raise ValueError(f"truncation needs trunc_a < trunc_b, not {trunc_a} and {trunc_b}")
+        level = torch.empty(shape, **options)
+        return nn.init.trunc_normal_(level, mean, scale, trunc_a, trunc_b, generator=generator)
+    if kind == "learnable":
+        raise ValueError("the learnable perturbation needs the level that a LearnedLevel gives")
+    raise ValueError(f"perturbation '{kind}' is not one of {', '.join(KINDS)}")
+
+
+class LearnedLevel(nn.Module):
+    """Level p = r(y)² as a vector (N, D), with r a four-layer ReLU network."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        layers: list[nn.Module] = [nn.Linear(dim, dim)]
+        for _ in range(3):
+            layers += [nn.ReLU(), nn.Linear(dim, dim)]
+        self.net = nn.Sequential(*layers)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """y (N, D), normalised -> (N, D), not negative."""
+        return self.net(y) ** 2

@@ -1,0 +1,116 @@
+"""Preconditioning and training loss."""
+
+import pytest
+import torch
+from golden_models import GOLDEN_MODELS, assert_golden, golden_denoiser, golden_mask, small_denoiser
+from torch import nn
+
+from models.edm import EDMPrecond, edm_loss, normalised_patches, patchify
+from models.maskdit import random_mask
+
+
+@pytest.mark.parametrize("name", GOLDEN_MODELS)
+def test_masked_loss_and_its_gradient_meet_the_published_code(golden, name):
+    denoiser, t = golden_denoiser(golden, name)
+    loss = edm_loss(
+        denoiser,
+        t["loss/clean"],
+        t["labels"],
+        mae_loss_coef=GOLDEN_MODELS[name].get("mae_loss_coef", 0.1),
+        rnd_normal=t["loss/rnd_normal"],
+        noise=t["loss/noise"],
+        mask=golden_mask(t),
+    )
+    assert_golden(loss, t["loss/per_sample_masked"])
+    loss.mean().backward()
+    norms = [p.grad.norm() for p in denoiser.parameters() if p.grad is not None]
+    assert_golden(torch.stack(norms).norm(), t["loss/grad_norm_masked"])
+
+
+@pytest.mark.parametrize("name", ["maskdit_decoder_mae", "maskdit_cls_token"])
+def test_unmasked_loss_meets_the_published_code(golden, name):
+    denoiser, t = golden_denoiser(golden, name)
+    draws = {"rnd_normal": t["loss/rnd_normal"], "noise": t["loss/noise"]}
+    loss = edm_loss(denoiser, t["loss/clean"], t["labels"], mae_loss_coef=0.1, **draws)
+    assert_golden(loss, t["loss/per_sample_unmasked"])
+
+
+class Constant(nn.Module):
+    """A network that always answers with the same value."""
+
+    cond_dim, patch_size, num_patches = 3, 2, 16
+
+    def __init__(self, value: float):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x, t_cond, y, mask):
+        return torch.full_like(x, self.value)
+
+
+def test_preconditioning_follows_table_1_of_edm():
+    x, sigma = torch.randn(3, 4, 8, 8), torch.tensor([0.002, 0.5, 80.0])
+    s = sigma.view(3, 1, 1, 1)
+    expected = 0.25 / (s**2 + 0.25) * x + 0.5 * s / (s**2 + 0.25).sqrt() * 7
+    torch.testing.assert_close(EDMPrecond(Constant(7.0))(x, sigma), expected)
+
+
+def test_denoiser_takes_double_precision_and_answers_in_single():
+    denoiser, x, cond = (
+        small_denoiser(),
+        torch.randn(2, 4, 8, 8).double(),
+        torch.randn(2, 6).double(),
+    )
+    assert denoiser(x, torch.tensor(1.0).double(), cond).dtype == torch.float32
+
+
+def test_condition_of_another_width_is_refused_with_both_widths():
+    with pytest.raises(ValueError, match=r"5 features.* 6"):
+        small_denoiser()(torch.randn(2, 4, 8, 8), 1.0, torch.randn(2, 5))
+
+
+def test_same_generator_gives_the_same_loss():
+    denoiser, clean, cond = small_denoiser(), torch.randn(2, 4, 8, 8), torch.randn(2, 6)
+    first, second = (
+        edm_loss(denoiser, clean, cond, mask_ratio=0.5, generator=torch.Generator().manual_seed(s))
+        for s in (3, 3)
+    )
+    assert torch.equal(first, second)
+
+
+def test_noise_levels_are_log_normal():
+    """With F = 0 and no noise, the weighted error is clean² / (sigma² + sigma_data²)."""
+    clean = torch.ones(20000, 1, 2, 2)
+    generator = torch.Generator().manual_seed(0)
+    loss = edm_loss(
+        EDMPrecond(Constant(0.0)), clean, None, noise=torch.zeros_like(clean), generator=generator
+    )
+    # weight * (1 - c_skip)² = sigma² / (sigma_data² (sigma² + sigma_data²))
+    ratio = 0.25 * loss  # sigma² / (sigma² + sigma_data²)
+    log_sigma = 0.5 * (0.25 * ratio / (1 - ratio)).log()
+    assert log_sigma.mean().item() == pytest.approx(-1.2, abs=0.03)
+    assert log_sigma.std().item() == pytest.approx(1.2, abs=0.03)
+
+
+def test_hidden_patches_count_only_through_the_reconstruction_term():
+    denoiser, clean, cond = EDMPrecond(Constant(0.0)), torch.randn(2, 4, 8, 8), torch.randn(2, 3)
+    mask = random_mask(2, 16, 0.5)
+    hidden = mask.mask.view(2, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    draws = {"rnd_normal": torch.zeros(2, 1, 1, 1), "noise": torch.randn_like(clean), "mask": mask}
+    other = clean + hidden * torch.randn_like(clean)
+    torch.testing.assert_close(
+        edm_loss(denoiser, clean, cond, **draws), edm_loss(denoiser, other, cond, **draws)
+    )
+    with_term = edm_loss(denoiser, clean, cond, mae_loss_coef=0.1, **draws)
+    assert (with_term > edm_loss(denoiser, clean, cond, **draws)).all()
+
+
+def test_reconstruction_target_has_zero_mean_and_unit_variance_in_each_patch():
+    target = normalised_patches(3 * torch.randn(2, 4, 8, 8) + 5, 2)
+    torch.testing.assert_close(target.mean(dim=2), torch.zeros(2, 16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(target.var(dim=2), torch.ones(2, 16), atol=1e-4, rtol=0)
+
+
+def test_patches_are_in_the_order_of_the_tokens():
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    assert patchify(image, 2)[0].tolist()[1] == [2, 3, 6, 7]
