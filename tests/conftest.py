@@ -37,7 +37,7 @@ def draw_face(index: int, size: int) -> Image.Image:
 
 @pytest.fixture
 def tiny_faces(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
-    """`tiny_faces(n, size, name)` -> (image folder, caption folder) of n faces, two captions each."""
+    """`tiny_faces(n, size, name)` -> (image folder, caption folder), two captions a face."""
 
     def make(n: int = 10, size: int = 32, name: str = "faces") -> tuple[Path, Path]:
         images, captions = tmp_path / name / "images", tmp_path / name / "captions"

@@ -1,0 +1,301 @@
+"""Image folders (which images, in which order, as which pixels), and how pictures are written.
+
+Sample ids are positions in `list_images(folder)`; everything that is computed from a folder
+(latents, embeddings, statistics) uses this order.
+"""
+
+import itertools
+import math
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+from utils.errors import UserError, note
+
+R = TypeVar("R")
+MIN_CELL = 160  # pixels; smaller pictures are enlarged in grids so that captions can be read
+MAX_LINES = 6  # of a caption
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+class UnreadableImage(UserError):
+    """An image file that cannot be decoded."""
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """All jpg, jpeg, png and webp files below `folder`, hidden ones aside, in natural order.
+
+    Numbers inside the relative path count as numbers (`2.jpg` before `10.jpg`); if every stem is an
+    integer, those integers alone decide. Raises a UserError if there is no folder or no image.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such image folder")
+    paths = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [
+            Path(parent, name)
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+        ]
+    if not paths:
+        raise UserError(
+            f"{folder}: no images in this folder (jpg, jpeg, png or webp, at any depth)"
+        )
+    paths.sort(key=lambda path: _natural(path.relative_to(folder).as_posix()))
+    if all(re.fullmatch("[0-9]+", path.stem) for path in paths):
+        paths.sort(key=lambda path: int(path.stem))
+    return paths
+
+
+def _natural(text: str) -> tuple[list[str | int], str]:
+    """Sort key: text and numbers in turn; the text itself tells `1` from `01`."""
+    parts = re.split("([0-9]+)", text)
+    return [int(p) if i % 2 else p for i, p in enumerate(parts)], text
+
+
+def sample_names(paths: Iterable[Path], folder: str | Path) -> list[str]:
+    """Names that identify samples: paths relative to `folder`, without suffix."""
+    return [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+
+
+def load_captions(
+    image_paths: Sequence[Path], image_dir: str | Path, caption_dir: str | Path
+) -> list[list[str]]:
+    """The captions of each image: the lines of `<stem>.txt` at the same place below `caption_dir`.
+
+    Raises a UserError if a file is missing, empty or not UTF-8. Caption files that belong to none
+    of the images are left unused, and this is said.
+    """
+    folder = Path(caption_dir)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such caption folder")
+    files = [folder / f"{name}.txt" for name in sample_names(image_paths, image_dir)]
+    if missing := [i for i, file in enumerate(files) if not file.is_file()]:
+        raise UserError(
+            f"{folder}: {_of(len(missing), len(files), 'images')} without caption file; "
+            f"{image_paths[missing[0]]} needs {files[missing[0]]}"
+        )
+    captions = [_caption_lines(file) for file in files]
+    if empty := [file for file, lines in zip(files, captions, strict=True) if not lines]:
+        raise UserError(
+            f"{empty[0]}: holds no caption ({_of(len(empty), len(files), 'files')} like this); "
+            "write one caption a line"
+        )
+    if unused := sorted(set(folder.rglob("*.txt")) - set(files)):
+        note(
+            f"{folder}: {len(unused)} caption files without image are not used ({unused[0].name} …)"
+        )
+    return captions
+
+
+def _caption_lines(file: Path) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: is not UTF-8 text; save it as UTF-8") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _of(part: int, whole: int, what: str) -> str:
+    return f"{part} of {whole} {what}"
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Decode a file as upright 8-bit RGB, whatever it holds; transparent pixels lie on white.
+
+    Raises UnreadableImage (a UserError) with the path if the file is missing or broken.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImage(
+            f"{path}: unreadable image ({reason}); repair or remove it"
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        # Pillow clips 16-bit grey to 255 where it should scale it.
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257 + 0.5).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """Scale the short side to `size` pixels and cut out the middle square, as ADM does.
+
+    Halved with a box filter while the short side is at least twice `size`, then bicubic
+    (Dhariwal & Nichol 2021, guided-diffusion).
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    scaled = (round(image.width * scale), round(image.height * scale))
+    image = image.resize(scaled, Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def to_uint8_array(path: str | Path, size: int) -> np.ndarray:
+    """Decoded and cropped image file, (size, size, 3) uint8."""
+    return np.asarray(center_crop(load_image(path), size))
+
+
+def iterate_batches(
+    paths: Sequence[Path], size: int, batch_size: int, workers: int = 2
+) -> Iterator[torch.Tensor]:
+    """Yield the images in order as (B, 3, size, size) uint8 batches; the last may be smaller.
+
+    `workers` threads decode at most two batches ahead. Raises UnreadableImage at the first broken
+    file, after the complete batches before it.
+    """
+    images = _ahead(lambda path: to_uint8_array(path, size), paths, workers, 2 * batch_size)
+    while batch := list(itertools.islice(images, batch_size)):
+        yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()
+
+
+def find_unreadable(paths: Sequence[Path], workers: int = 2) -> Iterator[UnreadableImage | None]:
+    """Decode every image; yields for each, in order, None or what is wrong with it."""
+
+    def check(path: Path) -> UnreadableImage | None:
+        try:
+            load_image(path)
+        except UnreadableImage as error:
+            return error
+        return None
+
+    return _ahead(check, paths, workers, 8 * workers)
+
+
+def _ahead(
+    function: Callable[[Path], R], paths: Iterable[Path], workers: int, most: int
+) -> Iterator[R]:
+    """`map` in threads (Pillow decodes outside the interpreter lock), `most` results ahead."""
+    pool = ThreadPoolExecutor(max(workers, 1))
+    pending: deque[Future[R]] = deque()
+    try:
+        for path in paths:
+            pending.append(pool.submit(function, path))
+            if len(pending) > most:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def save_png(
+    image: np.ndarray | Image.Image, path: str | Path, text: Mapping[str, str] | None = None
+) -> None:
+    """Write (H, W, 3) uint8 or a Pillow image as PNG; `text` goes into its text chunks."""
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(np.asarray(image))
+    chunks = PngInfo()
+    for key, value in (text or {}).items():
+        chunks.add_text(key, value)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, format="PNG", pnginfo=chunks)
+
+
+def labelled_grid(
+    images: np.ndarray,
+    captions: Sequence[str] | None,
+    path: str | Path,
+    columns: int | None = None,
+    title: str | None = None,
+    text: Mapping[str, str] | None = None,
+) -> None:
+    """Write pictures, (N, H, W, 3) uint8, as one PNG on white with their captions.
+
+    A caption stands below its picture; one that a whole row shares stands once, above the row (and
+    above the rows after it that share it too). `columns` defaults to a nearly square grid.
+    """
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    enlarge = math.ceil(MIN_CELL / images.shape[2])
+    width, height = images.shape[2] * enlarge, images.shape[1] * enlarge
+    gap = width // 12
+    full = columns * (width + gap) - gap
+    font, title_font = _font("DejaVuSans", width // 14), _font("DejaVuSans-Bold", width // 11)
+
+    texts: list[tuple[int, int, str, ImageFont.FreeTypeFont]] = []  # x, y of the top left corner
+    places: list[tuple[int, int]] = []
+
+    def add_text(x: int, y: int, words: str, font: ImageFont.FreeTypeFont, room: int) -> int:
+        """Set a block of text at most `room` pixels wide; returns the y below it."""
+        for line in _wrap(words, font, room):
+            texts.append((x, y, line, font))
+            y += round(1.3 * font.size)
+        return y
+
+    y = gap
+    if title:
+        y = add_text(gap, y, title, title_font, full) + gap // 2
+    heading = None
+    for start in range(0, len(images), columns):
+        row = list(captions[start : start + columns]) if captions is not None else []
+        is_shared = len(set(row)) == 1 and (len(row) > 1 or row[0] == heading)
+        if is_shared and row[0] != heading:
+            y = add_text(gap, y, row[0], font, full) + gap // 3
+        heading = row[0] if is_shared else None
+        xs = [gap + i * (width + gap) for i in range(min(columns, len(images) - start))]
+        places += [(x, y) for x in xs]
+        y += height
+        if row and not is_shared:
+            top = y + gap // 3
+            y = max(add_text(x, top, c, font, width) for x, c in zip(xs, row, strict=True))
+        y += gap
+
+    canvas = Image.new("RGB", (full + 2 * gap, y), "white")
+    for place, pixels in zip(places, images, strict=True):
+        picture = Image.fromarray(np.asarray(pixels))
+        canvas.paste(picture.resize((width, height), Image.Resampling.BICUBIC), place)
+    draw = ImageDraw.Draw(canvas)
+    for x, y, line, font in texts:
+        draw.text((x, y), line, fill="#222222", font=font)
+    save_png(canvas, path, text)
+
+
+def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """matplotlib ships these, so that pictures look alike on every machine."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf"), size)
+
+
+def _wrap(words: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
+    """At most MAX_LINES lines of at most `room` pixels; what is cut ends with an ellipsis."""
+    lines = [""]
+    for word in words.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if font.getlength(joined) <= room:
+            lines[-1] = joined
+        else:
+            lines.append(_cut(word, font, room))
+    lines = [line for line in lines if line]
+    if len(lines) > MAX_LINES:
+        lines = [*lines[: MAX_LINES - 1], _cut(" ".join(lines[MAX_LINES - 1 :]), font, room)]
+    return lines
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
+    """`text` if it fits, else as much of it as fits with an ellipsis, at a word's end if it can."""
+    if font.getlength(text) <= room:
+        return text
+    while font.getlength(f"{text} …") > room and text:
+        text = text.rpartition(" ")[0] or text[:-1]
+    return f"{text} …"
