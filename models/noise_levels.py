@@ -1,0 +1,141 @@
+"""Formulations of diffusion sampling (Karras et al. 2022, table 1): noise levels, sigma(t), s(t).
+
+Everything here is a Python float in double precision; there are a few dozen steps.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+DISCRETIZATIONS = ("vp", "ve", "iddpm", "edm")
+SCHEDULES = ("vp", "ve", "linear")
+SCALINGS = ("vp", "none")
+
+VP_BETA_D, VP_BETA_MIN, VP_EPSILON = 19.1, 0.1, 1e-3  # as in the published ablation sampler
+IDDPM_C1, IDDPM_C2, IDDPM_M = 0.001, 0.008, 1000  # Nichol & Dhariwal 2021
+
+Function = Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Formulation:
+    """Time steps, descending and with a final 0, and the functions of time that a sampler needs."""
+
+    t_steps: list[float]
+    sigma: Function  # noise level at t
+    d_sigma: Function  # its derivative
+    t_of_sigma: Function  # its inverse
+    s: Function  # scale of the signal at t
+    d_s: Function  # its derivative
+
+
+def formulation(
+    discretization: str,
+    schedule: str,
+    scaling: str,
+    num_steps: int,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 7.0,
+) -> Formulation:
+    """Noise levels of one formulation, expressed in the time of another, scaled by a third.
+
+    sigma_min, sigma_max: None takes the discretization's own range.
+    Raises ValueError if the range is empty.
+    """
+    default_min, default_max = default_range(discretization)
+    sigma_min = default_min if sigma_min is None else sigma_min
+    sigma_max = default_max if sigma_max is None else sigma_max
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"noise levels need 0 < sigma_min < sigma_max: {sigma_min}, {sigma_max}")
+
+    sigma, d_sigma, t_of_sigma = time_functions(schedule, sigma_min, sigma_max)
+    if scaling == "vp":
+
+        def s(t: float) -> float:
+            return 1 / math.sqrt(1 + sigma(t) ** 2)
+
+        def d_s(t: float) -> float:
+            return -sigma(t) * d_sigma(t) * s(t) ** 3
+    else:
+
+        def s(t: float) -> float:
+            return 1.0
+
+        def d_s(t: float) -> float:
+            return 0.0
+
+    levels = noise_levels(discretization, num_steps, sigma_min, sigma_max, rho)
+    t_steps = [t_of_sigma(level) for level in levels] + [0.0]
+    return Formulation(t_steps, sigma, d_sigma, t_of_sigma, s, d_s)
+
+
+def default_range(discretization: str) -> tuple[float, float]:
+    """Smallest and largest noise level of a formulation."""
+    if discretization == "vp":
+        return vp_sigma(VP_EPSILON, VP_BETA_D, VP_BETA_MIN), vp_sigma(1.0, VP_BETA_D, VP_BETA_MIN)
+    return {"ve": (0.02, 100.0), "iddpm": (0.002, 81.0), "edm": (0.002, 80.0)}[discretization]
+
+
+def noise_levels(
+    discretization: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float
+) -> list[float]:
+    """`num_steps` noise levels from sigma_max down to sigma_min."""
+    ramp = [i / max(num_steps - 1, 1) for i in range(num_steps)]
+    if discretization == "vp":
+        betas = vp_betas(sigma_min, sigma_max)
+        return [vp_sigma(1 + u * (VP_EPSILON - 1), *betas) for u in ramp]
+    if discretization == "ve":
+        return [sigma_max * (sigma_min / sigma_max) ** u for u in ramp]
+    if discretization == "iddpm":
+        levels = [level for level in iddpm_levels() if sigma_min <= level <= sigma_max]
+        if not levels:
+            raise ValueError(f"iddpm has no noise level from {sigma_min} to {sigma_max}")
+        return [levels[round((len(levels) - 1) * u)] for u in ramp]
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)  # equation 5
+    return [(high + u * (low - high)) ** rho for u in ramp]
+
+
+def time_functions(
+    schedule: str, sigma_min: float, sigma_max: float
+) -> tuple[Function, Function, Function]:
+    """sigma(t), its derivative and its inverse."""
+    if schedule == "linear":
+        return lambda t: t, lambda t: 1.0, lambda sigma: sigma
+    if schedule == "ve":
+        return math.sqrt, lambda t: 0.5 / math.sqrt(t), lambda sigma: sigma**2
+    beta_d, beta_min = vp_betas(sigma_min, sigma_max)
+
+    def d_sigma(t: float) -> float:
+        sigma = vp_sigma(t, beta_d, beta_min)
+        return 0.5 * (beta_min + beta_d * t) * (sigma + 1 / sigma)
+
+    def t_of_sigma(sigma: float) -> float:
+        return (math.sqrt(beta_min**2 + 2 * beta_d * math.log1p(sigma**2)) - beta_min) / beta_d
+
+    return lambda t: vp_sigma(t, beta_d, beta_min), d_sigma, t_of_sigma
+
+
+def vp_sigma(t: float, beta_d: float, beta_min: float) -> float:
+    """Noise level of the variance-preserving process at t."""
+    return math.sqrt(math.expm1(0.5 * beta_d * t**2 + beta_min * t))
+
+
+def vp_betas(sigma_min: float, sigma_max: float) -> tuple[float, float]:
+    """beta_d and beta_min with which sigma(VP_EPSILON) = sigma_min and sigma(1) = sigma_max."""
+    low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
+    beta_d = 2 * (low / VP_EPSILON - high) / (VP_EPSILON - 1)
+    return beta_d, high - 0.5 * beta_d
+
+
+def iddpm_levels() -> list[float]:
+    """All noise levels of improved DDPM, descending."""
+
+    def alpha_bar(j: int) -> float:
+        return math.sin(0.5 * math.pi * j / IDDPM_M / (IDDPM_C2 + 1)) ** 2
+
+    levels = [0.0]
+    for j in range(IDDPM_M, 0, -1):
+        ratio = max(alpha_bar(j - 1) / alpha_bar(j), IDDPM_C1)
+        levels.append(math.sqrt((levels[-1] ** 2 + 1) / ratio - 1))
+    return levels[:0:-1]

@@ -1,0 +1,197 @@
+"""Samplers: from unit normal noise to images, given a denoiser D(x, sigma).
+
+A denoiser is any function of noised images (N, C, H, W) float32 and one noise level that returns
+clean images (N, C, H, W). Condition and guidance are wrapped round it once (`guided`), so that no
+sampler knows of them. Noise levels are Python floats: exact, and a GPU need not be waited for.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.noise_levels import DISCRETIZATIONS, SCALINGS, SCHEDULES, Formulation, formulation
+
+Denoise = Callable[[Tensor, float], Tensor]
+Randn = Callable[[Tensor], Tensor]
+
+SOLVERS = ("heun", "euler", "dpmpp_2m")
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """What decides an image besides weights, condition and first noise.
+
+    solver: 'heun' (Karras 2022, Algorithm 2), 'euler', or 'dpmpp_2m' (deterministic).
+    num_steps: noise levels.
+    sigma_min, sigma_max: their range; None = that of the discretization (EDM: 0.002 to 80).
+    rho: how densely the levels of 'edm' lie near sigma_min (Karras 2022, equation 5).
+    S_churn, S_min, S_max, S_noise: noise that is added between steps (Karras 2022, Algorithm 2).
+    discretization, schedule, scaling: time steps, sigma(t) and s(t) of another formulation
+        (Karras 2022, table 1: the ablation sampler); None = EDM's: 'edm', 'linear', 'none'.
+    Raises ValueError for values that do not exist or do not go together.
+    """
+
+    solver: str = "heun"
+    num_steps: int = 40
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    rho: float = 7.0
+    S_churn: float = 0.0
+    S_min: float = 0.0
+    S_max: float = math.inf
+    S_noise: float = 1.0
+    discretization: str | None = None
+    schedule: str | None = None
+    scaling: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("solver", SOLVERS),
+            ("discretization", (None, *DISCRETIZATIONS)),
+            ("schedule", (None, *SCHEDULES)),
+            ("scaling", (None, *SCALINGS)),
+        ):
+            if (value := getattr(self, name)) not in allowed:
+                known = ", ".join(choice for choice in allowed if choice)
+                raise ValueError(f"{name} '{value}' is not one of {known}")
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps is {self.num_steps}; a sampler needs at least 1")
+        if self.solver == "dpmpp_2m" and (self.S_churn or self.schedule or self.scaling):
+            raise ValueError("solver 'dpmpp_2m' takes no S_churn, schedule or scaling")
+
+
+def nfe(settings: SamplerSettings) -> int:
+    """Network evaluations that a sampler needs; guidance doubles the cost of each."""
+    return settings.num_steps * 2 - 1 if settings.solver == "heun" else settings.num_steps
+
+
+def sample(
+    denoise: Denoise, latents: Tensor, settings: SamplerSettings, randn: Randn | None = None
+) -> Tensor:
+    """latents (N, C, H, W), unit normal -> images (N, C, H, W), float64 where the device has it.
+
+    randn: function of a tensor that returns unit normal noise of its shape; called in every step
+    if S_churn > 0, and not at all otherwise. None = torch.randn_like.
+    """
+    # Apple's GPUs have no float64.
+    dtype = torch.float32 if latents.device.type == "mps" else torch.float64
+    form = formulation(
+        settings.discretization or "edm",
+        settings.schedule or "linear",
+        settings.scaling or "none",
+        settings.num_steps,
+        settings.sigma_min,
+        settings.sigma_max,
+        settings.rho,
+    )
+
+    def denoise32(x: Tensor, sigma: float) -> Tensor:
+        return denoise(x.float(), sigma).to(dtype)
+
+    if settings.solver == "dpmpp_2m":
+        return sample_dpmpp_2m(denoise32, latents.to(dtype), form)
+    return sample_ode(denoise32, latents.to(dtype), form, settings, randn or torch.randn_like)
+
+
+def sample_ode(
+    denoise: Denoise, latents: Tensor, form: Formulation, settings: SamplerSettings, randn: Randn
+) -> Tensor:
+    """Euler or Heun steps with churn (Karras 2022, Algorithm 2, for any sigma(t) and s(t)).
+
+    With the default formulation, t is the noise level itself and s(t) = 1.
+    """
+    sigma, s = form.sigma, form.s
+
+    def slope(x: Tensor, t: float) -> Tensor:
+        """dx/dt (Karras 2022, Algorithm 1, line 4)."""
+        denoised = denoise(x / s(t), sigma(t))
+        decay = form.d_sigma(t) / sigma(t)
+        return (decay + form.d_s(t) / s(t)) * x - decay * s(t) * denoised
+
+    t_steps = form.t_steps
+    x = latents * (sigma(t_steps[0]) * s(t_steps[0]))
+    for t, t_next in zip(t_steps[:-1], t_steps[1:], strict=True):
+        if settings.S_churn > 0:
+            noise = randn(x).to(x.dtype)
+            inside = settings.S_min <= sigma(t) <= settings.S_max
+            gamma = min(settings.S_churn / settings.num_steps, math.sqrt(2) - 1) if inside else 0
+            t, t_before = form.t_of_sigma(sigma(t) * (1 + gamma)), t
+            added = math.sqrt(max(sigma(t) ** 2 - sigma(t_before) ** 2, 0))
+            x = s(t) / s(t_before) * x + added * s(t) * settings.S_noise * noise
+        d = slope(x, t)
+        x_next = x + (t_next - t) * d
+        if settings.solver == "heun" and t_next > 0:
+            x_next = x + (t_next - t) * (d + slope(x_next, t_next)) / 2
+        x = x_next
+    return x
+
+
+def sample_dpmpp_2m(denoise: Denoise, latents: Tensor, form: Formulation) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2) with alpha = 1, so that lambda = -ln sigma.
+
+    The first step has no predecessor and the last one ends at sigma = 0: both are of first order,
+    and the last one is the denoised image itself.
+    """
+    sigmas = form.t_steps  # time is the noise level
+    x = latents * sigmas[0]
+    previous, previous_h = None, 0.0
+    for sigma, sigma_next in zip(sigmas[:-2], sigmas[1:-1], strict=True):
+        denoised = denoise(x, sigma)
+        h = math.log(sigma / sigma_next)
+        direction = denoised
+        if previous is not None:
+            direction = denoised + h / (2 * previous_h) * (denoised - previous)
+        x = sigma_next / sigma * x - math.expm1(-h) * direction
+        previous, previous_h = denoised, h
+    return denoise(x, sigmas[-2])
+
+
+def guided(
+    denoiser: Callable[[Tensor, float, Tensor | None], Tensor],
+    cond: Tensor | None,
+    cfg_scale: float | None = None,
+    interval: tuple[float, float] | None = None,
+) -> Denoise:
+    """Bind a denoiser D(x, sigma, cond) to a condition, with classifier-free guidance.
+
+    Returns (x, sigma) -> D_u + cfg_scale (D_c - D_u) (Ho & Salimans 2022, equation 6), where D_u
+    has the all-zero condition; both halves are one batch.
+    cond: (N, D), or None for images without condition. cfg_scale: None = conditional only.
+    interval: guide at lo < sigma <= hi only, conditional elsewhere (Kynkäänniemi 2024, equation 5).
+    """
+    if cond is None or cfg_scale is None or cfg_scale == 1:
+        return lambda x, sigma: denoiser(x, sigma, cond)
+    both = torch.cat([torch.zeros_like(cond), cond])
+    low, high = interval or (0.0, math.inf)
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        if not low < sigma <= high:
+            return denoiser(x, sigma, cond)
+        unconditional, conditional = denoiser(torch.cat([x, x]), sigma, both).chunk(2)
+        return unconditional + cfg_scale * (conditional - unconditional)
+
+    return denoise
+
+
+class SeededNoise:
+    """Random numbers of image k from its own seed k, whatever batch or process draws it.
+
+    Drawn on the CPU, so that a seed gives the same image on every device.
+    """
+
+    def __init__(self, seeds: Sequence[int] | Tensor, device: torch.device | str = "cpu"):
+        self.generators = [torch.Generator().manual_seed(int(seed) % 2**32) for seed in seeds]
+        self.device = device
+
+    def randn(self, shape: Sequence[int]) -> Tensor:
+        """Unit normal (C, H, W) for each seed -> (N, C, H, W) float32."""
+        draws = [torch.randn(tuple(shape), generator=g) for g in self.generators]
+        return torch.stack(draws).to(self.device)
+
+    def randint(self, high: int) -> Tensor:
+        """An integer in [0, high) for each seed -> (N,) int64."""
+        draws = [torch.randint(high, (1,), generator=g) for g in self.generators]
+        return torch.cat(draws).to(self.device)
