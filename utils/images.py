@@ -94,9 +94,7 @@ def load_captions(
             "write one caption a line"
         )
     if unused := sorted(set(folder.rglob("*.txt")) - set(files)):
-        note(
-            f"{folder}: {len(unused)} caption files without image are not used ({unused[0].name} …)"
-        )
+        note(f"{folder}: captions without image, not used: {len(unused)} ({unused[0].name}, …)")
     return captions
 
 
