@@ -1,0 +1,380 @@
+"""Databases of latents and embeddings (LMDB) in the published layout.
+
+`z-{i}` holds the latent of sample i, raw float32 C x H x W; `y-{i}-{j}` embedding j of sample i,
+raw float32; `length` and (embeddings only) `n_features` are 8-byte big-endian integers. Ours add
+`meta`, JSON about where the numbers come from; readers do without it. A database without `length`
+is incomplete.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lmdb
+import numpy as np
+import psutil
+import torch
+
+from utils.errors import UserError
+
+Kind = Literal["z", "y"]
+CHUNK = 1024  # samples read at once when a whole database is loaded
+RAM_SHARE = 0.25  # of the available memory that a training set may take
+
+# LMDB forbids to open a database twice in one process, so its readers share one environment.
+_environments: weakref.WeakValueDictionary[Path, lmdb.Environment] = weakref.WeakValueDictionary()
+
+
+def names_hash(names: Iterable[str]) -> str:
+    """Identifies which samples a database holds, in which order (sha256 of the joined names)."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+class LMDBWriter:
+    """Appends samples in order to a database, and goes on where an earlier run was cut off.
+
+    `done` is the first index that is still to be written; `length` is written with the last one.
+    Use as a context manager.
+    """
+
+    def __init__(self, path: str | Path, kind: Kind, meta: Mapping[str, Any], length: int) -> None:
+        """`meta`: plain JSON values that identify source and encoder; `length`: samples in all.
+
+        Raises a UserError if there is a database already that was made from something else.
+        """
+        self.path, self.kind, self.length = Path(path), kind, length
+        self._meta = json.loads(json.dumps({**meta, "total": length}))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._env = lmdb.open(str(self.path), map_size=1 << 26)
+        except (OSError, lmdb.Error) as error:
+            raise UserError(f"{self.path}: cannot be written as a database ({error})") from error
+        try:
+            self._resume()
+        except BaseException:
+            self._env.close()
+            raise
+
+    def _resume(self) -> None:
+        with self._env.begin() as txn:
+            stored = json.loads(txn.get(b"meta") or "null")
+            if stored is None and txn.stat()["entries"]:
+                raise UserError(
+                    f"{self.path}: a database of unknown origin is there already; "
+                    "delete it or choose another --out"
+                )
+            different = [
+                f"{key} {_short(stored.get(key))} there, {_short(value)} now"
+                for key, value in self._meta.items()
+                if stored is not None and stored.get(key) != value and key != "names"
+            ]
+            if different:
+                raise UserError(
+                    f"{self.path}: made differently before ({'; '.join(different)}); "
+                    "delete it or choose another --out"
+                )
+            self._meta = stored or self._meta
+            self.done = _first_missing(txn, self.kind, self.length)
+            self.complete = txn.get(b"length") is not None
+            self._counts = [] if self.complete else _count_all(txn, self.kind, self.done)
+
+    def append(self, samples: np.ndarray | Sequence[np.ndarray]) -> None:
+        """Write the next samples in one transaction: all or nothing of them is kept.
+
+        `samples`: (B, C, H, W) latents; or the embeddings of B images, each (n, D), n >= 1.
+        Raises a UserError if the disk is full; what was written before stays.
+        """
+        arrays = [np.ascontiguousarray(sample, "<f4") for sample in samples]
+        if not arrays or self.done + len(arrays) > self.length:
+            raise ValueError(f"{len(arrays)} samples after {self.done} of {self.length}")
+        shape = list(arrays[0].shape if self.kind == "z" else arrays[0].shape[1:])
+        items: list[tuple[bytes, Any]] = []
+        if self.done == 0:
+            self._meta |= {"shape": shape, "dtype": "float32"}
+            items.append((b"meta", json.dumps(self._meta).encode()))
+        if shape != self._meta["shape"]:
+            raise ValueError(f"samples of shape {shape} after such of shape {self._meta['shape']}")
+        if self.kind == "z":
+            items += [(b"z-%d" % i, z.data) for i, z in enumerate(arrays, self.done)]
+        else:
+            numbered = [
+                (i, j, y) for i, ys in enumerate(arrays, self.done) for j, y in enumerate(ys)
+            ]
+            items += [(b"y-%d-%d" % (i, j), y.data) for i, j, y in numbered]
+        counts = self._counts + [len(ys) for ys in arrays if self.kind == "y"]
+        if self.done + len(arrays) == self.length:
+            items += self._last_items(counts)
+        self._commit(items)
+        self.done += len(arrays)
+        self._counts = counts
+        self.complete = self.done == self.length
+
+    def _last_items(self, counts: list[int]) -> list[tuple[bytes, bytes]]:
+        """What makes the database complete."""
+        items = []
+        if self.kind == "y":
+            items.append((b"n_features", min(counts).to_bytes(8, "big")))
+            if min(counts) != max(counts):
+                items.append((b"meta", json.dumps(self._meta | {"counts": counts}).encode()))
+        return [*items, (b"length", self.length.to_bytes(8, "big"))]
+
+    def _commit(self, items: list[tuple[bytes, Any]]) -> None:
+        while True:
+            try:
+                with self._env.begin(write=True) as txn:
+                    for key, value in items:
+                        txn.put(key, value)
+                return
+            except lmdb.MapFullError:
+                self._env.set_mapsize(2 * self._env.info()["map_size"])
+            except lmdb.Error as error:
+                raise UserError(
+                    f"{self.path}: cannot write sample {self.done} of {self.length} ({error}); "
+                    "make room on the disk and start again: it goes on from there"
+                ) from error
+
+    def __enter__(self) -> "LMDBWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._env.close()
+
+
+def _first_missing(txn: lmdb.Transaction, kind: Kind, length: int) -> int:
+    """Samples are written in order, so the first one that is not there is found by bisection."""
+    low, high = 0, length
+    while low < high:
+        middle = (low + high) // 2
+        if txn.get(b"z-%d" % middle if kind == "z" else b"y-%d-0" % middle) is None:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _count_all(txn: lmdb.Transaction, kind: Kind, done: int) -> list[int]:
+    """How many embeddings each sample has that is there."""
+    return [_count(txn, i) for i in range(done)] if kind == "y" else []
+
+
+def _count(txn: lmdb.Transaction, sample: int) -> int:
+    return next(j for j in itertools.count() if txn.get(b"y-%d-%d" % (sample, j)) is None)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+@dataclass(frozen=True)
+class LMDBInfo:
+    """What a complete database holds."""
+
+    kind: Kind
+    length: int  # samples
+    n_features: int  # embeddings that every sample has at least; 1 for latents
+    counts: np.ndarray  # (length,) embeddings of each sample; 1 for latents
+    shape: tuple[int, ...]  # of one latent (C, H, W) or one embedding (D,)
+    meta: Mapping[str, Any]  # empty for databases in the plain published layout
+
+
+def read_info(path: str | Path, channels: int = 4) -> LMDBInfo:
+    """Raises a UserError if there is no database at `path`, or an incomplete or damaged one."""
+    return LMDBReader(path, channels).info
+
+
+class LMDBReader:
+    """Reads batches by index; `info` tells what is there.
+
+    `channels` is needed only for latents without `meta`, whose shape is not recorded: such latents
+    are square.
+    """
+
+    def __init__(self, path: str | Path, channels: int = 4) -> None:
+        self.path = Path(path)
+        self._env = _open(self.path)
+        with self._env.begin() as txn:
+            self.info = self._read_info(txn, channels)
+        # Row of a sample's first embedding, when all embeddings stand below each other.
+        self._first_row = np.cumsum(self.info.counts) - self.info.counts
+        self._table: np.ndarray | None = None
+
+    def _read_info(self, txn: lmdb.Transaction, channels: int) -> LMDBInfo:
+        meta = json.loads(txn.get(b"meta") or "{}")
+        length = txn.get(b"length")
+        kind: Kind = "z" if txn.get(b"z-0") is not None else "y"
+        first = txn.get(b"z-0" if kind == "z" else b"y-0-0")
+        if length is None:
+            total = meta.get("total", 0)
+            raise UserError(
+                f"{self.path}: incomplete database ({_first_missing(txn, kind, total)} of {total} "
+                "samples); start the script that makes it again: it goes on from there"
+            )
+        if first is None:
+            raise UserError(f"{self.path}: holds neither latents (z-0) nor embeddings (y-0-0)")
+        length, floats = int.from_bytes(length, "big"), len(first) // 4
+        n_features = 1
+        if kind == "y":
+            stored = txn.get(b"n_features")
+            n_features = int.from_bytes(stored, "big") if stored else _count(txn, 0)
+        counts = np.asarray(meta.get("counts", np.full(length, n_features)))
+        shape = tuple(meta["shape"]) if "shape" in meta else (floats,)
+        if kind == "z" and "shape" not in meta:
+            side = round((floats / channels) ** 0.5)
+            shape = (channels, side, side)
+        if floats != np.prod(shape):
+            raise UserError(f"{self.path}: samples of {floats} numbers do not have shape {shape}")
+        return LMDBInfo(kind, length, n_features, counts, shape, meta)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all samples in memory."""
+        return int(self.info.counts.sum() * np.prod(self.info.shape) * 4)
+
+    def load(self) -> None:
+        """Read everything into one array; later reads come from there."""
+        if self._table is None:
+            rows = int(self.info.counts.sum())
+            table = np.empty((rows, *self.info.shape), np.float32)
+            samples = np.repeat(np.arange(self.info.length), self.info.counts)
+            features = np.arange(rows) - self._first_row[samples]
+            for start in range(0, rows, CHUNK):
+                part = slice(start, start + CHUNK)
+                table[part] = self.read(samples[part], features[part])
+            self._table = table
+
+    def read(
+        self, indices: Sequence[int] | np.ndarray, feature: int | Sequence[int] | np.ndarray = 0
+    ) -> np.ndarray:
+        """Samples as (B, C, H, W) latents or (B, D) embeddings, float32, in one transaction.
+
+        `feature` chooses among a sample's embeddings, one number for all or one for each.
+        """
+        indices = np.asarray(indices)
+        feature = np.broadcast_to(feature, indices.shape)
+        if self._table is not None:
+            return self._table[self._first_row[indices] + feature]
+        if self.info.kind == "z":
+            keys = [b"z-%d" % i for i in indices.tolist()]
+        else:
+            pairs = zip(indices.tolist(), feature.tolist(), strict=True)
+            keys = [b"y-%d-%d" % pair for pair in pairs]
+        with self._env.begin(buffers=True) as txn:
+            values = [txn.get(key, b"") for key in keys]
+            joined = bytearray().join(values)  # the one copy; frombuffer makes a view of it
+            size = 4 * int(np.prod(self.info.shape))
+            if damaged := [k for k, v in zip(keys, values, strict=True) if len(v) != size]:
+                raise UserError(
+                    f"{self.path}: {damaged[0].decode()} is missing or damaged; delete the "
+                    "database and make it again"
+                )
+        return np.frombuffer(joined, np.float32).reshape(-1, *self.info.shape)
+
+
+def _open(path: Path) -> lmdb.Environment:
+    key = path.resolve()
+    environment = _environments.get(key)
+    if environment is None:
+        if not (path / "data.mdb").is_file():
+            raise UserError(
+                f"{path}: no database there; the scripts in preprocess_scripts/ make it"
+            )
+        try:
+            # No lock file: folders may be read-only, and nothing writes to a complete database.
+            environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+        except lmdb.Error as error:
+            raise UserError(f"{path}: not a readable database ({error})") from error
+        _environments[key] = environment
+    return environment
+
+
+class LatentDataset:
+    """Latents with their conditions, read a batch at a time.
+
+    A database that takes less than a quarter of the free memory is loaded once (`in_memory`:
+    'auto', True or False); batches are the same either way.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        feat_path: str | Path | None = None,
+        in_memory: bool | Literal["auto"] = "auto",
+        channels: int = 4,
+    ) -> None:
+        """Raises a UserError if latents and embeddings do not belong to the same images."""
+        self._z = LMDBReader(root, channels)
+        self._y = LMDBReader(feat_path) if feat_path is not None else None
+        _expect(self._z, "z")
+        if self._y is not None:
+            _expect(self._y, "y")
+            _check_same_samples(self._z, self._y)
+        self.length = self._z.info.length
+        self._is_moments = self._z.info.meta.get("z_holds") == "moments"
+        channels, *sides = self._z.info.shape
+        self.latent_shape = (channels // 2 if self._is_moments else channels, *sides)
+        self.cond_dim = self._y.info.shape[0] if self._y is not None else 0
+        readers = [reader for reader in (self._z, self._y) if reader is not None]
+        if in_memory is True or (in_memory == "auto" and _fits(sum(r.nbytes for r in readers))):
+            for reader in readers:
+                reader.load()
+
+    def batch(
+        self, indices: torch.Tensor, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Latents (B, C, H, W) and conditions (B, D) or None, float32 on the CPU.
+
+        `indices`: (B,) integers. Where a sample has several embeddings one is drawn with
+        `generator`; so is the latent where the database holds moments.
+        """
+        rows = indices.numpy()
+        z = torch.from_numpy(self._z.read(rows))
+        if self._is_moments:
+            mean, log_variance = z.chunk(2, dim=1)
+            noise = torch.randn(mean.shape, generator=generator)
+            z = mean + (0.5 * log_variance).exp() * noise
+        if self._y is None:
+            return z, None
+        counts = torch.from_numpy(self._y.info.counts[rows])
+        feature = torch.zeros_like(indices)
+        if self._y.info.counts.max() > 1:
+            feature = (torch.rand(len(indices), generator=generator) * counts).long()
+        return z, torch.from_numpy(self._y.read(rows, feature.numpy()))
+
+
+def _expect(reader: LMDBReader, kind: Kind) -> None:
+    if reader.info.kind != kind:
+        names = {"z": "latents", "y": "embeddings"}
+        raise UserError(
+            f"{reader.path}: holds {names[reader.info.kind]} where {names[kind]} are expected"
+        )
+
+
+def _check_same_samples(z: LMDBReader, y: LMDBReader) -> None:
+    """Equal length, and equal names where both databases state them."""
+    if z.info.length != y.info.length:
+        raise UserError(
+            f"{z.path} holds {z.info.length} samples but {y.path} holds {y.info.length}; "
+            "make both from the same image folder"
+        )
+    hashes = [reader.info.meta.get("names_hash") for reader in (z, y)]
+    if None not in hashes and hashes[0] != hashes[1]:
+        pairs = zip(*(reader.info.meta.get("names", []) for reader in (z, y)), strict=False)
+        first = next(((i, a, b) for i, (a, b) in enumerate(pairs) if a != b), None)
+        where = "" if first is None else " (sample {}: {} and {})".format(*first)
+        raise UserError(
+            f"{z.path} and {y.path} were made from different images{where}; "
+            "make both from the same image folder"
+        )
+
+
+def _fits(nbytes: int) -> bool:
+    """Every process of a machine loads its own copy."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return nbytes * processes <= RAM_SHARE * psutil.virtual_memory().available
