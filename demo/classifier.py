@@ -1,0 +1,172 @@
+"""The judge of the demo: which attributes does a picture show?
+
+A small convolutional network with one head per attribute, trained on rendered faces that are
+blurred, shifted and made noisy, so that it judges what is drawn and not how cleanly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from demo.make_faces import ATTRIBUTES, encode_attributes
+from models.perturbation import perturb
+from utils.errors import UserError
+from utils.images import iterate_batches, list_images
+from utils.tracking import progress
+
+SIZES = [len(values) for values in ATTRIBUTES.values()]
+CHUNK = 200  # images classified at a time
+
+
+def split_heads(logits: Tensor) -> list[Tensor]:
+    """(N, all classes) → for each attribute (N, its classes)."""
+    return list(logits.split(SIZES, dim=1))
+
+
+def attribute_loss(logits: Tensor, codes: Tensor) -> Tensor:
+    """Cross-entropy over what the faces show, mean over attributes.
+
+    Args:
+        logits: (N, all classes).
+        codes: (N, A) int64 from `encode_attributes`; −1 (hidden) does not count.
+    """
+    heads = split_heads(logits)
+    losses = [
+        F.cross_entropy(head, codes[:, a], ignore_index=-1, reduction="sum")
+        / (codes[:, a] >= 0).sum().clamp(min=1)
+        for a, head in enumerate(heads)
+    ]
+    return torch.stack(losses).mean()
+
+
+def predict(logits: Tensor) -> Tensor:
+    """(N, all classes) → (N, A) int64, the most likely value of each attribute."""
+    return torch.stack([head.argmax(1) for head in split_heads(logits)], dim=1)
+
+
+def build_classifier() -> nn.Sequential:
+    """(N, 3, 128, 128) in [−1, 1] → (N, all classes) logits."""
+
+    def stage(channels: int, out: int, stride: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        return [convolution, nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+
+    return nn.Sequential(
+        *stage(3, 16, 2),  # 64×64
+        *stage(16, 32, 1),
+        *stage(32, 48, 2),  # 32×32
+        *stage(48, 64, 1),
+        *stage(64, 96, 2),  # 16×16
+        *stage(96, 128, 1),
+        *stage(128, 128, 2),  # 8×8, where each cell still knows where it lies
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(128 * 8 * 8, sum(SIZES)),
+    )
+
+
+def roughen(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Small shifts, blur and noise, as an autoencoder or a generator may leave them."""
+    n = len(pixels)
+    padded = F.pad(pixels, (3, 3, 3, 3), mode="replicate")
+    top, left = torch.randint(0, 7, (2,), generator=generator).tolist()
+    pixels = padded[:, :, top : top + 128, left : left + 128]
+    blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    amount = torch.rand(n, 1, 1, 1, generator=generator)
+    noise = torch.randn(pixels.shape, generator=generator)
+    level = 0.1 * torch.rand(n, 1, 1, 1, generator=generator)
+    return pixels.lerp(blurred, amount) + level * noise
+
+
+def load_faces(folder: Path, limit: int | None = None) -> tuple[Tensor, list[dict]]:
+    """A split written by `make_faces.py`: (N, 3, 128, 128) uint8 and its records."""
+    index = folder / "faces.jsonl"
+    if not index.exists():
+        raise UserError(f"{index} is not there; make the faces: python demo/make_faces.py")
+    records = [json.loads(line) for line in index.read_text().splitlines()][:limit]
+    paths = list_images(folder / "images")[: len(records)]
+    return torch.cat(list(iterate_batches(paths, 128, CHUNK))), records
+
+
+def codes_of(records: list[dict]) -> Tensor:
+    """(N, A) int64"""
+    return torch.tensor([encode_attributes(record["attributes"]) for record in records])
+
+
+@torch.inference_mode()
+def classify(classifier: nn.Module, images: Tensor) -> Tensor:
+    """(N, 3, 128, 128) uint8 → (N, A) int64."""
+    logits = [classifier(part.float() / 127.5 - 1) for part in images.split(CHUNK)]
+    return predict(torch.cat(logits))
+
+
+def load_classifier(cache: Path, train_folder: Path, epochs: int = 8) -> nn.Module:
+    """The trained judge from `cache`, or trained now (minutes) and kept there."""
+    classifier = build_classifier()
+    if cache.exists():
+        classifier.load_state_dict(load_file(cache))
+        return classifier.eval()
+    images, records = load_faces(train_folder)
+    train_classifier(classifier, images, codes_of(records), epochs)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    save_file(classifier.state_dict(), cache)
+    return classifier.eval()
+
+
+def train_classifier(classifier: nn.Module, images: Tensor, codes: Tensor, epochs: int) -> None:
+    """AdamW with a one-cycle learning rate, batches of 64."""
+    batch, peak = 64, 2e-3
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(classifier.parameters(), peak, weight_decay=0.05)
+    steps = epochs * (len(images) // batch)
+    order = np.concatenate(
+        [torch.randperm(len(images), generator=generator).numpy() for _ in range(epochs + 1)]
+    )
+    classifier.train().to(memory_format=torch.channels_last)
+    for step in progress(range(steps), desc="attribute classifier", total=steps, unit="step"):
+        lr = peak * min((step + 1) / 100, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        picked = torch.from_numpy(order[step * batch : (step + 1) * batch])
+        pixels = roughen(images[picked].float() / 127.5 - 1, generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = classifier(pixels.contiguous(memory_format=torch.channels_last))
+        optimizer.zero_grad(set_to_none=True)
+        attribute_loss(logits.float(), codes[picked]).backward()
+        optimizer.step()
+
+
+def train_probe(embeddings: Tensor, codes: Tensor, perturb_scale: float, steps: int) -> nn.Module:
+    """What an embedding tells about attributes: a network of one hidden layer.
+
+    It is trained as the diffusion model is, on perturbed image embeddings, so that the same probe
+    can be asked about text embeddings.
+
+    Args:
+        embeddings: (N, D) image embeddings.
+        codes: (N, A) int64.
+        perturb_scale: standard deviation of the gaussian perturbation.
+        steps: training steps of 256.
+    """
+    torch.manual_seed(0)
+    probe = nn.Sequential(
+        nn.Linear(embeddings.shape[1], 512), nn.GELU(), nn.Dropout(0.1), nn.Linear(512, sum(SIZES))
+    )
+    optimizer = torch.optim.AdamW(probe.parameters(), 1e-3, weight_decay=0.01)
+    for step in progress(range(steps), desc="probe", total=steps, unit="step"):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        picked = torch.randint(len(embeddings), (256,))
+        inputs = perturb(embeddings[picked], "gaussian", perturb_scale)
+        optimizer.zero_grad(set_to_none=True)
+        attribute_loss(probe(inputs), codes[picked]).backward()
+        optimizer.step()
+    return probe.eval()

@@ -1,0 +1,257 @@
+"""Render the demo's faces, with captions and attributes.
+
+    python demo/make_faces.py             # 10,000 train and 1,000 test faces
+    python demo/make_faces.py --out data/more --num_train 50000
+
+Every face is a function of its split and index alone. The art is "Avataaars" by Pablo Stanley
+(free for personal and commercial use), put together by DiceBear and rasterised by resvg.
+
+    data/demo/train/images/000000.png      128×128 RGB
+    data/demo/train/captions/000000.txt    several captions, one a line
+    data/demo/train/faces.jsonl            a line each: {"id", "attributes", "captions"}
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+from multiprocessing import Pool, cpu_count
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import resvg_py
+from dicebear import Avatar, Style
+from PIL import Image
+
+from demo.captions import make_caption
+from utils.errors import UserError, one_line_errors
+from utils.tracking import progress
+
+SIZE = 128
+# The window of the 280×280 drawing that is shown: the head with its hat, and the shoulders.
+VIEW_BOX = "16 10 248 248"
+
+# attribute → value → what the drawing needs for it
+HAIR_STYLE = {
+    "long straight": "straight01",
+    "long wavy": "bigHair",
+    "bob": "bob",
+    "bun": "bun",
+    "afro": "fro",
+    "dreadlocks": "dreads",
+    "short": "shortFlat",
+    "quiff": "frizzle",
+}
+HEADWEAR = {
+    "none": None,
+    "hat": "hat",
+    "beanie": "winterHat03",
+    "turban": "turban",
+    "earflap hat": "winterHat02",
+}
+HAIR_COLOR = {
+    "black": "#241714",
+    "brown": "#7a4526",
+    "blond": "#e6c15a",
+    "red": "#cf3a12",
+    "grey": "#b3b3b3",
+    "pink": "#f781b0",
+}
+FABRIC_COLOR = {
+    "red": "#e03535",
+    "blue": "#3f78e0",
+    "green": "#36a05a",
+    "yellow": "#f6d02f",
+    "black": "#262e33",
+    "white": "#f2f2f2",
+    "purple": "#8d55cc",
+}
+GLASSES = {"none": None, "round": "round", "sunglasses": "kurt"}
+FACIAL_HAIR = {"none": None, "moustache": "moustacheMagnum", "beard": "beardMedium"}
+SKIN = {"pale": "#ffdbb4", "tan": "#dfa06c", "brown": "#b4693a", "dark": "#704632"}
+EYES = {
+    "open": "default",
+    "closed": "closed",
+    "hearts": "hearts",
+    "wink": "wink",
+    "wide": "surprised",
+}
+EXPRESSION = {  # mouth, eyebrows
+    "smiling": ("smile", "defaultNatural"),
+    "sad": ("sad", "sadConcernedNatural"),
+    "tongue out": ("tongue", "raisedExcitedNatural"),
+    "serious": ("serious", "flatNatural"),
+    "angry": ("grimace", "angryNatural"),
+    "shouting": ("screamOpen", "raisedExcited"),
+}
+CLOTHES = {
+    "hoodie": "hoodie",
+    "t-shirt": "shirtCrewNeck",
+    "overalls": "overall",
+    "blazer": "blazerAndShirt",
+    "sweater": "collarAndSweater",
+}
+BACKGROUND = {
+    "white": "#ffffff",
+    "blue": "#a9d8f5",
+    "pink": "#ffb9d2",
+    "green": "#b3e6b0",
+    "yellow": "#fff0a3",
+    "lavender": "#cbbcf2",
+    "grey": "#8f959b",
+}
+# Values that the picture can show, per attribute; a face may also hide one ("hidden"):
+# hair under headwear, the colour of headwear that is not there, eyes behind sunglasses.
+ATTRIBUTES = {
+    "hair_style": tuple(HAIR_STYLE),
+    "hair_color": tuple(HAIR_COLOR),
+    "headwear": tuple(HEADWEAR),
+    "headwear_color": tuple(FABRIC_COLOR),
+    "glasses": tuple(GLASSES),
+    "facial_hair": tuple(FACIAL_HAIR),
+    "skin": tuple(SKIN),
+    "expression": tuple(EXPRESSION),
+    "eyes": tuple(EYES),
+    "clothes": tuple(CLOTHES),
+    "clothes_color": tuple(FABRIC_COLOR),
+    "background": tuple(BACKGROUND),
+}
+LONG_HAIR = {"long straight", "long wavy", "bob"}
+
+
+def draw_attributes(rng: random.Random) -> dict[str, str]:
+    """Random attributes of one face, uniform but for headwear (1 in 3), glasses and beards."""
+    face = {name: rng.choice(values) for name, values in ATTRIBUTES.items()}
+    if rng.random() < 0.58:
+        face["headwear"] = "none"
+    if rng.random() < 0.25:
+        face["glasses"] = "none"
+    if rng.random() < (0.8 if face["hair_style"] in LONG_HAIR else 0.2):
+        face["facial_hair"] = "none"
+    return face
+
+
+def hide(face: dict[str, str]) -> dict[str, str]:
+    """The same attributes with "hidden" for what the drawing cannot show."""
+    shown = dict(face)
+    if face["headwear"] == "none":
+        shown["headwear_color"] = "hidden"
+    else:
+        shown["hair_style"] = "hidden"
+        if face["facial_hair"] == "none":
+            shown["hair_color"] = "hidden"
+    if face["glasses"] == "sunglasses":
+        shown["eyes"] = "hidden"
+    return shown
+
+
+def encode_attributes(shown: dict[str, str]) -> list[int]:
+    """Index of each attribute's value in `ATTRIBUTES`, −1 where it is hidden."""
+    return [
+        values.index(shown[name]) if shown[name] != "hidden" else -1
+        for name, values in ATTRIBUTES.items()
+    ]
+
+
+@cache
+def _style() -> Style:
+    definition = files("dicebear_styles").joinpath("avataaars.json").read_text("utf-8")
+    return Style(json.loads(definition))
+
+
+def render(face: dict[str, str], size: int = SIZE) -> Image.Image:
+    """Draw a face, `size`×`size` RGB, from attributes as `draw_attributes` returns them."""
+    mouth, eyebrows = EXPRESSION[face["expression"]]
+    options = {
+        "seed": "face",
+        "topVariant": HEADWEAR[face["headwear"]] or HAIR_STYLE[face["hair_style"]],
+        "hairColor": HAIR_COLOR[face["hair_color"]],
+        "hatColor": FABRIC_COLOR[face["headwear_color"]],
+        "accessoriesColor": "#262e33",
+        "accessoriesProbability": 0,
+        "facialHairColor": HAIR_COLOR[face["hair_color"]],
+        "facialHairProbability": 0,
+        "skinColor": SKIN[face["skin"]],
+        "mouthVariant": mouth,
+        "eyebrowsVariant": eyebrows,
+        "eyesVariant": EYES[face["eyes"]],
+        "clothesVariant": CLOTHES[face["clothes"]],
+        "clothesColor": FABRIC_COLOR[face["clothes_color"]],
+        "backgroundColor": BACKGROUND[face["background"]],
+    }
+    if glasses := GLASSES[face["glasses"]]:
+        options |= {"accessoriesVariant": glasses, "accessoriesProbability": 100}
+    if facial_hair := FACIAL_HAIR[face["facial_hair"]]:
+        options |= {"facialHairVariant": facial_hair, "facialHairProbability": 100}
+    svg = Avatar(_style(), options).to_string()
+    svg = svg.replace('viewBox="0 0 280 280"', f'viewBox="{VIEW_BOX}"', 1)
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
+    return Image.open(io.BytesIO(png)).convert("RGB")
+
+
+def make_face(split: str, index: int, num_captions: int) -> tuple[dict[str, str], dict]:
+    """Attributes to draw and the record to write for face `index` of a split."""
+    rng = random.Random(f"{split}-{index}")
+    face = draw_attributes(rng)
+    shown = hide(face)
+    captions = [make_caption(shown, rng) for _ in range(num_captions)]
+    return face, {"id": index, "attributes": shown, "captions": captions}
+
+
+def write_face(job: tuple[Path, str, int, int]) -> str:
+    """Write one image, unless it is there whole, and its captions; return the JSON line."""
+    folder, split, index, num_captions = job
+    face, record = make_face(split, index, num_captions)
+    image = folder / "images" / f"{index:06d}.png"
+    captions = folder / "captions" / f"{index:06d}.txt"
+    if not (image.exists() and captions.exists()):
+        render(face).save(image, compress_level=3)
+    # Captions come last: their presence says that the image is whole.
+    captions.write_text("\n".join(c["text"] for c in record["captions"]) + "\n")
+    return json.dumps(record)
+
+
+def make_split(out: Path, split: str, count: int, num_captions: int, workers: int) -> None:
+    folder = out / split
+    index_file = folder / "faces.jsonl"
+    if index_file.exists() and sum(1 for _ in index_file.open()) == count:
+        print(f"{folder}: {count} faces are there already")
+        return
+    for name in ("images", "captions"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    jobs = [(folder, split, index, num_captions) for index in range(count)]
+    with Pool(workers) as pool:
+        lines: Iterator[str] = pool.imap(write_face, jobs, chunksize=64)
+        lines = list(progress(lines, desc=f"faces {split}", total=count, unit="face"))
+    partial = index_file.with_suffix(".partial")
+    partial.write_text("\n".join(lines) + "\n")
+    partial.replace(index_file)
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder to write into")
+    parser.add_argument("--num_train", type=int, default=10_000, help="training faces (10000)")
+    parser.add_argument("--num_test", type=int, default=1_000, help="held-out faces (1000)")
+    parser.add_argument("--num_captions", type=int, default=6, help="captions per face (6)")
+    parser.add_argument("--workers", type=int, default=cpu_count(), help="processes (all cores)")
+    args = parser.parse_args()
+    for name in ("num_train", "num_test", "num_captions", "workers"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    make_split(args.out, "train", args.num_train, args.num_captions, args.workers)
+    make_split(args.out, "test", args.num_test, args.num_captions, args.workers)
+
+
+if __name__ == "__main__":
+    main()

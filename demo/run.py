@@ -1,0 +1,155 @@
+"""The whole job on the embedded faces: render, encode, train, evaluate, sample (`make demo`).
+
+    python demo/run.py
+
+Every stage is one of the scripts that real datasets use, with the demo's config. A stage that was
+interrupted goes on where it stopped; one that is complete is skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils.errors import fail, one_line_errors
+
+RESULTS = Path("results/demo")
+RECORD = RESULTS / "stages.json"
+PROMPTS = [
+    "a person with long red hair, round glasses and a blue hoodie, smiling",
+    "a man with dark skin and a grey beard wearing a yellow turban, on a white background",
+    "someone with a pink afro and heart eyes in green overalls, tongue out",
+    "a sad face with a blond bob and sunglasses in a black blazer, lavender background",
+]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command, the file that it leaves when complete, and how to sum up what it did."""
+
+    name: str
+    command: list[str]
+    leaves: Path
+    result: Callable[[], str]
+
+
+def _lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _faces() -> str:
+    counts = [len(_lines(Path("data/demo") / split / "faces.jsonl")) for split in ("train", "test")]
+    return f"{counts[0]} train and {counts[1]} test faces of 128×128"
+
+
+def _training() -> str:
+    metrics = _lines(RESULTS / "metrics.jsonl")
+    first, last = metrics[0], metrics[-1]
+    return f"{last['step']} steps, loss {first['loss']:.3f} → {last['loss']:.3f}"
+
+
+def _evaluation() -> str:
+    figures = sorted(_lines(RESULTS / "evaluation" / "results.jsonl"), key=lambda r: r["step"])
+    distances = " → ".join(f"{r['frechet_distance']:.3f}" for r in figures)
+    return f"Fréchet distance (CLIP) {distances}, CLIP score {figures[-1]['clip_score']:.1f}"
+
+
+def last_checkpoint() -> Path:
+    checkpoints = sorted((RESULTS / "checkpoints").glob("*.pt"))
+    return checkpoints[-1] if checkpoints else RESULTS / "checkpoints" / "none.pt"
+
+
+def stages() -> list[Stage]:
+    """In the order in which they need each other."""
+    picture = RESULTS / "prompts" / "grid.png"
+    prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+    return [
+        Stage("render faces", ["demo/make_faces.py"], Path("data/demo/test/faces.jsonl"), _faces),
+        Stage(
+            "VAE latents",
+            ["preprocess_scripts/create_latentspace_lmdb.py"],
+            Path("data/demo/lmdb/test/z/data.mdb"),
+            lambda: "latents of 4×16×16 in data/demo/lmdb/*/z",
+        ),
+        Stage(
+            "CLIP images",
+            ["preprocess_scripts/clip_encode_img.py"],
+            Path("data/demo/lmdb/test/clip_img/data.mdb"),
+            lambda: "embeddings of 256 numbers in data/demo/lmdb/*/clip_img",
+        ),
+        Stage(
+            "CLIP test captions",
+            ["preprocess_scripts/clip_encode_text.py", "--split", "test"],
+            Path("data/demo/lmdb/test/clip_txt/data.mdb"),
+            lambda: "only for evaluation: training sees no caption",
+        ),
+        Stage(
+            "reference statistics",
+            ["preprocess_scripts/fid_ref.py"],
+            Path("data/demo/ref_clip_test.npz"),
+            lambda: "mean and covariance of CLIP image features, test faces",
+        ),
+        Stage(
+            "train",
+            ["train_latent_t2f.py", "--exp_name", "demo"],
+            RESULTS / "checkpoints",
+            _training,
+        ),
+        Stage(
+            "evaluate checkpoints",
+            ["eval_latent_t2f.py", "--amp", "bf16"],
+            RESULTS / "evaluation" / "curve.png",
+            _evaluation,
+        ),
+        Stage(
+            "sample from prompts",
+            ["t2f.py", "--ckpt", "LAST", *prompts, "--num", "4", "--out", str(picture.parent)],
+            picture,
+            lambda: str(picture),
+        ),
+    ]
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
+    if Path.cwd() != ROOT:
+        fail(f"run this from the project's folder, {ROOT}")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    done: dict[str, float] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    plan = stages()
+    for number, stage in enumerate(plan, start=1):
+        if stage.name in done and stage.leaves.exists():
+            print(f"[{number}/{len(plan)}] {stage.name}: done before")
+            continue
+        print(f"[{number}/{len(plan)}] {stage.name}", flush=True)
+        command = [str(last_checkpoint()) if word == "LAST" else word for word in stage.command]
+        started = time.perf_counter()
+        code = subprocess.run([sys.executable, *command]).returncode
+        if code:
+            print(f"stopped at {stage.name!r}; the same command goes on from here", file=sys.stderr)
+            sys.exit(code)
+        done[stage.name] = done.get(stage.name, 0.0) + time.perf_counter() - started
+        RECORD.write_text(json.dumps(done, indent=2) + "\n")
+
+    print(f"\n{'stage':<22}{'seconds':>8}  result")
+    for stage in plan:
+        print(f"{stage.name:<22}{done[stage.name]:8.0f}  {stage.result()}")
+    print(f"{'all':<22}{sum(done[stage.name] for stage in plan):8.0f}")
+    print(f"\nLook at {plan[-1].leaves} and {RESULTS / 'evaluation' / 'curve.png'}")
+
+
+if __name__ == "__main__":
+    main()
