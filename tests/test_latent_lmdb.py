@@ -141,8 +141,28 @@ def test_another_origin_is_refused(tmp_path, written):
         writer.append(Z[:written])
     with pytest.raises(UserError, match=r"encoder a there, b now.*delete it or choose another"):
         LMDBWriter(tmp_path / "z", "z", META | {"encoder": "b"}, 12)
-    with pytest.raises(UserError, match=r"total 12 there, 13 now"):
-        LMDBWriter(tmp_path / "z", "z", META, 13)
+
+
+def test_samples_not_reached_yet_may_change(tmp_path):
+    with LMDBWriter(tmp_path / "z", "z", META, 12) as writer:
+        writer.append(Z[:5])
+    names = META["names"][:8]
+    fewer = META | {"names": names, "names_hash": names_hash(names)}
+    with LMDBWriter(tmp_path / "z", "z", fewer, 8) as writer:
+        assert writer.done == 5
+        writer.append(Z[5:8])
+    info = read_info(tmp_path / "z")
+    assert (info.length, info.meta["names_hash"]) == (8, fewer["names_hash"])
+
+
+def test_samples_that_are_written_may_not_change(tmp_path):
+    with LMDBWriter(tmp_path / "z", "z", META, 12) as writer:
+        writer.append(Z[:5])
+    names = ["other", *META["names"][1:]]
+    with pytest.raises(UserError, match="names_hash .* there, .* now"):
+        LMDBWriter(
+            tmp_path / "z", "z", META | {"names": names, "names_hash": names_hash(names)}, 12
+        )
 
 
 def test_a_database_without_origin_is_not_overwritten(golden, tmp_path):

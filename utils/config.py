@@ -59,6 +59,10 @@ class Config(Section):
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """For scripts' parsers: shows defaults, and keeps the launch lines of the description."""
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--config` and the `key=value` overrides; parse with `parser.parse_intermixed_args()`."""
     parser.add_argument("--config", default=DEFAULT_CONFIG, help="YAML file")

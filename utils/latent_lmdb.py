@@ -50,6 +50,7 @@ class LMDBWriter:
         """
         self.path, self.kind, self.length = Path(path), kind, length
         self._meta = json.loads(json.dumps({**meta, "total": length}))
+        self._has_appended = False
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._env = lmdb.open(str(self.path), map_size=1 << 26)
@@ -69,20 +70,28 @@ class LMDBWriter:
                     f"{self.path}: a database of unknown origin is there already; "
                     "delete it or choose another --out"
                 )
+            self.done = _first_missing(txn, self.kind, self.length)
+            self.complete = txn.get(b"length") is not None
+            # Samples not reached yet may have changed; those that are written may not.
+            may_change = {"names"}
+            if not self.complete and stored and self._same_so_far(stored):
+                may_change |= {"names_hash", "total"}
             different = [
                 f"{key} {_short(stored.get(key))} there, {_short(value)} now"
                 for key, value in self._meta.items()
-                if stored is not None and stored.get(key) != value and key != "names"
+                if stored is not None and stored.get(key) != value and key not in may_change
             ]
             if different:
                 raise UserError(
                     f"{self.path}: made differently before ({'; '.join(different)}); "
                     "delete it or choose another --out"
                 )
-            self._meta = stored or self._meta
-            self.done = _first_missing(txn, self.kind, self.length)
-            self.complete = txn.get(b"length") is not None
+            self._meta = {**(stored or {}), **self._meta}
             self._counts = [] if self.complete else _count_all(txn, self.kind, self.done)
+
+    def _same_so_far(self, stored: Mapping[str, Any]) -> bool:
+        names = [meta.get("names", [])[: self.done] for meta in (stored, self._meta)]
+        return len(names[0]) == self.done < self.length and names[0] == names[1]
 
     def append(self, samples: np.ndarray | Sequence[np.ndarray]) -> None:
         """Write the next samples in one transaction: all or nothing of them is kept.
@@ -95,8 +104,8 @@ class LMDBWriter:
             raise ValueError(f"{len(arrays)} samples after {self.done} of {self.length}")
         shape = list(arrays[0].shape if self.kind == "z" else arrays[0].shape[1:])
         items: list[tuple[bytes, Any]] = []
-        if self.done == 0:
-            self._meta |= {"shape": shape, "dtype": "float32"}
+        if not self._has_appended:
+            self._meta = {"shape": shape, "dtype": "float32"} | self._meta
             items.append((b"meta", json.dumps(self._meta).encode()))
         if shape != self._meta["shape"]:
             raise ValueError(f"samples of shape {shape} after such of shape {self._meta['shape']}")
@@ -112,7 +121,7 @@ class LMDBWriter:
             items += self._last_items(counts)
         self._commit(items)
         self.done += len(arrays)
-        self._counts = counts
+        self._counts, self._has_appended = counts, True
         self.complete = self.done == self.length
 
     def _last_items(self, counts: list[int]) -> list[tuple[bytes, bytes]]:

@@ -1,0 +1,62 @@
+"""Embed captions with CLIP, straight into feature databases (LMDB).
+
+The demo:          python preprocess_scripts/clip_encode_text.py
+Your config:       python preprocess_scripts/clip_encode_text.py --config X.yaml
+One folder:        python preprocess_scripts/clip_encode_text.py --images photos \\
+                       --captions texts --out clip_txt
+
+The captions of photos/a/1.png are the lines of texts/a/1.txt. Language-free training needs none
+of the training captions; evaluation needs those of the test split. A run that was cut off goes on
+where it stopped when it is started again.
+"""
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.config import load_config
+from utils.errors import note, one_line_errors
+from utils.images import load_captions
+from utils.preprocessing import fill, find_images, find_jobs, load_clip_that_fits, make_parser
+
+
+@one_line_errors
+def main() -> None:
+    args = make_parser(__doc__, "clip_txt", batch_size=64).parse_intermixed_args()
+    config = load_config(args.config, args.overrides)
+    todo = []
+    for job in find_jobs(args, config, "clip_txt"):
+        paths, names = find_images(job, args)
+        todo.append((job, names, load_captions(paths, job.images, job.captions)))
+    clip = load_clip_that_fits(config, args.device)
+    for job, names, captions in todo:
+        texts = [text for lines in captions for text in lines]
+        if cut := clip.count_truncated(texts):
+            note(
+                f"{job.captions}: {cut} of {len(texts)} captions are longer than the "
+                f"{clip.context_length} tokens that this CLIP reads; their ends are cut off"
+            )
+        meta = {
+            "y_holds": "captions",
+            "encoder": clip.identity,
+            "captions_hash": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+        }
+
+        def encode_from(
+            first: int, captions: list[list[str]] = captions
+        ) -> Iterator[list[np.ndarray]]:
+            for start in range(first, len(captions), args.batch_size):
+                batch = captions[start : start + args.batch_size]
+                y = clip.encode_texts([text for lines in batch for text in lines]).numpy()
+                yield np.split(y, np.cumsum([len(lines) for lines in batch])[:-1])
+
+        fill(job, "y", meta, names, encode_from)
+
+
+if __name__ == "__main__":
+    main()

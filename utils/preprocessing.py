@@ -1,0 +1,248 @@
+"""What the preprocessing scripts share: options, the images of a split, filling a database."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from models.clip import ClipEncoder
+from utils.config import Config, HelpFormatter, add_config_arguments
+from utils.encoders import load_config_clip
+from utils.errors import UserError, note
+from utils.images import UnreadableImage, find_unreadable, list_images, sample_names
+from utils.latent_lmdb import Kind, LMDBWriter, names_hash
+from utils.tracking import progress
+
+Product = Literal["z", "clip_img", "clip_txt", "ref"]
+
+# Where the config says that a split's files are.
+KEYS = {
+    "train": {
+        "images": "data.image_dir",
+        "captions": "data.caption_dir",
+        "z": "data.root",
+        "clip_img": "data.feat_path",
+        "clip_txt": "data.text_feat_path",
+        "ref": "eval.ref_path",
+    },
+    "test": {
+        "images": "eval.image_dir",
+        "captions": "eval.caption_dir",
+        "z": "eval.root",
+        "clip_img": "eval.image_feat_path",
+        "clip_txt": "eval.feat_path",
+        "ref": "eval.ref_path",
+    },
+}
+SKIPPED = "skipped.txt"
+WORKERS = min(8, os.cpu_count() or 1)
+
+
+def make_parser(
+    description: str | None, product: Product, batch_size: int
+) -> argparse.ArgumentParser:
+    """The options of a script that makes `product`; parse with `parse_intermixed_args()`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add_config_arguments(parser)
+    if product == "ref":
+        add("--split", choices=["train", "test"], default="test", help="whose images")
+    else:
+        add("--split", choices=["train", "test", "all"], default="all", help="what to encode")
+    add("--batch_size", type=_positive, default=batch_size, help="images encoded at once")
+    add("--num_workers", type=_positive, default=WORKERS, help="threads that read images")
+    add("--device", type=_device, default=_device("auto"), help="cpu, cuda, cuda:1, …")
+    add(
+        "--skip_bad",
+        action="store_true",
+        help=f"check all images first; leave out unreadable ones and list them in {SKIPPED}",
+    )
+    add("--images", type=Path, help="image folder, instead of the config's")
+    if product == "clip_txt":
+        add("--captions", type=Path, help="caption folder, instead of the config's")
+    add("--out", type=Path, help="what to write, instead of the config's")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("should be at least 1")
+    return number
+
+
+def _device(name: str) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    try:
+        device = torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{name!r} is not a device") from error
+    if device.type == "cuda" and not has_cuda:
+        raise argparse.ArgumentTypeError("this machine has no usable CUDA device")
+    return device
+
+
+@dataclass(frozen=True)
+class Job:
+    """One split: what is read and what is written."""
+
+    split: str
+    images: Path
+    captions: Path | None
+    out: Path
+    skipped: Path  # list of the images that are left out of everything made from this split
+
+
+def find_jobs(args: argparse.Namespace, config: Config, product: Product) -> list[Job]:
+    """What the options and the config ask for.
+
+    Raises a UserError that names the keys which are missing. With `--split all`, a split for which
+    the config names no output is left out, and this is said.
+    """
+    given = {"images": args.images, "captions": getattr(args, "captions", None), product: args.out}
+    needed = ["images", "captions", product] if product == "clip_txt" else ["images", product]
+    splits = ["train", "test"] if args.split == "all" else [args.split]
+    if args.split == "all" and any(given.values()):
+        if not all(given[name] for name in needed):
+            raise UserError("--images, --captions, --out are for one split: add --split train|test")
+        splits = ["train"]  # in name only: nothing comes from the config
+
+    found, faults = [], []
+    for split in splits:
+        keys = {name: KEYS[split][name] for name in needed}
+        places = {name: given[name] or _value(config, key) for name, key in keys.items()}
+        if args.split == "all" and places[product] is None:
+            note(f"{split} split left out: {keys[product]} is not set")
+            continue
+        for name in needed:
+            if places[name] is None:
+                option = "--out" if name == product else f"--{name}"
+                faults.append(
+                    f"{args.config}: {keys[name]}: required key is missing; set it there, "
+                    f"or add {keys[name]}=… or {option} to the command"
+                )
+        # Statistics lie elsewhere, but leave out what the split's databases leave out.
+        beside = _value(config, KEYS[split]["z"]) if product == "ref" else places[product]
+        skipped = (beside or places[product] or Path()).parent / SKIPPED
+        found.append(Job(split, places["images"], places.get("captions"), places[product], skipped))
+    if not found:
+        faults = [
+            f"{args.config}: nothing to do, no output is named; give --split, --images, --out"
+        ]
+    if faults:
+        raise UserError("\n".join(faults))
+    return found
+
+
+def _value(config: Config, key: str) -> Path | None:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def find_images(job: Job, args: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    """The images of a split that count, in order, and their names.
+
+    Unreadable ones are looked for once (with `--skip_bad`) and listed beside the databases; every
+    script that writes there leaves out the listed ones, whether it reads images itself or not.
+    """
+    paths = list_images(job.images)
+    names = sample_names(paths, job.images)
+    header = f"{os.path.relpath(job.images)}: {len(paths)} images, names {names_hash(names)[:16]}"
+    bad = _read_skipped(job.skipped, header)
+    if bad is None:
+        bad = _check_images(paths, job, args, header) if args.skip_bad else set()
+    if not bad:
+        return paths, names
+    note(f"{job.images}: left out {len(bad)} of {len(paths)} images, unreadable ({job.skipped})")
+    kept = [i for i, path in enumerate(paths) if _inside(job.images, path) not in bad]
+    if not kept:
+        raise UserError(f"{job.images}: no image of this folder can be read")
+    return [paths[i] for i in kept], [names[i] for i in kept]
+
+
+def _inside(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _read_skipped(file: Path, header: str) -> set[str] | None:
+    """The unreadable images below the folder, or None if they were not looked for yet."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    if header not in lines:
+        return None
+    block = itertools.takewhile(lambda x: x.startswith("  "), lines[lines.index(header) + 1 :])
+    return {line.strip().partition("\t")[0] for line in block}
+
+
+def _check_images(paths: list[Path], job: Job, args: argparse.Namespace, header: str) -> set[str]:
+    """Decode everything and list what cannot be, a block of `skipped.txt` for each image folder."""
+    found = find_unreadable(paths, args.num_workers)
+    errors = progress(found, f"{job.split}: check images", len(paths), "images")
+    bad = {
+        _inside(job.images, path): str(error).removeprefix(f"{path}: ")
+        for path, error in zip(paths, errors, strict=True)
+        if error is not None
+    }
+    job.skipped.parent.mkdir(parents=True, exist_ok=True)
+    with job.skipped.open("a", encoding="utf-8") as file:
+        if file.tell() == 0:
+            file.write("Unreadable images, left out here; delete this file to check again.\n")
+        lines = [f"  {name}\t{reason}" for name, reason in bad.items()]
+        file.write("\n".join([header, *lines]) + "\n")
+    return set(bad)
+
+
+def fill(
+    job: Job,
+    kind: Kind,
+    meta: Mapping[str, Any],
+    names: list[str],
+    encode_from: Callable[[int], Iterable[np.ndarray | Sequence[np.ndarray]]],
+) -> None:
+    """Write a database, or the rest of it; `encode_from(i)` yields batches from sample i on.
+
+    Raises a UserError if what is there was made from something else, or an image is unreadable.
+    """
+    source = {
+        "source": os.path.relpath(job.images),
+        "names": names,
+        "names_hash": names_hash(names),
+    }
+    with LMDBWriter(job.out, kind, {**meta, **source}, len(names)) as writer:
+        if writer.complete:
+            print(f"{job.out}: complete already ({len(names)} images)")
+            return
+        bar = progress(None, f"{job.split}: {job.out.name}", len(names), "images", writer.done)
+        with bar, advise_skip_bad():
+            for samples in encode_from(writer.done):
+                writer.append(samples)
+                bar.update(len(samples))
+    print(f"{job.out}: complete ({len(names)} images)")
+
+
+@contextmanager
+def advise_skip_bad() -> Iterator[None]:
+    """Adds the way out to the message about an unreadable image."""
+    try:
+        yield
+    except UnreadableImage as error:
+        raise UserError(f"{error}, or leave such images out with --skip_bad") from error
+
+
+def load_clip_that_fits(config: Config, device: torch.device) -> ClipEncoder:
+    """The config's CLIP; raises a UserError if its embeddings are not `data.feat_dim` long."""
+    clip = load_config_clip(config, device)
+    if clip.dim != config.data.feat_dim:
+        raise UserError(
+            f"encoders.clip: {config.encoders.clip} gives embeddings of {clip.dim} numbers, "
+            f"but data.feat_dim is {config.data.feat_dim}"
+        )
+    return clip
