@@ -1,0 +1,128 @@
+"""From seeds and conditions to images, in batches.
+
+An image depends on its seed, its condition, the weights and the sampler's settings only: each seed
+has a generator of its own (first the latent, then whatever the caller draws, then churn noise).
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+
+import torch
+
+from models.autoencoder import Autoencoder
+from models.edm import EDMPrecond
+from models.samplers import SamplerSettings, SeededNoise, guided, sample
+from utils.config_sections import Sampling
+from utils.errors import UserError
+
+MOST_SEEDS = 10_000_000  # in one list; more is a slip of the pen
+
+AMP_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def sampler_settings(sampling: Sampling) -> SamplerSettings:
+    """The sampler that a config's `sampling` section describes; UserError if there is none such."""
+    try:
+        return SamplerSettings(
+            **{f.name: getattr(sampling, f.name) for f in fields(SamplerSettings)}
+        )
+    except ValueError as fault:
+        raise UserError(f"sampling: {fault}") from fault
+
+
+def latent_shape(denoiser: EDMPrecond) -> tuple[int, int, int]:
+    """(C, H, W) of the latents that a denoiser takes."""
+    model = denoiser.model
+    return model.in_channels, model.img_size, model.img_size
+
+
+@torch.inference_mode()
+def draw_images(
+    denoiser: EDMPrecond,
+    autoencoder: Autoencoder,
+    noise: SeededNoise,
+    latents: torch.Tensor,
+    conds: torch.Tensor | None,
+    settings: SamplerSettings,
+    *,
+    cfg_scale: float | None = None,
+    interval: tuple[float, float] | None = None,
+    amp: str = "no",
+) -> torch.Tensor:
+    """One batch: (B, C, h, w) unit normal latents and (B, D) conditions -> (B, H, W, 3) uint8, CPU.
+
+    `noise` gives the churn noise and goes on from where its seeds' generators are.
+    `cfg_scale`, `interval`: see models.samplers.guided. `amp`: precision of the network,
+    'no' (float32), 'bf16' or 'fp16'; the sampler's state keeps its own.
+    """
+    denoise = guided(denoiser, conds, cfg_scale, interval)
+    with torch.autocast(latents.device.type, AMP_DTYPES[amp], enabled=amp != "no"):
+        x = sample(denoise, latents, settings, randn=lambda like: noise.randn(like.shape[1:]))
+    pixels = autoencoder.decode(x.float())  # (B, 3, H, W) in [-1, 1]
+    pixels = (pixels * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).cpu()
+
+
+def generate(
+    denoiser: EDMPrecond,
+    autoencoder: Autoencoder,
+    conds: torch.Tensor | None,
+    seeds: Sequence[int],
+    settings: SamplerSettings,
+    *,
+    cfg_scale: float | None = None,
+    interval: tuple[float, float] | None = None,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+    amp: str = "no",
+) -> Iterator[tuple[range, torch.Tensor]]:
+    """Yield finished batches: positions in `seeds`, and their images (B, H, W, 3) uint8 on the CPU.
+
+    `conds`: (N, D), one for each seed, or None for an unconditional model. See draw_images.
+    """
+    for start in range(0, len(seeds), batch_size):
+        positions = range(start, min(start + batch_size, len(seeds)))
+        noise = SeededNoise([seeds[p] for p in positions], device)
+        latents = noise.randn(latent_shape(denoiser))
+        batch = None if conds is None else conds[positions.start : positions.stop].to(device)
+        yield (
+            positions,
+            draw_images(
+                denoiser,
+                autoencoder,
+                noise,
+                latents,
+                batch,
+                settings,
+                cfg_scale=cfg_scale,
+                interval=interval,
+                amp=amp,
+            ),
+        )
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds of a list such as '0-63,100', each once, in the order given; UserError otherwise."""
+    seeds: dict[int, None] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < 2**32 or last - first >= MOST_SEEDS:
+            raise UserError(f"seeds {text!r}: should look like 0-63,100, each below 2^32")
+        seeds.update(dict.fromkeys(range(first, last + 1)))
+    return list(seeds)
+
+
+def parse_scale(text: str) -> float | None:
+    """A guidance scale, or None for 'None' (conditional only); UserError otherwise."""
+    if text.strip().lower() in ("none", "null"):
+        return None
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise UserError(f"guidance scale {text!r}: should be a number or None")
+    return scale
