@@ -1,4 +1,4 @@
-"""Small real models and their config for tests, in the formats that the project reads.
+"""Small real models, their config and databases for tests, in the formats that the project reads.
 
 Everything is built from a seed in a fraction of a second. Sizes: 16x16 images, latents 4x2x2 (a VAE
 that reduces 8 times, as all the project's do), CLIP embeddings of 16 numbers.
@@ -14,7 +14,11 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
 from models.edm import EDMPrecond, build_denoiser
+from utils.checkpoint import save_checkpoint
 from utils.config import Config, config_from_dict
+from utils.encoders import load_config_clip
+from utils.latent_lmdb import LMDBWriter
+from utils.metrics import FeatureStats, load_feature_network, save_stats
 
 RESOLUTION = 16  # pixels
 LATENT_SIZE = 2
@@ -131,3 +135,46 @@ def make_tiny_denoiser(seed: int = 0, cond_dim: int = DIM) -> EDMPrecond:
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.2)
     return denoiser.eval()
+
+
+def make_tiny_checkpoint(path: Path, config: Config, seed: int = 0) -> Path:
+    """A checkpoint `<step>.pt` of a random denoiser for `config`; its `ema` is what counts."""
+    denoiser = make_tiny_denoiser(seed, config.model.num_classes)
+    save_checkpoint(
+        path,
+        {
+            "model": make_tiny_denoiser(seed + 1000, config.model.num_classes).state_dict(),
+            "ema": denoiser.state_dict(),
+            "opt": {},
+            "step": int(path.stem),
+            "config": config.to_dict(),
+        },
+    )
+    return path
+
+
+def make_tiny_evaluation_data(config: Config, count: int = 10) -> None:
+    """The databases and reference statistics that evaluation reads, of random images and words."""
+    clip = load_config_clip(config)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, RESOLUTION, RESOLUTION), generator=generator)
+    captions = [[f"face {i}", f"a face with the number {i}"] for i in range(count)]
+    embeddings = {
+        config.eval.feat_path: [clip.encode_texts(lines).numpy() for lines in captions],
+        config.eval.image_feat_path: clip.encode_images(images.byte()).unsqueeze(1).numpy(),
+    }
+    for path, samples in embeddings.items():
+        with LMDBWriter(path, "y", {"encoder": clip.identity}, count) as writer:
+            writer.append(samples)
+    stats = FeatureStats()
+    stats.update(clip.encode_images(images.byte()))
+    network = load_feature_network(config, clip=clip)
+    save_stats(
+        config.eval.ref_path,
+        stats.mu,
+        stats.sigma,
+        n=count,
+        network=network.name,
+        resolution=RESOLUTION,
+        source="tiny",
+    )
