@@ -1,0 +1,170 @@
+"""The VAE between pixels and latents, on top of `diffusers.AutoencoderKL`.
+
+Latents are multiplied by a scale factor (0.18215 for Stable Diffusion's VAE), so that their
+variance is near 1; "scaled" below means after that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+LDM_SCALE_FACTOR = 0.18215  # Rombach 2022, the released first-stage models
+
+# Parts of a parameter's name under the LDM names -> under the diffusers names, in this order.
+LDM_RENAMES = (
+    (r"\.down\.(\d+)\.block\.(\d+)\.", r".down_blocks.\1.resnets.\2."),
+    (r"\.up\.(\d+)\.block\.(\d+)\.", r".up_blocks.\1.resnets.\2."),
+    (r"\.down\.(\d+)\.downsample\.", r".down_blocks.\1.downsamplers.0."),
+    (r"\.up\.(\d+)\.upsample\.", r".up_blocks.\1.upsamplers.0."),
+    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+    (r"\.mid\.attn_1\.norm\.", ".mid_block.attentions.0.group_norm."),
+    (r"\.mid\.attn_1\.proj_out\.", ".mid_block.attentions.0.to_out.0."),
+    (r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+    (r"coder\.norm_out\.", "coder.conv_norm_out."),
+)
+
+
+class Autoencoder:
+    """A VAE in inference mode."""
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        scale_factor: float,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(vae.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.float().cpu().numpy().tobytes())
+        self.identity = f"vae-{digest.hexdigest()[:12]}"
+        self.vae = vae.eval().requires_grad_(False).to(device)
+        if dtype != torch.float32:
+            self.vae.to(dtype=dtype)
+        self.scale_factor = scale_factor
+        self.latent_channels: int = vae.config.latent_channels
+        self.downsample: int = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.device, self.dtype = device, dtype
+
+    @torch.inference_mode()
+    def encode_moments(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> (N, 2C, h, w) float32: mean and log variance, not scaled."""
+        images = images.to(self.device, self.dtype)
+        return self.vae.encode(images).latent_dist.parameters.float()
+
+    def mean_latents(self, moments: Tensor) -> Tensor:
+        """(N, 2C, h, w) from `encode_moments` -> (N, C, h, w), scaled."""
+        return moments.chunk(2, dim=1)[0] * self.scale_factor
+
+    def sample_latents(self, moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A draw from the posterior, (N, 2C, h, w) -> (N, C, h, w), scaled."""
+        mean, log_variance = moments.chunk(2, dim=1)
+        # The bounds that the VAE itself puts on its log variance.
+        deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return (mean + deviation * noise) * self.scale_factor
+
+    @torch.inference_mode()
+    def decode(self, z: Tensor) -> Tensor:
+        """Scaled latents (N, C, h, w) -> images (N, 3, H, W) float32 in [-1, 1]."""
+        z = (z / self.scale_factor).to(self.device, self.dtype)
+        return self.vae.decode(z).sample.float().clamp(-1, 1)
+
+
+def load_autoencoder(
+    source: str | Path,
+    *,
+    scale_factor: float | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Autoencoder:
+    """Load a VAE from where `source` points.
+
+    source: a diffusers folder (config.json and safetensors); a file with the LDM names
+        (`autoencoder_kl.pth`, or safetensors), whose architecture is read off its shapes; or the
+        name of a diffusers VAE on the hub, fetched on first use.
+    scale_factor: of the latents; None = what the folder states, 0.18215 for an LDM file.
+
+    Raises FileNotFoundError if there is nothing at a path, ValueError if it is not a VAE.
+    """
+    path, device = Path(source), torch.device(device)
+    if path.is_file():
+        vae = from_ldm(_read_tensors(path), str(path))
+        return Autoencoder(vae, scale_factor or LDM_SCALE_FACTOR, device, dtype)
+    is_path = path.is_dir() or path.suffix or str(source).startswith(("/", ".", "~", "assets/"))
+    if is_path and not path.is_dir():
+        raise FileNotFoundError(f"no VAE at {source}: give a folder, a file or a hub name")
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ValueError(f"{path} holds no config.json, so it is not a diffusers VAE")
+    try:
+        vae = AutoencoderKL.from_pretrained(
+            str(source), use_safetensors=True, torch_dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
+        first_line = str(fault).strip().splitlines()[0]
+        raise ValueError(f"cannot load a VAE from {source}: {first_line}") from fault
+    return Autoencoder(vae, scale_factor or vae.config.scaling_factor, device, dtype)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors or .pth file, without running what it may hold."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, SafetensorError) as e:
+        raise ValueError(f"{path} is not a file of weights") from e
+    # Whole LDM checkpoints keep the VAE beside other networks.
+    prefix = "first_stage_model."
+    inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    return inside or tensors
+
+
+def from_ldm(weights: dict[str, Tensor], where: str) -> AutoencoderKL:
+    """An AutoencoderKL from weights under the LDM names; ValueError if they are not a VAE's."""
+    needed = ("encoder.conv_in.weight", "decoder.conv_in.weight", "post_quant_conv.weight")
+    if missing := [name for name in needed if name not in weights]:
+        raise ValueError(f"{where} is not an LDM autoencoder: it has no {missing[0]}")
+    levels = 1 + max(int(n.split(".")[2]) for n in weights if n.startswith("encoder.down."))
+    blocks = 1 + max(int(n.split(".")[4]) for n in weights if n.startswith("encoder.down.0.block."))
+    widths = [weights[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(widths),
+        layers_per_block=blocks,
+        latent_channels=weights["post_quant_conv.weight"].shape[1],
+        norm_num_groups=32,
+        scaling_factor=LDM_SCALE_FACTOR,
+    )
+    renamed = {}
+    for name, tensor in weights.items():
+        if not name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")):
+            continue  # losses and the like
+        for pattern, replacement in LDM_RENAMES:
+            name = re.sub(pattern, replacement, name)
+        # LDM counts the levels of the decoder from the image, diffusers from the latents.
+        name = re.sub(r"up_blocks\.(\d+)", lambda m: f"up_blocks.{levels - 1 - int(m[1])}", name)
+        if ".attentions." in name and tensor.ndim == 4:
+            tensor = tensor[:, :, 0, 0]  # a 1x1 convolution there, a linear layer here
+        renamed[name] = tensor
+    try:
+        vae.load_state_dict(renamed)
+    except RuntimeError as fault:
+        first = str(fault).splitlines()[1].strip()
+        raise ValueError(f"{where} does not fit an LDM autoencoder: {first}") from fault
+    return vae
