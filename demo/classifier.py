@@ -108,7 +108,7 @@ def classify(classifier: nn.Module, images: Tensor) -> Tensor:
     return predict(torch.cat(logits))
 
 
-def load_classifier(cache: Path, train_folder: Path, epochs: int = 8) -> nn.Module:
+def load_classifier(cache: Path, train_folder: Path, epochs: int = 6) -> nn.Module:
     """The trained judge from `cache`, or trained now (minutes) and kept there."""
     classifier = build_classifier()
     if cache.exists():
