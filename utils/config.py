@@ -60,7 +60,11 @@ class Config(Section):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """For scripts' parsers: shows defaults, and keeps the launch lines of the description."""
+    """For scripts' parsers: shows defaults that say something, and keeps the launch lines."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_nothing = action.default is None or action.default is False
+        return action.help if says_nothing else super()._get_help_string(action)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

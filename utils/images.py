@@ -17,7 +17,7 @@ from typing import TypeVar
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from utils.errors import UserError, note
@@ -119,11 +119,11 @@ def load_image(path: str | Path) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        reason, cause = "of no known format", error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImage(
-            f"{path}: unreadable image ({reason}); repair or remove it"
-        ) from error
+        reason, cause = " ".join(str(error).split()) or type(error).__name__, error
+    raise UnreadableImage(f"{path}: unreadable image ({reason}); repair or remove it") from cause
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
