@@ -104,6 +104,17 @@ def test_bfloat16_autocast_stays_close_to_float32():
     torch.testing.assert_close(fast, exact, rtol=0.05, atol=0.05)
 
 
+def test_gradients_under_bfloat16_autocast_stay_close_to_float32():
+    denoiser, x, cond = small_denoiser(), torch.randn(4, 4, 8, 8), torch.randn(4, 6)
+    gradients = []
+    for enabled in (False, True):
+        denoiser.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            denoiser(x, 1.0, cond).square().mean().backward()
+        gradients.append(denoiser.model.blocks[0].attn.qkv.weight.grad.flatten())
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+
+
 def test_random_mask_keeps_the_stated_share_and_is_consistent():
     mask = random_mask(50, 16, 0.4, generator=torch.Generator().manual_seed(0))
     kept = int(16 * 0.6)
