@@ -8,19 +8,25 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import psutil
+import torch
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # slow to import, and progress() does not need it
 
 # Name in metrics.jsonl -> (label, number format, unit); fixed widths keep the lines aligned.
 COLUMNS = {
-    "kimg": ("kimg", "{:9.2f}", ""),
-    "loss": ("loss", "{:8.5f}", ""),
-    "lr": ("lr", "{:8.2e}", ""),
-    "mask_ratio": ("mask", "{:4.2f}", ""),
-    "grad_norm": ("grad", "{:8.4f}", ""),
+    "kimg": ("kimg ", "{:9.2f}", ""),
+    "loss": ("loss ", "{:8.5f}", ""),
+    "lr": ("lr ", "{:8.2e}", ""),
+    "mask_ratio": ("mask ", "{:4.2f}", ""),
+    "grad_norm": ("grad ", "{:8.4f}", ""),
     "images_per_s": ("", "{:8.1f}", " images/s"),
     "memory_gb": ("", "{:6.2f}", " GB"),
-    "data_wait": ("data", "{:5.1%}", ""),
+    "data_wait": ("data ", "{:5.1%}", ""),
 }
 
 
@@ -61,7 +67,7 @@ def metrics_line(step: int, figures: Mapping[str, float]) -> str:
     parts = [f"step {step:>8d}"]
     for name, (label, number, unit) in COLUMNS.items():
         if name in figures:
-            parts.append(f"{label} {number.format(figures[name])}{unit}".lstrip())
+            parts.append(f"{label}{number.format(figures[name])}{unit}")
     return "  ".join(parts)
 
 
@@ -121,6 +127,12 @@ class RunLog:
         self.info(metrics_line(step, figures))
         self.scalars(step, figures, "train")
 
+    def evaluation(self, step: int, figures: Mapping[str, Any]) -> None:
+        """How good the weights of `step` are: a line, and TensorBoard scalars."""
+        distance, score = figures["frechet_distance"], figures["clip_score"]
+        self.info(f"step {step:>8d}  Fréchet distance {distance:.4f}  CLIP score {score:.3f}")
+        self.scalars(step, {"frechet_distance": distance, "clip_score": score}, "eval")
+
     def scalars(self, step: int, figures: Mapping[str, float], group: str) -> None:
         """Figures for TensorBoard only, drawn as `group/name`."""
         if self.tensorboard is not None:
@@ -146,3 +158,55 @@ class RunLog:
         self.lines.close()
         if self.tensorboard is not None:
             self.tensorboard.close()
+
+
+class Window:
+    """Figures of the steps since the last log line; sums stay on the device, so nothing waits.
+
+    `loss` is this process's share; `seconds` and `waiting` (for data) are wall-clock time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), device=device)
+        self.grad_norm = torch.zeros((), device=device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new window."""
+        self.loss.zero_()
+        self.grad_norm.zero_()
+        self.steps, self.seconds, self.waiting = 0, 0.0, 0.0
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Loss over all processes and gradient norm per step; waits for the device."""
+        loss = accelerator.reduce(self.loss, reduction="mean")
+        return {
+            "loss": loss.item() / self.steps,
+            "grad_norm": self.grad_norm.item() / self.steps,
+        }
+
+    def state(self, accelerator: Accelerator) -> dict[str, Any]:
+        """For a checkpoint that falls between two log lines; called by all processes."""
+        losses = accelerator.gather(self.loss[None]).cpu()
+        return {
+            "loss": losses,
+            "grad_norm": self.grad_norm.cpu(),
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "waiting": self.waiting,
+        }
+
+    def load(self, state: Mapping[str, Any], rank: int, processes: int) -> None:
+        """Continue a saved window; another number of processes shares its loss equally."""
+        losses = state["loss"]
+        self.loss.copy_(losses[rank] if len(losses) == processes else losses.mean())
+        self.grad_norm.copy_(state["grad_norm"])
+        self.steps, self.seconds = state["steps"], state["seconds"]
+        self.waiting = state["waiting"]
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak memory of a CUDA device, else the memory this process holds now (GB = 1e9 bytes)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return psutil.Process().memory_info().rss / 1e9

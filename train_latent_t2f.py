@@ -1,0 +1,293 @@
+"""Train a masked diffusion transformer on latents, conditioned on perturbed image embeddings.
+
+One process:         python train_latent_t2f.py --config configs/demo/demo.yaml --exp_name demo
+Four GPUs:           python train_latent_t2f.py --config X.yaml --num_process_per_node 4
+  or by a launcher:  torchrun --nproc_per_node 4 train_latent_t2f.py --config X.yaml
+                     accelerate launch --num_processes 4 train_latent_t2f.py --config X.yaml
+Two nodes, on each:  python train_latent_t2f.py --config X.yaml --num_process_per_node 8 \\
+                     --num_proc_node 2 --node_rank 0 (or 1) --master_address HOST
+Other settings:      python train_latent_t2f.py --config X.yaml train.lr=5e-5 model.mask_ratio=0.3
+Release a model:     python train_latent_t2f.py --export dit.safetensors --ckpt_path 0005000.pt
+
+The same command started again continues the run in its experiment folder. Ctrl-C or SIGTERM
+finishes the step, saves, and ends with code 130 or 143.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from models.edm import edm_loss
+from models.perturbation import perturb
+from utils import experiment
+from utils.checkpoint import (
+    checkpoint_path,
+    denoiser_from_config,
+    export_safetensors,
+    latest_checkpoint,
+    load_checkpoint,
+    load_weights,
+    read_weights,
+    remove_all_but,
+    save_checkpoint,
+)
+from utils.config import Config, add_config_arguments, load_config
+from utils.distributed import (
+    StopSignal,
+    add_launch_arguments,
+    gather_rng,
+    images_per_forward,
+    relaunch,
+    start_accelerator,
+)
+from utils.ema import EMA, ema_decay_at
+from utils.errors import UserError, one_line_errors
+from utils.evaluation import Judge, evaluate_checkpoint
+from utils.sample_grid import SampleGrid
+from utils.schedules import always_masked, lr_after, mask_ratio_after, number_of_steps
+from utils.tracking import RunLog, Window, memory_gb
+from utils.training_data import DataOrder, derived_seed, open_data, training_batches
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the launch lines above as they are."""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument("--exp_name", help="name of the experiment folder; None = from the config")
+    parser.add_argument("--results_dir", type=Path, default=Path("results"), help="its parent")
+    parser.add_argument("--ckpt_path", type=Path, help="file whose weights a new run starts from")
+    parser.add_argument(
+        "--enable_eval", action="store_true", help="evaluate each checkpoint after saving it"
+    )
+    parser.add_argument(
+        "--export", type=Path, metavar="FILE", help="write --ckpt_path's EMA weights here, and end"
+    )
+    add_launch_arguments(parser)
+    return parser.parse_intermixed_args()
+
+
+def make_condition(
+    y: torch.Tensor | None, config: Config, generator: torch.Generator
+) -> torch.Tensor | None:
+    """Embeddings (N, D) -> perturbed conditions (N, D), some rows zeroed: "no condition"."""
+    if y is None or config.model.num_classes == 0:
+        return None
+    options = config.train
+    if options.perturbation:
+        y = perturb(
+            y,
+            options.perturbation_type,
+            options.perturbation,
+            mean=options.mean,
+            trunc_a=options.trunc_a,
+            trunc_b=options.trunc_b,
+            generator=generator,
+        )
+    elif config.data.norm_feature:
+        y = F.normalize(y, dim=1)
+    draw = torch.rand(len(y), 1, device=y.device, generator=generator)
+    return y * (draw >= config.model.class_dropout_prob)
+
+
+def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bool) -> int:
+    """Run, or continue, the training of one experiment folder; returns the exit code."""
+    options, every = config.train, config.log
+    stop = StopSignal()
+    accelerator = start_accelerator(options.amp, options.grad_accum, always_masked(config))
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    device = accelerator.device
+    share = images_per_forward(options.batchsize, processes, options.grad_accum)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = options.tf32
+
+    data = open_data(config)
+    max_steps = number_of_steps(config, data.length)
+
+    # Where the run in this folder stands, if there is one. Nobody writes before all have looked.
+    passed_over: list[str] = []
+    latest = latest_checkpoint(folder / "checkpoints", passed_over.append)
+    state = load_checkpoint(latest) if latest else None
+    experiment.claim(folder, config, state, data.length)
+    accelerator.wait_for_everyone()
+    step, images_seen = (state["step"], state["images_seen"]) if state else (0, 0)
+    if accelerator.is_main_process:
+        experiment.write_config(folder, config)
+    log = RunLog(folder, step, tensorboard=every.use_tensorboard)
+    for message in passed_over:
+        log.info(message)
+
+    # The network, the average of its weights, the optimizer.
+    torch.manual_seed(options.seed)
+    denoiser = denoiser_from_config(config).to(device)
+    ema = EMA(denoiser)
+    trained = [p for p in denoiser.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True
+    )
+    generator = torch.Generator(device)
+    generator.manual_seed(derived_seed(options.seed, "noise", rank, images_seen))
+    window = Window(device)
+    if state is not None:
+        load_weights(denoiser, state["model"], latest)
+        load_weights(ema.module, state["ema"], latest)
+        optimizer.load_state_dict(state["opt"])
+        window.load(state["window"], rank, processes)
+        if len(state["rng"]) == processes:  # otherwise the draws are new ones
+            generator.set_state(state["rng"][rank])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        log.info(f"continuing {folder} from step {step}")
+    elif start_from is not None:
+        for network, which in ((denoiser, "model"), (ema.module, "ema")):
+            load_weights(network, read_weights(start_from, which)[0], start_from)
+        log.info(f"starting from the weights of {start_from}")
+    state = None  # its memory
+    if options.compile:
+        denoiser.model.compile()
+    model, optimizer = accelerator.prepare(denoiser, optimizer)
+    samples = SampleGrid.from_config(config, device) if accelerator.is_main_process else None
+    judge = Judge(config, device) if enable_eval else None
+    size = sum(p.numel() for p in trained) / 1e6
+    log.info(
+        f"{size:.1f} M trained parameters; {data.length} images; {max_steps} steps of "
+        f"{options.batchsize} = {processes} process(es) x {options.grad_accum} x {share}; "
+        f"{device.type}, amp {options.amp}"
+    )
+    if samples is None:
+        log.info("no sample grids: eval.feat_path is not set, or log.sample_every is 0")
+
+    def save() -> None:
+        """Write the checkpoint of this moment; called by all processes."""
+        rng, sums = gather_rng(generator), window.state(accelerator)
+        log.flush()
+        if accelerator.is_main_process:
+            scaler = accelerator.scaler
+            save_checkpoint(
+                checkpoint_path(folder / "checkpoints", step),
+                {
+                    "model": denoiser.state_dict(),
+                    "ema": ema.module.state_dict(),
+                    "opt": optimizer.state_dict(),
+                    "scaler": scaler.state_dict() if scaler is not None else None,
+                    "step": step,
+                    "images_seen": images_seen,
+                    "data_position": order.describe(images_seen),
+                    "rng": rng,
+                    "window": sums,
+                    "config": config.to_dict(),
+                },
+            )
+            if every.keep_last is not None:
+                remove_all_but(folder / "checkpoints", every.keep_last)
+        accelerator.wait_for_everyone()
+
+    order = DataOrder(data.length, options.seed)
+    first = images_seen + rank * share
+    batches = training_batches(
+        data, order, first, share, processes * share, xflip=options.xflip, device=device
+    )
+    while step < max_steps:
+        started = time.perf_counter()
+        mask_ratio = mask_ratio_after(step, max_steps, config)
+        lr = lr_after(step, max_steps, config)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+        for _ in range(options.grad_accum):
+            asked = time.perf_counter()
+            latents, y = next(batches)
+            window.waiting += time.perf_counter() - asked
+            with accelerator.accumulate(model):
+                cond = make_condition(y, config, generator)
+                with accelerator.autocast():
+                    losses = edm_loss(
+                        model,
+                        latents,
+                        cond,
+                        mask_ratio=mask_ratio,
+                        mae_loss_coef=config.model.mae_loss_coef,
+                        generator=generator,
+                    )
+                loss = losses.mean()
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    limit = options.grad_clip or math.inf
+                    window.grad_norm += accelerator.clip_grad_norm_(trained, limit)
+                optimizer.step()
+                optimizer.zero_grad()
+            window.loss += loss.detach() / options.grad_accum
+
+        step += 1
+        images_seen += options.batchsize
+        window.steps += 1
+        decay = ema_decay_at(images_seen, options.batchsize, options.ema_decay, options.ema_rampup)
+        ema.update(decay)
+
+        finished = step == max_steps
+        log_now = step % every.log_every == 0 or finished
+        means = window.means(accelerator) if log_now else {}  # the only wait for the device
+        window.seconds += time.perf_counter() - started
+        if log_now:
+            log.metrics(
+                step,
+                {
+                    "kimg": images_seen / 1000,
+                    **means,
+                    "lr": lr,
+                    "mask_ratio": mask_ratio,
+                    "images_per_s": window.steps * options.batchsize / window.seconds,
+                    "memory_gb": memory_gb(device),
+                    "data_wait": window.waiting / window.seconds,
+                },
+            )
+            window.reset()
+
+        signal = stop.agreed(accelerator, step)
+        checkpoint_due = step % every.ckpt_every == 0 and step >= every.ckpt_after
+        if checkpoint_due or finished or signal:
+            save()
+        if signal:
+            log.info(f"stopped after step {step}; the same command continues this run")
+            log.close()
+            return 128 + signal
+        if samples and every.sample_every and (step % every.sample_every == 0 or finished):
+            samples.save(ema.module, folder / "samples" / f"{step:07d}.png")
+        if enable_eval and (checkpoint_due or finished):
+            figures = evaluate_checkpoint(ema.module, config, judge, amp=options.amp)
+            log.evaluation(step, figures)
+
+    log.info(f"finished: {folder} holds {max_steps} steps")
+    log.close()
+    return 0
+
+
+@one_line_errors
+def main() -> None:
+    args = parse_args()
+    if args.export:
+        if not args.ckpt_path:
+            raise UserError("--export: name the checkpoint to export with --ckpt_path")
+        export_safetensors(args.ckpt_path, args.export)
+        print(f"{args.export}: EMA weights of {args.ckpt_path}, float16")
+        return
+    config = load_config(args.config, args.overrides, require=("data.root",))
+    if config.train.perturbation and config.train.perturbation_type == "learnable":
+        raise UserError("train.perturbation_type: 'learnable' cannot be trained yet")
+    relaunch(args)
+    folder = args.results_dir / (args.exp_name or experiment.experiment_name(config))
+    sys.exit(train(config, folder, args.ckpt_path, args.enable_eval))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The pictures that a training shows of itself: always the same captions and seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from models.autoencoder import Autoencoder
+from models.edm import EDMPrecond
+from utils.config import Config
+from utils.encoders import load_config_autoencoder
+from utils.generate import generate, sampler_settings
+from utils.images import labelled_grid, list_images, load_captions
+from utils.latent_lmdb import LMDBReader
+
+
+class SampleGrid:
+    """Draws the first `log.num_samples` test captions with a denoiser and saves a labelled grid."""
+
+    def __init__(
+        self,
+        config: Config,
+        autoencoder: Autoencoder,
+        conds: torch.Tensor | None,
+        captions: list[str] | None,
+        device: torch.device | str,
+    ) -> None:
+        self.config, self.autoencoder, self.device = config, autoencoder, device
+        self.conds, self.captions = conds, captions
+        self.settings = sampler_settings(config.sampling)
+
+    @classmethod
+    def from_config(cls, config: Config, device: torch.device | str) -> SampleGrid | None:
+        """None if there is nothing to draw: no captions' embeddings, or `log.sample_every=0`.
+
+        Raises UserError if what the config names is not there.
+        """
+        conds = captions = None
+        if config.log.sample_every == 0:
+            return None
+        if config.model.num_classes:
+            if config.eval.feat_path is None:
+                return None
+            reader = LMDBReader(config.eval.feat_path)
+            rows = range(min(config.log.num_samples, reader.info.length))
+            conds = torch.from_numpy(reader.read(rows))
+            if config.data.norm_feature:
+                conds = torch.nn.functional.normalize(conds, dim=1)
+            captions = first_captions(config, reader.info.meta.get("names"), len(rows))
+        return cls(config, load_config_autoencoder(config, device), conds, captions, device)
+
+    def save(self, denoiser: EDMPrecond, path: Path) -> None:
+        """Draw with the configured sampler and write the PNG `path`."""
+        sampling = self.config.sampling
+        count = self.config.log.num_samples if self.conds is None else len(self.conds)
+        batches = generate(
+            denoiser,
+            self.autoencoder,
+            self.conds,
+            range(sampling.seed, sampling.seed + count),
+            self.settings,
+            cfg_scale=sampling.cfg_scale,
+            interval=sampling.guidance_interval,
+            batch_size=self.config.eval.batchsize,
+            device=self.device,
+            amp=self.config.train.amp,
+        )
+        images = torch.cat([images for _, images in batches])
+        scale = sampling.cfg_scale
+        guidance = "no guidance" if scale is None else f"guidance {scale:g}"
+        labelled_grid(images.numpy(), self.captions, path, title=f"{path.stem}, {guidance}")
+
+
+def first_captions(config: Config, names: list[str] | None, count: int) -> list[str] | None:
+    """The first caption of each of the first test images, if the config says where they are.
+
+    `names` are those that the embeddings' database holds; without, the image folder's order counts.
+    """
+    folder, images = config.eval.caption_dir, config.eval.image_dir
+    if folder is None or images is None:
+        return None
+    paths = [images / f"{name}.png" for name in names] if names else list_images(images)
+    return [lines[0] for lines in load_captions(paths[:count], images, folder)]

@@ -1,0 +1,119 @@
+"""What is trained on when: a function of seed and position alone, so that resuming is exact."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from utils.config import Config
+from utils.errors import UserError
+from utils.latent_lmdb import LatentDataset
+
+T = TypeVar("T")
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A 63-bit seed that is a function of `parts`; unrelated for parts that differ in anything."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class DataOrder:
+    """An endless stream of dataset indices: one permutation of 0…length-1 after the other.
+
+    A position in it is the number of images seen before, whatever the batch size and the number of
+    processes were: a run continued with other ones still sees each image once an epoch.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed = length, seed
+        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.long)
+
+    def _permutation_of(self, epoch: int) -> torch.Tensor:
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
+            self._epoch = epoch
+            self._permutation = torch.randperm(self.length, generator=generator)
+        return self._permutation
+
+    def describe(self, position: int) -> dict[str, int]:
+        """The position as epoch and offset in it, for a checkpoint."""
+        epoch, offset = divmod(position, self.length)
+        return {"epoch": epoch, "offset": offset, "length": self.length}
+
+    def indices(self, position: int, count: int) -> torch.Tensor:
+        """Indices (count,) int64 of the images at `position` and after; may cross epochs."""
+        parts = []
+        while count > 0:
+            epoch, offset = divmod(position, self.length)
+            part = self._permutation_of(epoch)[offset : offset + count]
+            parts.append(part)
+            position, count = position + len(part), count - len(part)
+        return torch.cat(parts)
+
+
+def read_ahead(read: Callable[[int], T], positions: Iterable[int], ahead: int = 2) -> Iterator[T]:
+    """`map(read, positions)` with up to `ahead` results being read in a thread meanwhile.
+
+    Errors of `read` appear where its result would have.
+    """
+    upcoming = iter(positions)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
+        waiting = [pool.submit(read, p) for p in itertools.islice(upcoming, ahead)]
+        while waiting:
+            result = waiting.pop(0).result()
+            waiting += [pool.submit(read, p) for p in itertools.islice(upcoming, 1)]
+            yield result
+
+
+def training_batches(
+    data: LatentDataset,
+    order: DataOrder,
+    start: int,
+    count: int,
+    stride: int,
+    *,
+    xflip: bool = False,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Endless batches of `count` latents (N, C, H, W) and embeddings (N, D) or None, on `device`.
+
+    They lie at positions `start`, `start + stride`, … of the data order. Which of an image's
+    embeddings is taken, and with `xflip` which latents are mirrored, depends on the position too.
+    """
+
+    def read(position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        draw = torch.Generator().manual_seed(derived_seed(order.seed, "batch", position))
+        latents, y = data.batch(order.indices(position, count), draw)
+        if xflip:
+            mirrored = torch.rand(count, 1, 1, 1, generator=draw) < 0.5
+            latents = torch.where(mirrored, latents.flip(3), latents)
+        return latents.to(device), None if y is None else y.to(device)
+
+    return read_ahead(read, itertools.count(start, stride))
+
+
+def open_data(config: Config) -> LatentDataset:
+    """The configured latents and conditions; UserError unless they have the configured shapes."""
+    paths, model = config.data, config.model
+    feat_path = paths.feat_path if model.num_classes else None
+    data = LatentDataset(paths.root, feat_path, channels=model.in_channels)
+    wanted = (model.in_channels, model.in_size, model.in_size)
+    if data.latent_shape != wanted:
+        raise UserError(
+            f"{paths.root} holds latents of shape {data.latent_shape}, but model.in_channels and "
+            f"model.in_size say {wanted}"
+        )
+    if model.num_classes and feat_path is None:
+        raise UserError("data.feat_path: set it for the condition, or model.num_classes=0 for none")
+    if data.cond_dim != model.num_classes:
+        raise UserError(
+            f"{feat_path} holds embeddings of {data.cond_dim} numbers, but model.num_classes "
+            f"says {model.num_classes}"
+        )
+    return data
