@@ -85,9 +85,7 @@ def main() -> None:
             for images in iterate_batches(
                 paths[first:], config.data.resolution, args.batch_size, args.num_workers
             ):
-                with torch.inference_mode():
-                    z = latents(vae, images.to(args.device), args.store, first)
-                yield z.cpu().numpy()
+                yield latents(vae, images, args.store, first).cpu().numpy()
                 first += len(images)
 
         fill(job, "z", meta, names, encode_from)
