@@ -61,6 +61,19 @@ class SamplerSettings:
             raise ValueError(f"num_steps is {self.num_steps}; a sampler needs at least 1")
         if self.solver == "dpmpp_2m" and (self.S_churn or self.schedule or self.scaling):
             raise ValueError("solver 'dpmpp_2m' takes no S_churn, schedule or scaling")
+        self.formulation()  # an empty range of noise levels is noticed here, not while sampling
+
+    def formulation(self) -> Formulation:
+        """Time steps and what a solver needs to know of time."""
+        return formulation(
+            self.discretization or "edm",
+            self.schedule or "linear",
+            self.scaling or "none",
+            self.num_steps,
+            self.sigma_min,
+            self.sigma_max,
+            self.rho,
+        )
 
 
 def nfe(settings: SamplerSettings) -> int:
@@ -78,15 +91,7 @@ def sample(
     """
     # Apple's GPUs have no float64.
     dtype = torch.float32 if latents.device.type == "mps" else torch.float64
-    form = formulation(
-        settings.discretization or "edm",
-        settings.schedule or "linear",
-        settings.scaling or "none",
-        settings.num_steps,
-        settings.sigma_min,
-        settings.sigma_max,
-        settings.rho,
-    )
+    form = settings.formulation()
 
     def denoise32(x: Tensor, sigma: float) -> Tensor:
         return denoise(x.float(), sigma).to(dtype)

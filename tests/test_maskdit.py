@@ -51,7 +51,7 @@ def test_published_sizes_have_the_published_names_shapes_and_counts(golden, name
 
 
 def test_untrained_network_predicts_zero():
-    model = build_denoiser("DiT-T/2", 8, 4, 6, depth=1).model
+    model = build_denoiser("DiT-T/2", 8, 4, 6, depth=1, decoder_depth=1).model
     assert model(torch.randn(2, 4, 8, 8), torch.randn(2), torch.randn(2, 6)).abs().max() == 0
 
 
@@ -90,7 +90,7 @@ def test_no_condition_is_the_zero_condition():
 
 
 def test_unconditional_network_has_no_condition_weights():
-    denoiser = build_denoiser("DiT-T/2", 8, 4, 0, depth=1)
+    denoiser = build_denoiser("DiT-T/2", 8, 4, 0, depth=1, decoder_depth=1)
     assert not [name for name in denoiser.state_dict() if "y_embedder" in name]
     assert denoiser(torch.randn(2, 4, 8, 8), 1.0).shape == (2, 4, 8, 8)
 

@@ -37,10 +37,10 @@ def test_given_draws_meet_the_published_formula(golden):
 )
 def test_angles_are_distributed_as_published(golden, name, kind, scale):
     expected = np.load(golden / "perturbation.npz")[f"angle_deg_mean_std_p5_p50_p95/{name}"]
-    y = torch.randn(20000, 512, generator=seeded())
+    y = torch.randn(5000, 512, generator=seeded())
     angle = angles_deg(y, perturb(y, kind, scale, generator=seeded(1)))
     ours = [angle.mean(), angle.std(), *np.percentile(angle, (5, 50, 95))]
-    assert ours == pytest.approx(expected.tolist(), abs=0.8)
+    assert ours == pytest.approx(expected.tolist(), abs=1.2)
 
 
 @pytest.mark.parametrize("kind", ["fixed", "gaussian", "uniform", "truncated"])
