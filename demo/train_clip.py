@@ -9,7 +9,8 @@ caption may be true of several faces of the batch; all of them count as its part
 target of the contrastive loss is uniform over them). A linear layer that both embeddings share,
 and that is thrown away afterwards, has to name the attributes: from an image all that it shows,
 from a caption all that it states. It makes the small features (mouth, eyes, facial hair) heard
-early on. Prints held-out retrieval at the end.
+early on; and since it reads perturbed embeddings, as the diffusion model will, they are written
+large enough to survive the perturbation. Prints held-out retrieval at the end.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from demo.make_faces import (
     render,
 )
 from models.clip import MERGES_NAME, encode_tokens, load_clip
+from models.perturbation import perturb
 from utils.errors import UserError, one_line_errors
 from utils.tracking import progress
 
@@ -57,6 +59,7 @@ CONFIG = {
     "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
 }
 GROUP = 4
+PERTURBATION = 1.0  # standard deviation of its gaussian level
 HEAD_SCALE = 10.0  # embeddings of unit length are multiplied by this for the attribute layer
 # Attributes whose four variants look alike get more of the groups.
 ATTRIBUTE_WEIGHTS = {"expression": 3, "eyes": 2, "facial_hair": 3, "clothes": 3, "glasses": 1.5}
@@ -191,7 +194,7 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, default=Path("results/clip"), help="checkpoint, cache")
     parser.add_argument("--groups", type=int, default=8000, help="groups of 4 faces (8000)")
-    parser.add_argument("--steps", type=int, default=2800, help="training steps (2800)")
+    parser.add_argument("--steps", type=int, default=4000, help="training steps (4000)")
     parser.add_argument("--batch", type=int, default=32, help="groups a step (32, i.e. 128 faces)")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (1e-3)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0 = all)")
@@ -261,8 +264,9 @@ def main() -> None:
         image, text = F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1)
         matching = contrastive_loss(image, text, model.logit_scale.exp().clamp(max=100), true)
         states = np.where(stated, shows, -1)
-        naming = attribute_loss(head(HEAD_SCALE * image), torch.from_numpy(shows))
-        naming = naming + attribute_loss(head(HEAD_SCALE * text), torch.from_numpy(states))
+        blurred = [perturb(y, "gaussian", PERTURBATION) for y in (image, text)]
+        naming = attribute_loss(head(HEAD_SCALE * blurred[0]), torch.from_numpy(shows))
+        naming = naming + attribute_loss(head(HEAD_SCALE * blurred[1]), torch.from_numpy(states))
         loss = matching + naming
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -21,18 +21,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from models.autoencoder import load_autoencoder
 from torch import Tensor
 
 from demo.make_faces import make_face, render
 from demo.train_clip import render_all
+from models.autoencoder import load_autoencoder
 from utils.errors import one_line_errors
 from utils.tracking import progress
 
 CHANNELS = (16, 32, 64, 128)
 # Eyes and mouth lie in this part of the picture (rows, columns of 128).
 FACE = (slice(40, 88), slice(38, 90))
-FACE_WEIGHT = 3.0
+FACE_WEIGHT = 2.0
 KL_WEIGHT = 1e-6
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("results/vae"), help="checkpoint")
     parser.add_argument("--faces", type=Path, default=Path("results/clip/faces.npy"), help="cache")
     parser.add_argument("--groups", type=int, default=8000, help="groups of 4 faces (8000)")
-    parser.add_argument("--steps", type=int, default=3000, help="training steps (3000)")
+    parser.add_argument("--steps", type=int, default=7600, help="training steps (7600)")
     parser.add_argument("--batch", type=int, default=8, help="faces a step (8)")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (2e-3)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0 = all)")

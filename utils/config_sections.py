@@ -191,8 +191,8 @@ class Sampling(Section):
     cfg_scale: float | None = None  # guidance; null = conditional only
     guidance_interval: tuple[NonNegativeFloat, PositiveFloat] | None = None  # sigma, low to high
     seed: NonNegativeInt = 0
-    sigma_min: PositiveFloat = 0.002
-    sigma_max: PositiveFloat = 80.0
+    sigma_min: PositiveFloat | None = None  # noise levels; null = the discretization's own range,
+    sigma_max: PositiveFloat | None = None  # 0.002 to 80 for edm
     rho: PositiveFloat = 7.0
     S_churn: NonNegativeFloat = 0.0
     S_min: NonNegativeFloat = 0.0
@@ -211,7 +211,7 @@ class Sampling(Section):
 
     @field_validator("sigma_max")
     @classmethod
-    def _above_sigma_min(cls, value: float, info: ValidationInfo) -> float:
-        if value <= info.data.get("sigma_min", 0):
+    def _above_sigma_min(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and value <= (info.data.get("sigma_min") or 0):
             raise ValueError(f"{value} is not above sigma_min ({info.data['sigma_min']})")
         return value
