@@ -146,6 +146,8 @@ def main() -> None:
             )
             records.append(record)
 
+    if processes.is_main_process:
+        results.plot()
     best = best_of(records)
     processes.print(f"\n{table(records)}\n")
     processes.print(f"best: {checkpoints[best['step']]}, {guidance_name(best['cfg_scale'])}")

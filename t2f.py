@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from models.clip import ClipEncoder
 from utils.checkpoint import load_denoiser
-from utils.config import Config
+from utils.config import Config, load_config
 from utils.encoders import load_config_autoencoder, load_config_clip
 from utils.errors import UserError, note, one_line_errors
 from utils.generate import generate, parse_scale, parse_seeds, sampler_settings
@@ -64,6 +64,9 @@ def parse_args() -> argparse.Namespace:
         "--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"), help=".pt or .safetensors"
     )
     parser.add_argument(
+        "--config", type=Path, help="YAML file; needed only where the checkpoint holds no config"
+    )
+    parser.add_argument(
         "--out", type=Path, help="folder to write into; None = samples/ and the first prompt"
     )
     parser.add_argument("--batch_size", type=int, default=16, help="images drawn at once")
@@ -96,24 +99,22 @@ def collect_prompts(args: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def collect_seeds(args: argparse.Namespace) -> list[int]:
-    """The seeds of each prompt's images."""
-    if args.seeds:
-        return args.seeds
-    if args.num < 1 or args.seed < 0:
-        raise UserError("--num must be at least 1 and --seed not negative")
-    return list(range(args.seed, args.seed + args.num))
+def whole_number(args: argparse.Namespace, name: str) -> int:
+    """The value of a flag; raises UserError if it is not a whole number."""
+    text = getattr(args, name)
+    if not re.fullmatch(r"\d+", text):
+        raise UserError(f"--{name} {text}: should be a whole number")
+    return int(text)
 
 
 def with_sampling(config: Config, args: argparse.Namespace) -> Config:
     """The checkpoint's config with the sampler settings of the command line."""
     changes: dict[str, object] = {}
+    for name in ("seed", "num_steps"):
+        if getattr(args, name) != FROM_CONFIG:
+            changes[name] = whole_number(args, name)
     if args.cfg_scale != FROM_CONFIG:
         changes["cfg_scale"] = parse_scale(args.cfg_scale)
-    if args.num_steps != FROM_CONFIG:
-        if not args.num_steps.isdigit():
-            raise UserError(f"--num_steps {args.num_steps}: should be a whole number")
-        changes["num_steps"] = int(args.num_steps)
     if args.solver != FROM_CONFIG:
         changes["solver"] = args.solver
     return config.model_copy(update={"sampling": config.sampling.model_copy(update=changes)})
@@ -141,16 +142,18 @@ def default_out(prompt: str) -> Path:
 def main() -> None:
     started = time.perf_counter()
     args = parse_args()
-    prompts, seeds = collect_prompts(args), collect_seeds(args)
-    if args.batch_size < 1:
-        raise UserError("--batch_size must be at least 1")
+    prompts = collect_prompts(args)
+    if args.num < 1 or args.batch_size < 1:
+        raise UserError("--num and --batch_size must be at least 1")
     try:
         device = torch.empty(0, device=args.device).device
-    except RuntimeError as fault:
+    except (RuntimeError, AssertionError) as fault:
         raise UserError(f"--device {args.device}: {str(fault).splitlines()[0]}") from fault
-    denoiser, config = load_denoiser(args.ckpt, device)
+    given = load_config(args.config) if args.config else None
+    denoiser, config = load_denoiser(args.ckpt, device, config=given)
     config = with_sampling(config, args)
     sampling, settings = config.sampling, sampler_settings(config.sampling)
+    seeds = args.seeds or range(sampling.seed, sampling.seed + args.num)
     clip = load_config_clip(config, device)
     if clip.dim != denoiser.model.cond_dim:
         raise UserError(

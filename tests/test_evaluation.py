@@ -216,7 +216,7 @@ def test_two_processes_give_the_figures_of_one(experiment, monkeypatch):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     (together,) = records_of(experiment)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import CONTEXT_LENGTH, RESOLUTION, make_tiny_checkpoint, make_tiny_config
 
@@ -99,9 +100,10 @@ def test_a_long_prompt_is_cut_and_said_so(run, capsys):
         (["--prompt", "  "], "--prompt is empty"),
         (["--prompts_file", "none.txt"], "none.txt: cannot be read"),
         (["--prompt", "x", "--ckpt", "none.pt"], "none.pt does not exist"),
-        (["--prompt", "x", "--num", 0], "--num must be at least 1"),
+        (["--prompt", "x", "--num", 0], "--num and --batch_size must be at least 1"),
         (["--prompt", "x", "--num_steps", 0], "num_steps is 0"),
         (["--prompt", "x", "--num_steps", "many"], "--num_steps many"),
+        (["--prompt", "x", "--seed", -1], "--seed -1"),
         (["--prompt", "x", "--solver", "rk45"], "solver 'rk45' is not one of heun"),
         (["--prompt", "x", "--cfg_scale", "high"], "should be a number or None"),
         (["--prompt", "x", "--seeds", "5-1"], "should look like 0-63,100"),
@@ -129,6 +131,17 @@ def test_a_checkpoint_of_another_clip_gives_one_clear_line(run, capsys, tmp_path
     path = make_tiny_checkpoint(tmp_path / "0000001.pt", config)
     line = error_of(run, capsys, "--prompt", "x", "--ckpt", path)
     assert "takes conditions of 8 numbers" in line
+
+
+def test_a_checkpoint_without_config_takes_the_one_given(run, tmp_path):
+    config = make_tiny_config(tmp_path, sampling={"num_steps": 2})
+    path = make_tiny_checkpoint(tmp_path / "0000001.pt", config)
+    state = torch.load(path, weights_only=True)
+    del state["config"]
+    torch.save(state, path)
+    (tmp_path / "mine.yaml").write_text(config.to_yaml())
+    flags = ["--prompt", "x", "--num", 1, "--ckpt", path, "--config", tmp_path / "mine.yaml"]
+    assert Image.open(run(*flags) / "00_000.png").text["num_steps"] == "2"
 
 
 def test_the_prompt_decides_the_picture(run):

@@ -42,7 +42,7 @@ class Results:
         return None
 
     def add(self, record: Record) -> None:
-        """Append to results.jsonl, and bring the table and the picture up to date."""
+        """Append to results.jsonl and bring results.csv up to date."""
         self.folder.mkdir(parents=True, exist_ok=True)
         torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         with open(self.path, "a") as file:
@@ -51,6 +51,9 @@ class Results:
             os.fsync(file.fileno())
         self.records.append(json.loads(json.dumps(record)))
         self._write_csv()
+
+    def plot(self) -> None:
+        """Bring curve.png up to date."""
         plot_curve(self.records, self.folder / "curve.png")
 
     def _write_csv(self) -> None:
