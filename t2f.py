@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--prompts_file", type=Path, help="text file with a prompt a line")
     parser.add_argument("--num", type=int, default=16, help="images per prompt")
     parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the first image; others follow"
+        "--seed", default=FROM_CONFIG, help="seed of the first image; the others' follow it"
     )
     parser.add_argument(
         "--seeds",

@@ -93,7 +93,7 @@ def test_figures_do_not_depend_on_the_batch_size(config):
         evaluate_checkpoint(denoiser, with_eval(config, batchsize=size), judge) for size in (5, 24)
     ]
     for key in ("frechet_distance", "clip_score"):
-        assert figures[0][key] == pytest.approx(figures[1][key], rel=1e-2)
+        assert figures[0][key] == pytest.approx(figures[1][key], rel=1e-3)
 
 
 def test_a_seed_draws_latent_then_image_then_caption(config):
@@ -221,4 +221,4 @@ def test_two_processes_give_the_figures_of_one(experiment, monkeypatch):
     assert done.returncode == 0, done.stderr
     (together,) = records_of(experiment)
     for key in ("frechet_distance", "clip_score", "n"):
-        assert together[key] == pytest.approx(alone[key], rel=1e-2)
+        assert together[key] == pytest.approx(alone[key], rel=1e-3)
