@@ -38,7 +38,7 @@ from utils.checkpoint import (
     remove_all_but,
     save_checkpoint,
 )
-from utils.config import Config, add_config_arguments, load_config
+from utils.config import Config, HelpFormatter, add_config_arguments, load_config
 from utils.distributed import (
     StopSignal,
     add_launch_arguments,
@@ -49,15 +49,12 @@ from utils.distributed import (
 )
 from utils.ema import EMA, ema_decay_at
 from utils.errors import UserError, one_line_errors
-from utils.evaluation import Judge, evaluate_checkpoint
+from utils.evaluation import Judge, evaluate_into
+from utils.results import Results, guidance_name
 from utils.sample_grid import SampleGrid
 from utils.schedules import always_masked, lr_after, mask_ratio_after, number_of_steps
 from utils.tracking import RunLog, Window, memory_gb
 from utils.training_data import DataOrder, derived_seed, open_data, training_batches
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and the launch lines above as they are."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -102,7 +99,6 @@ def make_condition(
 def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bool) -> int:
     """Run, or continue, the training of one experiment folder; returns the exit code."""
     options, every = config.train, config.log
-    stop = StopSignal()
     accelerator = start_accelerator(options.amp, options.grad_accum, always_masked(config))
     rank, processes = accelerator.process_index, accelerator.num_processes
     device = accelerator.device
@@ -114,18 +110,13 @@ def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bo
     data = open_data(config)
     max_steps = number_of_steps(config, data.length)
 
-    # Where the run in this folder stands, if there is one. Nobody writes before all have looked.
-    passed_over: list[str] = []
-    latest = latest_checkpoint(folder / "checkpoints", passed_over.append)
+    # Where the run in this folder stands, if there is one.
+    notes: list[str] = []
+    checkpoints = folder / "checkpoints"
+    latest = latest_checkpoint(checkpoints, notes.append)
     state = load_checkpoint(latest) if latest else None
     experiment.claim(folder, config, state, data.length)
-    accelerator.wait_for_everyone()
     step, images_seen = (state["step"], state["images_seen"]) if state else (0, 0)
-    if accelerator.is_main_process:
-        experiment.write_config(folder, config)
-    log = RunLog(folder, step, tensorboard=every.use_tensorboard)
-    for message in passed_over:
-        log.info(message)
 
     # The network, the average of its weights, the optimizer.
     torch.manual_seed(options.seed)
@@ -147,25 +138,34 @@ def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bo
             generator.set_state(state["rng"][rank])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
-        log.info(f"continuing {folder} from step {step}")
+        notes.append(f"continuing {folder} from step {step}")
     elif start_from is not None:
         for network, which in ((denoiser, "model"), (ema.module, "ema")):
             load_weights(network, read_weights(start_from, which)[0], start_from)
-        log.info(f"starting from the weights of {start_from}")
+        notes.append(f"starting from the weights of {start_from}")
     state = None  # its memory
     if options.compile:
         denoiser.model.compile()
     model, optimizer = accelerator.prepare(denoiser, optimizer)
     samples = SampleGrid.from_config(config, device) if accelerator.is_main_process else None
     judge = Judge(config, device) if enable_eval else None
+    results = Results(folder / "evaluation")
     size = sum(p.numel() for p in trained) / 1e6
-    log.info(
+    notes.append(
         f"{size:.1f} M trained parameters; {data.length} images; {max_steps} steps of "
         f"{options.batchsize} = {processes} process(es) x {options.grad_accum} x {share}; "
         f"{device.type}, amp {options.amp}"
     )
     if samples is None:
-        log.info("no sample grids: eval.feat_path is not set, or log.sample_every is 0")
+        notes.append("no sample grids: eval.feat_path is not set, or log.sample_every is 0")
+
+    # Nothing is written before every process has found all it needs.
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        experiment.write_config(folder, config)
+    log = RunLog(folder, step, tensorboard=every.use_tensorboard)
+    for note in notes:
+        log.info(note)
 
     def save() -> None:
         """Write the checkpoint of this moment; called by all processes."""
@@ -174,7 +174,7 @@ def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bo
         if accelerator.is_main_process:
             scaler = accelerator.scaler
             save_checkpoint(
-                checkpoint_path(folder / "checkpoints", step),
+                checkpoint_path(checkpoints, step),
                 {
                     "model": denoiser.state_dict(),
                     "ema": ema.module.state_dict(),
@@ -189,7 +189,7 @@ def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bo
                 },
             )
             if every.keep_last is not None:
-                remove_all_but(folder / "checkpoints", every.keep_last)
+                remove_all_but(checkpoints, every.keep_last)
         accelerator.wait_for_everyone()
 
     order = DataOrder(data.length, options.seed)
@@ -197,6 +197,7 @@ def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bo
     batches = training_batches(
         data, order, first, share, processes * share, xflip=options.xflip, device=device
     )
+    stop = StopSignal()
     while step < max_steps:
         started = time.perf_counter()
         mask_ratio = mask_ratio_after(step, max_steps, config)
@@ -264,8 +265,14 @@ def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bo
         if samples and every.sample_every and (step % every.sample_every == 0 or finished):
             samples.save(ema.module, folder / "samples" / f"{step:07d}.png")
         if enable_eval and (checkpoint_due or finished):
-            figures = evaluate_checkpoint(ema.module, config, judge, amp=options.amp)
-            log.evaluation(step, figures)
+            for scale in config.eval.cfg_scales or [config.sampling.cfg_scale]:
+                sampling = config.sampling.model_copy(update={"cfg_scale": scale})
+                guided = config.model_copy(update={"sampling": sampling})
+                path = checkpoint_path(checkpoints, step)
+                record = evaluate_into(results, path, ema.module, guided, judge)
+                log.evaluation(step, guidance_name(scale), record)
+            if accelerator.is_main_process:
+                results.plot()
 
     log.info(f"finished: {folder} holds {max_steps} steps")
     log.close()

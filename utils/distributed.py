@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 
-from utils.errors import UserError
+from utils.errors import UserError, note
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +100,7 @@ class StopSignal:
         if self.received == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
+        note(f"{signal.Signals(number).name}: the step in hand is finished and saved")
 
     def agreed(self, accelerator: Accelerator, step: int) -> int:
         """The signal's number once all processes know of it, else 0; called by all after a step."""

@@ -127,11 +127,14 @@ class RunLog:
         self.info(metrics_line(step, figures))
         self.scalars(step, figures, "train")
 
-    def evaluation(self, step: int, figures: Mapping[str, Any]) -> None:
+    def evaluation(self, step: int, guidance: str, record: Mapping[str, Any]) -> None:
         """How good the weights of `step` are: a line, and TensorBoard scalars."""
-        distance, score = figures["frechet_distance"], figures["clip_score"]
-        self.info(f"step {step:>8d}  Fréchet distance {distance:.4f}  CLIP score {score:.3f}")
-        self.scalars(step, {"frechet_distance": distance, "clip_score": score}, "eval")
+        figures = {name: record[name] for name in ("frechet_distance", "clip_score")}
+        distance, score = figures.values()
+        self.info(
+            f"step {step:>8d}  {guidance}: Fréchet distance {distance:.4g}  CLIP score {score:.2f}"
+        )
+        self.scalars(step, figures, f"eval, {guidance}")
 
     def scalars(self, step: int, figures: Mapping[str, float], group: str) -> None:
         """Figures for TensorBoard only, drawn as `group/name`."""

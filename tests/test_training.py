@@ -1,0 +1,486 @@
+"""Training: what it learns from when, how it is interrupted, continued, shared among processes."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from tiny import DIM, make_tiny_config, make_tiny_denoiser, make_tiny_evaluation_data
+
+from models.edm import edm_loss
+from train_latent_t2f import main, train
+from utils.checkpoint import list_checkpoints, load_checkpoint, load_denoiser
+from utils.config import Config, config_from_dict, load_config
+from utils.distributed import images_per_forward
+from utils.ema import EMA, ema_decay_at
+from utils.errors import UserError
+from utils.experiment import claim, differences, experiment_name
+from utils.latent_lmdb import LMDBWriter
+from utils.schedules import lr_after, mask_ratio_after, number_of_steps
+from utils.training_data import DataOrder, derived_seed, open_data, read_ahead, training_batches
+
+ROOT = Path(__file__).resolve().parents[1]
+TIME_FIELDS = ("images_per_s", "memory_gb", "data_wait")
+
+
+def config_with(**sections) -> Config:
+    return config_from_dict(sections, "test")
+
+
+# --- The order of the data
+
+
+def test_each_epoch_shows_every_image_once_in_a_new_order():
+    order = DataOrder(10, seed=0)
+    epochs = [order.indices(10 * e, 10).tolist() for e in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_the_order_does_not_depend_on_how_it_is_read():
+    whole = DataOrder(10, seed=0).indices(0, 60)
+    by_threes = [DataOrder(10, seed=0).indices(p, 3) for p in range(0, 60, 3)]
+    assert torch.equal(torch.cat(by_threes), whole)
+    assert not torch.equal(DataOrder(10, seed=1).indices(0, 60), whole)
+
+
+def test_seeds_differ_in_every_part():
+    parts = [(0, "order", 1), (0, "order", 2), (0, "noise", 1), (1, "order", 1), (0, "order", 11)]
+    assert len({derived_seed(*p) for p in parts}) == len(parts)
+    assert derived_seed(0, "order", 1) == derived_seed(0, "order", 1)
+
+
+def test_reading_ahead_keeps_order_and_passes_errors_on():
+    def read(position: int) -> int:
+        if position == 4:
+            raise UserError("sample 4 is damaged")
+        return position
+
+    results = read_ahead(read, range(10))
+    assert list(islice(results, 4)) == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="sample 4"):
+        next(results)
+
+
+# --- Schedules
+
+
+def test_learning_rate_rises_over_the_given_images_then_stays():
+    config = config_with(train={"lr": 1e-3, "lr_rampup_kimg": 1, "batchsize": 100})
+    rates = [lr_after(step, 100, config) for step in (0, 5, 10, 99)]
+    assert rates == pytest.approx([0, 5e-4, 1e-3, 1e-3])
+
+
+def test_learning_rate_rises_over_the_given_steps_unless_switched_off():
+    train = {"lr": 1e-3, "lr_warmup_steps": 10}
+    assert lr_after(5, 100, config_with(train=train)) == pytest.approx(5e-4)
+    assert lr_after(5, 100, config_with(train={**train, "lr_warmup": False})) == 1e-3
+
+
+@pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.55), ("linear", 0.55)])
+def test_learning_rate_falls_to_its_minimum_at_the_last_step(schedule, half):
+    config = config_with(train={"lr": 1.0, "lr_schedule": schedule, "lr_min_ratio": 0.1})
+    rates = [lr_after(step, 100, config) for step in (0, 50, 100)]
+    assert rates == pytest.approx([1.0, half, 0.1])
+
+
+def test_the_tail_of_the_training_is_unmasked():
+    config = config_with(model={"mask_ratio": 0.5, "unmasked_tail": 0.25})
+    assert [mask_ratio_after(s, 8, config) for s in range(8)] == [0.5] * 6 + [0, 0]
+
+
+def test_the_mask_ratio_follows_its_schedule():
+    config = config_with(model={"mask_ratio": 0.5, "mask_ratio_fn": "cosine2"})
+    ratios = [mask_ratio_after(s, 2, config) for s in range(2)]
+    assert ratios == pytest.approx([0.5, 0.25])
+
+
+def test_the_shorter_of_epochs_and_steps_ends_the_training():
+    assert number_of_steps(config_with(train={"epochs": 3, "batchsize": 10}), 25) == 8
+    both = {"epochs": 3, "batchsize": 10, "max_num_steps": 5}
+    assert number_of_steps(config_with(train=both), 25) == 5
+    with pytest.raises(UserError, match=r"train\.max_num_steps"):
+        number_of_steps(config_with(), 25)
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused():
+    assert images_per_forward(128, processes=4, grad_accum=2) == 16
+    with pytest.raises(UserError, match=r"train\.batchsize: 100 .* multiple of 8"):
+        images_per_forward(100, processes=4, grad_accum=2)
+
+
+# --- The average of the weights
+
+
+def test_the_average_follows_the_weights_by_the_decay_and_leaves_fixed_tables():
+    denoiser = make_tiny_denoiser()
+    ema = EMA(denoiser)
+    before = {n: t.clone() for n, t in ema.module.state_dict().items()}
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(1.0)
+    ema.update(0.9)
+    for name, parameter in ema.module.named_parameters():
+        moved = 0.0 if name.endswith("pos_embed") else 0.1
+        torch.testing.assert_close(parameter.detach(), before[name] + moved)
+        assert not parameter.requires_grad
+
+
+def test_a_ramped_average_forgets_half_within_its_share_of_the_images():
+    assert ema_decay_at(1000, 100) == 0.9999
+    assert ema_decay_at(1000, 100, rampup=0.1) == 0.5
+    assert ema_decay_at(10**9, 100, rampup=0.1) == 0.9999
+
+
+# --- The experiment folder
+
+
+def test_an_experiment_is_named_after_what_makes_it_different():
+    config = config_with(
+        data={"dataset": "ffhq"}, train={"perturbation": 1.5}, log={"tag": "second try"}
+    )
+    name = experiment_name(config)
+    assert name == "ffhq_DiT-XL-2_mask0.5-constant_gaussian1.5_bs128_second try"
+
+
+def test_only_what_changes_the_run_counts_as_a_difference():
+    before = config_with(train={"max_num_steps": 10, "lr": 1e-4})
+    longer = config_with(train={"max_num_steps": 20, "lr": 1e-4}, log={"log_every": 1})
+    assert differences(before, longer) == []
+    assert differences(longer, before) == ["train.max_num_steps is 20 there and 10 here"]
+    other = config_with(train={"max_num_steps": 10, "lr": 2e-4})
+    assert differences(before, other) == ["train.lr is 0.0001 there and 0.0002 here"]
+
+
+def test_a_folder_with_published_checkpoints_is_not_continued(tmp_path, golden):
+    state = load_checkpoint(golden / "0000100.pt")
+    with pytest.raises(UserError, match="--ckpt_path"):
+        claim(tmp_path, config_with(), state, 10)
+
+
+# --- Whole trainings
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory) -> Path:
+    """A config file for latents (4, 8, 8) of 40 images, two embeddings each, and their databases.
+
+    Each latent is one colour, which follows from the embeddings: there is something to learn.
+    """
+    folder = tmp_path_factory.mktemp("faces")
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(40, DIM)).astype(np.float32)
+    colours = means @ rng.normal(size=(DIM, 4)).astype(np.float32) / 8
+    latents = np.broadcast_to(colours[:, :, None, None], (40, 4, 8, 8))
+    for split in ("train", "test"):
+        with LMDBWriter(folder / "lmdb" / split / "z", "z", {}, 40) as writer:
+            writer.append(latents)
+        for name in ("clip_img", "clip_txt"):
+            with LMDBWriter(folder / "lmdb" / split / name, "y", {}, 40) as writer:
+                writer.append([m + 0.1 * rng.normal(size=(2, DIM)) for m in means])
+    config = make_tiny_config(
+        folder,
+        data={"resolution": 64},
+        model={"in_size": 8, "unmasked_tail": 0.25},
+        train={"max_num_steps": 12, "perturbation": 0.5, "ema_rampup": 0.1, "grad_accum": 2},
+        eval={"caption_dir": None},
+        log={"log_every": 4, "ckpt_every": 6, "sample_every": 0, "use_tensorboard": False},
+    )
+    path = folder / "config.yaml"
+    path.write_text(config.to_yaml())
+    return path
+
+
+def run(
+    config: Path,
+    folder: Path,
+    *overrides: str,
+    start_from: Path | None = None,
+    enable_eval: bool = False,
+) -> Path:
+    """Train in this process, as a new one would."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    handlers = [signal.getsignal(number) for number in numbers]
+    try:
+        assert train(load_config(config, overrides), folder, start_from, enable_eval) == 0
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(faces) -> Path:
+    """The folder of a finished run of twelve steps; tests that change it copy it first."""
+    return run(faces, faces.parent / "finished")
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def metrics(folder: Path, without: Sequence[str] = TIME_FIELDS) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in without} for line in lines]
+
+
+def flat(value, path: str = "") -> dict:
+    """Nested dicts and lists as one dict, tensors as bytes."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    else:
+        return {path: value.numpy().tobytes() if isinstance(value, torch.Tensor) else value}
+    return {k: v for key, item in items for k, v in flat(item, f"{path}/{key}").items()}
+
+
+def final_state(folder: Path) -> dict:
+    """The last checkpoint without its clock readings."""
+    *_, path = list_checkpoints(folder / "checkpoints").values()
+    state = load_checkpoint(path)
+    for key in ("seconds", "waiting"):
+        del state["window"][key]
+    return flat(state)
+
+
+def test_batches_are_functions_of_their_position(faces):
+    config = load_config(faces)
+    data = open_data(config)
+    order = DataOrder(data.length, seed=0)
+    read = list(islice(training_batches(data, order, 0, 4, 4, xflip=True), 20))
+    again = list(islice(training_batches(data, order, 8, 4, 8, xflip=True), 9))
+    for (latents, y), (expected_latents, expected_y) in zip(again, read[2::2], strict=True):
+        assert torch.equal(latents, expected_latents) and torch.equal(y, expected_y)
+
+
+class Ramps:
+    """A dataset of one image that is dark left and bright right."""
+
+    def batch(self, indices, generator):
+        return torch.arange(8.0).expand(len(indices), 4, 8, 8), None
+
+
+def test_xflip_mirrors_about_half_of_the_images_left_to_right():
+    batches = training_batches(Ramps(), DataOrder(10, seed=0), 0, 200, 200, xflip=True)
+    latents, _ = next(batches)
+    rows = latents[:, 0, 0]
+    mirrored = (rows == torch.arange(8.0).flip(0)).all(dim=1)
+    assert (mirrored | (rows == torch.arange(8.0)).all(dim=1)).all()
+    assert 70 < mirrored.sum() < 130
+
+
+def test_data_of_another_shape_than_the_models_is_refused(faces):
+    with pytest.raises(UserError, match=r"shape \(4, 8, 8\), but .* \(4, 4, 4\)"):
+        open_data(load_config(faces, ["model.in_size=4"]))
+    with pytest.raises(UserError, match=f"embeddings of {DIM} numbers, but .* 5"):
+        open_data(load_config(faces, ["model.num_classes=5", "data.feat_dim=5"]))
+
+
+def test_training_learns_logs_and_saves(faces, tmp_path):
+    folder = run(
+        faces, tmp_path / "run", "train.max_num_steps=120", "train.lr=1e-2", "log.ckpt_every=60",
+        "log.log_every=20", "log.sample_every=60", "log.num_samples=3", "log.keep_last=1",
+        "log.use_tensorboard=true", "train.batchsize=16", "train.amp=bf16",
+    )  # fmt: skip
+    lines = metrics(folder, without=())
+    assert [line["step"] for line in lines] == list(range(20, 121, 20))
+    assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
+    assert [line["mask_ratio"] for line in lines] == [0.5] * 4 + [0, 0]
+    logged = {"step", "kimg", "loss", "lr", "mask_ratio", "grad_norm", *TIME_FIELDS}
+    assert all(line.keys() == logged for line in lines)
+    assert lines[-1]["kimg"] == 120 * 16 / 1000
+    assert list(list_checkpoints(folder / "checkpoints")) == [120]
+    assert load_config(folder / "config.yaml").train.batchsize == 16
+    assert any((folder / "tensorboard").iterdir())
+    assert "step      120" in (folder / "log.txt").read_text()
+    for step in (60, 120):
+        with Image.open(folder / "samples" / f"{step:07d}.png") as grid:
+            assert grid.width > 2 * 64
+
+
+def test_checkpoints_are_evaluated_at_every_configured_guidance(tmp_path):
+    config = make_tiny_config(
+        tmp_path,
+        model={"mask_ratio": 0},
+        train={"max_num_steps": 2},
+        eval={"cfg_scales": [1.0, 2.0], "fid_sample_size": 20, "caption_dir": None},
+        log={"ckpt_every": 1, "log_every": 1, "num_samples": 2, "use_tensorboard": True},
+    )
+    make_tiny_evaluation_data(config)
+    with LMDBWriter(config.data.root, "z", {}, 8) as writer:
+        writer.append(np.ones((8, 4, 2, 2)))
+    with LMDBWriter(config.data.feat_path, "y", {}, 8) as writer:
+        writer.append(np.ones((8, 1, DIM)))
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    folder = run(path, tmp_path / "run", enable_eval=True)
+    lines = (folder / "evaluation" / "results.jsonl").read_text().splitlines()
+    evaluated = [(r["step"], r["cfg_scale"]) for r in map(json.loads, lines)]
+    assert evaluated == [(1, 1.0), (1, 2.0), (2, 1.0), (2, 2.0)]
+    assert (folder / "evaluation" / "curve.png").exists()
+    assert "guidance 2: Fréchet distance" in (folder / "log.txt").read_text()
+
+
+def test_an_unconditional_model_trains_without_embeddings(faces, tmp_path):
+    folder = run(faces, tmp_path / "run", "model.num_classes=0", "data.feat_path=null")
+    _, config = load_denoiser(folder / "checkpoints" / "0000012.pt")
+    assert config.model.num_classes == 0
+
+
+def test_a_continued_run_equals_the_uninterrupted_one_bit_for_bit(faces, finished, copy):
+    (copy / "checkpoints" / "0000012.pt").write_bytes(b"PK\x03\x04 half a checkp")
+    run(faces, copy)
+    log = (copy / "log.txt").read_text()
+    assert "0000012.pt is truncated" in log and "from step 6" in log
+    assert final_state(copy) == final_state(finished)
+    assert metrics(copy) == metrics(finished)
+
+
+def test_starting_a_finished_run_again_changes_no_result(faces, finished, copy):
+    run(faces, copy)
+    for name in ("metrics.jsonl", "checkpoints/0000012.pt"):
+        assert (copy / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_another_run_in_the_same_folder_is_refused_and_changes_nothing(faces, copy):
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=r"train\.lr is 0\.001 there and 0\.5 here"):
+        run(faces, copy, "train.lr=0.5")
+    assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
+
+
+def test_a_finished_run_can_be_made_longer(faces, copy):
+    run(faces, copy, "train.max_num_steps=16", "log.log_every=2")
+    assert [line["step"] for line in metrics(copy)] == [4, 8, 12, 14, 16]
+    assert list(list_checkpoints(copy / "checkpoints")) == [6, 12, 16]
+
+
+def test_a_new_run_starts_from_given_weights(faces, finished, tmp_path):
+    source = finished / "checkpoints" / "0000012.pt"
+    short = ("train.lr=1e-12", "train.max_num_steps=1", "train.ema_rampup=null")
+    folder = run(faces, tmp_path / "run", *short, start_from=source)
+    for which in ("model", "ema"):
+        before, _ = load_denoiser(source, which=which)
+        after, _ = load_denoiser(folder / "checkpoints" / "0000001.pt", which=which)
+        for a, b in zip(after.parameters(), before.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_gradient_accumulation_trains_like_one_batch(faces, finished, tmp_path):
+    whole = metrics(run(faces, tmp_path / "run", "train.grad_accum=1"))
+    for one, other in zip(whole, metrics(finished), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.3)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.5)
+
+
+def command(config: Path, folder: Path, *extra: str) -> list[str]:
+    where = [
+        "--config",
+        str(config),
+        "--results_dir",
+        str(folder.parent),
+        "--exp_name",
+        folder.name,
+    ]
+    return [sys.executable, "train_latent_t2f.py", *where, *extra]
+
+
+def stop_after_a_log_line(number: signal.Signals, folder: Path, command: list[str]) -> int:
+    """Start a training, send it a signal once it has logged, and return its exit code."""
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        while not ((folder / "metrics.jsonl").exists() and metrics(folder)):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        return process.wait(300)
+    finally:
+        process.kill()
+
+
+def assert_same_training(folder: Path, other: Path, step: int) -> None:
+    """Both hold a checkpoint of this step, equal in all that training goes on from."""
+    name = f"checkpoints/{step:07d}.pt"
+    states = [load_checkpoint(f / name) for f in (folder, other)]
+    for key in ("model", "ema", "opt", "rng", "step", "images_seen", "data_position"):
+        assert flat(states[0][key]) == flat(states[1][key])
+
+
+ENDLESS = ("train.max_num_steps=100000", "log.ckpt_every=100000", "model.unmasked_tail=0")
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_in_hand(faces, tmp_path, number):
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    code = stop_after_a_log_line(number, stopped, command(faces, stopped, *ENDLESS))
+    assert code == 128 + number
+    (step,) = list_checkpoints(stopped / "checkpoints")
+    assert 0 <= step - metrics(stopped)[-1]["step"] < 4
+    run(faces, whole, *ENDLESS, f"train.max_num_steps={step}")
+    assert_same_training(stopped, whole, step)
+
+
+@pytest.mark.e2e
+def test_two_processes_train_like_one_and_stop_together(faces, finished, tmp_path):
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    two = ("--num_process_per_node", "2", *ENDLESS)
+    stop_after_a_log_line(signal.SIGTERM, stopped, command(faces, stopped, *two))
+    (step,) = list_checkpoints(stopped / "checkpoints")
+    again = command(faces, whole, *two, f"train.max_num_steps={step}")
+    assert subprocess.run(again, cwd=ROOT, timeout=600).returncode == 0
+    assert_same_training(stopped, whole, step)
+    assert "2 process(es) x 2 x 2" in (whole / "log.txt").read_text()
+    for one, both in zip(metrics(finished)[:2], metrics(whole)[:2], strict=True):
+        assert one["loss"] == pytest.approx(both["loss"], rel=0.3)
+        assert one["grad_norm"] == pytest.approx(both["grad_norm"], rel=0.5)
+    first, second = load_checkpoint(whole / f"checkpoints/{step:07d}.pt")["rng"]
+    assert not torch.equal(first, second)
+
+
+def call_main(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["train_latent_t2f.py", *arguments])
+    try:
+        main()
+    except SystemExit as exit:
+        return exit.code
+    return 0
+
+
+def test_export_writes_a_model_that_loads(finished, tmp_path, monkeypatch):
+    source, out = finished / "checkpoints" / "0000012.pt", tmp_path / "dit.safetensors"
+    assert call_main(monkeypatch, "--export", str(out), "--ckpt_path", str(source)) == 0
+    released, config = load_denoiser(out)
+    assert config.model.in_size == 8
+    clean, cond = torch.randn(2, 4, 8, 8), torch.randn(2, DIM)
+    assert edm_loss(released, clean, cond).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("extra", "part"),
+    [
+        (["data.root=null"], "data.root: required"),
+        (["train.perturbation_type=learnable"], "train.perturbation_type"),
+        (["--num_process_per_node", "0"], "--num_process_per_node"),
+        (["--export", "x.safetensors"], "--ckpt_path"),
+        (["--export", "x.safetensors", "--ckpt_path", "nothing.pt"], "nothing.pt does not exist"),
+    ],
+)
+def test_faulty_settings_end_with_one_line(faces, extra, part, monkeypatch, capsys):
+    assert call_main(monkeypatch, "--config", str(faces), *extra) == 2
+    message = capsys.readouterr().err
+    assert part in message and message.startswith("error: ") and message.count("\n") == 1
