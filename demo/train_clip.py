@@ -45,6 +45,7 @@ from demo.make_faces import (
     make_face,
     render,
 )
+from demo.resumable import resume, save, set_lr
 from models.clip import MERGES_NAME, encode_tokens, load_clip
 from models.perturbation import perturb
 from utils.errors import UserError, one_line_errors
@@ -229,22 +230,14 @@ def main() -> None:
         lr=args.lr,
         betas=(0.9, 0.98),
     )
-    first = 0
     checkpoint = args.work / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        parts.load_state_dict(state["parts"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-        print(f"resumed at step {first}")
+    first = resume(checkpoint, parts, optimizer)
 
     model.train()
     started = time.time()
     steps = progress(range(first, args.steps), desc="CLIP", total=args.steps - first, unit="step")
     for step in steps:
-        lr = args.lr * min((step + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * step / args.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(optimizer, args.lr, step, args.steps)
         rng = random.Random(step)
         picked = rng.sample(range(args.groups), args.batch)
         batch = np.stack([faces[g] for g in picked]).reshape(-1, 128, 128, 3)
@@ -281,14 +274,7 @@ def main() -> None:
                 flush=True,
             )
         if (step + 1) % 250 == 0 or step + 1 == args.steps:
-            state = {
-                "parts": parts.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step + 1,
-            }
-            partial = checkpoint.with_suffix(".partial")
-            torch.save(state, partial)
-            partial.replace(checkpoint)
+            save(checkpoint, parts, optimizer, step + 1)
             export(model, args.out)
     print(f"held-out caption → image R@1 among 500: {retrieval(args.out):.1f} %")
 

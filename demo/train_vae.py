@@ -11,7 +11,6 @@ pull of the latents towards the unit normal. Prints the held-out PSNR at the end
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from demo.make_faces import make_face, render
+from demo.resumable import resume, save, set_lr
 from demo.train_clip import render_all
 from models.autoencoder import load_autoencoder
 from utils.errors import one_line_errors
@@ -33,6 +33,9 @@ CHANNELS = (16, 32, 64, 128)
 # Eyes and mouth lie in this part of the picture (rows, columns of 128).
 FACE = (slice(40, 88), slice(38, 90))
 FACE_WEIGHT = 2.0
+# Brightness and two colour differences, from RGB: grey hair before a pale green wall differs in
+# colour alone, and by little.
+OPPONENT = torch.tensor([[1, 1, 1], [2, -2, 0], [-1, -1, 2]]) / torch.tensor([[3.0], [2.0], [2.0]])
 KL_WEIGHT = 1e-6
 
 
@@ -42,7 +45,8 @@ def build() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=CHANNELS,
         layers_per_block=1,
-        norm_num_groups=16,
+        # Few groups: one channel each would take the overall colour out of every layer.
+        norm_num_groups=4,
         latent_channels=4,
         sample_size=128,
         mid_block_add_attention=False,
@@ -50,9 +54,11 @@ def build() -> AutoencoderKL:
 
 
 def loss_of(vae: AutoencoderKL, pixels: Tensor, weight: Tensor) -> Tensor:
-    """Weighted L1 + L2 of the reconstruction, summed over colours, plus KL; pixels in [-1, 1]."""
+    """Weighted L1 + L2 in brightness and colour, plus KL; pixels in [-1, 1]."""
     posterior = vae.encode(pixels).latent_dist
     error = (vae.decode(posterior.sample()).sample - pixels).float()
+    with torch.autocast("cpu", enabled=False):
+        error = torch.einsum("oc,nchw->nohw", OPPONENT, error)
     reconstruction = ((error.abs() + error.square()) * weight).mean()
     return reconstruction + KL_WEIGHT * posterior.kl().mean()
 
@@ -109,14 +115,8 @@ def main() -> None:
     optimizer = torch.optim.AdamW(
         vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4
     )
-    first = 0
     checkpoint = args.work / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-        print(f"resumed at step {first}")
+    first = resume(checkpoint, vae, optimizer)
 
     def batch(seed: int, count: int) -> Tensor:
         picked = np.sort(np.random.default_rng(seed).choice(len(faces), count, replace=False))
@@ -126,9 +126,7 @@ def main() -> None:
     started = time.time()
     steps = progress(range(first, args.steps), desc="VAE", total=args.steps - first, unit="step")
     for step in steps:
-        lr = args.lr * min((step + 1) / 200, 0.5 + 0.5 * math.cos(math.pi * step / args.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(optimizer, args.lr, step, args.steps)
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(vae, batch(step, args.batch), weight)
         optimizer.zero_grad(set_to_none=True)
@@ -139,14 +137,7 @@ def main() -> None:
             pace = (time.time() - started) / (step + 1 - first)
             print(f"step {step + 1} loss {loss.item():.4f} {pace:.2f} s/step", flush=True)
         if (step + 1) % 250 == 0 or step + 1 == args.steps:
-            state = {
-                "vae": vae.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step + 1,
-            }
-            partial = checkpoint.with_suffix(".partial")
-            torch.save(state, partial)
-            partial.replace(checkpoint)
+            save(checkpoint, vae, optimizer, step + 1)
     vae.register_to_config(scaling_factor=round(scaling_factor(vae, batch(0, 256)), 5))
     vae.half().save_pretrained(args.out)
     print(f"held-out PSNR over 500 faces: {held_out_psnr(args.out):.2f} dB")

@@ -132,9 +132,7 @@ def load_clip(
         own_vocabulary = {"bpe_path": str(merges)} if merges.exists() else {}
         name = f"local-dir:{path}"
         model = _quietly(open_clip.create_model, name, require_pretrained=True)
-        return ClipEncoder(
-            model, open_clip.get_tokenizer(name, **own_vocabulary), device, dtype
-        )
+        return ClipEncoder(model, open_clip.get_tokenizer(name, **own_vocabulary), device, dtype)
     if path.is_file():
         model = _quietly(open_clip.load_openai_model, str(path), precision="fp32")
         return ClipEncoder(model, open_clip.SimpleTokenizer(), device, dtype)
@@ -144,9 +142,7 @@ def load_clip(
     if name not in open_clip.list_models() or not tag:
         raise ValueError(f"unknown CLIP {source!r}: give a folder, a file, or e.g. ViT-B-32:openai")
     # OpenAI's weights were trained with the quick GELU; the tag alone does not switch it on.
-    model = _quietly(
-        open_clip.create_model, name, pretrained=tag, force_quick_gelu=tag == "openai"
-    )
+    model = _quietly(open_clip.create_model, name, pretrained=tag, force_quick_gelu=tag == "openai")
     return ClipEncoder(model, open_clip.get_tokenizer(name), device, dtype)
 
 
