@@ -26,6 +26,8 @@ from utils.evaluation import Judge, evaluate_into
 from utils.generate import parse_scale
 from utils.results import Record, Results, best_of, guidance_name, table
 
+FROM_CONFIG = "eval.cfg_scales, or sampling.cfg_scale if that is empty"
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -44,8 +46,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--ckpt_id_end", type=int, help="last step to evaluate; None = the last")
     parser.add_argument(
         "--cfg_scale",
-        help="guidance scales, e.g. 2.0,None; None alone or in the list is the condition alone; "
-        "if not given, eval.cfg_scales, or sampling.cfg_scale if that is empty",
+        default=FROM_CONFIG,
+        help="guidance scales, e.g. 2.0,None where None is the condition alone",
     )
     parser.add_argument("--num_steps", type=int, help="sampler's levels, for sampling.num_steps")
     parser.add_argument("--solver", help="heun, euler or dpmpp_2m, for sampling.solver")
@@ -77,7 +79,7 @@ def configured(args: argparse.Namespace) -> Config:
 
 def guidance_scales(args: argparse.Namespace, config: Config) -> list[float | None]:
     """The guidance scales to evaluate each checkpoint at."""
-    if args.cfg_scale is not None:
+    if args.cfg_scale != FROM_CONFIG:
         return [parse_scale(part) for part in args.cfg_scale.split(",")]
     return config.eval.cfg_scales or [config.sampling.cfg_scale]
 
