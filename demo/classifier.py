@@ -116,6 +116,7 @@ def load_classifier(cache: Path, train_folder: Path, epochs: int = 6) -> nn.Modu
         return classifier.eval()
     images, records = load_faces(train_folder)
     train_classifier(classifier, images, codes_of(records), epochs)
+    classifier.to(memory_format=torch.contiguous_format)
     cache.parent.mkdir(parents=True, exist_ok=True)
     save_file(classifier.state_dict(), cache)
     return classifier.eval()
