@@ -71,12 +71,16 @@ def sample_names(paths: Iterable[Path], folder: str | Path) -> list[str]:
 
 
 def load_captions(
-    image_paths: Sequence[Path], image_dir: str | Path, caption_dir: str | Path
+    image_paths: Sequence[Path],
+    image_dir: str | Path,
+    caption_dir: str | Path,
+    *,
+    all_images: bool = True,
 ) -> list[list[str]]:
     """The captions of each image: the lines of `<stem>.txt` at the same place below `caption_dir`.
 
     Raises a UserError if a file is missing, empty or not UTF-8. Caption files that belong to none
-    of the images are left unused, and this is said.
+    of the images are left unused, and this is said, unless there are more images than these.
     """
     folder = Path(caption_dir)
     if not folder.is_dir():
@@ -93,7 +97,7 @@ def load_captions(
             f"{empty[0]}: holds no caption ({_of(len(empty), len(files), 'files')} like this); "
             "write one caption a line"
         )
-    if unused := sorted(set(folder.rglob("*.txt")) - set(files)):
+    if all_images and (unused := sorted(set(folder.rglob("*.txt")) - set(files))):
         note(f"{folder}: captions without image, not used: {len(unused)} ({unused[0].name}, …)")
     return captions
 

@@ -81,4 +81,5 @@ def first_captions(config: Config, names: list[str] | None, count: int) -> list[
     if folder is None or images is None:
         return None
     paths = [images / f"{name}.png" for name in names] if names else list_images(images)
-    return [lines[0] for lines in load_captions(paths[:count], images, folder)]
+    captions = load_captions(paths[:count], images, folder, all_images=False)
+    return [lines[0] for lines in captions]
