@@ -294,7 +294,7 @@ def test_training_learns_logs_and_saves(faces, tmp_path):
     folder = run(
         faces, tmp_path / "run", "train.max_num_steps=120", "train.lr=1e-2", "log.ckpt_every=60",
         "log.log_every=20", "log.sample_every=60", "log.num_samples=3", "log.keep_last=1",
-        "log.use_tensorboard=true", "train.batchsize=16", "train.amp=bf16",
+        "log.use_tensorboard=true", "train.grad_accum=1", "train.amp=bf16",
     )  # fmt: skip
     lines = metrics(folder, without=())
     assert [line["step"] for line in lines] == list(range(20, 121, 20))
@@ -302,9 +302,9 @@ def test_training_learns_logs_and_saves(faces, tmp_path):
     assert [line["mask_ratio"] for line in lines] == [0.5] * 4 + [0, 0]
     logged = {"step", "kimg", "loss", "lr", "mask_ratio", "grad_norm", *TIME_FIELDS}
     assert all(line.keys() == logged for line in lines)
-    assert lines[-1]["kimg"] == 120 * 16 / 1000
+    assert lines[-1]["kimg"] == 120 * 8 / 1000
     assert list(list_checkpoints(folder / "checkpoints")) == [120]
-    assert load_config(folder / "config.yaml").train.batchsize == 16
+    assert load_config(folder / "config.yaml").train.lr == 1e-2
     assert any((folder / "tensorboard").iterdir())
     assert "step      120" in (folder / "log.txt").read_text()
     for step in (60, 120):
