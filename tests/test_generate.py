@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from models.autoencoder import Autoencoder
 from tiny import DIM, RESOLUTION, make_tiny_config, make_tiny_denoiser
 
+from models.autoencoder import Autoencoder
 from models.edm import EDMPrecond
 from models.samplers import SamplerSettings
 from utils.encoders import load_config_autoencoder
