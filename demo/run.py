@@ -76,15 +76,15 @@ def stages() -> list[Stage]:
         Stage("render faces", ["demo/make_faces.py"], Path("data/demo/test/faces.jsonl"), _faces),
         Stage(
             "VAE latents",
-            ["preprocess_scripts/create_latentspace_lmdb.py"],
-            Path("data/demo/lmdb/test/z/data.mdb"),
-            lambda: "latents of 4×16×16 in data/demo/lmdb/*/z",
+            ["preprocess_scripts/create_latentspace_lmdb.py", "--split", "train"],
+            Path("data/demo/lmdb/train/z/data.mdb"),
+            lambda: "latents of 4×16×16 in data/demo/lmdb/train/z",
         ),
         Stage(
             "CLIP images",
-            ["preprocess_scripts/clip_encode_img.py"],
-            Path("data/demo/lmdb/test/clip_img/data.mdb"),
-            lambda: "embeddings of 256 numbers in data/demo/lmdb/*/clip_img",
+            ["preprocess_scripts/clip_encode_img.py", "--split", "train"],
+            Path("data/demo/lmdb/train/clip_img/data.mdb"),
+            lambda: "embeddings of 256 numbers in data/demo/lmdb/train/clip_img",
         ),
         Stage(
             "CLIP test captions",

@@ -166,3 +166,13 @@ def test_unknown_model_type_names_a_close_one():
 def test_options_that_cannot_work_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         build_denoiser("DiT-T/2", 8, 4, 6, **options)
+
+
+def test_a_larger_initial_scale_lets_the_condition_speak_louder():
+    def size_of_condition(**options: float) -> float:
+        torch.manual_seed(0)
+        model = build_denoiser("DiT-T/2", 8, 4, 64, depth=1, decoder_depth=1, **options).model
+        return model.y_embedder(torch.eye(64)).std().item()
+
+    assert size_of_condition() == pytest.approx(0.02, rel=0.1)
+    assert size_of_condition(cond_init_std=0.5) == pytest.approx(0.5, rel=0.1)

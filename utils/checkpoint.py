@@ -171,6 +171,7 @@ def denoiser_from_config(config: Config) -> EDMPrecond:
             decoder_hidden_size=model.decoder_hidden_size,
             decoder_depth=model.decoder_depth,
             decoder_num_heads=model.decoder_num_heads,
+            cond_init_std=model.cond_init_std,
             mae_loss_coef=model.mae_loss_coef,
             pad_cls_token=model.pad_cls_token,
             ext_feature_dim=model.ext_feature_dim,

@@ -83,6 +83,7 @@ class Model(Section):
     decoder_hidden_size: PositiveInt = 512
     decoder_depth: PositiveInt = 8
     decoder_num_heads: PositiveInt = 16
+    cond_init_std: PositiveFloat = 0.02  # initial weights that read the condition
     unmasked_tail: Fraction = 0.0  # last part of the training, run without mask
 
     @field_validator("mask_ratio_min")
