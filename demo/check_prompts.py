@@ -80,7 +80,7 @@ def draw_chain(chain: dict[str, dict[str, float]], path: Path, title: str) -> No
     names = [*ATTRIBUTES, "mean", "coarse mean"]
     values = [[row[name] for row in chain.values()] for name in names]
     figure, axes = plt.subplots(figsize=(1.5 * len(chain) + 2.2, 6.2), layout="constrained")
-    axes.imshow(values, cmap="RdYlGn", vmin=40, vmax=100, aspect="auto")
+    axes.imshow(values, cmap="RdYlGn", vmin=0, vmax=130, aspect="auto")
     for r, row in enumerate(values):
         for c, value in enumerate(row):
             weight = "bold" if names[r] in ("mean", "coarse mean") else "normal"

@@ -198,7 +198,7 @@ def read_weights(path: Path, which: str = "ema") -> tuple[dict[str, torch.Tensor
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Config | None]:
     """Weights and configuration of a released model."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist")
+        raise UserError(f"{path} does not exist; name one, e.g. of results/demo/checkpoints")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
