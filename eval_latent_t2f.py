@@ -19,7 +19,7 @@ import torch
 from accelerate import PartialState
 
 from utils.checkpoint import list_checkpoints, load_denoiser, read_weights
-from utils.config import Config, add_config_arguments, load_config
+from utils.config import Config, HelpFormatter, add_config_arguments, load_config
 from utils.distributed import add_launch_arguments, relaunch
 from utils.errors import UserError, one_line_errors
 from utils.evaluation import Judge, evaluate_into
@@ -32,11 +32,7 @@ FROM_CONFIG = "eval.cfg_scales, or sampling.cfg_scale if that is empty"
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=type(
-            "HelpFormatter",
-            (argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter),
-            {},
-        ),
+        formatter_class=HelpFormatter,
     )
     add_config_arguments(parser)
     parser.add_argument(

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from models.clip import ClipEncoder
 from utils.checkpoint import load_denoiser
-from utils.config import Config, load_config
+from utils.config import Config, HelpFormatter, load_config
 from utils.encoders import load_config_autoencoder, load_config_clip
 from utils.errors import UserError, note, one_line_errors
 from utils.generate import generate, parse_scale, parse_seeds, sampler_settings
@@ -36,11 +36,7 @@ FROM_CONFIG = "as the checkpoint's config says"
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=type(
-            "HelpFormatter",
-            (argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter),
-            {},
-        ),
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "--prompt", action="append", default=[], help="what to draw; may be given more than once"
