@@ -55,6 +55,7 @@ class Data(Section):
     feat_path: LocalPath | None = None  # training condition, image embeddings (LMDB folder)
     feat_dim: NonNegativeInt = 512
     norm_feature: bool = False  # scale conditions to unit length
+    num_features_per_sample: PositiveInt | None = None  # drawn among the first so many; null = all
     image_dir: LocalPath | None = None
     caption_dir: LocalPath | None = None
     text_feat_path: LocalPath | None = None  # embeddings of the training captions (LMDB folder)
@@ -124,7 +125,7 @@ class Train(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     ema_rampup: PositiveFloat | None = None  # half-life at most this fraction of the images seen
     seed: NonNegativeInt = 0
-    num_workers: NonNegativeInt = 0
+    num_workers: NonNegativeInt = 0  # threads that read batches ahead; 0 = one
     compile: bool = False
 
     @field_validator("grad_accum")
@@ -149,7 +150,8 @@ class Eval(Section):
     ref_path: LocalPath | None = None  # npz written by preprocess_scripts/fid_ref.py
     fid_sample_size: PositiveInt = 5000  # images
     feat_path: LocalPath | None = None  # embeddings of the test captions (LMDB folder)
-    cfg_scales: list[float] = []  # guidance scales to evaluate; empty = sampling.cfg_scale
+    seeds: str | None = None  # of the images, e.g. 0-63,100; null = from sampling.seed on
+    cfg_scales: list[float | None] = []  # guidance scales; empty = sampling.cfg_scale
     image_dir: LocalPath | None = None
     caption_dir: LocalPath | None = None
     root: LocalPath | None = None  # latents of the test images (LMDB folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from models.samplers import SeededNoise
 from utils.config import Config
 from utils.encoders import load_config_autoencoder, load_config_clip
 from utils.errors import UserError
-from utils.generate import draw_images, latent_shape, sampler_settings
+from utils.generate import draw_images, latent_shape, parse_seeds, sampler_settings
 from utils.latent_lmdb import LMDBReader
 from utils.metrics import (
     ClipFeatures,
@@ -93,10 +94,9 @@ def evaluate_checkpoint(
             f"the model takes conditions of {denoiser.model.cond_dim} numbers, but "
             f"{config.eval.feat_path} holds embeddings of {judge.clip.dim}"
         )
-    first, count = config.sampling.seed, config.eval.fid_sample_size
-    if count < 2:
-        raise UserError(f"eval.fid_sample_size: {count} is too few, statistics need two images")
-    seeds = range(first + processes.process_index, first + count, processes.num_processes)
+    seeds = seeds_to_judge(config)
+    count = len(seeds)
+    seeds = seeds[processes.process_index :: processes.num_processes]
     stats, similarities = FeatureStats(), []
     with progress(desc="evaluate", total=count, unit="images") as bar:
         for start in range(0, len(seeds), config.eval.batchsize):
@@ -117,6 +117,21 @@ def evaluate_checkpoint(
         "network": judge.network.name,
         "seconds": round(time.perf_counter() - started, 2),
     }
+
+
+def seeds_to_judge(config: Config) -> Sequence[int]:
+    """The seeds of `eval.fid_sample_size` images; raises UserError if there are not as many."""
+    first, count = config.sampling.seed, config.eval.fid_sample_size
+    if count < 2:
+        raise UserError(f"eval.fid_sample_size: {count} is too few, statistics need two images")
+    if config.eval.seeds is None:
+        return range(first, first + count)
+    seeds = parse_seeds(config.eval.seeds)
+    if len(seeds) < count:
+        raise UserError(
+            f"eval.fid_sample_size: {count} images are asked for, but eval.seeds lists {len(seeds)}"
+        )
+    return seeds[:count]
 
 
 def draw_from_captions(
@@ -147,15 +162,18 @@ def evaluate_into(
     config: Config,
     judge: Judge,
     *,
+    step: int | None = None,
     amp: str = "no",
 ) -> Record:
-    """evaluate_checkpoint for the denoiser that `checkpoint` (<step>.pt) holds, and record it.
+    """evaluate_checkpoint for the denoiser that `checkpoint` holds, and record it.
+
+    `step` of its training; None = the checkpoint is called <step>.pt.
 
     Called by all processes. What `results` holds already for this file and these settings is
     returned as it is.
     """
     what = {
-        "step": int(checkpoint.stem),
+        "step": int(checkpoint.stem) if step is None else step,
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": file_hash(checkpoint),
         **evaluation_settings(config, judge, amp),
@@ -177,6 +195,7 @@ def evaluation_settings(config: Config, judge: Judge, amp: str) -> dict[str, Any
         "num_steps": sampling.num_steps,
         "solver": sampling.solver,
         **sampling.model_dump(mode="json", exclude_defaults=True),
+        **({} if config.eval.seeds is None else {"seeds": config.eval.seeds}),
         "n": config.eval.fid_sample_size,
         "network": judge.network.name,
         "reference": judge.reference.source or str(judge.ref_path),

@@ -316,8 +316,12 @@ class LatentDataset:
         feat_path: str | Path | None = None,
         in_memory: bool | Literal["auto"] = "auto",
         channels: int = 4,
+        num_features: int | None = None,
     ) -> None:
-        """Raises a UserError if latents and embeddings do not belong to the same images."""
+        """`num_features`: draw among the first so many embeddings of an image; None = all.
+
+        Raises a UserError if latents and embeddings do not belong to the same images.
+        """
         self._z = LMDBReader(root, channels)
         self._y = LMDBReader(feat_path) if feat_path is not None else None
         _expect(self._z, "z")
@@ -329,6 +333,9 @@ class LatentDataset:
         channels, *sides = self._z.info.shape
         self.latent_shape = (channels // 2 if self._is_moments else channels, *sides)
         self.cond_dim = self._y.info.shape[0] if self._y is not None else 0
+        self.n_features = self._y.info.n_features if self._y is not None else 0
+        if self._y is not None:
+            self._counts = np.minimum(self._y.info.counts, num_features or self._y.info.counts)
         readers = [reader for reader in (self._z, self._y) if reader is not None]
         if in_memory is True or (in_memory == "auto" and _fits(sum(r.nbytes for r in readers))):
             for reader in readers:
@@ -350,9 +357,9 @@ class LatentDataset:
             z = mean + (0.5 * log_variance).exp() * noise
         if self._y is None:
             return z, None
-        counts = torch.from_numpy(self._y.info.counts[rows])
+        counts = torch.from_numpy(self._counts[rows])
         feature = torch.zeros_like(indices)
-        if self._y.info.counts.max() > 1:
+        if self._counts.max() > 1:
             feature = (torch.rand(len(indices), generator=generator) * counts).long()
         return z, torch.from_numpy(self._y.read(rows, feature.numpy()))
 

@@ -32,14 +32,15 @@ class DataOrder:
 
     def __init__(self, length: int, seed: int) -> None:
         self.length, self.seed = length, seed
-        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.long)
+        self._latest = (-1, torch.empty(0, dtype=torch.long))  # epoch and its permutation
 
     def _permutation_of(self, epoch: int) -> torch.Tensor:
-        if epoch != self._epoch:
+        latest, permutation = self._latest  # one read and one write: several threads ask
+        if epoch != latest:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
-            self._epoch = epoch
-            self._permutation = torch.randperm(self.length, generator=generator)
-        return self._permutation
+            permutation = torch.randperm(self.length, generator=generator)
+            self._latest = (epoch, permutation)
+        return permutation
 
     def describe(self, position: int) -> dict[str, int]:
         """The position as epoch and offset in it, for a checkpoint."""
@@ -57,14 +58,14 @@ class DataOrder:
         return torch.cat(parts)
 
 
-def read_ahead(read: Callable[[int], T], positions: Iterable[int], ahead: int = 2) -> Iterator[T]:
-    """`map(read, positions)` with up to `ahead` results being read in a thread meanwhile.
+def read_ahead(read: Callable[[int], T], positions: Iterable[int], threads: int = 1) -> Iterator[T]:
+    """`map(read, positions)` with up to `threads` + 1 results being read by threads meanwhile.
 
     Errors of `read` appear where its result would have.
     """
     upcoming = iter(positions)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
-        waiting = [pool.submit(read, p) for p in itertools.islice(upcoming, ahead)]
+    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="read-ahead") as pool:
+        waiting = [pool.submit(read, p) for p in itertools.islice(upcoming, threads + 1)]
         while waiting:
             result = waiting.pop(0).result()
             waiting += [pool.submit(read, p) for p in itertools.islice(upcoming, 1)]
@@ -80,11 +81,13 @@ def training_batches(
     *,
     xflip: bool = False,
     device: torch.device | str = "cpu",
+    threads: int = 1,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Endless batches of `count` latents (N, C, H, W) and embeddings (N, D) or None, on `device`.
 
     They lie at positions `start`, `start + stride`, … of the data order. Which of an image's
     embeddings is taken, and with `xflip` which latents are mirrored, depends on the position too.
+    `threads` read ahead.
     """
 
     def read(position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -95,14 +98,19 @@ def training_batches(
             latents = torch.where(mirrored, latents.flip(3), latents)
         return latents.to(device), None if y is None else y.to(device)
 
-    return read_ahead(read, itertools.count(start, stride))
+    return read_ahead(read, itertools.count(start, stride), threads)
 
 
 def open_data(config: Config) -> LatentDataset:
     """The configured latents and conditions; UserError unless they have the configured shapes."""
     paths, model = config.data, config.model
     feat_path = paths.feat_path if model.num_classes else None
-    data = LatentDataset(paths.root, feat_path, channels=model.in_channels)
+    data = LatentDataset(
+        paths.root,
+        feat_path,
+        channels=model.in_channels,
+        num_features=paths.num_features_per_sample,
+    )
     wanted = (model.in_channels, model.in_size, model.in_size)
     if data.latent_shape != wanted:
         raise UserError(
@@ -111,6 +119,11 @@ def open_data(config: Config) -> LatentDataset:
         )
     if model.num_classes and feat_path is None:
         raise UserError("data.feat_path: set it for the condition, or model.num_classes=0 for none")
+    if feat_path and (paths.num_features_per_sample or 0) > data.n_features:
+        raise UserError(
+            f"data.num_features_per_sample: {paths.num_features_per_sample}, but {feat_path} holds "
+            f"{data.n_features} embedding(s) an image"
+        )
     if data.cond_dim != model.num_classes:
         raise UserError(
             f"{feat_path} holds embeddings of {data.cond_dim} numbers, but model.num_classes "
