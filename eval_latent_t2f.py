@@ -19,14 +19,27 @@ import torch
 from accelerate import PartialState
 
 from utils.checkpoint import list_checkpoints, load_denoiser, read_weights
-from utils.config import Config, HelpFormatter, add_config_arguments, load_config
+from utils.config import (
+    DEFAULT_CONFIG,
+    Config,
+    HelpFormatter,
+    add_config_arguments,
+    load_config,
+)
 from utils.distributed import add_launch_arguments, relaunch
 from utils.errors import UserError, one_line_errors
 from utils.evaluation import Judge, evaluate_into
-from utils.generate import parse_scale
+from utils.experiment import experiment_name
+from utils.published_flags import (
+    EVALUATION_VOID,
+    SAMPLING,
+    add_published_flags,
+    flag_settings,
+    note_void_flags,
+    path_or_none,
+    step_or_none,
+)
 from utils.results import Record, Results, best_of, guidance_name, table
-
-FROM_CONFIG = "eval.cfg_scales, or sampling.cfg_scale if that is empty"
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,61 +49,49 @@ def parse_args() -> argparse.Namespace:
     )
     add_config_arguments(parser)
     parser.add_argument(
-        "--experiment_dir", type=Path, default=Path("results/demo"), help="folder of the training"
+        "--experiment_dir",
+        type=path_or_none,
+        help="folder of the training; None = in --results_dir, with the name that the training "
+        "makes from the config, for the demo's config: demo",
     )
-    parser.add_argument("--ckpt_id_start", type=int, default=0, help="first step to evaluate")
-    parser.add_argument("--ckpt_id_end", type=int, help="last step to evaluate; None = the last")
     parser.add_argument(
-        "--cfg_scale",
-        default=FROM_CONFIG,
-        help="guidance scales, e.g. 2.0,None where None is the condition alone",
+        "--results_dir", type=Path, default=Path("results"), help="folder of all experiments"
     )
-    parser.add_argument("--num_steps", type=int, help="sampler's levels, for sampling.num_steps")
-    parser.add_argument("--solver", help="heun, euler or dpmpp_2m, for sampling.solver")
-    parser.add_argument("--num_expected", type=int, help="images, for eval.fid_sample_size")
-    parser.add_argument("--fid_batch_size", type=int, help="images at once, for eval.batchsize")
+    parser.add_argument(
+        "--ckpt_id_start", type=step_or_none, help="first step to evaluate; None = the first"
+    )
+    parser.add_argument(
+        "--ckpt_id_end", type=step_or_none, help="last step to evaluate; None = the last"
+    )
     parser.add_argument(
         "--amp",
         choices=("no", "bf16", "fp16"),
         default="no",
         help="precision of the diffusion model; no = float32",
     )
+    add_published_flags(parser, ("train_global_batch", "local_rank", *SAMPLING), **EVALUATION_VOID)
     add_launch_arguments(parser)
     return parser.parse_intermixed_args()
 
 
-def configured(args: argparse.Namespace) -> Config:
-    """The config with what the flags set, validated as if it stood in the file."""
-    flags = {
-        "sampling.num_steps": args.num_steps,
-        "sampling.solver": args.solver,
-        "eval.fid_sample_size": args.num_expected,
-        "eval.batchsize": args.fid_batch_size,
-    }
-    overrides = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    return load_config(
-        args.config, [*args.overrides, *overrides], require=("eval.feat_path", "eval.ref_path")
-    )
+def folder_of(args: argparse.Namespace, config: Config) -> Path:
+    """The experiment to evaluate."""
+    is_demo = args.config == DEFAULT_CONFIG
+    name = "demo" if is_demo else experiment_name(config)
+    return args.experiment_dir or args.results_dir / name
 
 
-def guidance_scales(args: argparse.Namespace, config: Config) -> list[float | None]:
-    """The guidance scales to evaluate each checkpoint at."""
-    if args.cfg_scale != FROM_CONFIG:
-        return [parse_scale(part) for part in args.cfg_scale.split(",")]
-    return config.eval.cfg_scales or [config.sampling.cfg_scale]
-
-
-def checkpoints_in_range(args: argparse.Namespace) -> dict[int, Path]:
-    """Step -> file; raises UserError if there is none in the range."""
-    folder = args.experiment_dir / "checkpoints"
+def checkpoints_in_range(folder: Path, first: int | None, last: int | None) -> dict[int, Path]:
+    """Step -> file, None = no limit; raises UserError if there is none in the range."""
     found = list_checkpoints(folder)
     if not found:
         raise UserError(f"{folder}: holds no checkpoints; train first, or set --experiment_dir")
-    last = max(found) if args.ckpt_id_end is None else args.ckpt_id_end
-    chosen = {step: path for step, path in found.items() if args.ckpt_id_start <= step <= last}
+    first = min(found) if first is None else first
+    last = max(found) if last is None else last
+    chosen = {step: path for step, path in found.items() if first <= step <= last}
     if not chosen:
         raise UserError(
-            f"{folder}: no checkpoint from step {args.ckpt_id_start} to {last}; there are "
+            f"{folder}: no checkpoint from step {first} to {last}; there are "
             f"{len(found)}, from {min(found)} to {max(found)}"
         )
     return chosen
@@ -116,12 +117,20 @@ def check_trained_with(path: Path, trained: Config, config: Config) -> None:
 @one_line_errors
 def main() -> None:
     args = parse_args()
-    config = configured(args)
-    scales, checkpoints = guidance_scales(args, config), checkpoints_in_range(args)
+    config = load_config(
+        args.config,
+        args.overrides,
+        require=("eval.feat_path", "eval.ref_path"),
+        flags=flag_settings(args),
+    )
+    scales = config.eval.cfg_scales or [config.sampling.cfg_scale]
+    folder = folder_of(args, config)
+    checkpoints = checkpoints_in_range(folder / "checkpoints", args.ckpt_id_start, args.ckpt_id_end)
     relaunch(args)
+    note_void_flags(args)
     processes = PartialState(cpu=not torch.accelerator.is_available())
     judge = Judge(config, processes.device)
-    results = Results(args.experiment_dir / "evaluation")
+    results = Results(folder / "evaluation")
     processes.print(f"judged by {judge.network.name} against {judge.reference.n} images")
 
     records: list[Record] = []

@@ -7,6 +7,7 @@ Four GPUs:           python train_latent_t2f.py --config X.yaml --num_process_pe
 Two nodes, on each:  python train_latent_t2f.py --config X.yaml --num_process_per_node 8 \\
                      --num_proc_node 2 --node_rank 0 (or 1) --master_address HOST
 Other settings:      python train_latent_t2f.py --config X.yaml train.lr=5e-5 model.mask_ratio=0.3
+Finetune:            python train_latent_t2f.py --config Y.yaml --ckpt_path X/checkpoints/0300000.pt
 Release a model:     python train_latent_t2f.py --export dit.safetensors --ckpt_path 0005000.pt
 
 The same command started again continues the run in its experiment folder. Ctrl-C or SIGTERM
@@ -26,7 +27,7 @@ import torch.nn.functional as F
 
 from models.edm import edm_loss
 from models.perturbation import perturb
-from utils import experiment
+from utils import experiment, finetune
 from utils.checkpoint import (
     checkpoint_path,
     denoiser_from_config,
@@ -34,7 +35,6 @@ from utils.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     load_weights,
-    read_weights,
     remove_all_but,
     save_checkpoint,
 )
@@ -50,10 +50,19 @@ from utils.distributed import (
 from utils.ema import EMA, ema_decay_at
 from utils.errors import UserError, one_line_errors
 from utils.evaluation import Judge, evaluate_into
+from utils.published_flags import (
+    SAMPLING,
+    TRAINING,
+    add_published_flags,
+    flag_settings,
+    note_void_flags,
+    path_or_none,
+    true_or_false,
+)
 from utils.results import Results, guidance_name
 from utils.sample_grid import SampleGrid
 from utils.schedules import always_masked, lr_after, mask_ratio_after, number_of_steps
-from utils.tracking import RunLog, Window, memory_gb
+from utils.tracking import RunLog, Window, memory_gb, require_wandb
 from utils.training_data import DataOrder, derived_seed, open_data, training_batches
 
 
@@ -61,14 +70,34 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_config_arguments(parser)
     parser.add_argument("--exp_name", help="name of the experiment folder; None = from the config")
-    parser.add_argument("--results_dir", type=Path, default=Path("results"), help="its parent")
-    parser.add_argument("--ckpt_path", type=Path, help="file whose weights a new run starts from")
+    parser.add_argument(
+        "--results_dir", type=Path, default=Path("results"), help="folder of all experiments"
+    )
+    parser.add_argument(
+        "--ckpt_path",
+        type=path_or_none,
+        help="checkpoint that a new run starts from: weights, optimizer and step; None = from none",
+    )
+    parser.add_argument(
+        "--use_strict_load",
+        type=true_or_false,
+        default=True,
+        metavar="BOOL",
+        help="False: --ckpt_path may lack weights or have others, which are listed; the optimizer "
+        "starts anew",
+    )
     parser.add_argument(
         "--enable_eval", action="store_true", help="evaluate each checkpoint after saving it"
     )
     parser.add_argument(
+        "--use_wandb",
+        action="store_true",
+        help="log to Weights & Biases too; its WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP hold",
+    )
+    parser.add_argument(
         "--export", type=Path, metavar="FILE", help="write --ckpt_path's EMA weights here, and end"
     )
+    add_published_flags(parser, TRAINING + SAMPLING)
     add_launch_arguments(parser)
     return parser.parse_intermixed_args()
 
@@ -96,8 +125,19 @@ def make_condition(
     return y * (draw >= config.model.class_dropout_prob)
 
 
-def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bool) -> int:
-    """Run, or continue, the training of one experiment folder; returns the exit code."""
+def train(
+    config: Config,
+    folder: Path,
+    start_from: Path | None,
+    enable_eval: bool,
+    *,
+    strict: bool = True,
+    use_wandb: bool = False,
+) -> int:
+    """Run, or continue, the training of one experiment folder; returns the exit code.
+
+    A new run starts from the checkpoint `start_from`, if given; `strict`: see finetune.start_from.
+    """
     options, every = config.train, config.log
     accelerator = start_accelerator(options.amp, options.grad_accum, always_masked(config))
     rank, processes = accelerator.process_index, accelerator.num_processes
@@ -108,7 +148,6 @@ def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bo
         torch.backends.cudnn.allow_tf32 = options.tf32
 
     data = open_data(config)
-    max_steps = number_of_steps(config, data.length)
 
     # Where the run in this folder stands, if there is one.
     notes: list[str] = []
@@ -126,6 +165,13 @@ def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bo
     optimizer = torch.optim.AdamW(
         trained, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True
     )
+    if state is None and start_from is not None:
+        step, images_seen, told = finetune.start_from(
+            start_from, denoiser, ema.module, optimizer, options.batchsize, strict
+        )
+        notes += told
+    first_step = state.get("first_step", 0) if state else step
+    max_steps = number_of_steps(config, data.length, first_step)
     generator = torch.Generator(device)
     generator.manual_seed(derived_seed(options.seed, "noise", rank, images_seen))
     window = Window(device)
@@ -138,11 +184,8 @@ def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bo
             generator.set_state(state["rng"][rank])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
-        notes.append(f"continuing {folder} from step {step}")
-    elif start_from is not None:
-        for network, which in ((denoiser, "model"), (ema.module, "ema")):
-            load_weights(network, read_weights(start_from, which)[0], start_from)
-        notes.append(f"starting from the weights of {start_from}")
+        not_read = f"; {start_from} is not read" if start_from else ""
+        notes.append(f"continuing {folder} from step {step}{not_read}")
     state = None  # its memory
     if options.compile:
         denoiser.model.compile()
@@ -152,7 +195,7 @@ def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bo
     results = Results(folder / "evaluation")
     size = sum(p.numel() for p in trained) / 1e6
     notes.append(
-        f"{size:.1f} M trained parameters; {data.length} images; {max_steps} steps of "
+        f"{size:.1f} M trained parameters; {data.length} images; {max_steps - first_step} steps of "
         f"{options.batchsize} = {processes} process(es) x {options.grad_accum} x {share}; "
         f"{device.type}, amp {options.amp}"
     )
@@ -163,7 +206,12 @@ def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bo
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         experiment.write_config(folder, config)
-    log = RunLog(folder, step, tensorboard=every.use_tensorboard)
+    log = RunLog(
+        folder,
+        step,
+        tensorboard=every.use_tensorboard,
+        wandb_config=config.to_dict() if use_wandb else None,
+    )
     for note in notes:
         log.info(note)
 
@@ -181,6 +229,7 @@ def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bo
                     "opt": optimizer.state_dict(),
                     "scaler": scaler.state_dict() if scaler is not None else None,
                     "step": step,
+                    "first_step": first_step,
                     "images_seen": images_seen,
                     "data_position": order.describe(images_seen),
                     "rng": rng,
@@ -192,16 +241,36 @@ def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bo
                 remove_all_but(checkpoints, every.keep_last)
         accelerator.wait_for_everyone()
 
+    def evaluate(path: Path) -> None:
+        """Judge the EMA weights, those of the checkpoint `path`; called by all processes."""
+        for scale in config.eval.cfg_scales or [config.sampling.cfg_scale]:
+            sampling = config.sampling.model_copy(update={"cfg_scale": scale})
+            guided = config.model_copy(update={"sampling": sampling})
+            record = evaluate_into(results, path, ema.module, guided, judge, step=step)
+            log.evaluation(step, guidance_name(scale), record)
+        if accelerator.is_main_process:
+            results.plot()
+
+    if enable_eval and first_step == step > 0:  # what the new run starts from, as published
+        evaluate(start_from)
+
     order = DataOrder(data.length, options.seed)
     first = images_seen + rank * share
     batches = training_batches(
-        data, order, first, share, processes * share, xflip=options.xflip, device=device
+        data,
+        order,
+        first,
+        share,
+        processes * share,
+        xflip=options.xflip,
+        device=device,
+        threads=max(1, options.num_workers),
     )
     stop = StopSignal()
     while step < max_steps:
         started = time.perf_counter()
-        mask_ratio = mask_ratio_after(step, max_steps, config)
-        lr = lr_after(step, max_steps, config)
+        mask_ratio = mask_ratio_after(step, max_steps, config, first_step)
+        lr = lr_after(step, max_steps, config, first_step)
         for group in optimizer.param_groups:
             group["lr"] = lr
 
@@ -265,16 +334,9 @@ def train(config: Config, folder: Path, start_from: Path | None, enable_eval: bo
         if samples and every.sample_every and (step % every.sample_every == 0 or finished):
             samples.save(ema.module, folder / "samples" / f"{step:07d}.png")
         if enable_eval and (checkpoint_due or finished):
-            for scale in config.eval.cfg_scales or [config.sampling.cfg_scale]:
-                sampling = config.sampling.model_copy(update={"cfg_scale": scale})
-                guided = config.model_copy(update={"sampling": sampling})
-                path = checkpoint_path(checkpoints, step)
-                record = evaluate_into(results, path, ema.module, guided, judge)
-                log.evaluation(step, guidance_name(scale), record)
-            if accelerator.is_main_process:
-                results.plot()
+            evaluate(checkpoint_path(checkpoints, step))
 
-    log.info(f"finished: {folder} holds {max_steps} steps")
+    log.info(f"finished: {folder} holds the weights of step {max_steps}")
     log.close()
     return 0
 
@@ -288,12 +350,26 @@ def main() -> None:
         export_safetensors(args.ckpt_path, args.export)
         print(f"{args.export}: EMA weights of {args.ckpt_path}, float16")
         return
-    config = load_config(args.config, args.overrides, require=("data.root",))
+    config = load_config(
+        args.config, args.overrides, require=("data.root",), flags=flag_settings(args)
+    )
     if config.train.perturbation and config.train.perturbation_type == "learnable":
         raise UserError("train.perturbation_type: 'learnable' cannot be trained yet")
+    if args.use_wandb:
+        require_wandb()
     relaunch(args)
+    note_void_flags(args)
     folder = args.results_dir / (args.exp_name or experiment.experiment_name(config))
-    sys.exit(train(config, folder, args.ckpt_path, args.enable_eval))
+    sys.exit(
+        train(
+            config,
+            folder,
+            args.ckpt_path,
+            args.enable_eval,
+            strict=args.use_strict_load,
+            use_wandb=args.use_wandb,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -131,18 +131,25 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def load_weights(
-    network: nn.Module, weights: Mapping[str, torch.Tensor], source: Path, assign: bool = False
-) -> None:
+    network: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    source: Path,
+    assign: bool = False,
+    strict: bool = True,
+) -> tuple[list[str], list[str]]:
     """Copy named weights into a network, or make them its own (`assign`).
 
-    `source` is the file they come from. Raises UserError naming what does not fit.
+    `source` is the file they come from. Raises UserError naming what does not fit; unless `strict`,
+    missing and unknown names are no faults but returned, as long as some are known.
     """
     own = network.state_dict()
+    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    tolerated = not strict and len(missing) < len(own)
     faults = [
         f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
         for what, names in (
-            ("lacks", sorted(own.keys() - weights.keys())),
-            ("has unknown", sorted(weights.keys() - own.keys())),
+            ("lacks", [] if tolerated else missing),
+            ("has unknown", [] if tolerated else unknown),
             (
                 "has another shape for",
                 sorted(n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape),
@@ -152,7 +159,8 @@ def load_weights(
     ]
     if faults:
         raise UserError(f"{source} does not fit the configured model: it {'; it '.join(faults)}")
-    network.load_state_dict(weights, assign=assign)
+    network.load_state_dict(weights, assign=assign, strict=strict)
+    return missing, unknown
 
 
 def denoiser_from_config(config: Config) -> EDMPrecond:

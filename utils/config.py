@@ -60,11 +60,14 @@ class Config(Section):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """For scripts' parsers: shows defaults that say something, and keeps the launch lines."""
+    """For scripts' parsers: shows every flag's default, and keeps the launch lines."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        says_nothing = action.default is None or action.default is False
-        return action.help if says_nothing else super()._get_help_string(action)
+        is_said = action.required or not action.option_strings or "None = " in action.help
+        if action.default is None or action.default is False:
+            nothing = "none" if action.default is None else "off"
+            return action.help if is_said else f"{action.help} (default: {nothing})"
+        return super()._get_help_string(action)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,15 +79,20 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(
-    path: str | Path, overrides: Sequence[str] = (), require: Sequence[str] = ()
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    require: Sequence[str] = (),
+    flags: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Config:
     """Read a YAML file, apply overrides such as `train.lr=5e-5` and validate the result.
 
     `require` names keys without which the caller cannot work, e.g. `("data.root",)`.
-    Raises a UserError that lists all faults, one line each, with the file and the key.
+    `flags`: command-line flag -> keys and values that it sets, e.g. `{"--tag": {"log.tag": "x"}}`.
+    Raises a UserError that lists all faults, one line each, with the file or flag and the key.
     """
     raw = _read_yaml(Path(path))
     overridden = _apply_overrides(raw, overrides)
+    _apply_flags(raw, flags or {}, overridden)
     return _validate(raw, str(path), require, overridden)
 
 
@@ -127,9 +135,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {str(name): {} if value is None else value for name, value in raw.items()}
 
 
-def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> set[str]:
-    """Set each `section.key=value` in `raw`; returns the dotted keys that were set."""
-    overridden = set()
+def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
+    """Set each `section.key=value` in `raw`; returns the dotted keys and what set them."""
+    overridden = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         section, dot, name = key.strip().partition(".")
@@ -140,18 +148,39 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> set[str]:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise UserError(f"override {text!r}: the value is not valid YAML") from error
-        if not isinstance(raw.setdefault(section, {}), dict):
-            raw[section] = {}
-        raw[section][name] = parsed
-        overridden.add(f"{section}.{name}")
+        _set(raw, f"{section}.{name}", parsed)
+        overridden[f"{section}.{name}"] = "override"
     return overridden
+
+
+def _apply_flags(
+    raw: dict[str, Any], flags: Mapping[str, Mapping[str, Any]], overridden: dict[str, str]
+) -> None:
+    """Set the keys of each flag in `raw`, and add them to `overridden`."""
+    for flag, values in flags.items():
+        for key, value in values.items():
+            there = _get(raw, key)
+            if key in overridden and value != there and str(value) != str(there):
+                raise UserError(
+                    f"{flag} sets {key} to {value}, but {overridden[key]} on the same command line "
+                    f"sets it to {there}; give one of them"
+                )
+            _set(raw, key, value)
+            overridden[key] = flag
+
+
+def _set(raw: dict[str, Any], key: str, value: Any) -> None:
+    section, name = key.split(".")
+    if not isinstance(raw.setdefault(section, {}), dict):
+        raw[section] = {}
+    raw[section][name] = value
 
 
 def _validate(
     raw: dict[str, Any],
     source: str,
     require: Sequence[str] = (),
-    overridden: set[str] = frozenset(),
+    overridden: Mapping[str, str] | None = None,
 ) -> Config:
     _none_to_null(raw)
     faults = _modernise(raw, source)
@@ -163,7 +192,7 @@ def _validate(
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        faults += [_fault(e, source, overridden) for e in error.errors()]
+        faults += [_fault(e, source, overridden or {}) for e in error.errors()]
     if faults:
         raise UserError("\n".join(faults))
     return config
@@ -203,11 +232,11 @@ def _modernise(raw: dict[str, Any], source: str) -> list[str]:
     return faults
 
 
-def _fault(error: Mapping[str, Any], source: str, overridden: set[str]) -> str:
+def _fault(error: Mapping[str, Any], source: str, overridden: Mapping[str, str]) -> str:
     """One line for one of pydantic's errors."""
     location = [str(part) for part in error["loc"]]
     key = ".".join(location)
-    where = "override" if ".".join(location[:2]) in overridden else f"{source}:"
+    where = overridden.get(".".join(location[:2]), f"{source}:")
     if error["type"] == "extra_forbidden":
         known = _all_keys() if len(location) > 1 else list(Config.model_fields)
         return f"{where} {key}: unknown key{_suggestion(key, known)}"

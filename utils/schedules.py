@@ -9,30 +9,40 @@ from utils.config import Config
 from utils.errors import UserError
 
 
-def number_of_steps(config: Config, images: int) -> int:
-    """Optimizer steps of the whole training on `images` images; the lower limit holds."""
+def number_of_steps(config: Config, images: int, first_step: int = 0) -> int:
+    """Count of finished steps at which the training on `images` images ends; the lower limit holds.
+
+    A run that starts from another's checkpoint goes on counting from its `first_step`. As
+    published, `max_num_steps` more are done then, but `epochs` include those done before.
+    """
     train, limits = config.train, []
     if train.max_num_steps is not None:
-        limits.append(train.max_num_steps)
+        limits.append(first_step + train.max_num_steps)
     if train.epochs is not None:
         limits.append(math.ceil(train.epochs * images / train.batchsize))
+        if limits[-1] <= first_step:
+            raise UserError(
+                f"train.epochs: {train.epochs} epochs end at step {limits[-1]}, but the checkpoint "
+                f"to start from has done {first_step}; set more, or train.max_num_steps alone"
+            )
     if not limits:
         raise UserError("train.max_num_steps or train.epochs: set how long to train")
     return min(limits)
 
 
-def lr_after(step: int, max_steps: int, config: Config) -> float:
+def lr_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> float:
     """Learning rate of the update that follows `step` finished ones.
 
-    `lr_rampup_kimg` and `lr_warmup_steps` rise linearly from zero, as published (the lower holds
-    where both are set). `lr_schedule` goes from `lr` to `lr * lr_min_ratio` at `max_steps`.
+    `lr_rampup_kimg` and `lr_warmup_steps` rise linearly from zero (the lower holds where both are
+    set); as published, the first counts from step 0, the second from the run's `first_step`.
+    `lr_schedule` goes from `lr` at `first_step` to `lr * lr_min_ratio` at `max_steps`.
     """
     train, rise = config.train, 1.0
     if train.lr_rampup_kimg > 0:
         rise = min(rise, step * train.batchsize / (train.lr_rampup_kimg * 1000))
     if train.lr_warmup and train.lr_warmup_steps > 0:
-        rise = min(rise, step / train.lr_warmup_steps)
-    x = min(step / max_steps, 1.0)
+        rise = min(rise, (step - first_step) / train.lr_warmup_steps)
+    x = min((step - first_step) / (max_steps - first_step), 1.0)
     share = {
         "constant": 1.0,
         "cosine": (1 + math.cos(math.pi * x)) / 2,
@@ -41,14 +51,15 @@ def lr_after(step: int, max_steps: int, config: Config) -> float:
     return train.lr * rise * (train.lr_min_ratio + (1 - train.lr_min_ratio) * share)
 
 
-def mask_ratio_after(step: int, max_steps: int, config: Config) -> float:
-    """Mask ratio of the step that follows `step` finished ones; 0 in the unmasked tail."""
-    model = config.model
-    if step >= (1 - model.unmasked_tail) * max_steps:
+def mask_ratio_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> float:
+    """Mask ratio of the step that follows `step` finished ones; 0 in the unmasked tail.
+
+    As published, the schedule runs from the run's `first_step` to `max_steps`.
+    """
+    model, done, length = config.model, step - first_step, max_steps - first_step
+    if done >= (1 - model.unmasked_tail) * length:
         return 0.0
-    return mask_ratio_at(
-        model.mask_ratio_fn, step / max_steps, model.mask_ratio, model.mask_ratio_min
-    )
+    return mask_ratio_at(model.mask_ratio_fn, done / length, model.mask_ratio, model.mask_ratio_min)
 
 
 def always_masked(config: Config) -> bool:

@@ -1,7 +1,8 @@
-"""What a run tells: progress bars, log.txt, aligned console lines, metrics.jsonl, TensorBoard."""
+"""What a run tells: progress bars, log.txt, console lines, metrics.jsonl, TensorBoard, wandb."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 from tqdm import tqdm
+
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # slow to import, and progress() does not need it
@@ -97,12 +100,22 @@ class RunLog:
     is now being continued, are removed, so that each step appears once.
     """
 
-    def __init__(self, folder: Path, step: int = 0, *, tensorboard: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        step: int = 0,
+        *,
+        tensorboard: bool = True,
+        wandb_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`wandb_config`: start a Weights & Biases run that shows this; see start_wandb."""
         self.enabled = is_main_process()
-        self.tensorboard = None
+        self.tensorboard = self.wandb = None
         if not self.enabled:
             return
         folder.mkdir(parents=True, exist_ok=True)
+        if wandb_config is not None:
+            self.wandb = start_wandb(folder, wandb_config)
         cut_after(folder / "metrics.jsonl", step)
         self.text = open(folder / "log.txt", "a", buffering=1)  # noqa: SIM115
         self.lines = open(folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
@@ -137,10 +150,12 @@ class RunLog:
         self.scalars(step, figures, f"eval, {guidance}")
 
     def scalars(self, step: int, figures: Mapping[str, float], group: str) -> None:
-        """Figures for TensorBoard only, drawn as `group/name`."""
+        """Figures for TensorBoard and Weights & Biases only, drawn as `group/name`."""
         if self.tensorboard is not None:
             for name, value in figures.items():
                 self.tensorboard.add_scalar(f"{group}/{name}", value, step)
+        if self.wandb is not None:
+            self.wandb.log({f"{group}/{n}": v for n, v in figures.items()}, step=step)
 
     def flush(self) -> None:
         """Bring everything to disk: call before a checkpoint, whose log lines must not be lost."""
@@ -161,6 +176,29 @@ class RunLog:
         self.lines.close()
         if self.tensorboard is not None:
             self.tensorboard.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def require_wandb() -> None:
+    """Raise UserError unless the optional package wandb is installed."""
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError("--use_wandb: needs the package wandb; pip install wandb")
+
+
+def start_wandb(folder: Path, config: Mapping[str, Any]) -> Any:
+    """A Weights & Biases run named after the experiment folder, which shows its config.
+
+    Project, entity and group come from wandb's own variables (WANDB_PROJECT, WANDB_ENTITY,
+    WANDB_RUN_GROUP). Raises UserError if it does not start, e.g. for want of a login.
+    """
+    import wandb  # optional
+
+    project = os.environ.get("WANDB_PROJECT", "text-to-face")
+    try:
+        return wandb.init(project=project, name=folder.name, dir=str(folder), config=dict(config))
+    except wandb.Error as error:
+        raise UserError(f"--use_wandb: {error}; WANDB_MODE=offline needs no account") from error
 
 
 class Window:
