@@ -287,6 +287,8 @@ def train(
                         cond,
                         mask_ratio=mask_ratio,
                         mae_loss_coef=config.model.mae_loss_coef,
+                        P_mean=options.P_mean,
+                        P_std=options.P_std,
                         generator=generator,
                     )
                 loss = losses.mean()

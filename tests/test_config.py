@@ -102,6 +102,7 @@ def test_defaults_are_the_published_behaviour(write):
         (0.9, 0.999),
         0.0,
     )
+    assert (config.train.P_mean, config.train.P_std) == (-1.2, 1.2)
     assert (config.train.ema_decay, config.train.lr_schedule) == (0.9999, "constant")
     assert (config.sampling.solver, config.sampling.num_steps) == ("heun", 40)
 

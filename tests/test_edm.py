@@ -78,18 +78,24 @@ def test_same_generator_gives_the_same_loss():
     assert torch.equal(first, second)
 
 
-def test_noise_levels_are_log_normal():
+@pytest.mark.parametrize("levels", [{}, {"P_mean": 0.5, "P_std": 0.9}])
+def test_noise_levels_are_log_normal(levels):
     """With F = 0 and no noise, the weighted error is clean² / (sigma² + sigma_data²)."""
     clean = torch.ones(20000, 1, 2, 2)
     generator = torch.Generator().manual_seed(0)
     loss = edm_loss(
-        EDMPrecond(Constant(0.0)), clean, None, noise=torch.zeros_like(clean), generator=generator
+        EDMPrecond(Constant(0.0)),
+        clean,
+        None,
+        noise=torch.zeros_like(clean),
+        generator=generator,
+        **levels,
     )
     # weight * (1 - c_skip)² = sigma² / (sigma_data² (sigma² + sigma_data²))
     ratio = 0.25 * loss  # sigma² / (sigma² + sigma_data²)
     log_sigma = 0.5 * (0.25 * ratio / (1 - ratio)).log()
-    assert log_sigma.mean().item() == pytest.approx(-1.2, abs=0.03)
-    assert log_sigma.std().item() == pytest.approx(1.2, abs=0.03)
+    assert log_sigma.mean().item() == pytest.approx(levels.get("P_mean", -1.2), abs=0.03)
+    assert log_sigma.std().item() == pytest.approx(levels.get("P_std", 1.2), abs=0.03)
 
 
 def test_hidden_patches_count_only_through_the_reconstruction_term():

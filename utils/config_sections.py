@@ -116,6 +116,8 @@ class Train(Section):
     mean: float = 0.0
     trunc_a: float = -1.0
     trunc_b: float = 1.0
+    P_mean: float = -1.2  # noise levels of training: mean and standard deviation of ln(sigma)
+    P_std: PositiveFloat = 1.2
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.999,
