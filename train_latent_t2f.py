@@ -8,7 +8,8 @@ Two nodes, on each:  python train_latent_t2f.py --config X.yaml --num_process_pe
                      --num_proc_node 2 --node_rank 0 (or 1) --master_address HOST
 Other settings:      python train_latent_t2f.py --config X.yaml train.lr=5e-5 model.mask_ratio=0.3
 Finetune:            python train_latent_t2f.py --config Y.yaml --ckpt_path X/checkpoints/0300000.pt
-Release a model:     python train_latent_t2f.py --export dit.safetensors --ckpt_path 0005000.pt
+Release a model:     python train_latent_t2f.py --export dit.safetensors --ckpt_path 0005000.pt \\
+                         sampling.cfg_scale=2
 
 The same command started again continues the run in its experiment folder. Ctrl-C or SIGTERM
 finishes the step, saves, and ends with code 130 or 143.
@@ -95,7 +96,10 @@ def parse_args() -> argparse.Namespace:
         help="log to Weights & Biases too; its WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP hold",
     )
     parser.add_argument(
-        "--export", type=Path, metavar="FILE", help="write --ckpt_path's EMA weights here, and end"
+        "--export",
+        type=Path,
+        metavar="FILE",
+        help="write --ckpt_path's EMA weights here, with its config and any key=value, and end",
     )
     add_published_flags(parser, TRAINING + SAMPLING)
     add_launch_arguments(parser)
@@ -349,7 +353,7 @@ def main() -> None:
     if args.export:
         if not args.ckpt_path:
             raise UserError("--export: name the checkpoint to export with --ckpt_path")
-        export_safetensors(args.ckpt_path, args.export)
+        export_safetensors(args.ckpt_path, args.export, args.overrides)
         print(f"{args.export}: EMA weights of {args.ckpt_path}, float16")
         return
     config = load_config(

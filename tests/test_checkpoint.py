@@ -82,6 +82,15 @@ def test_an_exported_model_gives_the_checkpoints_images_in_half_precision(saved,
         torch.testing.assert_close(released(x, 1.0, cond), trained(x, 1.0, cond), atol=1e-2, rtol=0)
 
 
+def test_an_export_carries_the_settings_that_it_was_given(saved, tmp_path):
+    out = tmp_path / "dit.safetensors"
+    export_safetensors(saved, out, ["sampling.cfg_scale=1.75"])
+    assert load_denoiser(out)[1].sampling.cfg_scale == 1.75
+    with pytest.raises(UserError, match=r"sampling\.cfg_scal: unknown key"):
+        export_safetensors(saved, tmp_path / "other.safetensors", ["sampling.cfg_scal=2"])
+    assert not (tmp_path / "other.safetensors").exists()
+
+
 def test_a_published_checkpoint_loads_safely_with_the_configuration_given(golden, config):
     sizes = {"in_size": 8, "num_classes": 16, "depth": 3, "hidden_size": 64, "num_heads": 4}
     decoder = {"decoder_hidden_size": 48, "decoder_depth": 2, "decoder_num_heads": 4}

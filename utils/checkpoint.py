@@ -12,7 +12,7 @@ import argparse
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -245,12 +245,18 @@ def load_denoiser(
     return denoiser.to(device).eval().requires_grad_(False), config
 
 
-def export_safetensors(checkpoint: Path | str, out: Path | str) -> None:
-    """Write a checkpoint's EMA weights as float16 with its configuration, for release."""
+def export_safetensors(
+    checkpoint: Path | str, out: Path | str, overrides: Sequence[str] = ()
+) -> None:
+    """Write a checkpoint's EMA weights as float16 with its configuration, for release.
+
+    `overrides`, such as `sampling.cfg_scale=2`, set what people who use it get by default.
+    """
     checkpoint, out = Path(checkpoint), Path(out)
     weights, config = read_weights(checkpoint)
     if config is None:
         raise UserError(f"{checkpoint} holds no configuration and cannot be exported")
+    config = config_from_dict(config.to_dict(), str(checkpoint), overrides)
     denoiser_with(weights, config, checkpoint)  # complains now rather than at the user's
     half = {name: tensor.half().contiguous() for name, tensor in weights.items()}
     metadata = {"config": config.to_yaml(), "source": checkpoint.name}

@@ -96,10 +96,13 @@ def load_config(
     return _validate(raw, str(path), require, overridden)
 
 
-def config_from_dict(values: Mapping[str, Any], source: str = "checkpoint") -> Config:
-    """Config out of a checkpoint's plain dict; raises a UserError as `load_config` does."""
+def config_from_dict(
+    values: Mapping[str, Any], source: str = "checkpoint", overrides: Sequence[str] = ()
+) -> Config:
+    """Config out of a checkpoint's plain dict; overrides and faults as in `load_config`."""
     raw = {name: dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}
-    return _validate(raw, source)
+    overridden = _apply_overrides(raw, overrides)
+    return _validate(raw, source, overridden=overridden)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
