@@ -7,15 +7,15 @@ variance is near 1; "scaled" below means after that.
 from __future__ import annotations
 
 import hashlib
-import pickle
 import re
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
+
+from models.weights import looks_like_path, read_tensors
 
 LDM_SCALE_FACTOR = 0.18215  # Rombach 2022, the released first-stage models
 
@@ -92,43 +92,33 @@ def load_autoencoder(
 ) -> Autoencoder:
     """Load a VAE from where `source` points.
 
-    source: a diffusers folder (config.json and safetensors); a file with the LDM names
-        (`autoencoder_kl.pth`, or safetensors), whose architecture is read off its shapes; or the
-        name of a diffusers VAE on the hub, fetched on first use.
+    source: a diffusers folder (config.json and weights as safetensors or .bin); a file with the
+        LDM names (`autoencoder_kl.pth`, or safetensors), whose architecture is read off its shapes;
+        or the name of a diffusers VAE on the hub, fetched on first use.
     scale_factor: of the latents; None = what the folder states, 0.18215 for an LDM file.
+    dtype: float32, or a half type in which the network is then kept and run.
 
     Raises FileNotFoundError if there is nothing at a path, ValueError if it is not a VAE.
     """
-    path, device = Path(source), torch.device(device)
+    path, device = Path(source).expanduser(), torch.device(device)
     if path.is_file():
-        vae = from_ldm(_read_tensors(path), str(path))
+        vae = from_ldm(_vae_tensors(path), str(path))
         return Autoencoder(vae, scale_factor or LDM_SCALE_FACTOR, device, dtype)
-    is_path = path.is_dir() or path.suffix or str(source).startswith(("/", ".", "~", "assets/"))
-    if is_path and not path.is_dir():
+    if looks_like_path(str(source)) and not path.is_dir():
         raise FileNotFoundError(f"no VAE at {source}: give a folder, a file or a hub name")
     if path.is_dir() and not (path / "config.json").exists():
         raise ValueError(f"{path} holds no config.json, so it is not a diffusers VAE")
     try:
-        vae = AutoencoderKL.from_pretrained(
-            str(source), use_safetensors=True, torch_dtype=torch.float32
-        )
+        vae = AutoencoderKL.from_pretrained(str(source), torch_dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
         first_line = str(fault).strip().splitlines()[0]
         raise ValueError(f"cannot load a VAE from {source}: {first_line}") from fault
     return Autoencoder(vae, scale_factor or vae.config.scaling_factor, device, dtype)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors or .pth file, without running what it may hold."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, SafetensorError) as e:
-        raise ValueError(f"{path} is not a file of weights") from e
-    # Whole LDM checkpoints keep the VAE beside other networks.
+def _vae_tensors(path: Path) -> dict[str, Tensor]:
+    """The VAE's tensors from a file; whole LDM checkpoints keep it beside other networks."""
+    tensors = read_tensors(path)
     prefix = "first_stage_model."
     inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     return inside or tensors

@@ -7,16 +7,28 @@ sampling; both come from the towers loaded here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import open_clip
 import torch
+from open_clip.model import build_model_from_openai_state_dict
+from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
+from models.weights import is_torchscript, read_tensors
+
 MERGES_NAME = "merges.txt.gz"
+OPENAI_CONSTANTS = {"input_resolution", "context_length", "vocab_size"}  # beside the weights
+
+ModelAndTokenizer = tuple[torch.nn.Module, Callable]
+T = TypeVar("T")
 
 
 def encode_tokens(model: torch.nn.Module, tokens: Tensor) -> Tensor:
@@ -76,18 +88,23 @@ class ClipEncoder:
 
         Args:
             images: (N, 3, H, W) uint8 RGB of any size; the short side is resized to the model's
-                (bicubic, antialiased) and the centre is cut out.
+                and the centre is cut out, as `open_clip` and OpenAI's code do it.
 
         Returns:
             (N, D) float32 on the CPU.
         """
-        images = images.to(self.device)
         if images.shape[-2:] != (self.image_size, self.image_size):
-            images = tvf.resize(images, [self.image_size], InterpolationMode.BICUBIC)
-            images = tvf.center_crop(images, [self.image_size, self.image_size])
-        pixels = (images.float() / 255 - self._mean) / self._std
+            images = torch.stack([self._resized(image) for image in images.cpu()])
+        pixels = (images.to(self.device).float() / 255 - self._mean) / self._std
         with self._autocast():
             return self.model.encode_image(pixels).float().cpu()
+
+    def _resized(self, image: Tensor) -> Tensor:
+        """One uint8 (3, H, W) at the model's size, by Pillow: torch's bicubic rounds otherwise."""
+        whole = Image.fromarray(image.permute(1, 2, 0).numpy())
+        resized = tvf.resize(whole, [self.image_size], InterpolationMode.BICUBIC)
+        cropped = tvf.center_crop(resized, [self.image_size, self.image_size])
+        return torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
@@ -114,43 +131,130 @@ def load_clip(
         source: one of
             a folder with `open_clip_config.json` and weights (as `open_clip` writes for its hub),
             and its own byte-pair merges in `merges.txt.gz` if its vocabulary is not the usual one;
-            a file in OpenAI's format (`ViT-B-32.pt`);
+            a file as OpenAI published them (`ViT-B-32.pt`), whose architecture is read off its
+            shapes and whose activation is the quick GELU;
+            an `open_clip` name and a file of its weights, `ViT-B-32:weights/vit_b_32.pt`;
             an `open_clip` name and tag, `ViT-B-32:openai`, fetched on first use.
         device: where to run it.
         dtype: float32, or a half type to run the towers under autocast.
+
+    No code in a file is run, see models/weights.py.
 
     Raises:
         FileNotFoundError: no such folder or file.
         ValueError: the folder or file does not hold a CLIP, or the name is not known.
     """
-    path = Path(source)
-    device = torch.device(device)
+    path, device = Path(source).expanduser(), torch.device(device)
     if path.is_dir():
-        if not (path / "open_clip_config.json").exists():
-            raise ValueError(f"{path} holds no open_clip_config.json, so it is not a CLIP folder")
-        merges = path / MERGES_NAME
-        own_vocabulary = {"bpe_path": str(merges)} if merges.exists() else {}
-        name = f"local-dir:{path}"
-        model = _quietly(open_clip.create_model, name, require_pretrained=True)
-        return ClipEncoder(model, open_clip.get_tokenizer(name, **own_vocabulary), device, dtype)
+        return ClipEncoder(*_from_folder(path), device, dtype)
     if path.is_file():
-        model = _quietly(open_clip.load_openai_model, str(path), precision="fp32")
-        return ClipEncoder(model, open_clip.SimpleTokenizer(), device, dtype)
+        return ClipEncoder(*_from_openai_file(path), device, dtype)
+    name, _, tag = str(source).partition(":")
+    if name in open_clip.list_models() and tag:
+        if Path(tag).is_file():
+            return ClipEncoder(*_from_named_file(name, Path(tag)), device, dtype)
+        if tag not in open_clip.list_pretrained_tags_by_model(name):
+            raise FileNotFoundError(
+                f"no weights for {name} at {tag}: give a file or one of its tags"
+            )
+        return ClipEncoder(*_from_tag(name, tag), device, dtype)
     if path.suffix or "/" in str(source):
         raise FileNotFoundError(f"no CLIP at {source}: give a folder, a file or name:tag")
-    name, _, tag = str(source).partition(":")
-    if name not in open_clip.list_models() or not tag:
-        raise ValueError(f"unknown CLIP {source!r}: give a folder, a file, or e.g. ViT-B-32:openai")
-    # OpenAI's weights were trained with the quick GELU; the tag alone does not switch it on.
-    model = _quietly(open_clip.create_model, name, pretrained=tag, force_quick_gelu=tag == "openai")
-    return ClipEncoder(model, open_clip.get_tokenizer(name), device, dtype)
+    raise ValueError(f"unknown CLIP {source!r}: give a folder, a file, or e.g. ViT-B-32:openai")
 
 
-def _quietly(build, *args, **kwargs) -> torch.nn.Module:
-    """Call an open_clip loader; its failures come out as one ValueError."""
+def _from_folder(folder: Path) -> ModelAndTokenizer:
+    """A model as `open_clip` writes it for its hub: JSON and weights."""
+    if not (folder / "open_clip_config.json").exists():
+        raise ValueError(f"{folder} holds no open_clip_config.json, so it is not a CLIP folder")
+    merges = folder / MERGES_NAME
+    own_vocabulary = {"bpe_path": str(merges)} if merges.exists() else {}
+    name = f"local-dir:{folder}"
+    model = _quietly(
+        folder, open_clip.create_model, name, require_pretrained=True, weights_only=True
+    )
+    return model, open_clip.get_tokenizer(name, **own_vocabulary)
+
+
+def _from_tag(name: str, tag: str) -> ModelAndTokenizer:
+    """A published model; its activation is the one that its weights were trained with."""
+    quick = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
+    model = _quietly(
+        f"{name}:{tag}",
+        open_clip.create_model,
+        name,
+        pretrained=tag,
+        force_quick_gelu=quick,
+        weights_only=True,
+    )
+    return model, open_clip.get_tokenizer(name)
+
+
+def _from_named_file(name: str, path: Path) -> ModelAndTokenizer:
+    """Weights of a named architecture: OpenAI's file, or a checkpoint of `open_clip`."""
+    tensors = None if path.suffix in (".npz", ".npy") else read_tensors(path)
+    openai = tensors is not None and _is_openai(path, tensors)
+    model = open_clip.create_model(
+        name, force_quick_gelu=openai, pretrained_text=False, pretrained_image=False
+    )
+    if openai:
+        _quietly(path, model.load_state_dict, _without_constants(tensors))
+        _set_openai_preprocessing(model)
+    else:
+        # open_clip knows the older layouts of its checkpoints.
+        _quietly(path, open_clip.load_checkpoint, model, str(path), weights_only=True)
+    return model, open_clip.get_tokenizer(name)
+
+
+def _from_openai_file(path: Path) -> ModelAndTokenizer:
+    """A file of OpenAI's; ValueError if it is another's, which does not tell its activation."""
+    tensors = read_tensors(path)
+    if not _is_openai(path, tensors):
+        raise ValueError(
+            f"{path} is not one of OpenAI's files and does not say which CLIP it holds: "
+            f"give its open_clip name in front, e.g. ViT-B-32:{path}, or ViT-B-32-quickgelu:{path}"
+        )
+    build = build_model_from_openai_state_dict
+    model = _quietly(path, build, _without_constants(tensors), cast_dtype=torch.float32)
+    model.float()
+    _set_openai_preprocessing(model)
+    return model, open_clip.SimpleTokenizer(context_length=model.context_length)
+
+
+def _is_openai(path: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """OpenAI's are TorchScript archives; their bare tensors keep three constants of the code."""
+    return is_torchscript(path) or tensors.keys() >= OPENAI_CONSTANTS
+
+
+def _without_constants(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters among an archive's tensors: its causal mask is one too, and is made anew."""
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name not in OPENAI_CONSTANTS and name.rpartition(".")[2] != "attn_mask"
+    }
+
+
+def _set_openai_preprocessing(model: torch.nn.Module) -> None:
+    model.visual.image_mean = open_clip.OPENAI_DATASET_MEAN
+    model.visual.image_std = open_clip.OPENAI_DATASET_STD
+
+
+def _quietly(where: str | Path, build: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a loader; its failures come out as one ValueError that names `where`."""
     try:
         return build(*args, **kwargs)
-    except (RuntimeError, OSError, KeyError) as fault:
-        where = next((a for a in args if isinstance(a, str)), "CLIP")
-        first_line = str(fault).strip().splitlines()[0] if str(fault).strip() else repr(fault)
-        raise ValueError(f"cannot load a CLIP from {where}: {first_line}") from fault
+    except (
+        RuntimeError,
+        OSError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        pickle.UnpicklingError,
+        SafetensorError,
+    ) as fault:
+        lines = str(fault).strip().splitlines()
+        reason = lines[0] if lines else repr(fault)
+        if reason.endswith(":") and len(lines) > 1:
+            reason = f"{reason} {lines[1].strip()}"  # what does not fit follows on the next line
+        raise ValueError(f"cannot load a CLIP from {where}: {reason}") from fault

@@ -185,6 +185,7 @@ class Encoders(Section):
     vae: str = "stabilityai/sd-vae-ft-ema"
     clip: str = "ViT-B-32:openai"
     scale_factor: PositiveFloat | None = None  # of the latents; null = as the VAE states
+    precision: Literal["float32", "bf16", "fp16"] = "float32"  # in which both are run
     inception: LocalPath | None = None
 
 

@@ -4,25 +4,39 @@ import torch
 
 from models.autoencoder import Autoencoder, load_autoencoder
 from models.clip import ClipEncoder, load_clip
+from utils.assets import advice, local_file
 from utils.config import Config
-from utils.errors import UserError
+from utils.errors import UserError, note
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_config_clip(config: Config, device: torch.device | str = "cpu") -> ClipEncoder:
-    """The CLIP at `encoders.clip`; raises UserError if there is none."""
+    """The CLIP at `encoders.clip`; raises UserError if there is none.
+
+    OpenAI's are read from the file of `download_assets.py` if it is there, else from the hub.
+    """
+    source = config.encoders.clip
+    if file := local_file(source):
+        note(f"encoders.clip: {source} is read from {file}")
     try:
-        return load_clip(config.encoders.clip, device=device)
+        return load_clip(file or source, device=device, dtype=PRECISIONS[config.encoders.precision])
     except (FileNotFoundError, ValueError) as fault:
-        raise UserError(f"encoders.clip: {fault}") from fault
+        raise UserError(f"encoders.clip: {fault}{advice(source)}") from fault
 
 
 def load_config_autoencoder(config: Config, device: torch.device | str = "cpu") -> Autoencoder:
     """The VAE at `encoders.vae`; raises UserError if there is none or it does not fit."""
     encoders, model = config.encoders, config.model
     try:
-        vae = load_autoencoder(encoders.vae, scale_factor=encoders.scale_factor, device=device)
+        vae = load_autoencoder(
+            encoders.vae,
+            scale_factor=encoders.scale_factor,
+            device=device,
+            dtype=PRECISIONS[encoders.precision],
+        )
     except (FileNotFoundError, ValueError) as fault:
-        raise UserError(f"encoders.vae: {fault}") from fault
+        raise UserError(f"encoders.vae: {fault}{advice(encoders.vae)}") from fault
     if vae.latent_channels != model.in_channels:
         raise UserError(
             f"encoders.vae: {encoders.vae} has latents of {vae.latent_channels} channels, "

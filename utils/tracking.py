@@ -44,10 +44,12 @@ def progress(
     total: int | None = None,
     unit: str = "it",
     initial: int = 0,
+    scale: bool = False,
 ) -> tqdm:
     """The project's one progress bar style; silent on every process but the first.
 
-    `total` and `initial` are counts of `unit`. Without an iterable, call `.update(n)`.
+    `total` and `initial` are counts of `unit`, shown in k, M and G if `scale`. Without an iterable,
+    call `.update(n)`.
     Output that is not a terminal gets a line now and then instead of a redrawn bar.
     """
     on_terminal = sys.stderr.isatty()
@@ -57,7 +59,7 @@ def progress(
         total=total,
         unit=f" {unit}",
         initial=initial,
-        unit_scale=False,
+        unit_scale=scale,
         dynamic_ncols=on_terminal,
         mininterval=0.2 if on_terminal else 15,
         maxinterval=10 if on_terminal else 60,

@@ -1,0 +1,117 @@
+"""Fetch published weights and statistics into the places where the configs look for them.
+
+What there is:            python download_assets.py --list
+One file:                 python download_assets.py --name vae
+Into another folder:      python download_assets.py --name imagenet256 --dest ../fid_stats
+From a mirror:            python download_assets.py --name clip --url https://mirror/ViT-B-32.pt
+All that a config lacks:  python download_assets.py --all-needed \\
+                              --config configs/main_config/train/celeb_t2f_gaus1.2.yaml
+
+A transfer that broke off goes on where it stopped, in the same run or the next. Nothing unfinished
+gets the file's name; size and checksum are compared where they are known. Proxies are taken from
+the environment (HTTPS_PROXY, NO_PROXY).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from utils.assets import ASSETS, BY_NAME, Asset, fetch, fetch_from_hub, needed_by
+from utils.config import HelpFormatter, add_config_arguments, load_config
+from utils.downloads import Patience
+from utils.errors import UserError, note, one_line_errors
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--name",
+        action="append",
+        metavar="NAME",
+        help=f"what to fetch, may be given more than once: {', '.join(a.name for a in ASSETS)}",
+    )
+    what.add_argument(
+        "--list", action="store_true", help="say what there is, where, and from where"
+    )
+    what.add_argument(
+        "--all-needed",
+        "--all_needed",
+        action="store_true",
+        help="fetch what --config names and is not there",
+    )
+    parser.add_argument(
+        "--dest", type=Path, help="folder to put it into; None = where the configs look"
+    )
+    parser.add_argument(
+        "--url",
+        help="address to use instead of the published ones: of the file, of a zip or tar with it, "
+        "or, with / at the end, of a folder with it",
+    )
+    add = parser.add_argument
+    patience = Patience()
+    add("--retries", type=int, default=patience.attempts, help="tries that bring nothing new")
+    add("--backoff", type=float, default=patience.backoff, help="wait before the second try, s")
+    add("--timeout", type=float, default=patience.timeout, help="wait for an answer or a byte, s")
+    add_config_arguments(parser)
+    return parser.parse_intermixed_args()
+
+
+def describe(asset: Asset) -> str:
+    """A few lines for --list."""
+    names = ", ".join((asset.name, *asset.aliases))
+    state = "there" if asset.file.is_file() else "not there"
+    return "\n  ".join((f"{names}: {asset.about}", f"{asset.file} ({state})", *asset.urls))
+
+
+@one_line_errors
+def main() -> None:
+    args = parse_args()
+    if args.list:
+        print("\n".join(describe(asset) for asset in ASSETS))
+        return
+    if args.retries < 1 or args.backoff < 0 or args.timeout <= 0:
+        raise UserError("--retries must be at least 1, --backoff at least 0, --timeout above 0")
+    patience = Patience(args.retries, args.backoff, args.timeout)
+
+    if args.all_needed:
+        if args.dest:
+            raise UserError("--dest: with --all-needed, the config says where things belong")
+        needs = needed_by(load_config(args.config, args.overrides))
+        todo, hub = needs.files, needs.hub
+        for key, source in needs.unknown:
+            note(f"{key}: {source} is not there, and is no published file that could be fetched")
+        if not (todo or hub or needs.unknown):
+            print(f"{args.config}: nothing is missing that could be fetched")
+    else:
+        if unknown := [name for name in args.name if name not in BY_NAME]:
+            known = ", ".join(asset.name for asset in ASSETS)
+            raise UserError(f"--name {unknown[0]}: unknown; there are {known}")
+        assets = [BY_NAME[name] for name in args.name]
+        todo = [(a, args.dest / a.file.name if args.dest else a.file) for a in assets]
+        hub = []
+    if args.url and len(todo) > 1 and not args.url.endswith("/"):
+        raise UserError(
+            f"--url: is one address for {len(todo)} files; give a folder's, with / last"
+        )
+
+    faults = []
+    for asset, target in todo:
+        try:
+            fetch(asset, target, url=args.url, patience=patience)
+            print(f"{target}: complete ({target.stat().st_size / 1e6:.1f} MB)")
+        except UserError as fault:
+            faults.append(str(fault))
+    for key, source in hub:
+        try:
+            fetch_from_hub(key, source)
+            print(f"{key}: {source} is in its library's cache")
+        except UserError as fault:
+            faults.append(str(fault))
+    if faults:
+        raise UserError("\n".join(faults))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Tensors by name out of a file of weights, without running anything that the file may hold.
+
+Three formats: safetensors; what `torch.save` writes (read with `weights_only`); and TorchScript
+archives, the form in which OpenAI published its CLIP. Such an archive is a zip of compiled code, of
+one pickle that describes the modules, and of the tensors' bytes. `torch.jit.load` would compile the
+code; here it is never looked at. The pickle is read by an unpickler that knows four things: modules
+(whatever their class, a bag of named values), tensors over the archive's own bytes, ordered dicts
+and lists of plain values. Any other name in it is refused, so nothing can be called.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+STORAGE_TYPES = {
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "ShortStorage": torch.int16,
+    "IntStorage": torch.int32,
+    "LongStorage": torch.int64,
+    "BoolStorage": torch.bool,
+}
+
+
+def looks_like_path(source: str) -> bool:
+    """Whether a name in a config means a file or folder rather than something on a hub."""
+    return bool(Path(source).suffix) or source.startswith(("/", ".", "~", "assets/"))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors file, a torch file or a TorchScript archive.
+
+    A torch file may hold the tensors under `state_dict`, beside other plain values. Raises
+    ValueError if it holds anything else, is damaged, or has no tensor.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            tensors = load_file(path)
+        elif is_torchscript(path):
+            tensors = _read_torchscript(path)
+        else:
+            # Zip archives can be mapped, so that only what is used is ever read.
+            mapped = zipfile.is_zipfile(path)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            state = state.get("state_dict", state)
+            tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as fault:
+        raise ValueError(f"{path} is not a file of weights") from fault
+    if not tensors:
+        raise ValueError(f"{path} is not a file of weights: it holds no tensor")
+    return tensors
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive written by `torch.jit.save`."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+class _Module:
+    """Stands in for every class of an archive: holds the values, has no behaviour."""
+
+    __slots__ = ("values",)
+
+    def __setstate__(self, state: Any) -> None:
+        self.values = state if isinstance(state, dict) else {}
+
+
+def _as_list(values: list) -> list:
+    return values
+
+
+class _ArchiveUnpickler(pickle.Unpickler):
+    """Reads the `data.pkl` of a TorchScript archive; see the module's text for what it admits."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
+        self.archive, self.root = archive, root
+        self.storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "__torch__" or module.startswith("__torch__."):
+            return _Module
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return self._tensor
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch" and name in STORAGE_TYPES:
+            return STORAGE_TYPES[name]
+        if module == "torch.jit._pickle" and name.startswith("build_"):
+            return _as_list
+        raise pickle.UnpicklingError(f"refused: {module}.{name}")
+
+    def persistent_load(self, pid: tuple[str, torch.dtype, str, str, int]) -> Tensor:
+        """A storage as a flat tensor: ('storage', type, record, device, number of elements)."""
+        _, dtype, key, _, count = pid
+        if key not in self.storages:
+            record = f"{self.root}/data/{key}"
+            size = count * dtype.itemsize
+            if self.archive.getinfo(record).file_size < size:
+                raise pickle.UnpicklingError(f"{record} is shorter than the {size} bytes announced")
+            data = bytearray(self.archive.read(record))
+            # An empty buffer is refused by frombuffer.
+            empty = torch.empty(0, dtype=dtype)
+            self.storages[key] = torch.frombuffer(data, dtype=dtype, count=count) if size else empty
+        return self.storages[key]
+
+    @staticmethod
+    def _tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
+        # as_strided checks that the view stays within the storage.
+        return torch.as_strided(storage, size, stride, offset)
+
+
+def _read_torchscript(path: Path) -> dict[str, Tensor]:
+    """All tensors of an archive's modules under their dotted names, parameters or not."""
+    with zipfile.ZipFile(path) as archive:
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        root = pickles[0].removesuffix("/data.pkl")
+        return dict(_named_tensors(_ArchiveUnpickler(archive, root).load(), ()))
+
+
+def _named_tensors(module: Any, above: tuple[_Module, ...], prefix: str = "") -> Iterator:
+    if not isinstance(module, _Module) or any(module is m for m in above):
+        return
+    for name, value in module.values.items():
+        if torch.is_tensor(value):
+            yield f"{prefix}{name}", value
+        else:
+            yield from _named_tensors(value, (*above, module), f"{prefix}{name}.")

@@ -1,0 +1,107 @@
+"""An HTTP server for tests that fails in the ways that real ones do."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+Misdeed = Callable[["Handler", bytes], None]
+
+
+class FileServer(ThreadingHTTPServer):
+    """Serves `files` by path; `misdeeds` are done for the first requests, one each."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.misdeeds: list[Misdeed | None] = []
+        self.always: Misdeed | None = None
+        self.ranges = True  # whether it can send a part of a file
+        self.validators = True  # whether it sends an ETag
+        self.seen: list[tuple[str, int]] = []  # path and first byte of each request
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def __enter__(self) -> FileServer:
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that hang up early are part of the tests."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: FileServer
+
+    def do_GET(self) -> None:
+        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        self.start = int(match[1]) if match and self.server.ranges else 0
+        self.server.seen.append((self.path, int(match[1]) if match else 0))
+        body = self.server.files.get(self.path)
+        misdeed = self.server.misdeeds.pop(0) if self.server.misdeeds else self.server.always
+        if misdeed:
+            misdeed(self, body)
+        elif body is None:
+            self.send_error(404)
+        else:
+            self.serve(body)
+
+    def serve(
+        self, body: bytes, announced: int | None = None, sent: int | None = None, kind: str = ""
+    ) -> None:
+        """Answer; `announced` and `sent` bytes may differ from the size of what is asked for."""
+        etag = f'"{hashlib.md5(body).hexdigest()}"'
+        if self.start and self.headers.get("If-Range") not in (None, etag):
+            self.start = 0
+        total = len(body) if announced is None else announced
+        if self.start and self.start >= len(body):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(body)}")
+            self.end_headers()
+            return
+        self.send_response(206 if self.start else 200)
+        if self.start:
+            self.send_header("Content-Range", f"bytes {self.start}-{total - 1}/{total}")
+        if self.server.validators:
+            self.send_header("ETag", etag)
+        self.send_header("Content-Type", kind or "application/octet-stream")
+        self.send_header("Content-Length", str(total - self.start))
+        self.end_headers()
+        self.wfile.write(body[self.start :][:sent])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def drop_after(count: int) -> Misdeed:
+    """Close the connection after that many bytes of the answer."""
+    return lambda handler, body: handler.serve(body, sent=count)
+
+
+def announce(size: int) -> Misdeed:
+    """Say that the file has another size than it has."""
+    return lambda handler, body: handler.serve(body, announced=size)
+
+
+def status(code: int) -> Misdeed:
+    """Answer with an error."""
+    return lambda handler, body: handler.send_error(code)
+
+
+def corrupt(handler: Handler, body: bytes) -> None:
+    """Send other bytes than the file's."""
+    handler.serve(bytes([body[0] ^ 1]) + body[1:])
+
+
+def web_page(handler: Handler, body: bytes) -> None:
+    """A login page, as a captive portal sends it."""
+    handler.start = 0
+    handler.serve(b"<!DOCTYPE html><html>please log in</html>", kind="text/html; charset=utf-8")
