@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from ldm_vae import ldm_names
 from safetensors.torch import load_file, save_file
-from tiny import make_tiny_vae
+from tiny import make_tiny_config, make_tiny_vae
 
 from models.autoencoder import Autoencoder, load_autoencoder
+from utils.encoders import load_config_autoencoder
 
 SHARED_LDM_FILE = Path(__file__).resolve().parents[2] / "shared" / "golden" / "ldm_vae_tiny.pth"
 
@@ -33,36 +35,6 @@ def two_level_vae() -> AutoencoderKL:
     ).eval()
 
 
-def ldm_names(vae: AutoencoderKL) -> dict[str, torch.Tensor]:
-    """The weights of a two-level VAE as the latent diffusion code names and shapes them."""
-    pieces = {
-        "down_blocks.": "down.",
-        "up_blocks.0.": "up.1.",
-        "up_blocks.1.": "up.0.",
-        "mid_block.resnets.0.": "mid.block_1.",
-        "mid_block.resnets.1.": "mid.block_2.",
-        "mid_block.attentions.0.": "mid.attn_1.",
-        "group_norm.": "norm.",
-        "to_q.": "q.",
-        "to_k.": "k.",
-        "to_v.": "v.",
-        "to_out.0.": "proj_out.",
-        "resnets.": "block.",
-        "downsamplers.0.": "downsample.",
-        "upsamplers.0.": "upsample.",
-        "conv_shortcut.": "nin_shortcut.",
-        "conv_norm_out.": "norm_out.",
-    }
-    renamed = {}
-    for name, tensor in vae.state_dict().items():
-        if ".attentions." in name and tensor.ndim == 2:
-            tensor = tensor[:, :, None, None]
-        for ours, theirs in pieces.items():
-            name = name.replace(ours, theirs)
-        renamed[name] = tensor.clone()
-    return renamed
-
-
 @pytest.mark.skipif(not SHARED_LDM_FILE.exists(), reason="reference file of 5 MB is not here")
 def test_ldm_file_meets_the_published_encoder_and_decoder(golden):
     expected = load_file(golden / "ldm_vae_tiny_io.safetensors")
@@ -75,8 +47,31 @@ def test_ldm_file_meets_the_published_encoder_and_decoder(golden):
     assert (vae.scale_factor, vae.latent_channels, vae.downsample) == (0.18215, 4, 8)
 
 
-@pytest.mark.parametrize("form", ["pth", "pth_in_checkpoint", "safetensors", "diffusers"])
-def test_every_form_of_a_vae_gives_the_same_autoencoder(tmp_path, form):
+def in_hub_cache(folder: Path, name: str, monkeypatch) -> Path:
+    """A folder that the hub's library takes for its cached copy of a repository, offline."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = folder / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    return repository / "snapshots" / ("0" * 40)
+
+
+def with_old_attention_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As the published diffusers folders have them (sd-vae-ft-ema)."""
+    pieces = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for name, tensor in weights.items():
+        for new, old in pieces.items():
+            name = name.replace(f"attentions.0.{new}", f"attentions.0.{old}")
+        renamed[name] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize(
+    "form", ["pth", "pth_in_checkpoint", "safetensors", "diffusers", "bin", "old_names", "hub"]
+)
+def test_every_form_of_a_vae_gives_the_same_autoencoder(tmp_path, monkeypatch, form):
     original = two_level_vae()
     weights, path = ldm_names(original), tmp_path / f"vae.{form[:3]}"
     if form == "pth":
@@ -86,8 +81,17 @@ def test_every_form_of_a_vae_gives_the_same_autoencoder(tmp_path, form):
         torch.save({"state_dict": whole | {"other.weight": torch.zeros(1)}, "epoch": 3}, path)
     elif form == "safetensors":
         save_file(weights, path := tmp_path / "vae.safetensors")
+    elif form == "hub":
+        path = "somebody/some-vae"
+        original.save_pretrained(in_hub_cache(tmp_path, path, monkeypatch))
     else:
         original.save_pretrained(path := tmp_path / "folder")
+        file = path / "diffusion_pytorch_model.safetensors"
+        if form == "bin":
+            torch.save(load_file(file), file.with_suffix(".bin"))
+            file.unlink()
+        elif form == "old_names":
+            save_file(with_old_attention_names(load_file(file)), file, {"format": "pt"})
     vae = load_autoencoder(path)
     assert vae.identity == Autoencoder(original, 1.0, torch.device("cpu"), torch.float32).identity
     with torch.no_grad():
@@ -138,20 +142,31 @@ def test_decoded_images_stay_in_range(vae):
     assert vae.decode(100 * torch.randn(1, 4, 2, 2)).abs().max() <= 1
 
 
-def test_bfloat16_autoencoder_answers_in_float32(tmp_path):
-    vae = load_autoencoder(make_tiny_vae(tmp_path / "vae"), dtype=torch.bfloat16)
+@pytest.mark.parametrize("precision, tolerance", [("bf16", 0.05), ("fp16", 0.005)])
+def test_half_precision_is_used_and_answers_in_float32(tmp_path, precision, tolerance):
+    exact = load_config_autoencoder(make_tiny_config(tmp_path)).encode_moments(images())
+    config = make_tiny_config(tmp_path, encoders={"precision": precision})
+    vae = load_config_autoencoder(config)
     moments = vae.encode_moments(images())
     assert moments.dtype == vae.decode(vae.mean_latents(moments)).dtype == torch.float32
+    assert moments.is_inference()
+    assert 0 < (moments - exact).abs().max() < tolerance * exact.abs().max()
 
 
-def test_file_with_code_in_it_is_refused_and_not_run(tmp_path):
+@pytest.mark.parametrize("form", ["vae.pth", "folder"])
+def test_file_with_code_in_it_is_refused_and_not_run(tmp_path, form):
     class Payload:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "was_run",))
 
-    torch.save({"encoder.conv_in.weight": Payload()}, tmp_path / "vae.pth")
-    with pytest.raises(ValueError, match=r"vae\.pth is not a file of weights"):
-        load_autoencoder(tmp_path / "vae.pth")
+    path = tmp_path / form
+    if form == "folder":
+        two_level_vae().save_pretrained(path)
+        (path / "diffusion_pytorch_model.safetensors").unlink()
+    file = path / "diffusion_pytorch_model.bin" if form == "folder" else path
+    torch.save({"encoder.conv_in.weight": Payload()}, file)
+    with pytest.raises(ValueError, match=form):
+        load_autoencoder(path)
     assert not (tmp_path / "was_run").exists()
 
 
