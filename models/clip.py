@@ -247,6 +247,7 @@ def _quietly(where: str | Path, build: Callable[..., T], *args: Any, **kwargs: A
     except (
         RuntimeError,
         OSError,
+        AssertionError,
         LookupError,
         AttributeError,
         TypeError,

@@ -256,7 +256,7 @@ def test_the_script_ends_with_one_line_where_nothing_helps(server, tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_killed_script_goes_on_in_the_next_run(server, tmp_path):
+def test_an_interrupted_script_goes_on_in_the_next_run(server, tmp_path):
     def stall(handler, body):
         handler.serve(body, sent=200_000)
         time.sleep(30)
