@@ -227,7 +227,7 @@ def test_missing_weights_are_named_with_the_command_that_fetches_them(monkeypatc
 def run_script(*args: str, **options: object) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "download_assets.py"), *args]
     env = {**os.environ, **NO_PROXY}
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, **options)
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, **options)
 
 
 @pytest.mark.e2e
@@ -274,7 +274,7 @@ def test_an_interrupted_script_goes_on_in_the_next_run(server, tmp_path):
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(120) == 130
     assert not (tmp_path / "autoencoder_kl.pth").exists()
     assert run_script(*args, cwd=tmp_path).returncode == 0
     assert (tmp_path / "autoencoder_kl.pth").read_bytes() == BODY
