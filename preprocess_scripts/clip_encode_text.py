@@ -32,7 +32,9 @@ def main() -> None:
     todo = []
     for job in find_jobs(args, config, "clip_txt"):
         paths, names = find_images(job, args)
-        todo.append((job, names, load_captions(paths, job.images, job.captions)))
+        all_images = job.names is None
+        captions = load_captions(paths, job.images, job.captions, all_images=all_images)
+        todo.append((job, names, captions))
     clip = load_clip_that_fits(config, args.device)
     for job, names, captions in todo:
         texts = [text for lines in captions for text in lines]

@@ -1,6 +1,7 @@
 """The preprocessing scripts: from folders of images and captions to databases and statistics."""
 
 import importlib
+import pickle
 import shutil
 import subprocess
 import sys
@@ -197,6 +198,51 @@ def test_stored_moments_are_those_of_the_scaled_latents(project):
     torch.testing.assert_close(
         z, vae.sample_latents(moments, same_draw).float(), rtol=1e-4, atol=1e-5
     )
+
+
+def test_databases_from_archives_are_byte_for_byte_those_from_the_folder(project):
+    folder = project.folder / "train"
+    for suffix in ("zip", "tar"):
+        shutil.make_archive(str(project.folder / "faces"), suffix, folder)
+    roots = {"folder": folder, **{s: project.folder / f"faces.{s}" for s in ("zip", "tar")}}
+    stored = {}
+    for form, root in roots.items():
+        out = project.folder / "out" / form
+        options = ("--split", "train", "--images", str(root / "images"))
+        project.run(Z, *options, "--out", str(out / "z"))
+        project.run(IMG, *options, "--out", str(out / "y"), "--num_workers", "3")
+        project.run(TXT, *options, "--captions", str(root / "captions"), "--out", str(out / "t"))
+        readers = [LMDBReader(out / name) for name in "zyt"]
+        numbers = b"".join(reader.read(range(N_TRAIN)).tobytes() for reader in readers)
+        stored[form] = numbers, [reader.info.meta["names_hash"] for reader in readers]
+    assert stored["zip"] == stored["tar"] == stored["folder"]
+
+
+def test_a_split_file_chooses_the_images_of_everything(project, capsys):
+    shutil.copytree(project.folder / "train", project.folder / "all")
+    image_dir, caption_dir = (project.folder / "all" / name for name in ("images", "captions"))
+    chosen = {"data": ["000007.png", "000001.png"], "eval": ["000000", "000002", "000008"]}
+    overrides = []
+    for section, names in chosen.items():
+        file = project.folder / f"{section}.pickle"
+        file.write_bytes(pickle.dumps(names, 2))
+        keys = {"image_dir": image_dir, "caption_dir": caption_dir, "split_file": file}
+        overrides += [f"{section}.{key}={value}" for key, value in keys.items()]
+    for script in (Z, IMG, TXT, "fid_ref"):
+        project.run(script, *overrides)
+    for name in ("z", "clip_img", "clip_txt"):
+        assert read_info(project.train / name).meta["names"] == ["000001", "000007"]
+        assert read_info(project.test / name).meta["names"] == ["000000", "000002", "000008"]
+    assert load_stats(project.config.eval.ref_path).n == 3
+    assert "captions without image" not in capsys.readouterr().err
+
+
+def test_split_file_on_the_command_line_is_for_one_split(project, capsys):
+    names = project.folder / "names.txt"
+    names.write_text("000004\n")
+    project.run(Z, "--split", "test", "--split_file", str(names))
+    assert read_info(project.test / "z").meta["names"] == ["000004"]
+    assert "add --split train|test" in project.fails(capsys, Z, "--split_file", str(names))
 
 
 def test_one_folder_needs_no_config_keys(project):

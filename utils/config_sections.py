@@ -56,8 +56,9 @@ class Data(Section):
     feat_dim: NonNegativeInt = 512
     norm_feature: bool = False  # scale conditions to unit length
     num_features_per_sample: PositiveInt | None = None  # drawn among the first so many; null = all
-    image_dir: LocalPath | None = None
-    caption_dir: LocalPath | None = None
+    image_dir: LocalPath | None = None  # folder, .zip, .tar, or folder of .tar shards
+    caption_dir: LocalPath | None = None  # likewise; <stem>.txt for each image
+    split_file: LocalPath | None = None  # list of the images of image_dir that count; null = all
     text_feat_path: LocalPath | None = None  # embeddings of the training captions (LMDB folder)
 
 
@@ -154,8 +155,9 @@ class Eval(Section):
     feat_path: LocalPath | None = None  # embeddings of the test captions (LMDB folder)
     seeds: str | None = None  # of the images, e.g. 0-63,100; null = from sampling.seed on
     cfg_scales: list[float | None] = []  # guidance scales; empty = sampling.cfg_scale
-    image_dir: LocalPath | None = None
+    image_dir: LocalPath | None = None  # this and the next two as in data
     caption_dir: LocalPath | None = None
+    split_file: LocalPath | None = None
     root: LocalPath | None = None  # latents of the test images (LMDB folder)
     image_feat_path: LocalPath | None = None  # embeddings of the test images (LMDB folder)
     feature_network: Literal["inception", "clip"] = "inception"

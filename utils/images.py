@@ -1,17 +1,17 @@
 """Image folders (which images, in which order, as which pixels), and how pictures are written.
 
 Sample ids are positions in `list_images(folder)`; everything that is computed from a folder
-(latents, embeddings, statistics) uses this order.
+(latents, embeddings, statistics) uses this order. A folder may be an archive, see utils/sources.py.
 """
 
+import io
 import itertools
 import math
-import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import matplotlib
@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from utils.errors import UserError, note
+from utils.sources import list_files, read_bytes, relative_name
 
 R = TypeVar("R")
 MIN_CELL = 160  # pixels; smaller pictures are enlarged in grids so that captions can be read
@@ -38,22 +39,13 @@ def list_images(folder: str | Path) -> list[Path]:
     Numbers inside the relative path count as numbers (`2.jpg` before `10.jpg`); if every stem is an
     integer, those integers alone decide. Raises a UserError if there is no folder or no image.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such image folder")
-    paths = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [
-            Path(parent, name)
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
-        ]
-    if not paths:
+    found = list_files(folder, SUFFIXES, "image")
+    if not found:
         raise UserError(
             f"{folder}: no images in this folder (jpg, jpeg, png or webp, at any depth)"
         )
-    paths.sort(key=lambda path: _natural(path.relative_to(folder).as_posix()))
+    names = sorted(found, key=_natural)
+    paths = [found[name] for name in names]
     if all(re.fullmatch("[0-9]+", path.stem) for path in paths):
         paths.sort(key=lambda path: int(path.stem))
     return paths
@@ -67,7 +59,7 @@ def _natural(text: str) -> tuple[list[str | int], str]:
 
 def sample_names(paths: Iterable[Path], folder: str | Path) -> list[str]:
     """Names that identify samples: paths relative to `folder`, without suffix."""
-    return [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    return [str(PurePosixPath(relative_name(path, folder)).with_suffix("")) for path in paths]
 
 
 def load_captions(
@@ -82,29 +74,30 @@ def load_captions(
     Raises a UserError if a file is missing, empty or not UTF-8. Caption files that belong to none
     of the images are left unused, and this is said, unless there are more images than these.
     """
-    folder = Path(caption_dir)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such caption folder")
-    files = [folder / f"{name}.txt" for name in sample_names(image_paths, image_dir)]
-    if missing := [i for i, file in enumerate(files) if not file.is_file()]:
+    found = list_files(caption_dir, {".txt"}, "caption")
+    names = [f"{name}.txt" for name in sample_names(image_paths, image_dir)]
+    if missing := [i for i, name in enumerate(names) if name not in found]:
         raise UserError(
-            f"{folder}: {_of(len(missing), len(files), 'images')} without caption file; "
-            f"{image_paths[missing[0]]} needs {files[missing[0]]}"
+            f"{caption_dir}: {_of(len(missing), len(names), 'images')} without caption file; "
+            f"{image_paths[missing[0]]} needs {Path(caption_dir, names[missing[0]])}"
         )
+    files = [found[name] for name in names]
     captions = [_caption_lines(file) for file in files]
     if empty := [file for file, lines in zip(files, captions, strict=True) if not lines]:
         raise UserError(
             f"{empty[0]}: holds no caption ({_of(len(empty), len(files), 'files')} like this); "
             "write one caption a line"
         )
-    if all_images and (unused := sorted(set(folder.rglob("*.txt")) - set(files))):
-        note(f"{folder}: captions without image, not used: {len(unused)} ({unused[0].name}, …)")
+    if all_images and (unused := sorted(found.keys() - set(names))):
+        note(f"{caption_dir}: captions without image, not used: {len(unused)} ({unused[0]}, …)")
     return captions
 
 
 def _caption_lines(file: Path) -> list[str]:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_bytes(file).decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: is not UTF-8 text; save it as UTF-8") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
@@ -120,7 +113,7 @@ def load_image(path: str | Path) -> Image.Image:
     Raises UnreadableImage (a UserError) with the path if the file is missing or broken.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_bytes(Path(path)))) as image:
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:

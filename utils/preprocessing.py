@@ -20,6 +20,8 @@ from utils.encoders import load_config_clip
 from utils.errors import UserError, note
 from utils.images import UnreadableImage, find_unreadable, list_images, sample_names
 from utils.latent_lmdb import Kind, LMDBWriter, names_hash
+from utils.name_lists import choose, read_names
+from utils.sources import relative_name
 from utils.tracking import progress
 
 Product = Literal["z", "clip_img", "clip_txt", "ref"]
@@ -29,6 +31,7 @@ KEYS = {
     "train": {
         "images": "data.image_dir",
         "captions": "data.caption_dir",
+        "names": "data.split_file",
         "z": "data.root",
         "clip_img": "data.feat_path",
         "clip_txt": "data.text_feat_path",
@@ -37,6 +40,7 @@ KEYS = {
     "test": {
         "images": "eval.image_dir",
         "captions": "eval.caption_dir",
+        "names": "eval.split_file",
         "z": "eval.root",
         "clip_img": "eval.image_feat_path",
         "clip_txt": "eval.feat_path",
@@ -66,9 +70,18 @@ def make_parser(
         action="store_true",
         help=f"check all images first; leave out unreadable ones and list them in {SKIPPED}",
     )
-    add("--images", type=Path, help="image folder, instead of the config's")
+    add(
+        "--images",
+        type=Path,
+        help="image folder, .zip, .tar or folder of .tar shards, instead of the config's",
+    )
     if product == "clip_txt":
-        add("--captions", type=Path, help="caption folder, instead of the config's")
+        add("--captions", type=Path, help="where captions are, likewise, instead of the config's")
+    add(
+        "--split_file",
+        type=Path,
+        help="list of the images that count (text, .json, .pickle), instead of the config's",
+    )
     add("--out", type=Path, help="what to write, instead of the config's")
     return parser
 
@@ -98,6 +111,7 @@ class Job:
     split: str
     images: Path
     captions: Path | None
+    names: Path | None  # list of the images that count; None = all
     out: Path
     skipped: Path  # list of the images that are left out of everything made from this split
 
@@ -111,9 +125,12 @@ def find_jobs(args: argparse.Namespace, config: Config, product: Product) -> lis
     given = {"images": args.images, "captions": getattr(args, "captions", None), product: args.out}
     needed = ["images", "captions", product] if product == "clip_txt" else ["images", product]
     splits = ["train", "test"] if args.split == "all" else [args.split]
-    if args.split == "all" and any(given.values()):
+    if args.split == "all" and (any(given.values()) or args.split_file):
         if not all(given[name] for name in needed):
-            raise UserError("--images, --captions, --out are for one split: add --split train|test")
+            raise UserError(
+                "--images, --captions, --split_file, --out are for one split: "
+                "add --split train|test"
+            )
         splits = ["train"]  # in name only: nothing comes from the config
 
     found, faults = [], []
@@ -133,7 +150,18 @@ def find_jobs(args: argparse.Namespace, config: Config, product: Product) -> lis
         # Statistics lie elsewhere, but leave out what the split's databases leave out.
         beside = _value(config, KEYS[split]["z"]) if product == "ref" else places[product]
         skipped = (beside or places[product] or Path()).parent / SKIPPED
-        found.append(Job(split, places["images"], places.get("captions"), places[product], skipped))
+        # The config's list is one of the config's images.
+        names = None if args.images else _value(config, KEYS[split]["names"])
+        found.append(
+            Job(
+                split,
+                places["images"],
+                places.get("captions"),
+                args.split_file or names,
+                places[product],
+                skipped,
+            )
+        )
     if not found:
         faults = [
             f"{args.config}: nothing to do, no output is named; give --split, --images, --out"
@@ -156,6 +184,9 @@ def find_images(job: Job, args: argparse.Namespace) -> tuple[list[Path], list[st
     """
     paths = list_images(job.images)
     names = sample_names(paths, job.images)
+    if job.names is not None:
+        chosen = choose(names, read_names(job.names), job.names)
+        paths, names = [paths[i] for i in chosen], [names[i] for i in chosen]
     header = f"{os.path.relpath(job.images)}: {len(paths)} images, names {names_hash(names)[:16]}"
     bad = _read_skipped(job.skipped, header)
     if bad is None:
@@ -163,14 +194,10 @@ def find_images(job: Job, args: argparse.Namespace) -> tuple[list[Path], list[st
     if not bad:
         return paths, names
     note(f"{job.images}: left out {len(bad)} of {len(paths)} images, unreadable ({job.skipped})")
-    kept = [i for i, path in enumerate(paths) if _inside(job.images, path) not in bad]
+    kept = [i for i, path in enumerate(paths) if relative_name(path, job.images) not in bad]
     if not kept:
         raise UserError(f"{job.images}: no image of this folder can be read")
     return [paths[i] for i in kept], [names[i] for i in kept]
-
-
-def _inside(folder: Path, path: Path) -> str:
-    return path.relative_to(folder).as_posix()
 
 
 def _read_skipped(file: Path, header: str) -> set[str] | None:
@@ -187,7 +214,7 @@ def _check_images(paths: list[Path], job: Job, args: argparse.Namespace, header:
     found = find_unreadable(paths, args.num_workers)
     errors = progress(found, f"{job.split}: check images", len(paths), "images")
     bad = {
-        _inside(job.images, path): str(error).removeprefix(f"{path}: ")
+        relative_name(path, job.images): str(error).removeprefix(f"{path}: ")
         for path, error in zip(paths, errors, strict=True)
         if error is not None
     }
