@@ -7,7 +7,8 @@ says anything false. Hair, clothes and headwear may be named with or without the
 from __future__ import annotations
 
 import random
-import re
+
+from utils.grammar import choose_word, enumerate_phrases, mend_articles
 
 # Words for each value; the first one is the name a newcomer would use.
 HAIR_COLOR = {
@@ -133,8 +134,7 @@ def make_caption(attributes: dict[str, str], rng: random.Random, must_name: str 
         wanted -= {"headwear"} - {must_name}
 
     def word(table: dict[str, list[str]], name: str) -> str:
-        words = table[attributes[name]]
-        return words[0] if rng.random() < 0.5 else rng.choice(words)
+        return choose_word(table[attributes[name]], rng)
 
     def coloured(table: dict, kind: str, colour_table: dict, colour: str, bare: list[str]) -> str:
         """Noun phrase for a thing and its colour, either of which may be left out."""
@@ -173,8 +173,7 @@ def make_caption(attributes: dict[str, str], rng: random.Random, must_name: str 
         doing.append(word(EXPRESSION, "expression"))
     if "background" in wanted:
         where.append(rng.choice(BACKGROUND_FORMS).format(c=word(BACKGROUND, "background")))
-    text = _sentence(having, wearing, doing, where, rng)
-    text = re.sub(r"\ba (?=[aeio])", "an ", text)
+    text = mend_articles(_sentence(having, wearing, doing, where, rng))
     return {"text": text, "states": sorted(wanted)}
 
 
@@ -188,17 +187,11 @@ def _sentence(having: list, wearing: list, doing: list, where: list, rng: random
         return ", ".join(keywords)
     parts = []
     if having:
-        parts.append("with " + _enumerate(having))
+        parts.append("with " + enumerate_phrases(having))
     if wearing:
-        parts.append(rng.choice(["wearing ", "in ", "dressed in "]) + _enumerate(wearing))
+        parts.append(rng.choice(["wearing ", "in ", "dressed in "]) + enumerate_phrases(wearing))
     rng.shuffle(parts)
     tail = doing + where
     rng.shuffle(tail)
     sentence = " ".join([rng.choice(SUBJECTS), *parts])
     return ", ".join([sentence, *tail])
-
-
-def _enumerate(phrases: list[str]) -> str:
-    if len(phrases) == 1:
-        return phrases[0]
-    return ", ".join(phrases[:-1]) + " and " + phrases[-1]

@@ -1,0 +1,62 @@
+"""Write captions for CelebAMask-HQ from its attributes: ten sentences a face, `text/N.txt`.
+
+python preprocess_scripts/celeba_captions.py --attributes CelebAMask-HQ-attribute-anno.txt
+
+The captions of MM-CelebA-HQ were made likewise, and are no longer hosted; these are other words
+from the same attributes. A face's captions depend on its name and attributes alone. CelebA's own
+list_attr_celeba.txt has the same form and works too.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.celeba import make_captions, read_attributes
+from utils.config import HelpFormatter
+from utils.errors import UserError, one_line_errors
+from utils.tracking import progress
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--attributes",
+        type=Path,
+        default=Path("data/mmceleb/CelebAMask-HQ-attribute-anno.txt"),
+        help="the annotation file",
+    )
+    parser.add_argument("--out", type=Path, default=Path("data/mmceleb/text"), help="folder")
+    parser.add_argument("--num_captions", type=int, default=10, help="sentences a face")
+    return parser.parse_args()
+
+
+def write_captions(file: Path, captions: list[str]) -> None:
+    """Write one caption a line; raises a UserError rather than replace other captions."""
+    text = "".join(f"{caption}\n" for caption in captions)
+    if file.exists():
+        if file.read_text(encoding="utf-8") != text:
+            raise UserError(f"{file}: holds other captions already; choose another --out")
+        return
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
+
+
+@one_line_errors
+def main() -> None:
+    args = parse_args()
+    if args.num_captions < 1:
+        raise UserError(f"--num_captions: should be at least 1, is {args.num_captions}")
+    faces = list(read_attributes(args.attributes))
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, attributes in progress(faces, "captions", len(faces), "faces"):
+        captions = make_captions(name, attributes, args.num_captions)
+        write_captions(args.out / f"{Path(name).stem}.txt", captions)
+    print(f"{args.out}: {args.num_captions} captions for each of {len(faces)} faces")
+
+
+if __name__ == "__main__":
+    main()
