@@ -20,7 +20,13 @@ from utils.errors import UserError, note
 DEFAULT_CONFIG = "configs/demo/demo.yaml"
 
 # Keys of older published configs that change nothing here: whole sections, keys, `*.key` anywhere.
-WITHOUT_EFFECT = ("wandb", "data.total_num", "data.random_flip", "model.cond_mask_ratio")
+WITHOUT_EFFECT = (
+    "wandb",
+    "data.total_num",
+    "data.random_flip",
+    "model.cond_mask_ratio",
+    "log.fid_every",
+)
 WITHOUT_EFFECT_ANYWHERE = ("truncation",)
 
 
@@ -209,6 +215,7 @@ def _none_to_null(raw: dict[str, Any]) -> None:
 
 def _modernise(raw: dict[str, Any], source: str) -> list[str]:
     """Bring a published config's keys to today's, in place; returns the faults found."""
+    faults = _modernise_perturbation(raw, source)
     ignored = [key for key in WITHOUT_EFFECT if _pop(raw, key)]
     for name, section in raw.items():
         if isinstance(section, dict):
@@ -217,22 +224,49 @@ def _modernise(raw: dict[str, Any], source: str) -> list[str]:
     if ignored:
         note(f"{source}: these keys have no effect here: {', '.join(ignored)}")
 
-    model, data = (raw.get(s) if isinstance(raw.get(s), dict) else {} for s in ("model", "data"))
-    faults = []
-    if "perturbation" in model:  # its old place
-        train = raw.setdefault("train", {})
-        value = model.pop("perturbation")
-        if isinstance(train, dict) and train.setdefault("perturbation", value) != value:
-            faults.append(
-                f"{source}: model.perturbation: {value} contradicts train.perturbation "
-                f"({train['perturbation']}); keep train.perturbation"
-            )
+    model, data = _section(raw, "model"), _section(raw, "data")
     side = data.get("resolution")
     if isinstance(side, int) and side == model.get("in_size", Model().in_size):
         # Published configs give the side of the latents here; their autoencoders reduce 8 times.
         data["resolution"] = 8 * side
         note(f"{source}: data.resolution {side} is the latents' side; read as {8 * side} pixels")
     return faults
+
+
+def _modernise_perturbation(raw: dict[str, Any], source: str) -> list[str]:
+    model, train = _section(raw, "model"), _section(raw, "train")
+    if isinstance(model.get("perturbation"), bool):
+        # Published configs that have this key and no type date from when "fixed" was the only one.
+        if train.get("perturbation"):
+            train.setdefault("perturbation_type", "fixed")
+    elif "perturbation" in model:  # the place of train's in older configs
+        value = model.pop("perturbation")
+        raw.setdefault("train", train)
+        if train.setdefault("perturbation", value) != value:
+            return [
+                f"{source}: model.perturbation: {value} contradicts train.perturbation "
+                f"({train['perturbation']}); keep train.perturbation"
+            ]
+    kind = train.get("perturbation_type", "")
+    if kind in (None, "none"):
+        del train["perturbation_type"]
+        if train.get("perturbation"):
+            return [
+                f"{source}: train.perturbation_type: {kind} contradicts train.perturbation "
+                f"({train['perturbation']}); give a type, or set that to 0"
+            ]
+    bound = train.get("truncation")
+    is_truncated = isinstance(kind, str) and kind.endswith(("trunc_gaussian", "truncated"))
+    if is_truncated and isinstance(bound, int | float) and not {"trunc_a", "trunc_b"} & set(train):
+        del train["truncation"]
+        train |= {"trunc_a": -bound, "trunc_b": bound}
+        note(f"{source}: train.truncation {bound} is read as trunc_a {-bound}, trunc_b {bound}")
+    return []
+
+
+def _section(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The section as it stands in `raw`; an empty dict that is no part of it if there is none."""
+    return raw[name] if isinstance(raw.get(name), dict) else {}
 
 
 def _fault(error: Mapping[str, Any], source: str, overridden: Mapping[str, str]) -> str:

@@ -36,6 +36,22 @@ def _schedule_name(value: Any) -> Any:
     return f"cosine{value[3:]}" if short else value
 
 
+def _perturbation_name(value: Any) -> Any:
+    """Published configs say how their truncated normal was drawn."""
+    return "truncated" if isinstance(value, str) and value.endswith("trunc_gaussian") else value
+
+
+def _rate_or_switch(value: Any) -> Any:
+    """0 and 1 are no learning rates."""
+    try:
+        rate = value if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        rate = -1
+    if rate < 0:
+        raise ValueError(f"should be a learning rate, true or false, got {value!r}")
+    return bool(rate) if rate in (0, 1) else rate
+
+
 class Section(BaseModel):
     """A part of the config; unknown keys are faults, and defaults are validated like the rest."""
 
@@ -79,6 +95,7 @@ class Model(Section):
     mae_loss_coef: NonNegativeFloat = 0.1
     self_cond: bool = False
     class_dropout_prob: Fraction = 0.1
+    perturbation: bool = False  # a learned one, after what train.perturbation does
     hidden_size: PositiveInt | None = None  # this and the next two override model_type's
     depth: PositiveInt | None = None
     num_heads: PositiveInt | None = None
@@ -106,15 +123,16 @@ class Train(Section):
     epochs: PositiveInt | None = None
     lr: PositiveFloat = 1e-4
     lr_rampup_kimg: NonNegativeFloat = 0  # linear warm-up, thousands of images
-    lr_warmup: bool = True  # false switches lr_warmup_steps off
-    lr_warmup_steps: NonNegativeInt = 0  # linear warm-up, optimiser steps
+    # Warm-up: a rate that is held; true = linear rise from zero; false = none.
+    lr_warmup: Annotated[bool | float, BeforeValidator(_rate_or_switch)] = True
+    lr_warmup_steps: NonNegativeInt = 0  # optimiser steps
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up
     lr_min_ratio: Fraction = 0.0  # where the schedule ends, relative to lr
     xflip: bool = False
     max_num_steps: PositiveInt | None = None  # optimiser steps
     perturbation: NonNegativeFloat = 0.0  # scale; 0 = condition as stored
-    perturbation_type: Perturbation = "gaussian"
-    mean: float = 0.0
+    perturbation_type: Annotated[Perturbation, BeforeValidator(_perturbation_name)] = "gaussian"
+    mean: float = 0.0  # this and the next two are those of the truncated perturbation
     trunc_a: float = -1.0
     trunc_b: float = 1.0
     P_mean: float = -1.2  # noise levels of training: mean and standard deviation of ln(sigma)
@@ -141,7 +159,8 @@ class Train(Section):
     @field_validator("trunc_b")
     @classmethod
     def _above_trunc_a(cls, value: float, info: ValidationInfo) -> float:
-        if value <= info.data.get("trunc_a", float("-inf")):
+        is_used = info.data.get("perturbation_type") == "truncated"
+        if is_used and value <= info.data.get("trunc_a", float("-inf")):
             raise ValueError(f"{value} is not above trunc_a ({info.data['trunc_a']})")
         return value
 

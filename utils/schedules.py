@@ -34,13 +34,16 @@ def lr_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> 
     """Learning rate of the update that follows `step` finished ones.
 
     `lr_rampup_kimg` and `lr_warmup_steps` rise linearly from zero (the lower holds where both are
-    set); as published, the first counts from step 0, the second from the run's `first_step`.
-    `lr_schedule` goes from `lr` at `first_step` to `lr * lr_min_ratio` at `max_steps`.
+    set), but a rate in `lr_warmup` is held for these steps; as published, the first counts from
+    step 0, the second from the run's `first_step`. `lr_schedule` goes from `lr` at `first_step` to
+    `lr * lr_min_ratio` at `max_steps`.
     """
     train, rise = config.train, 1.0
     if train.lr_rampup_kimg > 0:
         rise = min(rise, step * train.batchsize / (train.lr_rampup_kimg * 1000))
-    if train.lr_warmup and train.lr_warmup_steps > 0:
+    if train.lr_warmup and step - first_step < train.lr_warmup_steps:
+        if train.lr_warmup is not True:
+            return train.lr_warmup
         rise = min(rise, (step - first_step) / train.lr_warmup_steps)
     x = min((step - first_step) / (max_steps - first_step), 1.0)
     share = {
