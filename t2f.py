@@ -151,9 +151,9 @@ def main() -> None:
     sampling, settings = config.sampling, sampler_settings(config.sampling)
     seeds = args.seeds or range(sampling.seed, sampling.seed + args.num)
     clip = load_config_clip(config, device)
-    if clip.dim != denoiser.model.cond_dim:
+    if clip.dim != denoiser.model.cond_width:
         raise UserError(
-            f"{args.ckpt}: takes conditions of {denoiser.model.cond_dim} numbers, but "
+            f"{args.ckpt}: takes conditions of {denoiser.model.cond_width} numbers, but "
             f"{config.encoders.clip} gives {clip.dim}; it was trained with another CLIP"
         )
     conds = embed(prompts, clip, config)

@@ -109,11 +109,16 @@ def parse_args() -> argparse.Namespace:
 def make_condition(
     y: torch.Tensor | None, config: Config, generator: torch.Generator
 ) -> torch.Tensor | None:
-    """Embeddings (N, D) -> perturbed conditions (N, D), some rows zeroed: "no condition"."""
-    if y is None or config.model.num_classes == 0:
+    """Embeddings (N, D) -> perturbed conditions (N, D), some rows zeroed: "no condition".
+
+    External features, if there are such, are the last columns of both, and are not touched. A
+    learnable perturbation follows in the network.
+    """
+    if y is None:
         return None
     options = config.train
-    if options.perturbation:
+    y, features = y.tensor_split([config.model.num_classes], dim=1)
+    if options.perturbation and options.perturbation_type != "learnable":
         y = perturb(
             y,
             options.perturbation_type,
@@ -123,10 +128,10 @@ def make_condition(
             trunc_b=options.trunc_b,
             generator=generator,
         )
-    elif config.data.norm_feature:
+    elif config.data.norm_feature or config.learns_perturbation:
         y = F.normalize(y, dim=1)
     draw = torch.rand(len(y), 1, device=y.device, generator=generator)
-    return y * (draw >= config.model.class_dropout_prob)
+    return torch.cat([y * (draw >= config.model.class_dropout_prob), features], dim=1)
 
 
 def train(
@@ -294,6 +299,7 @@ def train(
                         P_mean=options.P_mean,
                         P_std=options.P_std,
                         generator=generator,
+                        encoder=ema.module,
                     )
                 loss = losses.mean()
                 accelerator.backward(loss)
@@ -359,8 +365,6 @@ def main() -> None:
     config = load_config(
         args.config, args.overrides, require=("data.root",), flags=flag_settings(args)
     )
-    if config.train.perturbation and config.train.perturbation_type == "learnable":
-        raise UserError("train.perturbation_type: 'learnable' cannot be trained yet")
     if args.use_wandb:
         require_wandb()
     relaunch(args)

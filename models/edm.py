@@ -24,27 +24,44 @@ class EDMPrecond(nn.Module):
         sigma: Tensor | float,
         cond: Tensor | None = None,
         mask: TokenMask | None = None,
+        **options: Tensor | None,
     ) -> Tensor:
         """x (N, C, H, W) noised by sigma (N,) or scalar -> denoised (N, C, H, W) float32.
 
-        cond: (N, cond_dim); a row of zeros, or None for all rows, means "no condition".
+        cond: (N, cond_width); a row of zeros, or None for all rows, means "no condition".
+        options: `summary` and `cond_noise` of MaskDiT.forward.
         Only the network itself is subject to autocast; its surroundings stay in float32.
         Raises ValueError if the condition has another width than the network expects.
         """
-        if cond is not None and cond.shape[1] != self.model.cond_dim:
-            raise ValueError(
-                f"the condition has {cond.shape[1]} features, the network {self.model.cond_dim}"
-            )
-        x = x.float()
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
-        sigma = sigma.flatten().expand(x.shape[0])[:, None, None, None]  # (N, 1, 1, 1)
+        x, sigma = self._prepare(x, sigma, cond)
         variance = sigma**2 + self.sigma_data**2
         c_skip = self.sigma_data**2 / variance
         c_out = sigma * self.sigma_data / variance.sqrt()
-        c_in = 1 / variance.sqrt()
-        c_noise = sigma.flatten().log() / 4
-        prediction = self.model(c_in * x, c_noise, None if cond is None else cond.float(), mask)
+        prediction = self.model(*self._network_input(x, sigma, cond), mask, **options)
         return c_skip * x + c_out * prediction.float()
+
+    def summary(self, x: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
+        """The encoder's summary (N, D) of x, for self_cond; arguments as of `forward`."""
+        x, sigma = self._prepare(x, sigma, cond)
+        return self.model.summary(*self._network_input(x, sigma, cond))
+
+    def _prepare(
+        self, x: Tensor, sigma: Tensor | float, cond: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """x in float32, and sigma (N, 1, 1, 1)."""
+        if cond is not None and cond.shape[1] != self.model.cond_width:
+            raise ValueError(
+                f"the condition has {cond.shape[1]} features, the network {self.model.cond_width}"
+            )
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
+        return x.float(), sigma.flatten().expand(x.shape[0])[:, None, None, None]
+
+    def _network_input(
+        self, x: Tensor, sigma: Tensor, cond: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """c_in x, c_noise and the condition (Karras 2022, table 1)."""
+        c_in = 1 / (sigma**2 + self.sigma_data**2).sqrt()
+        return c_in * x, sigma.flatten().log() / 4, None if cond is None else cond.float()
 
 
 def build_denoiser(
@@ -77,6 +94,8 @@ def edm_loss(
     rnd_normal: Tensor | None = None,
     noise: Tensor | None = None,
     mask: TokenMask | None = None,
+    cond_noise: Tensor | None = None,
+    encoder: EDMPrecond | None = None,
 ) -> Tensor:
     """Training loss of each image -> (N,) float32.
 
@@ -84,8 +103,10 @@ def edm_loss(
     errors weighted by lambda(sigma) (Karras 2022, table 1). At mask_ratio > 0 (or with `mask`) the
     denoising error counts over kept patches, and the hidden ones add mae_loss_coef times the
     reconstruction error (MaskDiT, section 3.3).
-    rnd_normal (N, 1, 1, 1), noise (N, C, H, W) and mask replace what would be drawn, in this
-    order, from `generator` (on the device of `clean`).
+    rnd_normal (N, 1, 1, 1), noise (N, C, H, W), mask, and for a learned perturbation in train mode
+    cond_noise (N, cond_dim), replace what would be drawn, in this order, from `generator` (on the
+    device of `clean`).
+    encoder: gives the summaries for self_cond, the EMA network as published; None = the denoiser.
     """
     n = clean.shape[0]
     inner = getattr(denoiser, "module", denoiser)  # what DistributedDataParallel wraps
@@ -97,11 +118,17 @@ def edm_loss(
         noise = torch.randn(clean.shape, **draw)
     if mask is None and mask_ratio > 0:
         mask = random_mask(n, inner.model.num_patches, mask_ratio, **draw)
+    if cond_noise is None and cond is not None and inner.model.perturbation and inner.training:
+        cond_noise = torch.randn(n, inner.model.cond_dim, **draw)
 
     sigma = (P_mean + P_std * rnd_normal).exp()
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     noised = clean + sigma * noise
-    denoised = denoiser(noised, sigma.flatten(), cond, mask)
+    options = {} if cond_noise is None else {"cond_noise": cond_noise}
+    if inner.model.self_cond and encoder is not None:
+        with torch.no_grad():
+            options["summary"] = encoder.summary(noised, sigma, cond)
+    denoised = denoiser(noised, sigma.flatten(), cond, mask, **options)
     error = weight * (denoised - clean) ** 2  # (N, C, H, W)
     if mask is None:
         return error.flatten(1).mean(dim=1)

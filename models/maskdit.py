@@ -11,6 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.blocks import (
+    Block,
+    ConditionEmbedder,
+    ModulatedLinear,
+    PatchEmbed,
+    TimestepEmbedder,
+    sincos_2d,
+)
+
 # name -> (depth, hidden size, patch size, heads)
 MODEL_SIZES: dict[str, tuple[int, int, int, int]] = {
     f"DiT-{name}/{patch}": (depth, hidden_size, patch, num_heads)
@@ -80,31 +89,9 @@ def mask_ratio_at(schedule: str, progress: float, ratio: float, ratio_min: float
     return ratio_min + (ratio - ratio_min) * share
 
 
-def sincos_1d(dim: int, positions: Tensor) -> Tensor:
-    """Sines, then cosines of `positions` (M,) at dim / 2 frequencies -> (M, dim) float64."""
-    frequencies = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
-    angles = positions.double()[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def sincos_2d(dim: int, grid: int, extra_tokens: int = 0) -> Tensor:
-    """Fixed positions of a grid x grid image -> (1, extra_tokens + grid², dim) float32.
-
-    The first half of the features encodes the column, the second half the row; extra tokens get
-    zeros.
-    """
-    # Built on the CPU even inside `with torch.device("meta")`, as its values are copied later.
-    with torch.device("cpu"):
-        steps = torch.arange(grid)
-        columns = sincos_1d(dim // 2, steps.repeat(grid))
-        rows = sincos_1d(dim // 2, steps.repeat_interleave(grid))
-        positions = torch.cat([torch.zeros(extra_tokens, dim), torch.cat([columns, rows], dim=1)])
-    return positions.float()[None]
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Shift and scale tokens (N, T, D) by one (N, D) pair per image."""
-    return x * (1 + scale[:, None]) + shift[:, None]
+def normalise(x: Tensor) -> Tensor:
+    """LayerNorm of (…, D) without weights."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
 def restore(x: Tensor, filler: Tensor | None, mask: TokenMask) -> Tensor:
@@ -116,134 +103,21 @@ def restore(x: Tensor, filler: Tensor | None, mask: TokenMask) -> Tensor:
     return row.gather(1, mask.ids_restore[:, :, None].expand(-1, -1, width))
 
 
-class PatchEmbed(nn.Module):
-    """Image (N, C, H, W) -> one token per patch (N, L, D)."""
-
-    def __init__(self, in_channels: int, hidden_size: int, patch_size: int):
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, hidden_size, patch_size, stride=patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
-
-
-class TimestepEmbedder(nn.Module):
-    """Noise condition (N,) -> (N, D): 256 sinusoids, then a two-layer network."""
-
-    FREQUENCIES = 256
-
-    def __init__(self, hidden_size: int):
-        super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(self.FREQUENCIES, hidden_size),
-            nn.SiLU(),
-            nn.Linear(hidden_size, hidden_size),
-        )
-
-    def forward(self, t: Tensor) -> Tensor:
-        half = self.FREQUENCIES // 2
-        exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
-        angles = t.float()[:, None] * torch.exp(-math.log(10000.0) * exponents)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
-
-
-class ConditionEmbedder(nn.Module):
-    """Condition (N, cond_dim) -> (N, D) by one linear layer, so that zeros mean "no condition"."""
-
-    def __init__(self, cond_dim: int, hidden_size: int):
-        super().__init__()
-        self.embedding_table = nn.Linear(cond_dim, hidden_size, bias=False)
-
-    def forward(self, y: Tensor) -> Tensor:
-        return self.embedding_table(y)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of each head (N, heads, T, D / heads)."""
-    # The backward pass of the fused kernel for bfloat16 on CPUs is eight times slower than this.
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
-        weights = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
-        return weights.softmax(dim=3).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over all tokens."""
-
-    def __init__(self, dim: int, num_heads: int):
-        super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"width {dim} cannot be split into {num_heads} attention heads")
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (N, T, 3, heads, D / heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        x = attend(q, k, v)  # (N, heads, T, D / heads)
-        return self.proj(x.transpose(1, 2).flatten(2))
-
-
-class Mlp(nn.Module):
-    """Two linear layers with tanh-approximated GELU between them."""
-
-    def __init__(self, dim: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
-def adaln(cond_width: int, width: int, vectors: int) -> nn.Sequential:
-    """Network that turns the conditioning vector into `vectors` shifts, scales or gates."""
-    return nn.Sequential(nn.SiLU(), nn.Linear(cond_width, vectors * width))
-
-
-class Block(nn.Module):
-    """Transformer block with adaLN-Zero conditioning (DiT, section 3.2)."""
-
-    def __init__(self, dim: int, cond_width: int, num_heads: int, mlp_ratio: float):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.adaLN_modulation = adaln(cond_width, dim, 6)
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)
-        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1))
-        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
-
-
-class ModulatedLinear(nn.Module):
-    """adaLN followed by a linear layer: into the decoder, and out of the network."""
-
-    def __init__(self, dim: int, out_dim: int, cond_width: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.linear = nn.Linear(dim, out_dim)
-        self.adaLN_modulation = adaln(cond_width, dim, 2)
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
-        return self.linear(modulate(self.norm(x), shift, scale))
-
-
 class MaskDiT(nn.Module):
     """The network F of EDM: noisy latents, noise level and condition -> raw prediction.
 
     img_size: side of the square latents; a multiple of patch_size.
     cond_dim: width of the condition; 0 = unconditional.
     pad_cls_token: one extra token gathers a summary of the image, which conditions the decoder.
+    ext_feature_dim: width of external features of each image, which condition it beside y; they
+        are the last columns of the condition, and guidance does not leave them out.
+    self_cond: a first pass of the encoder gives a summary of the noised image, which conditions the
+        whole network; in training this pass is the EMA network's (see `summary`).
+    perturbation: y is turned by a learned angle in training (see models.perturbation).
     cond_init_std: of the condition's weights; 0.02 as published. A condition of unit length gives
         values of this size, so short trainings learn to use it sooner with 0.5.
     mae_loss_coef: at 0 nothing would train a mask token, so there is none and gaps are zeros.
-    Raises ValueError for sizes that do not fit together and for the two published options that no
-    published configuration uses (ext_feature_dim, self_cond).
+    Raises ValueError for sizes that do not fit and options that exclude each other.
     """
 
     def __init__(
@@ -266,26 +140,34 @@ class MaskDiT(nn.Module):
         pad_cls_token: bool = False,
         ext_feature_dim: int = 0,
         self_cond: bool = False,
+        perturbation: bool = False,
     ):
         super().__init__()
-        if ext_feature_dim or self_cond:
-            raise ValueError("ext_feature_dim and self_cond are not supported: leave them 0, false")
+        if self_cond and (ext_feature_dim or not use_decoder):
+            raise ValueError("self_cond needs use_decoder, and does not go with ext_feature_dim")
+        if perturbation and not cond_dim:
+            raise ValueError("perturbation is of the condition, and there is none")
         if img_size % patch_size:
             raise ValueError(f"patch size {patch_size} does not divide the latent side {img_size}")
         widths = (hidden_size, decoder_hidden_size) if use_decoder else (hidden_size,)
         if any(width % 4 for width in widths):
             raise ValueError(f"widths {widths} must be multiples of 4 for the 2-D positions")
         self.img_size, self.in_channels, self.cond_dim = img_size, in_channels, cond_dim
+        self.ext_feature_dim, self.cond_width = ext_feature_dim, cond_dim + ext_feature_dim
         self.cond_init_std = cond_init_std
         self.patch_size = patch_size
         self.grid = img_size // patch_size
         self.num_patches = self.grid**2
         self.use_decoder, self.pad_cls_token = use_decoder, pad_cls_token
+        self.self_cond, self.perturbation = self_cond, perturbation
 
+        # In the published order, as optimizers number the weights.
         self.x_embedder = PatchEmbed(in_channels, hidden_size, patch_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         if cond_dim:
-            self.y_embedder = ConditionEmbedder(cond_dim, hidden_size)
+            self.y_embedder = ConditionEmbedder(cond_dim, hidden_size, perturbation)
+        if ext_feature_dim:
+            self.feat_embedder = nn.Linear(ext_feature_dim, hidden_size)
         if pad_cls_token:
             self.cls_token = nn.Parameter(torch.empty(1, 1, hidden_size))
         self.pos_embed = self._positions(hidden_size, int(pad_cls_token))
@@ -297,15 +179,16 @@ class MaskDiT(nn.Module):
         if use_decoder:
             width = decoder_hidden_size
             self.decoder_layer = ModulatedLinear(hidden_size, width, hidden_size)
-            if pad_cls_token:
-                self.cls_norm = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
-                self.cls_token_embedder = nn.Linear(hidden_size, hidden_size)
-            self.mask_token = nn.Parameter(torch.empty(1, 1, width)) if mae_loss_coef > 0 else None
             self.decoder_pos_embed = self._positions(width)
+            self.mask_token = nn.Parameter(torch.empty(1, 1, width)) if mae_loss_coef > 0 else None
             self.decoder_blocks = nn.ModuleList(
                 Block(width, hidden_size, decoder_num_heads, mlp_ratio)
                 for _ in range(decoder_depth)
             )
+            if pad_cls_token:
+                self.cls_token_embedder = nn.Linear(hidden_size, hidden_size)
+            if self_cond:
+                self.enc_feat_embedder = nn.Linear(hidden_size, hidden_size)
         self.final_layer = ModulatedLinear(width, patch_size**2 * in_channels, hidden_size)
         self.reset_parameters()
 
@@ -332,8 +215,12 @@ class MaskDiT(nn.Module):
         nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
         if self.cond_dim:
             nn.init.normal_(self.y_embedder.embedding_table.weight, std=self.cond_init_std)
+        if self.ext_feature_dim:
+            nn.init.normal_(self.feat_embedder.weight, std=0.02)
         if self.pad_cls_token:
             nn.init.normal_(self.cls_token, std=0.02)
+            if self.use_decoder:
+                nn.init.normal_(self.cls_token_embedder.weight, std=0.02)
         hidden_size = self.pos_embed.shape[2]
         self.pos_embed.copy_(sincos_2d(hidden_size, self.grid, int(self.pad_cls_token)))
         if self.use_decoder:
@@ -341,18 +228,29 @@ class MaskDiT(nn.Module):
                 nn.init.normal_(self.mask_token, std=0.02)
             self.decoder_pos_embed.copy_(sincos_2d(self.decoder_pos_embed.shape[2], self.grid))
 
-    def forward(
-        self, x: Tensor, t_cond: Tensor, y: Tensor | None = None, mask: TokenMask | None = None
+    def condition(
+        self, t_cond: Tensor, cond: Tensor | None, cond_noise: Tensor | None = None
     ) -> Tensor:
-        """x (N, C, H, W), t_cond (N,), y (N, cond_dim) or None = no condition -> (N, C, H, W).
+        """What all blocks are told: t_cond (N,), cond (N, cond_width) or None -> (N, D).
 
-        With `mask`, the encoder sees the kept tokens only; every patch is predicted all the same
-        (without a decoder, hidden patches come out as zeros).
+        cond_noise: (N, cond_dim), directions of the learned perturbation; None = not perturbed.
+        Raises ValueError if the network needs external features and there are none.
         """
-        c = self.t_embedder(t_cond)  # (N, D)
-        if self.cond_dim and y is not None:
-            c = c + self.y_embedder(y)
+        c = self.t_embedder(t_cond)
+        if cond is None:
+            if self.ext_feature_dim:
+                raise ValueError(f"the network needs {self.ext_feature_dim} external features")
+            return c
+        if self.cond_dim:
+            c = c + self.y_embedder(cond[:, : self.cond_dim], cond_noise)
+        if self.ext_feature_dim:
+            c = c + self.feat_embedder(cond[:, self.cond_dim :])
+        return c
 
+    def encode(
+        self, x: Tensor, c: Tensor, mask: TokenMask | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x (N, C, H, W), c (N, D) -> tokens (N, L or K, D), and the class token or None."""
         first = int(self.pad_cls_token)
         x = self.x_embedder(x) + self.pos_embed[:, first:]  # (N, L, D)
         if mask is not None:
@@ -362,13 +260,42 @@ class MaskDiT(nn.Module):
             x = torch.cat([cls_token.to(x.dtype), x], dim=1)
         for block in self.blocks:
             x = block(x, c)
-        if self.pad_cls_token:
-            cls_token, x = x[:, 0], x[:, 1:]
+        return (x[:, 1:], x[:, 0]) if self.pad_cls_token else (x, None)
+
+    def summary(self, x: Tensor, t_cond: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The encoder's normalised mean token of whole images (N, D); arguments as of `forward`."""
+        tokens, _ = self.encode(x, self.condition(t_cond, cond))
+        return normalise(tokens.mean(dim=1))
+
+    def forward(
+        self,
+        x: Tensor,
+        t_cond: Tensor,
+        cond: Tensor | None = None,
+        mask: TokenMask | None = None,
+        *,
+        summary: Tensor | None = None,
+        cond_noise: Tensor | None = None,
+    ) -> Tensor:
+        """x (N, C, H, W), t_cond (N,), cond (N, cond_width) or None -> (N, C, H, W).
+
+        With `mask`, the encoder sees the kept tokens only; every patch is predicted all the same
+        (without a decoder, hidden patches come out as zeros).
+        cond: the condition, of which zeros mean none, then the external features if it has such.
+        summary: (N, D), for self_cond; None = the network's own `summary`.
+        cond_noise: (N, cond_dim), directions of the learned perturbation; None = not perturbed.
+        """
+        c = self.condition(t_cond, cond, cond_noise)  # (N, D)
+        if self.self_cond:
+            if summary is None:
+                summary = self.summary(x, t_cond, cond)
+            c = c + self.enc_feat_embedder(summary)
+        x, cls_token = self.encode(x, c, mask)  # (N, L or K, D)
 
         if self.use_decoder:
-            if self.pad_cls_token:
-                c = c + self.cls_token_embedder(self.cls_norm(cls_token))
-            x = self.decoder_layer(x, c)  # (N, K, decoder D)
+            if cls_token is not None:
+                c = c + self.cls_token_embedder(normalise(cls_token))
+            x = self.decoder_layer(x, c)  # (N, L or K, decoder D)
             if mask is not None:
                 x = restore(x, self.mask_token, mask)  # (N, L, decoder D)
             elif self.training and self.mask_token is not None:

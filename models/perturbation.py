@@ -30,7 +30,7 @@ def perturb(
       gaussian    N(0, scale²)
       uniform     U(0, scale)
       truncated   N(mean, scale²) conditioned on trunc_a <= p <= trunc_b
-      learnable   given as `level` (N, D): the output of a LearnedLevel
+      learnable   given as `level` (N, D): the output of a LearnedLevel (see LearnedPerturbation)
     noise (N, D; of any length) and level (N,), (N, 1) or (N, D) replace what would be drawn, noise
     before level, from `generator` (on the device of y).
     Raises ValueError for an unknown kind, for learnable without a level, and for an empty interval.
@@ -73,15 +73,32 @@ def draw_level(
 
 
 class LearnedLevel(nn.Module):
-    """Level p = r(y)² as a vector (N, D), with r a four-layer ReLU network."""
+    """Level p = r2(y) as a vector (N, D): four linear layers, a ReLU after each."""
 
     def __init__(self, dim: int):
         super().__init__()
-        layers: list[nn.Module] = [nn.Linear(dim, dim)]
-        for _ in range(3):
-            layers += [nn.ReLU(), nn.Linear(dim, dim)]
-        self.net = nn.Sequential(*layers)
+        for number in range(1, 5):
+            self.add_module(f"layer{number}", nn.Linear(dim, dim))
 
     def forward(self, y: Tensor) -> Tensor:
         """y (N, D), normalised -> (N, D), not negative."""
-        return self.net(y) ** 2
+        for layer in self.children():
+            y = layer(y).relu()
+        return y
+
+
+class LearnedPerturbation(nn.Module):
+    """Perturbation whose level is trained with the denoiser; named as in published checkpoints."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.r2_net = LearnedLevel(dim)
+
+    def forward(self, y: Tensor, noise: Tensor) -> Tensor:
+        """y and random directions `noise` of any length (N, D) -> (N, D) of unit length.
+
+        Rows of zeros, which mean "no condition", stay as they are.
+        """
+        level = self.r2_net(F.normalize(y, dim=1))
+        turned = perturb(y, "learnable", 1.0, noise=noise, level=level)
+        return torch.where(y.any(dim=1, keepdim=True), turned, y)

@@ -159,17 +159,21 @@ def guided(
     cond: Tensor | None,
     cfg_scale: float | None = None,
     interval: tuple[float, float] | None = None,
+    cond_dim: int | None = None,
 ) -> Denoise:
     """Bind a denoiser D(x, sigma, cond) to a condition, with classifier-free guidance.
 
     Returns (x, sigma) -> D_u + cfg_scale (D_c - D_u) (Ho & Salimans 2022, equation 6), where D_u
     has the all-zero condition; both halves are one batch.
     cond: (N, D), or None for images without condition. cfg_scale: None = conditional only.
+    cond_dim: columns of cond that D_u has zeros in, None = all; the others are external features.
     interval: guide at lo < sigma <= hi only, conditional elsewhere (Kynkäänniemi 2024, equation 5).
     """
     if cond is None or cfg_scale is None or cfg_scale == 1:
         return lambda x, sigma: denoiser(x, sigma, cond)
-    both = torch.cat([torch.zeros_like(cond), cond])
+    without = cond.clone()
+    without[:, :cond_dim] = 0
+    both = torch.cat([without, cond])
     low, high = interval or (0.0, math.inf)
 
     def denoise(x: Tensor, sigma: float) -> Tensor:

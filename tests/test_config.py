@@ -183,6 +183,25 @@ def test_old_place_of_perturbation_is_understood(write):
     assert config.train.perturbation == 1.2
 
 
+@pytest.mark.parametrize(
+    ("train", "kind", "scale"),
+    [("{}", "gaussian", 0), ("{perturbation: 0.8}", "fixed", 0.8)],
+)
+def test_a_published_learnable_perturbation_is_alone_or_with_the_fixed_one(
+    write, train, kind, scale
+):
+    config = load_config(write(f"model: {{perturbation: True}}\ntrain: {train}"))
+    assert config.learns_perturbation
+    assert (config.train.perturbation, config.train.perturbation_type) == (scale, kind)
+
+
+def test_the_learnable_type_is_a_learnable_perturbation_alone(write):
+    path = write("train: {perturbation_type: learnable, perturbation: 1}")
+    assert load_config(path).learns_perturbation
+    assert not load_config(path, ["train.perturbation=0"]).learns_perturbation
+    assert not load_config(path, ["train.perturbation_type=gaussian"]).learns_perturbation
+
+
 def test_resolved_config_survives_yaml_and_a_checkpoint(write):
     config = load_config(write(PUBLISHED))
     text = config.to_yaml()

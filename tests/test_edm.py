@@ -38,7 +38,8 @@ def test_unmasked_loss_meets_the_published_code(golden, name):
 class Constant(nn.Module):
     """A network that always answers with the same value."""
 
-    cond_dim, patch_size, num_patches = 3, 2, 16
+    cond_width, patch_size, num_patches = 3, 2, 16
+    self_cond = perturbation = False
 
     def __init__(self, value: float):
         super().__init__()

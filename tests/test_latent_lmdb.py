@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from utils.errors import UserError
-from utils.latent_lmdb import LatentDataset, LMDBReader, LMDBWriter, names_hash, read_info
+from utils.latent_dataset import LatentDataset
+from utils.latent_lmdb import LMDBReader, LMDBWriter, names_hash, read_info
 
 ROOT = Path(__file__).resolve().parents[1]
 Z = np.random.default_rng(0).standard_normal((12, 4, 2, 2), np.float32)

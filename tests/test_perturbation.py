@@ -68,6 +68,7 @@ def test_same_generator_turns_the_same_way():
 
 
 def test_learned_level_is_a_vector_that_is_not_negative_and_can_be_trained():
+    torch.manual_seed(0)
     y = F.normalize(torch.randn(4, 16), dim=1)
     learned = LearnedLevel(16)
     level = learned(y)

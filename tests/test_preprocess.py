@@ -17,7 +17,8 @@ from tiny import DIM, RESOLUTION, make_tiny_clip, make_tiny_config
 from models.autoencoder import load_autoencoder
 from models.clip import load_clip
 from utils.images import iterate_batches, list_images
-from utils.latent_lmdb import LatentDataset, LMDBReader, read_info
+from utils.latent_dataset import LatentDataset
+from utils.latent_lmdb import LMDBReader, read_info
 from utils.metrics import load_stats
 
 Z, IMG, TXT = "create_latentspace_lmdb", "clip_encode_img", "clip_encode_text"

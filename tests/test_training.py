@@ -474,7 +474,6 @@ def test_export_writes_a_model_that_loads(finished, tmp_path, monkeypatch):
     ("extra", "part"),
     [
         (["data.root=null"], "data.root: required"),
-        (["train.perturbation_type=learnable"], "train.perturbation_type"),
         (["--num_process_per_node", "0"], "--num_process_per_node"),
         (["--export", "x.safetensors"], "--ckpt_path"),
         (["--export", "x.safetensors", "--ckpt_path", "nothing.pt"], "nothing.pt does not exist"),

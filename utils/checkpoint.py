@@ -184,6 +184,7 @@ def denoiser_from_config(config: Config) -> EDMPrecond:
             pad_cls_token=model.pad_cls_token,
             ext_feature_dim=model.ext_feature_dim,
             self_cond=model.self_cond,
+            perturbation=config.learns_perturbation,
         )
     except ValueError as error:
         raise UserError(f"model: {error}") from error

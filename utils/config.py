@@ -49,12 +49,26 @@ class Config(Section):
             raise ValueError(
                 f"in_channels is {model.in_channels} but data.num_channels is {data.num_channels}"
             )
-        if data and data.feat_path and model.num_classes not in (0, data.feat_dim):
+        is_condition = data and data.feat_path and not model.ext_feature_dim
+        if is_condition and model.num_classes not in (0, data.feat_dim):
             raise ValueError(
                 f"num_classes is {model.num_classes} but data.feat_dim is {data.feat_dim}; "
                 "both are the dimension of the embeddings in data.feat_path"
             )
         return model
+
+    @property
+    def learns_perturbation(self) -> bool:
+        """Whether the network has a perturbation of its condition that is trained with it."""
+        train = self.train
+        by_type = train.perturbation > 0 and train.perturbation_type == "learnable"
+        return self.model.perturbation or by_type
+
+    @property
+    def samples_classes(self) -> bool:
+        """Whether images are drawn of random classes, for want of embeddings to draw them of."""
+        no_embeddings = self.data.feat_path is None and self.eval.feat_path is None
+        return self.model.num_classes > 0 and no_embeddings
 
     def to_dict(self) -> dict[str, Any]:
         """Plain builtins only (paths as strings), accepted by `config_from_dict`."""

@@ -85,15 +85,15 @@ class Model(Section):
     model_type: str = "DiT-XL/2"
     in_size: PositiveInt = 32  # side of the latents
     in_channels: PositiveInt = 4
-    num_classes: NonNegativeInt = 512  # dimension of the condition; 0 = unconditional
+    num_classes: NonNegativeInt = 512  # width of the condition, or classes; 0 = unconditional
     use_decoder: bool = True
-    ext_feature_dim: NonNegativeInt = 0
+    ext_feature_dim: NonNegativeInt = 0  # of data.feat_path, as features beside class labels
     pad_cls_token: bool = False
     mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     mask_ratio_fn: Annotated[MaskSchedule, BeforeValidator(_schedule_name)] = "constant"
     mask_ratio_min: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mae_loss_coef: NonNegativeFloat = 0.1
-    self_cond: bool = False
+    self_cond: bool = False  # on a summary of the noised image, by the encoder
     class_dropout_prob: Fraction = 0.1
     perturbation: bool = False  # a learned one, after what train.perturbation does
     hidden_size: PositiveInt | None = None  # this and the next two override model_type's
@@ -173,6 +173,7 @@ class Eval(Section):
     fid_sample_size: PositiveInt = 5000  # images
     feat_path: LocalPath | None = None  # embeddings of the test captions (LMDB folder)
     seeds: str | None = None  # of the images, e.g. 0-63,100; null = from sampling.seed on
+    class_idx: NonNegativeInt | None = None  # class to draw; null = one at random for each seed
     cfg_scales: list[float | None] = []  # guidance scales; empty = sampling.cfg_scale
     image_dir: LocalPath | None = None  # this and the next two as in data
     caption_dir: LocalPath | None = None

@@ -23,6 +23,8 @@ def experiment_name(config: Config) -> str:
     parts.append(f"mask{model.mask_ratio:g}-{model.mask_ratio_fn}")
     if train.perturbation:
         parts.append(f"{train.perturbation_type}{train.perturbation:g}")
+    if model.perturbation:
+        parts.append("learnable")
     parts.append(f"bs{train.batchsize}")
     if config.log.tag:
         parts.append(config.log.tag)

@@ -53,11 +53,12 @@ def draw_images(
 ) -> torch.Tensor:
     """One batch: (B, C, h, w) unit normal latents and (B, D) conditions -> (B, H, W, 3) uint8, CPU.
 
+    External features, if the network takes such, are the last columns of `conds`.
     `noise` gives the churn noise and goes on from where its seeds' generators are.
     `cfg_scale`, `interval`: see models.samplers.guided. `amp`: precision of the network,
     'no' (float32), 'bf16' or 'fp16'; the sampler's state keeps its own.
     """
-    denoise = guided(denoiser, conds, cfg_scale, interval)
+    denoise = guided(denoiser, conds, cfg_scale, interval, denoiser.model.cond_dim)
     with torch.autocast(latents.device.type, AMP_DTYPES[amp], enabled=amp != "no"):
         x = sample(denoise, latents, settings, randn=lambda like: noise.randn(like.shape[1:]))
     pixels = autoencoder.decode(x.float())  # (B, 3, H, W) in [-1, 1]

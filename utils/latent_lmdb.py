@@ -3,14 +3,12 @@
 `z-{i}` holds the latent of sample i, raw float32 C x H x W; `y-{i}-{j}` embedding j of sample i,
 raw float32; `length` and (embeddings only) `n_features` are 8-byte big-endian integers. Ours add
 `meta`, JSON about where the numbers come from; readers do without it. A database without `length`
-is incomplete.
+is incomplete. Databases with class labels are read too (utils/class_labels.py).
 """
 
 import hashlib
 import itertools
 import json
-import os
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +16,14 @@ from typing import Any, Literal
 
 import lmdb
 import numpy as np
-import psutil
-import torch
 
+from utils.class_labels import read_labels, stored_length
 from utils.errors import UserError
+from utils.lmdb_environment import open_database
 
 Kind = Literal["z", "y"]
 CHUNK = 1024  # samples read at once when a whole database is loaded
-RAM_SHARE = 0.25  # of the available memory that a training set may take
-
-# LMDB forbids to open a database twice in one process, so its readers share one environment.
-_environments: weakref.WeakValueDictionary[Path, lmdb.Environment] = weakref.WeakValueDictionary()
+Z_KEY, Y_KEY, FEATURE_KEY = b"z-%d", b"y-%d-%d", b"feat-%d"
 
 
 def names_hash(names: Iterable[str]) -> str:
@@ -191,6 +186,7 @@ class LMDBInfo:
     counts: np.ndarray  # (length,) embeddings of each sample; 1 for latents
     shape: tuple[int, ...]  # of one latent (C, H, W) or one embedding (D,)
     meta: Mapping[str, Any]  # empty for databases in the plain published layout
+    labels: np.ndarray | None = None  # (length,) int64 classes, where they stand in it
 
 
 def read_info(path: str | Path, channels: int = 4) -> LMDBInfo:
@@ -202,12 +198,12 @@ class LMDBReader:
     """Reads batches by index; `info` tells what is there.
 
     `channels` is needed only for latents without `meta`, whose shape is not recorded: such latents
-    are square.
+    are square. They are moments, of twice as many channels, where class labels stand beside them.
     """
 
     def __init__(self, path: str | Path, channels: int = 4) -> None:
         self.path = Path(path)
-        self._env = _open(self.path)
+        self._env = open_database(self.path)
         with self._env.begin() as txn:
             self.info = self._read_info(txn, channels)
         # Row of a sample's first embedding, when all embeddings stand below each other.
@@ -218,7 +214,8 @@ class LMDBReader:
         meta = json.loads(txn.get(b"meta") or "{}")
         length = txn.get(b"length")
         kind: Kind = "z" if txn.get(b"z-0") is not None else "y"
-        first = txn.get(b"z-0" if kind == "z" else b"y-0-0")
+        starts = {key: txn.get(key.replace(b"%d", b"0")) for key in (Z_KEY, Y_KEY, FEATURE_KEY)}
+        self._key, first = next((item for item in starts.items() if item[1]), (Z_KEY, None))
         if length is None:
             total = meta.get("total", 0)
             raise UserError(
@@ -227,19 +224,22 @@ class LMDBReader:
             )
         if first is None:
             raise UserError(f"{self.path}: holds neither latents (z-0) nor embeddings (y-0-0)")
-        length, floats = int.from_bytes(length, "big"), len(first) // 4
+        length, floats = stored_length(length), len(first) // 4
+        labels = read_labels(txn, length, self.path)
+        length = length if labels is None else len(labels)
         n_features = 1
-        if kind == "y":
+        if self._key == Y_KEY:
             stored = txn.get(b"n_features")
             n_features = int.from_bytes(stored, "big") if stored else _count(txn, 0)
         counts = np.asarray(meta.get("counts", np.full(length, n_features)))
         shape = tuple(meta["shape"]) if "shape" in meta else (floats,)
         if kind == "z" and "shape" not in meta:
+            channels *= 1 if labels is None else 2
             side = round((floats / channels) ** 0.5)
             shape = (channels, side, side)
         if floats != np.prod(shape):
             raise UserError(f"{self.path}: samples of {floats} numbers do not have shape {shape}")
-        return LMDBInfo(kind, length, n_features, counts, shape, meta)
+        return LMDBInfo(kind, length, n_features, counts, shape, meta, labels)
 
     @property
     def nbytes(self) -> int:
@@ -269,11 +269,11 @@ class LMDBReader:
         feature = np.broadcast_to(feature, indices.shape)
         if self._table is not None:
             return self._table[self._first_row[indices] + feature]
-        if self.info.kind == "z":
-            keys = [b"z-%d" % i for i in indices.tolist()]
-        else:
+        if self._key == Y_KEY:
             pairs = zip(indices.tolist(), feature.tolist(), strict=True)
-            keys = [b"y-%d-%d" % pair for pair in pairs]
+            keys = [self._key % pair for pair in pairs]
+        else:
+            keys = [self._key % i for i in indices.tolist()]
         with self._env.begin(buffers=True) as txn:
             values = [txn.get(key, b"") for key in keys]
             joined = bytearray().join(values)  # the one copy; frombuffer makes a view of it
@@ -286,85 +286,8 @@ class LMDBReader:
         return np.frombuffer(joined, np.float32).reshape(-1, *self.info.shape)
 
 
-def _open(path: Path) -> lmdb.Environment:
-    key = path.resolve()
-    environment = _environments.get(key)
-    if environment is None:
-        if not (path / "data.mdb").is_file():
-            raise UserError(
-                f"{path}: no database there; the scripts in preprocess_scripts/ make it"
-            )
-        try:
-            # No lock file: folders may be read-only, and nothing writes to a complete database.
-            environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
-        except lmdb.Error as error:
-            raise UserError(f"{path}: not a readable database ({error})") from error
-        _environments[key] = environment
-    return environment
-
-
-class LatentDataset:
-    """Latents with their conditions, read a batch at a time.
-
-    A database that takes less than a quarter of the free memory is loaded once (`in_memory`:
-    'auto', True or False); batches are the same either way.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        feat_path: str | Path | None = None,
-        in_memory: bool | Literal["auto"] = "auto",
-        channels: int = 4,
-        num_features: int | None = None,
-    ) -> None:
-        """`num_features`: draw among the first so many embeddings of an image; None = all.
-
-        Raises a UserError if latents and embeddings do not belong to the same images.
-        """
-        self._z = LMDBReader(root, channels)
-        self._y = LMDBReader(feat_path) if feat_path is not None else None
-        _expect(self._z, "z")
-        if self._y is not None:
-            _expect(self._y, "y")
-            _check_same_samples(self._z, self._y)
-        self.length = self._z.info.length
-        self._is_moments = self._z.info.meta.get("z_holds") == "moments"
-        channels, *sides = self._z.info.shape
-        self.latent_shape = (channels // 2 if self._is_moments else channels, *sides)
-        self.cond_dim = self._y.info.shape[0] if self._y is not None else 0
-        self.n_features = self._y.info.n_features if self._y is not None else 0
-        if self._y is not None:
-            self._counts = np.minimum(self._y.info.counts, num_features or self._y.info.counts)
-        readers = [reader for reader in (self._z, self._y) if reader is not None]
-        if in_memory is True or (in_memory == "auto" and _fits(sum(r.nbytes for r in readers))):
-            for reader in readers:
-                reader.load()
-
-    def batch(
-        self, indices: torch.Tensor, generator: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Latents (B, C, H, W) and conditions (B, D) or None, float32 on the CPU.
-
-        `indices`: (B,) integers. Where a sample has several embeddings one is drawn with
-        `generator`; so is the latent where the database holds moments.
-        """
-        rows = indices.numpy()
-        z = torch.from_numpy(self._z.read(rows))
-        if self._is_moments:
-            mean, log_variance = z.chunk(2, dim=1)
-            noise = torch.randn(mean.shape, generator=generator)
-            z = mean + (0.5 * log_variance).exp() * noise
-        if self._y is None:
-            return z, None
-        counts = torch.from_numpy(self._counts[rows])
-        feature = torch.zeros_like(indices)
-        if self._counts.max() > 1:
-            feature = (torch.rand(len(indices), generator=generator) * counts).long()
-        return z, torch.from_numpy(self._y.read(rows, feature.numpy()))
-
-
-def _expect(reader: LMDBReader, kind: Kind) -> None:
+def expect_kind(reader: LMDBReader, kind: Kind) -> None:
+    """Raise UserError if a database holds latents where embeddings are expected, or vice versa."""
     if reader.info.kind != kind:
         names = {"z": "latents", "y": "embeddings"}
         raise UserError(
@@ -372,13 +295,16 @@ def _expect(reader: LMDBReader, kind: Kind) -> None:
         )
 
 
-def _check_same_samples(z: LMDBReader, y: LMDBReader) -> None:
-    """Equal length, and equal names where both databases state them."""
+def check_same_samples(z: LMDBReader, y: LMDBReader) -> None:
+    """Raise UserError unless lengths are equal, and names and labels where both state them."""
     if z.info.length != y.info.length:
         raise UserError(
             f"{z.path} holds {z.info.length} samples but {y.path} holds {y.info.length}; "
             "make both from the same image folder"
         )
+    labels = [reader.info.labels for reader in (z, y)]
+    if not any(own is None for own in labels) and not np.array_equal(*labels):
+        raise UserError(f"{z.path} and {y.path} hold different class labels for the same images")
     hashes = [reader.info.meta.get("names_hash") for reader in (z, y)]
     if None not in hashes and hashes[0] != hashes[1]:
         pairs = zip(*(reader.info.meta.get("names", []) for reader in (z, y)), strict=False)
@@ -388,9 +314,3 @@ def _check_same_samples(z: LMDBReader, y: LMDBReader) -> None:
             f"{z.path} and {y.path} were made from different images{where}; "
             "make both from the same image folder"
         )
-
-
-def _fits(nbytes: int) -> bool:
-    """Every process of a machine loads its own copy."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return nbytes * processes <= RAM_SHARE * psutil.virtual_memory().available

@@ -10,9 +10,10 @@ from typing import TypeVar
 
 import torch
 
+from models.autoencoder import LDM_SCALE_FACTOR
 from utils.config import Config
 from utils.errors import UserError
-from utils.latent_lmdb import LatentDataset
+from utils.latent_dataset import LatentDataset
 
 T = TypeVar("T")
 
@@ -104,12 +105,17 @@ def training_batches(
 def open_data(config: Config) -> LatentDataset:
     """The configured latents and conditions; UserError unless they have the configured shapes."""
     paths, model = config.data, config.model
-    feat_path = paths.feat_path if model.num_classes else None
+    width = model.num_classes + model.ext_feature_dim
+    feat_path = paths.feat_path if width else None
+    if model.ext_feature_dim and feat_path is None:
+        raise UserError("data.feat_path: set it to the features that model.ext_feature_dim means")
     data = LatentDataset(
         paths.root,
         feat_path,
         channels=model.in_channels,
         num_features=paths.num_features_per_sample,
+        classes=model.num_classes if model.ext_feature_dim or feat_path is None else 0,
+        scale_factor=config.encoders.scale_factor or LDM_SCALE_FACTOR,
     )
     wanted = (model.in_channels, model.in_size, model.in_size)
     if data.latent_shape != wanted:
@@ -117,16 +123,15 @@ def open_data(config: Config) -> LatentDataset:
             f"{paths.root} holds latents of shape {data.latent_shape}, but model.in_channels and "
             f"model.in_size say {wanted}"
         )
-    if model.num_classes and feat_path is None:
-        raise UserError("data.feat_path: set it for the condition, or model.num_classes=0 for none")
     if feat_path and (paths.num_features_per_sample or 0) > data.n_features:
         raise UserError(
             f"data.num_features_per_sample: {paths.num_features_per_sample}, but {feat_path} holds "
             f"{data.n_features} embedding(s) an image"
         )
-    if data.cond_dim != model.num_classes:
+    if data.cond_dim != width:
+        key = "ext_feature_dim" if model.ext_feature_dim else "num_classes"
         raise UserError(
-            f"{feat_path} holds embeddings of {data.cond_dim} numbers, but model.num_classes "
-            f"says {model.num_classes}"
+            f"{feat_path} holds embeddings of {data.cond_dim - width + getattr(model, key)} "
+            f"numbers, but model.{key} says {getattr(model, key)}"
         )
     return data

@@ -1,0 +1,144 @@
+"""The network's options: what they compute, their published names, and how they are trained."""
+
+import pytest
+import torch
+from golden_models import assert_golden, small_denoiser
+from reference_network import denoised
+
+from models.edm import build_denoiser, edm_loss
+from models.maskdit import random_mask
+from models.samplers import guided
+
+HEADS = {"heads": 2, "decoder_heads": 2}
+OPTIONS = {
+    "plain": {},
+    "self_cond": {"self_cond": True},
+    "self_cond_with_class_token": {"self_cond": True, "pad_cls_token": True},
+    "external_features": {"ext_feature_dim": 5},
+    "perturbation": {"perturbation": True},
+    "perturbation_with_self_cond": {"perturbation": True, "self_cond": True},
+}
+
+
+def inputs(options: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x (2, 4, 8, 8), sigma (2,), cond (2, 6 + external features)."""
+    width = 6 + options.get("ext_feature_dim", 0)
+    return torch.randn(2, 4, 8, 8), torch.tensor([0.1, 3.0]), torch.randn(2, width)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@torch.no_grad()
+def test_the_network_equals_the_plain_formulas(name):
+    denoiser = small_denoiser(**OPTIONS[name])
+    x, sigma, cond = inputs(OPTIONS[name])
+    features = cond[:, 6:] if "ext_feature_dim" in OPTIONS[name] else None
+    for noise in (None, torch.randn(2, 6)) if "perturbation" in OPTIONS[name] else (None,):
+        expected = denoised(denoiser.state_dict(), x, sigma, cond[:, :6], features, noise, **HEADS)
+        assert_golden(denoiser(x, sigma, cond, cond_noise=noise), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"self_cond": True}, ("enc_feat_embedder",)),
+        ({"ext_feature_dim": 5}, ("feat_embedder",)),
+        (
+            {"perturbation": True},
+            tuple(f"y_embedder.perturbator.r2_net.layer{i}" for i in range(1, 5)),
+        ),
+    ],
+)
+def test_an_option_adds_the_published_names_and_nothing_else(options, names):
+    added = small_denoiser(**options).state_dict().keys() - small_denoiser().state_dict().keys()
+    assert added == {f"model.{name}.{part}" for name in names for part in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_training_step_gives_every_weight_a_gradient(name, ratio):
+    """So that several processes need not search for weights that were left out."""
+    denoiser = small_denoiser(**OPTIONS[name]).train()
+    x, _, cond = inputs(OPTIONS[name])
+    cond[0, :6] = 0  # an image without condition
+    encoder = small_denoiser(**OPTIONS[name])
+    edm_loss(denoiser, x, cond, mask_ratio=ratio, encoder=encoder).mean().backward()
+    missing = [k for k, p in denoiser.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    assert all(p.grad is None for p in encoder.parameters())
+
+
+def test_training_takes_the_summary_from_the_given_encoder():
+    denoiser, encoder = small_denoiser(self_cond=True), small_denoiser(self_cond=True)
+    x, _, cond = inputs({})
+
+    def loss(**options) -> torch.Tensor:
+        return edm_loss(denoiser, x, cond, generator=torch.Generator().manual_seed(1), **options)
+
+    torch.testing.assert_close(loss(encoder=encoder), loss())  # equal weights, equal summaries
+    with torch.no_grad():
+        for parameter in encoder.model.blocks.parameters():
+            parameter.mul_(2)
+    assert not torch.allclose(loss(encoder=encoder), loss())
+
+
+@torch.no_grad()
+def test_the_summary_sees_the_whole_image_where_tokens_are_hidden():
+    denoiser = small_denoiser(self_cond=True)
+    x, sigma, cond = inputs({})
+    mask = random_mask(2, 16, 0.5)
+    hidden = mask.mask.view(2, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    t = sigma.log() / 4
+    assert not torch.allclose(
+        denoiser.model(x + hidden, t, cond, mask), denoiser.model(x, t, cond, mask)
+    )
+    fixed = {"summary": denoiser.model.summary(x, t, cond)}
+    torch.testing.assert_close(
+        denoiser.model(x + hidden, t, cond, mask, **fixed),
+        denoiser.model(x, t, cond, mask, **fixed),
+    )
+
+
+@torch.no_grad()
+def test_guidance_leaves_out_the_condition_but_not_the_external_features():
+    denoiser = small_denoiser(ext_feature_dim=5)
+    x, _, cond = inputs({"ext_feature_dim": 5})
+    without = torch.cat([torch.zeros(2, 6), cond[:, 6:]], dim=1)
+    expected = 3 * denoiser(x, 1.0, cond) - 2 * denoiser(x, 1.0, without)
+    torch.testing.assert_close(guided(denoiser, cond, 3.0, cond_dim=6)(x, 1.0), expected)
+
+
+@torch.no_grad()
+def test_features_without_condition_are_enough():
+    denoiser = build_denoiser("DiT-T/2", 8, 4, 0, depth=1, decoder_depth=1, ext_feature_dim=5)
+    assert denoiser(torch.randn(2, 4, 8, 8), 1.0, torch.randn(2, 5)).isfinite().all()
+    with pytest.raises(ValueError, match="needs 5 external features"):
+        denoiser(torch.randn(2, 4, 8, 8), 1.0)
+
+
+def test_the_learned_perturbation_acts_in_training_only():
+    denoiser = small_denoiser(perturbation=True)
+    x, _, cond = inputs({})
+
+    def losses(count: int) -> list[torch.Tensor]:
+        draws = {"rnd_normal": torch.zeros(2, 1, 1, 1), "noise": torch.zeros_like(x)}
+        return [edm_loss(denoiser, x, cond, **draws) for _ in range(count)]
+
+    first, second = losses(2)
+    assert torch.equal(first, second)
+    denoiser.train()
+    first, second = losses(2)
+    assert not torch.allclose(first, second)
+
+
+def test_the_learned_perturbation_leaves_no_condition_alone():
+    perturbator = small_denoiser(perturbation=True).model.y_embedder.perturbator
+    y = torch.randn(3, 6)
+    y[1] = 0
+    turned = perturbator(y, torch.randn(3, 6))
+    assert (turned[1] == 0).all()
+    torch.testing.assert_close(turned[[0, 2]].norm(dim=1), torch.ones(2))
+
+
+def test_options_that_exclude_each_other_are_refused():
+    with pytest.raises(ValueError, match="perturbation is of the condition"):
+        build_denoiser("DiT-T/2", 8, 4, 0, perturbation=True)

@@ -1,0 +1,109 @@
+"""What a training reads: latents with their conditions, a batch at a time."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import psutil
+import torch
+
+from utils.class_labels import one_hot
+from utils.errors import UserError
+from utils.latent_lmdb import LMDBReader, check_same_samples, expect_kind
+
+RAM_SHARE = 0.25  # of the available memory that a training set may take
+
+
+class LatentDataset:
+    """Reads batches by index.
+
+    A database that takes less than a quarter of the free memory is loaded once (`in_memory`:
+    'auto', True or False); batches are the same either way.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        feat_path: str | Path | None = None,
+        in_memory: bool | Literal["auto"] = "auto",
+        channels: int = 4,
+        num_features: int | None = None,
+        classes: int = 0,
+        scale_factor: float = 1.0,
+    ) -> None:
+        """`num_features`: draw among the first so many embeddings of an image; None = all.
+
+        `classes`: the condition is, or begins with, one-hot class labels of this width.
+        `scale_factor`: of latents that stand beside labels, which are stored unscaled.
+        Raises a UserError if latents and embeddings do not belong to the same images, or labels are
+        wanted and not there.
+        """
+        self._z = LMDBReader(root, channels)
+        self._y = LMDBReader(feat_path) if feat_path is not None else None
+        expect_kind(self._z, "z")
+        if self._y is not None:
+            expect_kind(self._y, "y")
+            check_same_samples(self._z, self._y)
+        self.length = self._z.info.length
+        self._classes, labels = classes, self._z.info.labels
+        if classes and labels is None:
+            raise UserError(
+                f"{self._z.path} holds no class labels for model.num_classes={classes}; set data."
+                "feat_path to the embeddings that are the condition, or model.num_classes=0"
+            )
+        if classes and labels.max() >= classes:
+            raise UserError(
+                f"{self._z.path} holds class {labels.max()}, but model.num_classes is {classes}"
+            )
+        self._is_moments = labels is not None or self._z.info.meta.get("z_holds") == "moments"
+        self._scale = 1.0 if labels is None else scale_factor
+        channels, *sides = self._z.info.shape
+        self.latent_shape = (channels // 2 if self._is_moments else channels, *sides)
+        self.cond_dim = classes + (self._y.info.shape[0] if self._y is not None else 0)
+        self.n_features = self._y.info.n_features if self._y is not None else 0
+        if self._y is not None:
+            self._counts = np.minimum(self._y.info.counts, num_features or self._y.info.counts)
+        readers = [reader for reader in (self._z, self._y) if reader is not None]
+        if in_memory is True or (in_memory == "auto" and _fits(sum(r.nbytes for r in readers))):
+            for reader in readers:
+                reader.load()
+
+    def batch(
+        self, indices: torch.Tensor, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Latents (B, C, H, W) and conditions (B, D) or None, float32 on the CPU.
+
+        Conditions are one-hot labels, embeddings, or the embeddings after the labels.
+        `indices`: (B,) integers. Where a sample has several embeddings one is drawn with
+        `generator`; so is the latent where the database holds moments.
+        """
+        rows = indices.numpy()
+        z = torch.from_numpy(self._z.read(rows))
+        if self._is_moments:
+            mean, log_variance = z.chunk(2, dim=1)
+            noise = torch.randn(mean.shape, generator=generator)
+            z = self._scale * (mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise)
+        if not self.cond_dim:
+            return z, None
+        y = [one_hot(self._z.info.labels[rows], self._classes)] if self._classes else []
+        if self._y is not None:
+            y.append(self._read_embeddings(indices, generator))
+        return z, torch.from_numpy(y[0] if len(y) == 1 else np.concatenate(y, axis=1))
+
+    def _read_embeddings(
+        self, indices: torch.Tensor, generator: torch.Generator | None
+    ) -> np.ndarray:
+        """(B, D) float32, one of each sample's."""
+        rows = indices.numpy()
+        counts = torch.from_numpy(self._counts[rows])
+        feature = torch.zeros_like(indices)
+        if self._counts.max() > 1:
+            feature = (torch.rand(len(indices), generator=generator) * counts).long()
+        return self._y.read(rows, feature.numpy())
+
+
+def _fits(nbytes: int) -> bool:
+    """Every process of a machine loads its own copy."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return nbytes * processes <= RAM_SHARE * psutil.virtual_memory().available
