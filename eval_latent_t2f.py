@@ -40,6 +40,7 @@ from utils.published_flags import (
     step_or_none,
 )
 from utils.results import Record, Results, best_of, guidance_name, table
+from utils.tracking import figures_text
 
 
 def parse_args() -> argparse.Namespace:
@@ -118,10 +119,7 @@ def check_trained_with(path: Path, trained: Config, config: Config) -> None:
 def main() -> None:
     args = parse_args()
     config = load_config(
-        args.config,
-        args.overrides,
-        require=("eval.feat_path", "eval.ref_path"),
-        flags=flag_settings(args),
+        args.config, args.overrides, require=("eval.ref_path",), flags=flag_settings(args)
     )
     scales = config.eval.cfg_scales or [config.sampling.cfg_scale]
     folder = folder_of(args, config)
@@ -146,9 +144,7 @@ def main() -> None:
             )
             is_new = len(results.records) > known
             processes.print(
-                f"step {step}, {guidance_name(scale)}: "
-                f"Fréchet distance {record['frechet_distance']:.4g}, "
-                f"CLIP score {record['clip_score']:.2f}"
+                f"step {step}, {guidance_name(scale)}: {figures_text(record)}"
                 f"{'' if is_new else ' (there already)'}"
             )
             records.append(record)

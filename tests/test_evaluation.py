@@ -24,8 +24,9 @@ from models.samplers import SeededNoise
 from utils.config import Config
 from utils.errors import UserError
 from utils.evaluation import Judge, draw_from_captions, evaluate_checkpoint
-from utils.generate import latent_shape
+from utils.generate import draw_images, latent_shape, sampler_settings
 from utils.metrics import clip_score, frechet_distance
+from utils.tracking import figures_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -198,6 +199,7 @@ def test_a_record_torn_by_a_crash_is_made_again(experiment, monkeypatch):
         (["eval.ref_path=gone.npz"], "fid_ref.py"),
         (["eval.ref_path=null"], "eval.ref_path: required"),
         (["eval.feat_path=gone"], "gone: no database there"),
+        (["--class_idx", 3], "eval.class_idx: 3, but the model has no classes"),
     ],
 )
 def test_mistakes_give_one_clear_line(experiment, monkeypatch, capsys, flags, message):
@@ -222,3 +224,33 @@ def test_two_processes_give_the_figures_of_one(experiment, monkeypatch):
     (together,) = records_of(experiment)
     for key in ("frechet_distance", "clip_score", "n"):
         assert together[key] == pytest.approx(alone[key], rel=1e-3)
+
+
+@pytest.mark.parametrize(("classes", "wanted"), [(0, None), (5, None), (5, 3)])
+def test_models_without_captions_are_judged_by_their_images_alone(tmp_path, classes, wanted):
+    config = make_tiny_config(tmp_path)
+    make_tiny_evaluation_data(config)
+    drawn_of = {"num_classes": classes}
+    config = make_tiny_config(
+        tmp_path,
+        model=drawn_of,
+        data={"feat_path": None},
+        eval={"feat_path": None, "class_idx": wanted},
+    )
+    denoiser, judge = make_tiny_denoiser(cond_dim=classes), Judge(config)
+    figures = evaluate_checkpoint(denoiser, config, judge)
+    assert figures["clip_score"] is None
+    assert math.isfinite(figures["frechet_distance"])
+    assert figures_text(figures).count(",") == 0
+    images, _ = draw_from_captions(denoiser, config, judge, SeededNoise([7]), "no")
+    noise = SeededNoise([7])
+    latents = noise.randn(latent_shape(denoiser))
+    conds = None
+    if classes:
+        drawn = noise.randint(classes)
+        conds = torch.eye(classes)[drawn if wanted is None else [wanted]]
+    settings = sampler_settings(config.sampling)
+    expected = draw_images(
+        denoiser, judge.autoencoder, noise, latents, conds, settings, cfg_scale=2.0
+    )
+    assert torch.equal(images, expected)

@@ -39,22 +39,31 @@ class Judge:
 
     def __init__(self, config: Config, device: torch.device | str = "cpu") -> None:
         """Raises UserError if something is missing or was made with another encoder or network."""
-        for key in ("ref_path", "feat_path"):
+        model = config.model
+        has_captions = bool(model.num_classes or model.ext_feature_dim)
+        has_captions &= not config.samples_classes
+        for key in ("ref_path", "feat_path") if has_captions else ("ref_path",):
             if getattr(config.eval, key) is None:
                 raise UserError(f"eval.{key}: required for evaluation, but not set in the config")
+        classes, wanted = model.num_classes if config.samples_classes else 0, config.eval.class_idx
+        if wanted is not None and wanted >= classes:
+            raise UserError(
+                f"eval.class_idx: {wanted}, but the model has {classes or 'no'} classes"
+            )
         self.device = torch.device(device)
         self.ref_path = config.eval.ref_path
         self.reference = load_stats(self.ref_path)
-        self.captions = LMDBReader(config.eval.feat_path)
+        self.captions = LMDBReader(config.eval.feat_path) if has_captions else None
         self.clip = load_config_clip(config, device)
         self.network = load_feature_network(config, device, self.clip)
         check_comparable(self.reference, self.network.name, config.data.resolution, self.ref_path)
-        made_by = self.captions.info.meta.get("encoder", self.clip.identity)
-        if made_by != self.clip.identity or self.captions.info.shape != (self.clip.dim,):
-            raise UserError(
-                f"{config.eval.feat_path}: embeddings are not from {config.encoders.clip}; make "
-                "them again with python preprocess_scripts/clip_encode_text.py"
-            )
+        if self.captions is not None:
+            made_by = self.captions.info.meta.get("encoder", self.clip.identity)
+            if made_by != self.clip.identity or self.captions.info.shape != (self.clip.dim,):
+                raise UserError(
+                    f"{config.eval.feat_path}: embeddings are not from {config.encoders.clip}; "
+                    "make them again with python preprocess_scripts/clip_encode_text.py"
+                )
         self.autoencoder = load_config_autoencoder(config, device)
 
     def choose_captions(self, noise: SeededNoise) -> torch.Tensor:
@@ -65,14 +74,19 @@ class Judge:
         return torch.from_numpy(self.captions.read(images, which))
 
     def judge(
-        self, images: torch.Tensor, captions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, H, W, 3) uint8, (B, D) -> features (B, F) and CLIP similarities (B,), on the CPU."""
+        self, images: torch.Tensor, captions: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[float]]:
+        """(B, H, W, 3) uint8, (B, D) -> features (B, F) on the CPU, and CLIP similarities.
+
+        Without captions there are no similarities.
+        """
         batch = images.permute(0, 3, 1, 2)
+        if captions is None:
+            return self.network(batch).cpu(), []
         embeddings = self.clip.encode_images(batch)
         is_clip = isinstance(self.network, ClipFeatures)  # then run it once for both figures
         features = embeddings if is_clip else self.network(batch).cpu()
-        return features, clip_similarities(embeddings, captions)
+        return features, clip_similarities(embeddings, captions).tolist()
 
 
 def evaluate_checkpoint(
@@ -84,14 +98,15 @@ def evaluate_checkpoint(
     `judge`: what to judge with, where it is loaded already. `amp`: see utils.generate.draw_images.
 
     Returns `frechet_distance` (to `eval.ref_path`, in features of `network`), `clip_score` (mean
-    cosine x 100 of an image's embedding and its caption's), `n` images, and `seconds`.
+    cosine x 100 of an image's embedding and its caption's; None without captions), `n` images, and
+    `seconds`.
     """
     started = time.perf_counter()
     processes = PartialState()
     judge = judge or Judge(config, next(denoiser.parameters()).device)
-    if denoiser.model.cond_dim != judge.clip.dim:
+    if judge.captions is not None and denoiser.model.cond_width != judge.clip.dim:
         raise UserError(
-            f"the model takes conditions of {denoiser.model.cond_dim} numbers, but "
+            f"the model takes conditions of {denoiser.model.cond_width} numbers, but "
             f"{config.eval.feat_path} holds embeddings of {judge.clip.dim}"
         )
     seeds = seeds_to_judge(config)
@@ -103,16 +118,17 @@ def evaluate_checkpoint(
             noise = SeededNoise(seeds[start : start + config.eval.batchsize], judge.device)
             features, scores = judge.judge(*draw_from_captions(denoiser, config, judge, noise, amp))
             stats.update(features)
-            similarities += scores.tolist()
-            bar.update(len(scores) * processes.num_processes)
+            similarities += scores
+            bar.update(len(features) * processes.num_processes)
 
     gathered = gather_object([(stats, similarities)])
     stats = FeatureStats()
     for part, _ in gathered:
         stats.merge(part)
+    scores = [score for _, part in gathered for score in part]
     return {
         "frechet_distance": distance_to(judge.reference, stats, judge.ref_path),
-        "clip_score": float(np.mean([score for _, part in gathered for score in part])),
+        "clip_score": float(np.mean(scores)) if scores else None,
         "n": stats.n,
         "network": judge.network.name,
         "seconds": round(time.perf_counter() - started, 2),
@@ -136,17 +152,28 @@ def seeds_to_judge(config: Config) -> Sequence[int]:
 
 def draw_from_captions(
     denoiser: EDMPrecond, config: Config, judge: Judge, noise: SeededNoise, amp: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, H, W, 3) uint8 of the captions that the seeds choose, and their embeddings."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Images (B, H, W, 3) uint8 of the captions that the seeds choose, and their embeddings.
+
+    Without captions each seed chooses a class, if the model has such (as published), unless
+    `eval.class_idx` is the class of all.
+    """
     latents = noise.randn(latent_shape(denoiser))
-    captions = judge.choose_captions(noise)
-    conds = F.normalize(captions) if config.data.norm_feature else captions
+    captions = conds = None
+    if judge.captions is not None:
+        captions = judge.choose_captions(noise)
+        conds = F.normalize(captions) if config.data.norm_feature else captions
+    elif config.model.num_classes:
+        classes = noise.randint(config.model.num_classes)
+        if config.eval.class_idx is not None:
+            classes = torch.full_like(classes, config.eval.class_idx)
+        conds = F.one_hot(classes, config.model.num_classes).float()
     images = draw_images(
         denoiser,
         judge.autoencoder,
         noise,
         latents,
-        conds.to(judge.device),
+        None if conds is None else conds.to(judge.device),
         sampler_settings(config.sampling),
         cfg_scale=config.sampling.cfg_scale,
         interval=config.sampling.guidance_interval,
@@ -189,13 +216,15 @@ def evaluate_into(
 def evaluation_settings(config: Config, judge: Judge, amp: str) -> dict[str, Any]:
     """All that figures depend on besides the weights, as plain values."""
     sampling = config.sampling
-    captions = judge.captions.info.meta.get("captions_hash", str(config.eval.feat_path))
+    captions = "none"
+    if judge.captions is not None:
+        captions = judge.captions.info.meta.get("captions_hash", str(config.eval.feat_path))
     return {
         "cfg_scale": sampling.cfg_scale,
         "num_steps": sampling.num_steps,
         "solver": sampling.solver,
         **sampling.model_dump(mode="json", exclude_defaults=True),
-        **({} if config.eval.seeds is None else {"seeds": config.eval.seeds}),
+        **config.eval.model_dump(include={"seeds", "class_idx"}, exclude_none=True),
         "n": config.eval.fid_sample_size,
         "network": judge.network.name,
         "reference": judge.reference.source or str(judge.ref_path),

@@ -54,9 +54,7 @@ class Flag:
     convert: Callable[[str], Any] = none_or_text  # from the command line's text to the key's value
     is_switch: bool = False  # takes no value
     void: str = ""
-    harmless: tuple[str, ...] = (
-        "None",
-    )  # values of a void flag that changed nothing before either
+    harmless: tuple[str, ...] = ("None",)  # values that changed nothing before either
 
 
 FLAGS = {
@@ -75,6 +73,10 @@ FLAGS = {
     ),
     "seeds": Flag(
         "seeds of the images to judge, e.g. 0-63,100; None = sampling.seed and after", "eval.seeds"
+    ),
+    "class_idx": Flag(
+        "class to draw, for models of class labels; None = one at random for each seed",
+        "eval.class_idx",
     ),
     "max_batch_size": Flag("images per process drawn at once", "eval.batchsize"),
     "fid_batch_size": Flag("images per process judged at once", "eval.batchsize"),
@@ -103,7 +105,6 @@ FLAGS = {
         is_switch=True,
         void="images are judged without being written",
     ),
-    "class_idx": Flag("class to draw", void="the conditions to draw are those in eval.feat_path"),
     "local_rank": Flag(
         "index of the process on its node",
         void="the launcher tells each process its own",

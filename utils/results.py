@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from utils.errors import note
@@ -86,7 +87,7 @@ def table(records: Sequence[Record]) -> str:
                 str(record["num_steps"]),
                 record["solver"],
                 f"{record['frechet_distance']:.4g}",
-                f"{record['clip_score']:.2f}",
+                "-" if record["clip_score"] is None else f"{record['clip_score']:.2f}",
                 str(record["n"]),
                 f"{record['seconds']:.0f} s",
                 "*" if record is best_of(records) else "",
@@ -117,7 +118,7 @@ def plot_curve(records: Sequence[Record], path: Path) -> None:
     for axis, (key, title, hint) in zip(axes, panels, strict=True):
         for label, by_step in lines.items():
             steps = sorted(by_step)
-            values = [by_step[step][key] for step in steps]
+            values = np.array([by_step[step][key] for step in steps], float)  # None becomes nan
             axis.plot(steps, values, marker="o", markersize=4, linewidth=1.8, label=label)
         axis.set_title(title, fontsize=12, loc="left")
         axis.set_title(hint, fontsize=9, loc="right", color="0.45")

@@ -39,7 +39,11 @@ class SampleGrid:
         conds = captions = None
         if config.log.sample_every == 0:
             return None
-        if config.model.num_classes:
+        if config.samples_classes:
+            count = min(config.log.num_samples, config.model.num_classes)
+            conds = torch.eye(config.model.num_classes)[:count]
+            captions = [f"class {i}" for i in range(count)]
+        elif config.model.num_classes or config.model.ext_feature_dim:
             if config.eval.feat_path is None:
                 return None
             reader = LMDBReader(config.eval.feat_path)

@@ -95,6 +95,13 @@ def cut_after(path: Path, step: int) -> None:
     os.replace(temporary, path)
 
 
+def figures_text(record: Mapping[str, Any]) -> str:
+    """What an evaluation found, for people."""
+    text = f"Fréchet distance {record['frechet_distance']:.4g}"
+    score = record["clip_score"]
+    return text if score is None else f"{text}, CLIP score {score:.2f}"
+
+
 class RunLog:
     """Writes the log files of one experiment folder; does nothing on other processes.
 
@@ -144,11 +151,9 @@ class RunLog:
 
     def evaluation(self, step: int, guidance: str, record: Mapping[str, Any]) -> None:
         """How good the weights of `step` are: a line, and TensorBoard scalars."""
+        self.info(f"step {step:>8d}  {guidance}: {figures_text(record)}")
         figures = {name: record[name] for name in ("frechet_distance", "clip_score")}
-        distance, score = figures.values()
-        self.info(
-            f"step {step:>8d}  {guidance}: Fréchet distance {distance:.4g}  CLIP score {score:.2f}"
-        )
+        figures = {name: value for name, value in figures.items() if value is not None}
         self.scalars(step, figures, f"eval, {guidance}")
 
     def scalars(self, step: int, figures: Mapping[str, float], group: str) -> None:
