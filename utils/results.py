@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from utils.errors import note
+from utils.report import aligned, save_figure, tidy, write_csv
 
 Record = dict[str, Any]
 
@@ -51,18 +51,11 @@ class Results:
             file.flush()
             os.fsync(file.fileno())
         self.records.append(json.loads(json.dumps(record)))
-        self._write_csv()
+        write_csv(self.folder / "results.csv", self.records)
 
     def plot(self) -> None:
         """Bring curve.png up to date."""
         plot_curve(self.records, self.folder / "curve.png")
-
-    def _write_csv(self) -> None:
-        columns = list(dict.fromkeys(key for record in self.records for key in record))
-        with open(self.folder / "results.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.records)
 
 
 def guidance_name(cfg_scale: float | None) -> str:
@@ -93,12 +86,7 @@ def table(records: Sequence[Record]) -> str:
                 "*" if record is best_of(records) else "",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return aligned(rows)
 
 
 def plot_curve(records: Sequence[Record], path: Path) -> None:
@@ -120,11 +108,8 @@ def plot_curve(records: Sequence[Record], path: Path) -> None:
             steps = sorted(by_step)
             values = np.array([by_step[step][key] for step in steps], float)  # None becomes nan
             axis.plot(steps, values, marker="o", markersize=4, linewidth=1.8, label=label)
-        axis.set_title(title, fontsize=12, loc="left")
-        axis.set_title(hint, fontsize=9, loc="right", color="0.45")
+        tidy(axis, title, hint)
         axis.set_xlabel("training step")
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.04)
     top = max(record["frechet_distance"] for record in records)
     if top > 20 * best_of(records)["frechet_distance"]:
@@ -136,4 +121,4 @@ def plot_curve(records: Sequence[Record], path: Path) -> None:
         frameon=False,
         fontsize=9,
     )
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)

@@ -1,0 +1,90 @@
+"""By which angle does a perturbation turn the condition?
+
+The config's embeddings:  python tools/angle.py gaussian:1.2 fixed:0.8
+Another database:         python tools/angle.py gaussian:1.2 --embeddings data/ffhq/lmdb/clip_img
+No data at all:           python tools/angle.py gaussian:1.2 --dim 512
+Truncated normal:         python tools/angle.py truncated:1.2:-0.8:0.8    (scale, bounds, then mean)
+
+Prints a line for each setting: the angle between an embedding and its perturbed version (mean,
+standard deviation, 5, 50 and 95 % points, range, in degrees), and the mean angle between two
+perturbed versions of one embedding. Writes angles.png, angles.json and angles.csv into --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from matplotlib.figure import Figure
+
+from utils.config import DEFAULT_CONFIG, HelpFormatter, load_config
+from utils.embeddings import open_embeddings, random_directions, read_some, some_samples
+from utils.errors import UserError, one_line_errors
+from utils.perturbations import PUBLISHED, distribution, parse_setting, turning_angles
+from utils.report import aligned, draw_histograms, save_figure, tidy, write_csv, write_json
+
+HEADER = ("perturbation", "mean", "std", "5 %", "50 %", "95 %", "min", "max", "two draws")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add("settings", nargs="*", default=PUBLISHED, metavar="kind:scale", help="perturbations")
+    add("--config", default=DEFAULT_CONFIG, help="YAML file, whose data.feat_path is measured")
+    add("--embeddings", type=Path, help="database of embeddings, instead of the config's")
+    add("--dim", type=int, help="take random unit vectors of this dimension instead")
+    add("--num", type=int, default=10_000, help="embeddings at the most")
+    add("--seed", type=int, default=0, help="of which embeddings and of the perturbation")
+    add("--out", type=Path, default=Path("results/angle"), help="folder")
+    return parser.parse_args()
+
+
+def load(args: argparse.Namespace) -> tuple[torch.Tensor, str]:
+    """The embeddings to turn, (N, D), and what they are."""
+    generator = torch.Generator().manual_seed(args.seed)
+    if args.dim is not None:
+        return random_directions(args.num, args.dim, generator), f"random, {args.dim} dimensions"
+    path = args.embeddings or load_config(args.config).data.feat_path
+    reader = open_embeddings(path, "--embeddings", "data.feat_path")
+    y = read_some(reader, some_samples(reader, args.num, generator), generator)
+    return y, f"{path}, {y.shape[1]} dimensions"
+
+
+@one_line_errors
+def main() -> None:
+    args = parse_args()
+    if args.num < 1 or (args.dim is not None and args.dim < 2):
+        raise UserError("--num must be at least 1, and --dim at least 2")
+    settings = [parse_setting(text) for text in args.settings]
+    y, source = load(args)
+
+    angles, records = {}, []
+    for setting in settings:
+        angles[str(setting)], between = turning_angles(y, setting, args.seed)
+        figures = distribution(angles[str(setting)])
+        records.append(
+            {"perturbation": str(setting), **figures, "two_draws": float(between.mean())}
+        )
+
+    print(f"angle to the perturbed embedding, degrees; {len(y)} embeddings ({source})\n")
+    cells = [[f"{v:.2f}" if isinstance(v, float) else v for v in r.values()] for r in records]
+    print(aligned([HEADER, *cells], left=1))
+
+    figure = Figure(figsize=(8, 1.2 + 0.75 * len(angles)), layout="constrained")
+    axis = figure.subplots()
+    draw_histograms(axis, angles, digits=1)
+    tidy(axis, "Angle to the perturbed embedding", source)
+    axis.set_xlabel("degrees; a dot is the median, a line spans 5 to 95 %")
+    axis.set_xlim(left=0)
+    save_figure(figure, args.out / "angles.png")
+    write_json(args.out / "angles.json", {"embeddings": source, "n": len(y), "angles": records})
+    write_csv(args.out / "angles.csv", records)
+    print(f"\n{args.out}/: angles.png, angles.json, angles.csv")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""How far is a text from the image it describes, and does the perturbation reach that far?
+
+The config's test split:  python tools/modality_gap.py
+The training split:       python tools/modality_gap.py --config X.yaml --split train
+Two databases:            python tools/modality_gap.py --images lmdb/clip_img --texts lmdb/clip_txt
+With other settings:      python tools/modality_gap.py gaussian:2 fixed:1.5
+
+Prints the cosines of images with their own texts and with others', between images and between
+texts, and the distance of the two means; then for each perturbation which share of the training
+angles lies above the median angle between image and text, and a fixed and a gaussian perturbation
+that cover that angle. Writes gap.png, gap.json and gap.csv into --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from models.geometry import Gap, gaussian_for_angle, level_for_angle, modality_gap
+from utils.config import DEFAULT_CONFIG, HelpFormatter, load_config
+from utils.embeddings import open_embeddings, read_pairs
+from utils.errors import UserError, note, one_line_errors
+from utils.latent_lmdb import LMDBReader
+from utils.perturbations import PUBLISHED, Setting, distribution, parse_setting, turning_angles
+from utils.report import (
+    aligned,
+    draw_histograms,
+    draw_shares_above,
+    save_figure,
+    tidy,
+    write_csv,
+    write_json,
+)
+
+KEYS = {  # of the embeddings of images and texts
+    "train": ("data.feat_path", "data.text_feat_path"),
+    "test": ("eval.image_feat_path", "eval.feat_path"),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add("settings", nargs="*", default=PUBLISHED, metavar="kind:scale", help="perturbations")
+    add("--config", default=DEFAULT_CONFIG, help="YAML file that names the databases")
+    add("--split", choices=tuple(KEYS), default="test", help="which of its splits")
+    add("--images", type=Path, help="database of image embeddings, instead of the config's")
+    add("--texts", type=Path, help="database of text embeddings, instead of the config's")
+    add("--num", type=int, default=5000, help="samples at the most, a text each")
+    add(
+        "--share",
+        type=float,
+        default=0.05,
+        help="of the training angles that the suggested gaussian has above the median gap angle",
+    )
+    add("--seed", type=int, default=0, help="of which samples, texts, pairs and perturbations")
+    add("--out", type=Path, default=Path("results/modality_gap"), help="folder")
+    return parser.parse_args()
+
+
+def open_databases(args: argparse.Namespace) -> list[LMDBReader]:
+    """Image and text embeddings."""
+    paths = [args.images, args.texts]
+    if None in paths:
+        config = load_config(args.config)
+        for i, key in enumerate(KEYS[args.split]):
+            section, name = key.split(".")
+            paths[i] = paths[i] or getattr(getattr(config, section), name)
+    options = ("--images", "--texts")
+    return [
+        open_embeddings(path, option, f"{key} in {args.config}")
+        for path, option, key in zip(paths, options, KEYS[args.split], strict=True)
+    ]
+
+
+def suggest(angle: float, share: float) -> list[Setting]:
+    """A fixed and a gaussian perturbation that cover `angle`, none if nothing can."""
+    try:
+        levels = {"fixed": level_for_angle(angle), "gaussian": gaussian_for_angle(angle, share)}
+    except ValueError as fault:
+        note(f"no suggestion: {fault}")
+        return []
+    return [Setting(kind, round(level, 3)) for kind, level in levels.items()]
+
+
+def draw(gap: Gap, angles: dict[str, np.ndarray], path: Path) -> None:
+    """Cosines on the left; on the right how much of the training reaches the gap's angle."""
+    figure = Figure(figsize=(12.5, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    by_kind = {label: values.numpy() for label, values in cosines(gap).items()}
+    draw_histograms(left, by_kind, digits=2)
+    tidy(left, "Cosine", f"means {gap.distance:.2f} apart")
+    left.set_xlabel("cosine; a dot is the median, a line spans 5 to 95 %")
+
+    low, median, high = np.percentile(gap.angle.numpy(), (5, 50, 95))
+    draw_shares_above(right, angles)
+    right.axvspan(
+        low, high, color="0.5", alpha=0.2, linewidth=0, label="image to its\ntext, 5–95 %"
+    )
+    right.axvline(median, color="0.3", linestyle="--", linewidth=1)
+    tidy(right, "Training angles above x", "dashed: median, image to its text")
+    right.set_xlim(0, 90)
+    right.set_xlabel("degrees")
+    right.set_ylabel("%")
+    right.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    save_figure(figure, path)
+
+
+def cosines(gap: Gap) -> dict[str, torch.Tensor]:
+    """The four kinds of pairs by name."""
+    return {
+        "image, its text": gap.matching,
+        "image, other text": gap.other,
+        "two images": gap.images,
+        "two texts": gap.texts,
+    }
+
+
+@one_line_errors
+def main() -> None:
+    args = parse_args()
+    if args.num < 2 or not 0 < args.share < 1:
+        raise UserError("--num must be at least 2, and --share between 0 and 1")
+    given = [parse_setting(text) for text in args.settings]
+    images, texts = open_databases(args)
+    generator = torch.Generator().manual_seed(args.seed)
+    x, y = read_pairs(images, texts, args.num, generator)
+    try:
+        gap = modality_gap(x, y, generator)
+    except ValueError as fault:
+        raise UserError(f"{images.path}: {fault}") from fault
+
+    rows = {**cosines(gap), "angle image, its text (degrees)": gap.angle}
+    records = [{"what": label, **distribution(v.numpy())} for label, v in rows.items()]
+    print(f"{len(x)} samples: {images.path}, {texts.path}\n")
+    header = ("cosine", "mean", "std", "5 %", "50 %", "95 %", "min", "max")
+    cells = [[f"{v:.3f}" if isinstance(v, float) else v for v in r.values()] for r in records]
+    print(aligned([header, *cells], left=1))
+    print(f"\ndistance of the means of image and text embeddings: {gap.distance:.3f}")
+
+    median = float(np.median(gap.angle.numpy()))
+    suggested = suggest(median, args.share)
+    angles = {str(s): turning_angles(x, s, args.seed)[0] for s in [*given, *suggested]}
+    shares = {label: float((values > median).mean()) for label, values in angles.items()}
+    wished = {str(setting) for setting in suggested}
+    print(f"\ntraining angles above {median:.1f} degrees, the median from an image to its text:")
+    cells = [[k, f"{100 * v:.1f} %", "suggested" * (k in wished)] for k, v in shares.items()]
+    print(aligned([("perturbation", "above", ""), *cells], left=1))
+
+    draw(gap, angles, args.out / "gap.png")
+    report = {
+        "images": str(images.path),
+        "texts": str(texts.path),
+        "n": len(x),
+        "distance_of_means": gap.distance,
+        "pairs": records,
+        "share_of_training_angles_above_median": shares,
+        "suggested": sorted(wished),
+    }
+    write_json(args.out / "gap.json", report)
+    write_csv(args.out / "gap.csv", records)
+    print(f"\n{args.out}/: gap.png, gap.json, gap.csv")
+
+
+if __name__ == "__main__":
+    main()
