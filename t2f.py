@@ -1,13 +1,17 @@
-"""Draw faces from sentences.
+"""Draw faces from sentences, from images, and from mixtures of them.
 
 One sentence:    python t2f.py --prompt "a person with long red hair and round glasses"
 Several:         python t2f.py --prompt "a bald man" --prompt "a woman with a green hat" --num 8
 A file, a line each:  python t2f.py --prompts_file prompts.txt --out samples/mine
 Your own model:  python t2f.py --prompt "…" --ckpt results/demo/checkpoints/0001600.pt
 Certain seeds:   python t2f.py --prompt "…" --seeds 0-7,42
+Like an image:   python t2f.py --image face.png
+A mixture:       python t2f.py --image face.png --prompt "a person with a hat" --mix 0.6,0.4
+In five steps from one to the other:  python t2f.py --prompt "…" --prompt "…" --interpolate 5
 
-Writes one PNG per image, <prompt>_<seed>.png, and all of them as grid.png with the sentences.
-The same seed, sentence and settings give the same face, whatever else is drawn with it.
+Writes one PNG per image, <row>_<seed>.png, and all of them as grid.png with their sentences: a row
+for each prompt and image in their order; or, with --mix or --interpolate, for each mixture of them.
+The same seed, condition and settings give the same face, whatever else is drawn with it.
 """
 
 from __future__ import annotations
@@ -19,18 +23,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from models.clip import ClipEncoder
 from utils.checkpoint import load_denoiser
+from utils.conditions import (
+    arrange,
+    describe,
+    embed_rows,
+    image_source,
+    prompt_source,
+    read_prompts,
+)
 from utils.config import Config, HelpFormatter, load_config
-from utils.encoders import load_config_autoencoder, load_config_clip
-from utils.errors import UserError, note, one_line_errors
+from utils.encoders import load_config_autoencoder, load_config_clip, usable_device
+from utils.errors import UserError, one_line_errors
 from utils.generate import generate, parse_scale, parse_seeds, sampler_settings
 from utils.images import labelled_grid, save_png
 from utils.tracking import progress
 
 FROM_CONFIG = "as the checkpoint's config says"
+MOST_COLUMNS = 8  # of a grid whose rows have one picture each
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,10 +50,23 @@ def parse_args() -> argparse.Namespace:
         formatter_class=HelpFormatter,
     )
     parser.add_argument(
-        "--prompt", action="append", default=[], help="what to draw; may be given more than once"
-    )
+        "--prompt", action="append", dest="sources", help="what to draw; may be given repeatedly",
+        type=prompt_source, metavar="TEXT",
+    )  # fmt: skip
     parser.add_argument("--prompts_file", type=Path, help="text file with a prompt a line")
-    parser.add_argument("--num", type=int, default=16, help="images per prompt")
+    parser.add_argument(
+        "--image", action="append", dest="sources", help="draw faces like this; may be repeated",
+        type=image_source, metavar="FILE",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mix", action="append", default=None, metavar="W,W",
+        help="weights of all prompts and images, for a row drawn from their mixture; may be given "
+        "repeatedly; with a negative first weight write --mix=-0.5,1.5",
+    )  # fmt: skip
+    parser.add_argument(
+        "--interpolate", type=int, metavar="ROWS", help="rows from one prompt or image to another"
+    )
+    parser.add_argument("--num", type=int, default=16, help="images per row")
     parser.add_argument(
         "--seed", default=FROM_CONFIG, help="seed of the first image; the others' follow it"
     )
@@ -63,7 +87,7 @@ def parse_args() -> argparse.Namespace:
         "--config", type=Path, help="YAML file; needed only where the checkpoint holds no config"
     )
     parser.add_argument(
-        "--out", type=Path, help="folder to write into; None = samples/ and the first prompt"
+        "--out", type=Path, help="folder to write into; None = samples/ and the first label"
     )
     parser.add_argument("--batch_size", type=int, default=16, help="images drawn at once")
     parser.add_argument(
@@ -72,27 +96,6 @@ def parse_args() -> argparse.Namespace:
         help="where to compute, e.g. cpu or cuda:1",
     )
     return parser.parse_args()
-
-
-def collect_prompts(args: argparse.Namespace) -> list[str]:
-    """All prompts asked for, stripped; raises UserError if one is empty or there is none."""
-    prompts = [prompt.strip() for prompt in args.prompt]
-    if not all(prompts):
-        raise UserError("--prompt is empty; say what to draw")
-    if args.prompts_file:
-        try:
-            text = args.prompts_file.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as fault:
-            raise UserError(
-                f"{args.prompts_file}: cannot be read as a text file ({fault})"
-            ) from fault
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if not lines:
-            raise UserError(f"{args.prompts_file}: holds no prompt; write one a line")
-        prompts += lines
-    if not prompts:
-        raise UserError('say what to draw: --prompt "a person with red hair" or --prompts_file F')
-    return prompts
 
 
 def whole_number(args: argparse.Namespace, name: str) -> int:
@@ -116,21 +119,9 @@ def with_sampling(config: Config, args: argparse.Namespace) -> Config:
     return config.model_copy(update={"sampling": config.sampling.model_copy(update=changes)})
 
 
-def embed(prompts: list[str], clip: ClipEncoder, config: Config) -> torch.Tensor:
-    """Conditions (P, D) of the prompts; says which of them are too long to be read whole."""
-    for prompt in prompts:
-        if clip.count_truncated([prompt]):
-            note(
-                f"only the first {clip.context_length} tokens are read, the rest is cut: "
-                f"{prompt[:60]}…"
-            )
-    conds = clip.encode_texts(prompts)
-    return F.normalize(conds) if config.data.norm_feature else conds
-
-
-def default_out(prompt: str) -> Path:
-    """A folder name that tells the prompt."""
-    slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60].rstrip("-")
+def default_out(label: str) -> Path:
+    """A folder name that tells what is drawn."""
+    slug = re.sub(r"\W+", "-", label.lower()).strip("-")[:60].rstrip("-")
     return Path("samples") / (slug or "prompt")
 
 
@@ -138,13 +129,13 @@ def default_out(prompt: str) -> Path:
 def main() -> None:
     started = time.perf_counter()
     args = parse_args()
-    prompts = collect_prompts(args)
+    sources = args.sources or []
+    if args.prompts_file:
+        sources += map(prompt_source, read_prompts(args.prompts_file))
+    rows = arrange(sources, args.mix or [], args.interpolate)
     if args.num < 1 or args.batch_size < 1:
         raise UserError("--num and --batch_size must be at least 1")
-    try:
-        device = torch.empty(0, device=args.device).device
-    except (RuntimeError, AssertionError) as fault:
-        raise UserError(f"--device {args.device}: {str(fault).splitlines()[0]}") from fault
+    device = usable_device(args.device)
     given = load_config(args.config) if args.config else None
     denoiser, config = load_denoiser(args.ckpt, device, config=given)
     config = with_sampling(config, args)
@@ -156,23 +147,23 @@ def main() -> None:
             f"{args.ckpt}: takes conditions of {denoiser.model.cond_width} numbers, but "
             f"{config.encoders.clip} gives {clip.dim}; it was trained with another CLIP"
         )
-    conds = embed(prompts, clip, config)
+    conditions = embed_rows(rows, clip, config)
     autoencoder = load_config_autoencoder(config, device)
 
-    out = args.out or default_out(prompts[0])
+    out = args.out or default_out(rows[0].label)
     about = {
         "cfg_scale": str(sampling.cfg_scale),
         "num_steps": str(settings.num_steps),
         "solver": settings.solver,
         "checkpoint": str(args.ckpt),
     }
-    jobs = [(p, seed) for p in range(len(prompts)) for seed in seeds]
+    jobs = [(r, seed) for r in range(len(rows)) for seed in seeds]
     pictures = []
     with progress(desc="draw", total=len(jobs), unit="images") as bar:
         for positions, images in generate(
             denoiser,
             autoencoder,
-            conds.repeat_interleave(len(seeds), dim=0),
+            conditions.embeddings.repeat_interleave(len(seeds), dim=0),
             [seed for _, seed in jobs],
             settings,
             cfg_scale=sampling.cfg_scale,
@@ -181,19 +172,21 @@ def main() -> None:
             device=device,
         ):
             for position, image in zip(positions, images.numpy(), strict=True):
-                p, seed = jobs[position]
-                text = {"prompt": prompts[p], "seed": str(seed), **about}
-                save_png(image, out / f"{p:02d}_{seed:03d}.png", text)
+                r, seed = jobs[position]
+                text = {**describe([rows[r]]), "seed": str(seed), **about}
+                save_png(image, out / f"{r:02d}_{seed:03d}.png", text)
                 pictures.append(image)
             bar.update(len(positions))
 
+    alone = len(rows) == 1
     labelled_grid(
         np.stack(pictures),
-        None if len(prompts) == 1 else [prompts[p] for p, _ in jobs],
+        None if alone else [rows[r].label for r, _ in jobs],
         out / "grid.png",
-        columns=None if len(prompts) == 1 else len(seeds),
-        title=prompts[0] if len(prompts) == 1 else None,
-        text={"prompt": "\n".join(prompts), "seed": " ".join(map(str, seeds)), **about},
+        columns=None if alone else len(seeds) if len(seeds) > 1 else min(len(rows), MOST_COLUMNS),
+        title=rows[0].label if alone else None,
+        text={**describe(rows), "seed": " ".join(map(str, seeds)), **about},
+        icons=conditions.icons(),
     )
     seconds = time.perf_counter() - started
     print(f"{len(jobs)} images in {seconds:.1f} s: {out / 'grid.png'}")

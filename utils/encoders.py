@@ -11,6 +11,14 @@ from utils.errors import UserError, note
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def usable_device(name: str) -> torch.device:
+    """The device that `--device` names; raises UserError if there is none such."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as fault:
+        raise UserError(f"--device {name}: {str(fault).splitlines()[0]}") from fault
+
+
 def load_config_clip(config: Config, device: torch.device | str = "cpu") -> ClipEncoder:
     """The CLIP at `encoders.clip`; raises UserError if there is none.
 

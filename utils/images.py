@@ -26,6 +26,7 @@ from utils.sources import list_files, read_bytes, relative_name
 R = TypeVar("R")
 MIN_CELL = 160  # pixels; smaller pictures are enlarged in grids so that captions can be read
 MAX_LINES = 6  # of a caption
+MAX_ICONS = 3  # before a caption
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
@@ -209,6 +210,15 @@ def save_png(
     image.save(path, format="PNG", pnginfo=chunks)
 
 
+def png_text(path: str | Path) -> dict[str, str]:
+    """The text chunks of a PNG, none for other formats; raises UnreadableImage if it is broken."""
+    try:
+        with Image.open(path) as image:
+            return dict(getattr(image, "text", {}))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UnreadableImage(f"{path}: unreadable image ({error}); repair or remove it") from error
+
+
 def labelled_grid(
     images: np.ndarray,
     captions: Sequence[str] | None,
@@ -216,11 +226,13 @@ def labelled_grid(
     columns: int | None = None,
     title: str | None = None,
     text: Mapping[str, str] | None = None,
+    icons: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> None:
     """Write pictures, (N, H, W, 3) uint8, as one PNG on white with their captions.
 
     A caption stands below its picture; one that a whole row shares stands once, above the row (and
-    above the rows after it that share it too). `columns` defaults to a nearly square grid.
+    above the rows after it that share it too). `columns` defaults to a nearly square grid. `icons`:
+    caption or title -> (H, W, 3) uint8 pictures that stand small before it.
     """
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
     enlarge = math.ceil(MIN_CELL / images.shape[2])
@@ -231,13 +243,20 @@ def labelled_grid(
 
     texts: list[tuple[int, int, str, ImageFont.FreeTypeFont]] = []  # x, y of the top left corner
     places: list[tuple[int, int]] = []
+    thumbnails: list[tuple[int, int, np.ndarray]] = []
+    small = width // 4
 
     def add_text(x: int, y: int, words: str, font: ImageFont.FreeTypeFont, room: int) -> int:
-        """Set a block of text at most `room` pixels wide; returns the y below it."""
-        for line in _wrap(words, font, room):
-            texts.append((x, y, line, font))
-            y += round(1.3 * font.size)
-        return y
+        """Set a block of text, icons first, at most `room` pixels wide; returns the y below it."""
+        before = (icons or {}).get(words, ())[:MAX_ICONS]
+        for icon in before:
+            thumbnails.append((x, y, icon))
+            x, room = x + small + gap // 2, room - small - gap // 2
+        lines, step = _wrap(words, font, room), round(1.3 * font.size)
+        height = max(len(lines) * step, small if before else 0)
+        top = y + (height - len(lines) * step) // 2
+        texts.extend((x, top + i * step, line, font) for i, line in enumerate(lines))
+        return y + height
 
     y = gap
     if title:
@@ -261,6 +280,9 @@ def labelled_grid(
     for place, pixels in zip(places, images, strict=True):
         picture = Image.fromarray(np.asarray(pixels))
         canvas.paste(picture.resize((width, height), Image.Resampling.BICUBIC), place)
+    for x, y, pixels in thumbnails:
+        picture = Image.fromarray(pixels).resize((small, small), Image.Resampling.LANCZOS)
+        canvas.paste(picture, (x, y))
     draw = ImageDraw.Draw(canvas)
     for x, y, line, font in texts:
         draw.text((x, y), line, fill="#222222", font=font)
