@@ -1,0 +1,74 @@
+"""How similar are generated pictures to their prompts, by CLIP?
+
+What t2f.py drew:      python tools/clip_similarity.py samples/a-bald-man
+Two ways of drawing:   python tools/clip_similarity.py samples/guidance1 samples/guidance4
+Other folders:         python tools/clip_similarity.py samples_t2f/72 --prompts prompts.txt
+With another CLIP:     python tools/clip_similarity.py samples/x --clip ViT-B-32:openai
+
+Prints for each prompt the mean, greatest and least cosine x 100 of its pictures' embeddings and its
+own, and for all pictures together. Pictures of t2f.py say themselves what they are of; with
+--prompts, those in description_0/ (or named 00_….png) are of the first line, and so on. Writes
+clip_similarity.json and .csv into --out, with the best and the worst picture of each prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from utils.clip_similarity import find_pictures, side_by_side, similarities, summarise
+from utils.conditions import read_prompts
+from utils.config import DEFAULT_CONFIG, HelpFormatter, load_config
+from utils.encoders import load_config_clip, usable_device
+from utils.errors import UserError, one_line_errors
+from utils.report import aligned, write_csv, write_json
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument
+    add("folders", nargs="+", type=Path, metavar="folder", help="of pictures; compared in a table")
+    add("--prompts", type=Path, help="text file with a prompt a line; None = as the PNGs say")
+    add("--config", default=DEFAULT_CONFIG, help="YAML file, whose encoders.clip judges")
+    add("--clip", help="CLIP that judges, instead of the config's: a folder, a file or name:tag")
+    add("--batch_size", type=int, default=64, help="pictures encoded at once")
+    add(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where to compute, e.g. cpu or cuda:1",
+    )
+    add("--out", type=Path, default=Path("results/clip_similarity"), help="folder to write into")
+    return parser.parse_args()
+
+
+@one_line_errors
+def main() -> None:
+    args = parse_args()
+    if args.batch_size < 1:
+        raise UserError("--batch_size must be at least 1")
+    device = usable_device(args.device)
+    prompts = read_prompts(args.prompts) if args.prompts else None
+    found = [find_pictures(folder, prompts) for folder in dict.fromkeys(args.folders)]
+    overrides = [f"encoders.clip={args.clip}"] if args.clip else []
+    clip = load_config_clip(load_config(args.config, overrides), device)
+
+    records = []
+    for pictures in found:
+        records += summarise(pictures, similarities(pictures, clip, args.batch_size))
+
+    print(f"cosine x 100 of picture and prompt, {clip.identity}")
+    for number, pictures in enumerate(found, 1):
+        print(f"  ({number}) {pictures.folder}")
+    print(f"\n{aligned(side_by_side(records), left=1)}\n")
+    write_json(args.out / "clip_similarity.json", {"clip": clip.identity, "records": records})
+    write_csv(args.out / "clip_similarity.csv", records)
+    print(f"{args.out}/: clip_similarity.json, clip_similarity.csv")
+
+
+if __name__ == "__main__":
+    main()
