@@ -26,8 +26,9 @@ from utils.ema import EMA, ema_decay_at
 from utils.errors import UserError
 from utils.experiment import claim, differences, experiment_name
 from utils.latent_lmdb import LMDBWriter
+from utils.read_ahead import read_ahead
 from utils.schedules import lr_after, mask_ratio_after, number_of_steps
-from utils.training_data import DataOrder, derived_seed, open_data, read_ahead, training_batches
+from utils.training_data import DataOrder, derived_seed, open_data, training_batches
 
 ROOT = Path(__file__).resolve().parents[1]
 TIME_FIELDS = ("images_per_s", "memory_gb", "data_wait")

@@ -8,11 +8,8 @@ import io
 import itertools
 import math
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 import matplotlib
 import numpy as np
@@ -21,9 +18,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from utils.errors import UserError, note
+from utils.read_ahead import read_ahead
 from utils.sources import list_files, read_bytes, relative_name
 
-R = TypeVar("R")
 MIN_CELL = 160  # pixels; smaller pictures are enlarged in grids so that captions can be read
 MAX_LINES = 6  # of a caption
 MAX_ICONS = 3  # before a caption
@@ -162,7 +159,8 @@ def iterate_batches(
     `workers` threads decode at most two batches ahead. Raises UnreadableImage at the first broken
     file, after the complete batches before it.
     """
-    images = _ahead(lambda path: to_uint8_array(path, size), paths, workers, 2 * batch_size)
+    # Pillow decodes outside the interpreter lock.
+    images = read_ahead(lambda path: to_uint8_array(path, size), paths, workers, 2 * batch_size)
     while batch := list(itertools.islice(images, batch_size)):
         yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()
 
@@ -177,24 +175,7 @@ def find_unreadable(paths: Sequence[Path], workers: int = 2) -> Iterator[Unreada
             return error
         return None
 
-    return _ahead(check, paths, workers, 8 * workers)
-
-
-def _ahead(
-    function: Callable[[Path], R], paths: Iterable[Path], workers: int, most: int
-) -> Iterator[R]:
-    """`map` in threads (Pillow decodes outside the interpreter lock), `most` results ahead."""
-    pool = ThreadPoolExecutor(max(workers, 1))
-    pending: deque[Future[R]] = deque()
-    try:
-        for path in paths:
-            pending.append(pool.submit(function, path))
-            if len(pending) > most:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return read_ahead(check, paths, workers, 8 * workers)
 
 
 def save_png(

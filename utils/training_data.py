@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Iterator
 
 import torch
 
@@ -14,8 +12,7 @@ from models.autoencoder import LDM_SCALE_FACTOR
 from utils.config import Config
 from utils.errors import UserError
 from utils.latent_dataset import LatentDataset
-
-T = TypeVar("T")
+from utils.read_ahead import read_ahead
 
 
 def derived_seed(*parts: int | str) -> int:
@@ -57,20 +54,6 @@ class DataOrder:
             parts.append(part)
             position, count = position + len(part), count - len(part)
         return torch.cat(parts)
-
-
-def read_ahead(read: Callable[[int], T], positions: Iterable[int], threads: int = 1) -> Iterator[T]:
-    """`map(read, positions)` with up to `threads` + 1 results being read by threads meanwhile.
-
-    Errors of `read` appear where its result would have.
-    """
-    upcoming = iter(positions)
-    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="read-ahead") as pool:
-        waiting = [pool.submit(read, p) for p in itertools.islice(upcoming, threads + 1)]
-        while waiting:
-            result = waiting.pop(0).result()
-            waiting += [pool.submit(read, p) for p in itertools.islice(upcoming, 1)]
-            yield result
 
 
 def training_batches(
