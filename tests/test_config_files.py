@@ -139,6 +139,8 @@ def test_warm_up_holds_a_rate_rises_or_is_off(tmp_path, value, early, later):
     config = load(tmp_path, f"train: {{lr: 1.0e-4, lr_warmup: {value}, lr_warmup_steps: 20}}")
     assert lr_after(10, 100, config) == pytest.approx(early)
     assert lr_after(20, 100, config) == pytest.approx(later)
+    assert lr_after(310, 400, config, first_step=300) == pytest.approx(early)
+    assert lr_after(320, 400, config, first_step=300) == pytest.approx(later)
 
 
 @pytest.mark.parametrize("value", ["fast", -0.1, None])

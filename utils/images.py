@@ -9,6 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import matplotlib
@@ -110,10 +111,18 @@ def load_image(path: str | Path) -> Image.Image:
 
     Raises UnreadableImage (a UserError) with the path if the file is missing or broken.
     """
+    with _opened(path) as image:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image file on disk or in an archive; what is wrong with it becomes an UnreadableImage."""
     try:
         with Image.open(io.BytesIO(read_bytes(Path(path)))) as image:
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            yield image
+            return
     except UnidentifiedImageError as error:
         reason, cause = "of no known format", error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
@@ -193,11 +202,8 @@ def save_png(
 
 def png_text(path: str | Path) -> dict[str, str]:
     """The text chunks of a PNG, none for other formats; raises UnreadableImage if it is broken."""
-    try:
-        with Image.open(path) as image:
-            return dict(getattr(image, "text", {}))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UnreadableImage(f"{path}: unreadable image ({error}); repair or remove it") from error
+    with _opened(path) as image:
+        return dict(getattr(image, "text", {}))
 
 
 def labelled_grid(

@@ -79,10 +79,11 @@ class SampleGrid:
 def first_captions(config: Config, names: list[str] | None, count: int) -> list[str] | None:
     """The first caption of each of the first test images, if the config says where they are.
 
-    `names` are those that the embeddings' database holds; without, the image folder's order counts.
+    `names` are those that the embeddings' database holds; without, the image folder's order counts,
+    unless a list chose among its images.
     """
     folder, images = config.eval.caption_dir, config.eval.image_dir
-    if folder is None or images is None:
+    if folder is None or images is None or (names is None and config.eval.split_file):
         return None
     paths = [images / f"{name}.png" for name in names] if names else list_images(images)
     captions = load_captions(paths[:count], images, folder, all_images=False)
