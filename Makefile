@@ -9,7 +9,7 @@ BIN := .venv/bin
 help:
 	@echo "make demo    render faces, train, evaluate, sample (15 minutes on 2 cores; resumes)"
 	@echo "make test    install, lint, run the whole test suite"
-	@echo "make check   how often the demo model's pictures show what the sentence asked"
+	@echo "make check   how often the shipped model's pictures show what the sentence asked"
 	@echo "make lint    ruff only"
 	@echo "make clean   remove the demo's data and results (not .venv)"
 
@@ -34,8 +34,8 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 
 check: .venv/.run
-	$(BIN)/python demo/run.py
-	$(BIN)/python demo/check_prompts.py --ckpt results/demo/checkpoints/0000600.pt
+	$(BIN)/python demo/make_faces.py
+	$(BIN)/python demo/check_prompts.py
 
 clean:
 	rm -rf data/demo results/demo results/check_prompts
