@@ -41,6 +41,7 @@ from demo.classifier import (
 )
 from demo.make_faces import ATTRIBUTES
 from utils.checkpoint import load_denoiser
+from utils.conditions import caption_conditions
 from utils.config import DEFAULT_CONFIG, load_config
 from utils.encoders import load_config_autoencoder, load_config_clip
 from utils.errors import UserError, one_line_errors
@@ -183,12 +184,16 @@ def main() -> None:
         if args.cfg_scale:
             scales = [parse_scale(text) for text in args.cfg_scale.split(",")]
         vae = load_config_autoencoder(config)
+        conditions_of = {
+            "image": F.normalize(image_embeddings, dim=1),
+            "caption": caption_conditions(text_embeddings, config),
+        }
         for scale in scales:
-            for source, embeddings in (("image", image_embeddings), ("caption", text_embeddings)):
+            for source, conditions in conditions_of.items():
                 batches = generate(
                     denoiser,
                     vae,
-                    F.normalize(embeddings, dim=1),
+                    conditions,
                     range(len(records)),
                     settings,
                     cfg_scale=scale,

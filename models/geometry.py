@@ -67,6 +67,16 @@ def modality_gap(images: Tensor, texts: Tensor, generator: torch.Generator, pair
     )
 
 
+def towards_images(y: Tensor, image_mean: Tensor) -> Tensor:
+    """Caption embeddings moved among image embeddings: normalise(y/|y| + m), (N, D) -> (N, D).
+
+    image_mean m: (D,), mean of normalised image embeddings. Images share a direction that captions
+    lack (Liang 2022, "Mind the gap"); adding it is the half of closing that gap by means (Zhang
+    2024, "Connect, Collapse, Corrupt", section 4) that needs no caption.
+    """
+    return F.normalize(F.normalize(y, dim=1) + image_mean, dim=1)
+
+
 def level_for_angle(angle: float) -> float:
     """Perturbation level whose typical angle is `angle` (degrees, below 90): its tangent.
 

@@ -4,7 +4,9 @@ The demo:          python preprocess_scripts/clip_encode_img.py
 Your config:       python preprocess_scripts/clip_encode_img.py --config X.yaml
 One folder:        python preprocess_scripts/clip_encode_img.py --images photos --out clip_img
 
-A run that was cut off goes on where it stopped when it is started again.
+Beside the embeddings it writes their mean, image_mean.npy, which `encoders.image_mean` may name: it
+moves captions among images when faces are drawn. A run that was cut off goes on where it stopped
+when it is started again.
 """
 
 import sys
@@ -16,6 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.config import load_config
+from utils.embeddings import write_image_mean
 from utils.errors import one_line_errors
 from utils.images import iterate_batches
 from utils.preprocessing import fill, find_images, find_jobs, load_clip_that_fits, make_parser
@@ -37,6 +40,7 @@ def main() -> None:
                 yield clip.encode_images(images).numpy()[:, None]  # one embedding an image
 
         fill(job, "y", meta, names, encode_from)
+        write_image_mean(job.out)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from models.clip import ClipEncoder
-from models.geometry import mix
+from models.geometry import mix, towards_images
 from utils.config import Config
+from utils.embeddings import read_image_mean
 from utils.errors import UserError, note
 from utils.images import to_uint8_array
 
@@ -122,6 +123,17 @@ def parse_weights(text: str, count: int) -> list[float]:
     return [weight / total for weight in weights]
 
 
+def caption_conditions(y: torch.Tensor, config: Config) -> torch.Tensor:
+    """Caption embeddings (N, D) as the network takes them -> (N, D).
+
+    Of unit length with `data.norm_feature`; among the images' with `encoders.image_mean`. Raises
+    UserError if the file of that mean does not fit.
+    """
+    if path := config.encoders.image_mean:
+        return towards_images(y, read_image_mean(path, y.shape[1]).to(y.device))
+    return F.normalize(y, dim=1) if config.data.norm_feature else y
+
+
 @dataclass(frozen=True)
 class Conditions:
     """Rows with what the network and the grid need of them."""
@@ -147,15 +159,16 @@ def embed_rows(rows: list[Row], clip: ClipEncoder, config: Config) -> Conditions
         if source.kind == "image":
             pixels = to_uint8_array(source.value, config.data.resolution)
             thumbnails[source.value] = pixels
-            y = clip.encode_images(torch.tensor(pixels).permute(2, 0, 1)[None])[0]
+            y = clip.encode_images(torch.tensor(pixels).permute(2, 0, 1)[None])
+            y = F.normalize(y, dim=1) if config.data.norm_feature else y
         else:
             if clip.count_truncated([source.value]):
                 note(
                     f"only the first {clip.context_length} tokens are read, the rest is cut: "
                     f"{source.value[:60]}…"
                 )
-            y = clip.encode_texts([source.value])[0]
-        embeddings[source] = F.normalize(y, dim=0) if config.data.norm_feature else y
+            y = caption_conditions(clip.encode_texts([source.value]), config)
+        embeddings[source] = y[0]
 
     conditions = []
     for row in rows:

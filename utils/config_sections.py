@@ -208,6 +208,7 @@ class Encoders(Section):
     clip: str = "ViT-B-32:openai"
     scale_factor: PositiveFloat | None = None  # of the latents; null = as the VAE states
     precision: Literal["float32", "bf16", "fp16"] = "float32"  # in which both are run
+    image_mean: LocalPath | None = None  # npy that clip_encode_img.py writes; moves captions there
     inception: LocalPath | None = None
 
 

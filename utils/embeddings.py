@@ -1,14 +1,19 @@
-"""Embeddings for measurements: a random part of a feature database, alone or in pairs."""
+"""Embeddings of a feature database: a random part, alone or in pairs, and the mean of all."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from utils.checkpoint import write_whole
 from utils.errors import UserError
 from utils.latent_lmdb import LMDBReader, check_same_samples, expect_kind
+
+IMAGE_MEAN = "image_mean.npy"
+BATCH = 4096  # embeddings read at a time
 
 
 def open_embeddings(path: Path | None, option: str, key: str) -> LMDBReader:
@@ -24,6 +29,36 @@ def open_embeddings(path: Path | None, option: str, key: str) -> LMDBReader:
 def random_directions(count: int, dim: int, generator: torch.Generator) -> torch.Tensor:
     """Unit vectors (count, dim), all directions alike."""
     return F.normalize(torch.randn(count, dim, generator=generator), dim=1)
+
+
+def write_image_mean(database: Path) -> None:
+    """Write the mean of a database's normalised embeddings into its folder, `image_mean.npy`."""
+    reader = LMDBReader(database)
+    total = torch.zeros(reader.info.shape, dtype=torch.float64)
+    for rows in torch.arange(reader.info.length).split(BATCH):
+        y = torch.from_numpy(reader.read(rows.numpy()))
+        total += F.normalize(y.double(), dim=1).sum(dim=0)
+    mean = (total / reader.info.length).float().numpy()
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as file:
+            np.save(file, mean)
+
+    write_whole(database / IMAGE_MEAN, write)
+
+
+def read_image_mean(path: Path, dim: int) -> torch.Tensor:
+    """(dim,) float32 from a file of write_image_mean; raises UserError if it holds no such."""
+    try:
+        mean = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as fault:
+        raise UserError(
+            f"encoders.image_mean: {path} cannot be read; preprocess_scripts/clip_encode_img.py "
+            f"writes {IMAGE_MEAN} beside the embeddings"
+        ) from fault
+    if not isinstance(mean, np.ndarray) or mean.shape != (dim,):
+        raise UserError(f"encoders.image_mean: {path} does not hold {dim} numbers, as CLIP gives")
+    return torch.from_numpy(mean.astype(np.float32))
 
 
 def some_samples(reader: LMDBReader, count: int, generator: torch.Generator) -> torch.Tensor:

@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 
 from models.edm import EDMPrecond
 from models.samplers import SeededNoise
+from utils.conditions import caption_conditions
 from utils.config import Config
 from utils.encoders import load_config_autoencoder, load_config_clip
 from utils.errors import UserError
@@ -162,7 +163,7 @@ def draw_from_captions(
     captions = conds = None
     if judge.captions is not None:
         captions = judge.choose_captions(noise)
-        conds = F.normalize(captions) if config.data.norm_feature else captions
+        conds = caption_conditions(captions, config)
     elif config.model.num_classes:
         classes = noise.randint(config.model.num_classes)
         if config.eval.class_idx is not None:
@@ -230,6 +231,7 @@ def evaluation_settings(config: Config, judge: Judge, amp: str) -> dict[str, Any
         "reference": judge.reference.source or str(judge.ref_path),
         "captions": captions,
         "norm_feature": config.data.norm_feature,
+        **config.encoders.model_dump(mode="json", include={"image_mean"}, exclude_none=True),
         "clip": judge.clip.identity,
         "vae": judge.autoencoder.identity,
         "amp": amp,

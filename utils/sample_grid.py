@@ -8,6 +8,7 @@ import torch
 
 from models.autoencoder import Autoencoder
 from models.edm import EDMPrecond
+from utils.conditions import caption_conditions
 from utils.config import Config
 from utils.encoders import load_config_autoencoder
 from utils.generate import generate, sampler_settings
@@ -48,9 +49,7 @@ class SampleGrid:
                 return None
             reader = LMDBReader(config.eval.feat_path)
             rows = range(min(config.log.num_samples, reader.info.length))
-            conds = torch.from_numpy(reader.read(rows))
-            if config.data.norm_feature:
-                conds = torch.nn.functional.normalize(conds, dim=1)
+            conds = caption_conditions(torch.from_numpy(reader.read(rows)), config)
             captions = first_captions(config, reader.info.meta.get("names"), len(rows))
         return cls(config, load_config_autoencoder(config, device), conds, captions, device)
 
