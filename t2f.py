@@ -3,7 +3,7 @@
 One sentence:    python t2f.py --prompt "a person with long red hair and round glasses"
 Several:         python t2f.py --prompt "a bald man" --prompt "a woman with a green hat" --num 8
 A file, a line each:  python t2f.py --prompts_file prompts.txt --out samples/mine
-Your own model:  python t2f.py --prompt "…" --ckpt results/demo/checkpoints/0001600.pt
+Your own model:  python t2f.py --prompt "…" --ckpt results/demo/checkpoints/0000900.pt
 Certain seeds:   python t2f.py --prompt "…" --seeds 0-7,42
 Like an image:   python t2f.py --image face.png
 A mixture:       python t2f.py --image face.png --prompt "a person with a hat" --mix 0.6,0.4

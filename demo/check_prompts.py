@@ -1,7 +1,7 @@
 """How often does the picture show what the sentence asked, and where is it lost?
 
     python demo/check_prompts.py                                   # the shipped model
-    python demo/check_prompts.py --ckpt results/demo/checkpoints/0001200.pt --cfg_scale None,1.5,2
+    python demo/check_prompts.py --ckpt results/demo/checkpoints/0000900.pt --cfg_scale None,1.5,2
     python demo/check_prompts.py --only_encoders                   # no model needed
 
 Held-out faces go down the chain, and after each link a judge names their attributes; what
