@@ -265,7 +265,12 @@ def test_an_interrupted_script_goes_on_in_the_next_run(server, tmp_path):
     args = ["--name", "vae", "--url", f"{server.url}/", "--dest", "."]
     command = [sys.executable, str(ROOT / "download_assets.py"), *args]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, **NO_PROXY}, stderr=subprocess.DEVNULL
+        command,
+        cwd=tmp_path,
+        env={**os.environ, **NO_PROXY},
+        stderr=subprocess.DEVNULL,
+        # What a shell starts in the background, and all below it, would be deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     part = tmp_path / ".autoencoder_kl.pth.part"
     for _ in range(600):
