@@ -1,0 +1,58 @@
+"""Write docs/performance.md from the measured figures in docs/benchmarks/*.json.
+
+python benchmarks/table.py      after any benchmark was run with --out
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.timing import table
+
+PAGE = ROOT / "docs" / "performance.md"
+FIGURES = ROOT / "docs" / "benchmarks"
+ORDER = ("train_step", "dataloader", "sampling", "preprocess", "metrics", "time_to_quality")
+
+HEAD = """# How fast each stage is
+
+Every table below was written by the command above it, and compares with a plain, honest baseline in
+the same run: repetitions take turns, medians are shown. Run a command on your machine, then
+`python benchmarks/table.py`, and this page holds your figures. Ratios carry over better than rates.
+"""
+
+
+def section(path: Path) -> str:
+    """Markdown of one benchmark's figures."""
+    content = json.loads(path.read_text())
+    lines = [
+        f"## {content['title']}",
+        "",
+        f"    {content['command']}",
+        "",
+        content["machine"] + ".",
+        "",
+    ]
+    lines += [table(content["rows"]), ""]
+    lines += [f"- {note}" for note in content["notes"]]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def rank(path: Path) -> tuple[int, str]:
+    """In the order of the work; further tables of a stage (train_step_size) follow its own."""
+    stage = next((i for i, name in enumerate(ORDER) if path.stem.startswith(name)), len(ORDER))
+    return stage, path.stem
+
+
+def main() -> None:
+    files = sorted(FIGURES.glob("*.json"), key=rank)
+    PAGE.write_text("\n".join([HEAD, *(section(path) for path in files)]))
+    print(f"{PAGE.relative_to(ROOT)}: {len(files)} tables")
+
+
+if __name__ == "__main__":
+    main()
