@@ -1,0 +1,200 @@
+"""Runs the project's scripts as real processes and does to them what clusters do.
+
+    rng = seeded("a name")                       # prints its seed; FAULT_SEED=… repeats it
+    run = Run("train_latent_t2f.py", arguments, output=tmp_path / "out.txt")
+    code = run.signal_within(0.5, rng, signal.SIGKILL)
+    with small_disk(tmp_path / "disk", 1_000_000) as folder: …
+
+Scripts are forked from a process that has imported what all of them import, so a start takes a
+tenth of a second instead of many; from there on they are processes like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PRELOADED = ["train_latent_t2f", "eval_latent_t2f", "utils.preprocessing"]
+
+
+def seeded(name: str) -> random.Random:
+    """A generator for one test; the seed is printed, and is $FAULT_SEED if that is set."""
+    seed = os.environ.get("FAULT_SEED") or str(random.SystemRandom().randrange(10**6))
+    print(f"{name}: FAULT_SEED={seed}")
+    return random.Random(zlib.crc32(f"{name}/{seed}".encode()))
+
+
+def _forking() -> multiprocessing.context.BaseContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(ROOT)  # where the fork server finds them
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return context
+
+
+def _become(
+    script: str, arguments: list[str], output: str, environment: dict[str, str], folder: str
+) -> None:
+    """Be that script: same arguments, output, environment and exit code."""
+    os.setsid()  # a group of its own, which can be killed whole
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for number in (1, 2):
+        os.dup2(file, number)
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(ROOT / Path(script).parent))
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+class Run:
+    """One of the project's scripts as a process; what it says goes to the file `output`.
+
+    `script` is a path from the project's root, `folder` where it runs (the root by default).
+    `cold`: started as users do, by a new Python, with `launcher` before the script if given, such
+    as `("-m", "torch.distributed.run", "--nproc_per_node", "2")`.
+    """
+
+    def __init__(
+        self,
+        script: str,
+        arguments: Sequence[str | Path],
+        output: Path,
+        *,
+        environment: dict[str, str] | None = None,
+        folder: Path = ROOT,
+        cold: bool = False,
+        launcher: Sequence[str] = (),
+    ) -> None:
+        self.output, self.environment = output, environment or {}
+        words = [str(argument) for argument in arguments]
+        if cold or launcher:
+            command = [sys.executable, *launcher, str(ROOT / script), *words]
+            with open(output, "ab") as file:
+                self._process = subprocess.Popen(
+                    command,
+                    cwd=folder,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **self.environment},
+                    start_new_session=True,
+                )
+        else:
+            target = (script, words, str(output), self.environment, str(folder))
+            self._process = _forking().Process(target=_become, args=target)
+            self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code (negative: killed by that signal), or None while it runs."""
+        if isinstance(self._process, subprocess.Popen):
+            return self._process.poll()
+        return self._process.exitcode
+
+    def wait(self, timeout: float = 300) -> int:
+        """The exit code; kills the process and raises AssertionError after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"still running after {timeout} s:\n{self.said()}")
+            time.sleep(0.01)
+        return code
+
+    def wait_until(self, condition: Callable[[], object], timeout: float = 300) -> bool:
+        """Wait for a condition; False if the process ends first."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if self.poll() is not None:
+                return False
+            if time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"it did not happen in {timeout} s:\n{self.said()}")
+            time.sleep(0.01)
+        return True
+
+    def said(self) -> str:
+        """All output so far."""
+        return self.output.read_text(errors="replace") if self.output.exists() else ""
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to this process alone."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """kill -9 to it and all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        while self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            time.sleep(0.01)
+
+    def signal_within(
+        self, seconds: float, rng: random.Random, number: signal.Signals = signal.SIGKILL
+    ) -> int:
+        """Send a signal at a random moment of the coming `seconds`; the exit code.
+
+        SIGKILL goes to all processes of the group at once, others to this process.
+        """
+        deadline = time.monotonic() + rng.uniform(0, seconds)
+        self.wait_until(lambda: time.monotonic() >= deadline)
+        if number == signal.SIGKILL:
+            self.kill()
+        else:
+            self.send(number)
+        return self.wait()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """A file system of `size` bytes in memory, mounted at `folder`; skips where that needs rights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if done.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill_disk(folder: Path, leave: int = 0) -> Path:
+    """A file that takes all but `leave` bytes of the folder's file system; delete it to make room."""
+    filler = folder / "filler"
+    status = os.statvfs(folder)
+    with open(filler, "wb") as file, contextlib.suppress(OSError):
+        for _ in range(max(0, status.f_bavail * status.f_frsize - leave) // 4096):
+            file.write(bytes(4096))
+    return filler
