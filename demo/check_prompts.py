@@ -42,7 +42,7 @@ from demo.classifier import (
 from demo.make_faces import ATTRIBUTES
 from utils.checkpoint import load_denoiser
 from utils.conditions import caption_conditions
-from utils.config import DEFAULT_CONFIG, load_config
+from utils.config import DEFAULT_CONFIG, HelpFormatter, load_config
 from utils.encoders import load_config_autoencoder, load_config_clip
 from utils.errors import UserError, one_line_errors
 from utils.generate import generate, parse_scale, sampler_settings
@@ -149,17 +149,21 @@ def encoder_chain(
 
 @one_line_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"),
-                        help="model to check (assets/demo/dit.safetensors)")  # fmt: skip
-    parser.add_argument("--cfg_scale", help="guidance scales, e.g. None,1.5,2 (the config's)")
-    parser.add_argument("--num_steps", type=int, help="sampler steps (the config's)")
-    parser.add_argument("--num", type=int, default=500, help="held-out captions (500)")
-    parser.add_argument("--data", type=Path, default=Path("data/demo"), help="from make_faces.py")
+                        help="model to check")  # fmt: skip
+    parser.add_argument(
+        "--cfg_scale", help="guidance scales, e.g. None,1.5,2 (default: the config's)"
+    )
+    parser.add_argument("--num_steps", type=int, help="sampler steps (default: the config's)")
+    parser.add_argument("--num", type=int, default=500, help="held-out captions")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/demo"), help="folder that make_faces.py wrote"
+    )
     parser.add_argument("--only_encoders", action="store_true", help="stop before the model")
-    parser.add_argument("--out", type=Path, default=Path("results/check_prompts"), help="folder")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/check_prompts"), help="folder to write into"
+    )
     args = parser.parse_args()
     if args.num < 1:
         raise UserError(f"--num must be at least 1, not {args.num}")

@@ -31,6 +31,7 @@ from dicebear import Avatar, Style
 from PIL import Image
 
 from demo.captions import make_caption
+from utils.config import HelpFormatter
 from utils.errors import UserError, one_line_errors
 from utils.tracking import progress
 
@@ -237,14 +238,12 @@ def make_split(out: Path, split: str, count: int, num_captions: int, workers: in
 
 @one_line_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder to write into")
-    parser.add_argument("--num_train", type=int, default=10_000, help="training faces (10000)")
-    parser.add_argument("--num_test", type=int, default=1_000, help="held-out faces (1000)")
-    parser.add_argument("--num_captions", type=int, default=6, help="captions per face (6)")
-    parser.add_argument("--workers", type=int, default=cpu_count(), help="processes (all cores)")
+    parser.add_argument("--num_train", type=int, default=10_000, help="training faces")
+    parser.add_argument("--num_test", type=int, default=1_000, help="held-out faces")
+    parser.add_argument("--num_captions", type=int, default=6, help="captions per face")
+    parser.add_argument("--workers", type=int, default=cpu_count(), help="processes that render")
     args = parser.parse_args()
     for name in ("num_train", "num_test", "num_captions", "workers"):
         if getattr(args, name) < 1:

@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from utils.config import HelpFormatter
 from utils.errors import fail, one_line_errors
 
 RESULTS = Path("results/demo")
@@ -121,9 +122,7 @@ def stages() -> list[Stage]:
 
 @one_line_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.parse_args()
     if Path.cwd() != ROOT:
         fail(f"run this from the project's folder, {ROOT}")

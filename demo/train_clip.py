@@ -48,6 +48,7 @@ from demo.make_faces import (
 from demo.resumable import resume, save, set_lr
 from models.clip import MERGES_NAME, encode_tokens, load_clip
 from models.perturbation import perturb
+from utils.config import HelpFormatter
 from utils.errors import UserError, one_line_errors
 from utils.tracking import progress
 
@@ -187,18 +188,21 @@ def export(model: torch.nn.Module, out: Path) -> None:
 
 @one_line_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--out", type=Path, default=Path("assets/demo/clip"), help="folder of the CLIP"
     )
-    parser.add_argument("--work", type=Path, default=Path("results/clip"), help="checkpoint, cache")
-    parser.add_argument("--groups", type=int, default=8000, help="groups of 4 faces (8000)")
-    parser.add_argument("--steps", type=int, default=4000, help="training steps (4000)")
-    parser.add_argument("--batch", type=int, default=32, help="groups a step (32, i.e. 128 faces)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (1e-3)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0 = all)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("results/clip"),
+        help="folder of its checkpoint and cached faces",
+    )
+    parser.add_argument("--groups", type=int, default=8000, help="groups of 4 faces")
+    parser.add_argument("--steps", type=int, default=4000, help="training steps")
+    parser.add_argument("--batch", type=int, default=32, help="groups of 4 faces a step")
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = all")
     args = parser.parse_args()
     if args.groups < args.batch:
         raise UserError(f"--groups {args.groups} is less than one batch of {args.batch}")

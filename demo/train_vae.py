@@ -26,6 +26,7 @@ from demo.make_faces import make_face, render
 from demo.resumable import resume, save, set_lr
 from demo.train_clip import render_all
 from models.autoencoder import load_autoencoder
+from utils.config import HelpFormatter
 from utils.errors import one_line_errors
 from utils.tracking import progress
 
@@ -85,19 +86,21 @@ def scaling_factor(vae: AutoencoderKL, pixels: Tensor) -> float:
 
 @one_line_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--out", type=Path, default=Path("assets/demo/vae"), help="folder of the VAE"
     )
-    parser.add_argument("--work", type=Path, default=Path("results/vae"), help="checkpoint")
-    parser.add_argument("--faces", type=Path, default=Path("results/clip/faces.npy"), help="cache")
-    parser.add_argument("--groups", type=int, default=8000, help="groups of 4 faces (8000)")
-    parser.add_argument("--steps", type=int, default=7600, help="training steps (7600)")
-    parser.add_argument("--batch", type=int, default=8, help="faces a step (8)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (2e-3)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0 = all)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("results/vae"), help="folder of its checkpoint"
+    )
+    parser.add_argument(
+        "--faces", type=Path, default=Path("results/clip/faces.npy"), help="file of cached faces"
+    )
+    parser.add_argument("--groups", type=int, default=8000, help="groups of 4 faces")
+    parser.add_argument("--steps", type=int, default=7600, help="training steps")
+    parser.add_argument("--batch", type=int, default=8, help="faces a step")
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = all")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -3,7 +3,6 @@
 import importlib
 import pickle
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from tiny import DIM, RESOLUTION, make_tiny_clip, make_tiny_config
 
 from models.autoencoder import load_autoencoder
@@ -314,12 +312,3 @@ def test_an_empty_caption_file_is_named(project, capsys):
     file = project.folder / "test" / "captions" / "000003.txt"
     file.write_text("\n")
     assert f"{file}: holds no caption" in project.fails(capsys, TXT)
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("script", [Z, IMG, TXT, "fid_ref"])
-def test_help_shows_launch_lines_and_options(script):
-    command = [sys.executable, f"preprocess_scripts/{script}.py", "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    assert f"python preprocess_scripts/{script}.py --config X.yaml" in shown
-    assert "--skip_bad" in shown

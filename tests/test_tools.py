@@ -2,7 +2,6 @@
 
 import csv
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -313,13 +312,3 @@ def test_similarity_mistakes_give_one_clear_line(run, tmp_path, clip_folder, cap
     with pytest.raises(SystemExit):
         run(clip_similarity, tmp_path / "images", "--clip", clip_folder)
     assert "holds no picture that was drawn from a prompt" in capsys.readouterr().err
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("script", [angle, modality_gap, clip_similarity])
-def test_the_scripts_run_as_users_run_them(script):
-    path = Path("tools") / f"{script.__name__.split('.')[-1]}.py"
-    command = [sys.executable, str(path), "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert str(path) in done.stdout

@@ -83,7 +83,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """For scripts' parsers: shows every flag's default, and keeps the launch lines."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        is_said = action.required or not action.option_strings or "None = " in action.help
+        is_said = action.required or not action.option_strings
+        is_said |= "None = " in action.help or "(default: " in action.help
         if action.default is None or action.default is False:
             nothing = "none" if action.default is None else "off"
             return action.help if is_said else f"{action.help} (default: {nothing})"
