@@ -149,6 +149,14 @@ def test_a_flag_without_effect_says_so_in_one_line(script, line, parse, capsys):
     assert said.startswith(f"note: {line.split()[0]} has no effect: ")
 
 
+def test_evaluation_flags_of_a_training_without_evaluation_are_remarked_on(parse, capsys):
+    note_void_flags(parse("train", "--seeds 0-9 --num_expected 10"))
+    assert "--seeds, --num_expected: only for evaluations" in capsys.readouterr().err
+    note_void_flags(parse("train", "--seeds 0-9 --enable_eval"))
+    note_void_flags(parse("eval", "--seeds 0-9"))
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("line", ["", "--local_rank 0 --use_ckpt_path False"])
 def test_values_that_never_changed_anything_are_not_remarked_on(line, parse, capsys):
     note_void_flags(parse("train", line))

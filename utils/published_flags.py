@@ -123,6 +123,7 @@ SAMPLING = (
     "solver", "discretization", "schedule", "scaling", "pretrained_path", "ref_path",
     "num_expected", "fid_batch_size",
 )  # fmt: skip
+JUDGING = ("seeds", "class_idx", "max_batch_size", "ref_path", "num_expected", "fid_batch_size")
 TRAINING = (
     "global_seed", "num_workers", "no_amp", "use_ckpt_path", "tag", "num_features_per_sample",
     "local_rank",
@@ -175,7 +176,10 @@ def flag_settings(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def note_void_flags(args: argparse.Namespace) -> None:
-    """One line on stderr for each given flag that cannot change what it used to change."""
+    """One line on stderr for each given flag that cannot change what it used to change.
+
+    A training without --enable_eval says so too of flags that only evaluations read.
+    """
     for name, flag in args.published.items():
         value = getattr(args, name, None)
         if not flag.void or value is None or value in flag.harmless:
@@ -183,6 +187,9 @@ def note_void_flags(args: argparse.Namespace) -> None:
         if name == "local_rank" and os.environ.get("LOCAL_RANK") == value:
             continue
         note(f"--{name} has no effect: {flag.void}")
+    idle = [f"--{name}" for name in JUDGING if hasattr(args, name)]
+    if idle and not getattr(args, "enable_eval", True):
+        note(f"{', '.join(idle)}: only for evaluations, which --enable_eval turns on")
 
 
 def _default_of(key: str) -> str:
