@@ -1,9 +1,10 @@
 """Databases of latents and embeddings: the published layout, resuming, and what goes wrong."""
 
 import os
+import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lmdb
@@ -82,12 +83,6 @@ def test_captions_may_differ_in_number(tmp_path):
         np.testing.assert_array_equal(reader.read([5, 1], [2, 1]), Y[[5, 1], [2, 1]])
 
 
-def test_the_map_grows_by_itself(tmp_path):
-    big = np.random.default_rng(0).standard_normal((18, 4, 512, 512), np.float32)  # 75 MB
-    write(tmp_path / "z", "z", big, step=7)
-    np.testing.assert_array_equal(LMDBReader(tmp_path / "z").read([17]), big[17:])
-
-
 def test_a_database_is_complete_only_with_its_last_sample(tmp_path):
     with LMDBWriter(tmp_path / "z", "z", META, 12) as writer:
         writer.append(Z[:11])
@@ -99,6 +94,112 @@ def test_a_database_is_complete_only_with_its_last_sample(tmp_path):
         writer.append(Z[11:])
         assert writer.complete
     np.testing.assert_array_equal(LMDBReader(tmp_path / "z").read(range(12)), Z)
+
+
+def test_the_map_grows_by_itself_and_goes_on_from_there_in_the_next_run(tmp_path):
+    big = np.random.default_rng(0).standard_normal((18, 4, 512, 512), np.float32)  # 75 MB of 64
+    with LMDBWriter(tmp_path / "z", "z", {}, 22) as writer:
+        writer.append(big)
+    with LMDBWriter(tmp_path / "z", "z", {}, 22) as writer:
+        assert writer.done == 18
+        writer.append(big[:4])
+    np.testing.assert_array_equal(LMDBReader(tmp_path / "z").read([17, 21]), big[[17, 3]])
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_database_cut_anywhere_is_refused_and_stays_as_it_is(tmp_path, complete):
+    path, data = tmp_path / "z", tmp_path / "z" / "data.mdb"
+    with LMDBWriter(path, "z", META, 12) as writer:
+        writer.append(Z[:5])
+        writer.append(Z[5:] if complete else Z[5:8])
+    whole = data.read_bytes()
+    for size in random.Random(0).sample(range(8192, len(whole)), 12):  # behind LMDB's two headers
+        data.write_bytes(whole[:size])
+        for use in (LMDBReader, lambda p: LMDBWriter(p, "z", META, 12)):
+            with pytest.raises(UserError, match=f"truncated, {size} of {len(whole)} bytes"):
+                use(path)
+        assert data.read_bytes() == whole[:size]
+    data.write_bytes(whole)
+    with LMDBWriter(path, "z", META, 12) as writer:
+        assert (writer.done, writer.complete) == ((12, True) if complete else (8, False))
+
+
+def test_two_writers_of_one_database_do_not_mix(tmp_path):
+    with LMDBWriter(tmp_path / "z", "z", META, 12) as first:
+        first.append(Z[:5])
+        code = (
+            "from utils.latent_lmdb import LMDBWriter\n"
+            f"LMDBWriter({str(tmp_path / 'z')!r}, 'z', {{}}, 12)\n"
+        )
+        run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert f"this database is being written by process {os.getpid()} on host" in run.stderr
+        first.append(Z[5:])
+    np.testing.assert_array_equal(LMDBReader(tmp_path / "z").read(range(12)), Z)
+
+
+def test_reading_a_database_that_is_being_written_is_refused(tmp_path):
+    with LMDBWriter(tmp_path / "z", "z", META, 12) as writer:
+        writer.append(Z[:5])
+        with pytest.raises(
+            UserError, match=f"being written by process {os.getpid()} on host .*; w"
+        ):
+            LMDBReader(tmp_path / "z")
+    with pytest.raises(UserError, match=r"incomplete database \(5 of 12 samples\)"):
+        LMDBReader(tmp_path / "z")
+
+
+def test_a_complete_database_is_read_while_a_second_run_looks_at_it(tmp_path):
+    write(tmp_path / "z", "z", Z)
+    code = (
+        "import sys; from utils.latent_lmdb import LMDBWriter\n"
+        f"writer = LMDBWriter({str(tmp_path / 'z')!r}, 'z', {{}}, 12)\n"
+        "print(writer.complete, flush=True); sys.stdin.read()\n"
+    )
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout.readline() == "True\n"
+        np.testing.assert_array_equal(LMDBReader(tmp_path / "z").read(range(12)), Z)
+        process.stdin.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_full_file_system_keeps_what_was_written(small_disk):
+    samples = np.random.default_rng(0).standard_normal((100, 4, 64, 64), np.float32)  # 6.5 MB
+    filler = small_disk / "filler"
+    filler.write_bytes(b"x" * (1 << 20))
+    with (
+        LMDBWriter(small_disk / "z", "z", {}, 50) as writer,
+        pytest.raises(UserError, match=r"sample \d+ of 50 .*make room on the disk and start again"),
+    ):
+        for i in range(0, 50, 2):
+            writer.append(samples[i : i + 2])
+    filler.unlink()
+    with LMDBWriter(small_disk / "z", "z", {}, 50) as writer:
+        assert 30 < writer.done < 50
+        writer.append(samples[writer.done : 50])
+    np.testing.assert_array_equal(LMDBReader(small_disk / "z").read(range(50)), samples[:50])
+
+
+def test_a_read_only_folder_can_be_read_and_says_so_when_written(small_disk):
+    write(small_disk / "z", "z", Z)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    np.testing.assert_array_equal(LMDBReader(small_disk / "z").read(range(12)), Z)
+    with pytest.raises(UserError, match="new: cannot be written as a database .*Read-only"):
+        LMDBWriter(small_disk / "new", "z", META, 12)
+    with pytest.raises(UserError, match="/z: cannot be written as a database .*Read-only"):
+        LMDBWriter(small_disk / "z", "z", META, 12)
 
 
 def test_a_killed_writer_keeps_whole_batches(tmp_path):
@@ -183,6 +284,11 @@ def garbage(path: Path) -> None:
     (path / "data.mdb").write_bytes(b"x" * 9999)
 
 
+def cut(path: Path) -> None:
+    write(path, "z", Z)
+    os.truncate(path / "data.mdb", (path / "data.mdb").stat().st_size - 1)
+
+
 def hole(path: Path) -> None:
     write(path, "z", Z)
     with lmdb.open(str(path)) as env, env.begin(write=True) as txn:
@@ -194,6 +300,7 @@ def hole(path: Path) -> None:
     [
         (missing, "no database there"),
         (garbage, "not a readable database"),
+        (cut, "data.mdb is truncated, .* bytes are there; copy it again"),
         (hole, "z-3 is missing or damaged"),
     ],
 )

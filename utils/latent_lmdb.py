@@ -19,7 +19,8 @@ import numpy as np
 
 from utils.class_labels import read_labels, stored_length
 from utils.errors import UserError
-from utils.lmdb_environment import open_database
+from utils.lmdb_environment import check_whole, open_database
+from utils.locks import FolderLock
 
 Kind = Literal["z", "y"]
 CHUNK = 1024  # samples read at once when a whole database is loaded
@@ -41,21 +42,36 @@ class LMDBWriter:
     def __init__(self, path: str | Path, kind: Kind, meta: Mapping[str, Any], length: int) -> None:
         """`meta`: plain JSON values that identify source and encoder; `length`: samples in all.
 
-        Raises a UserError if there is a database already that was made from something else.
+        Raises a UserError if there is a database already that was made from something else or is
+        damaged, if it cannot be written to, or if another process is writing to it.
         """
         self.path, self.kind, self.length = Path(path), kind, length
         self._meta = json.loads(json.dumps({**meta, "total": length}))
         self._has_appended = False
+        self._env = self._lock = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._env = lmdb.open(str(self.path), map_size=1 << 26)
-        except (OSError, lmdb.Error) as error:
-            raise UserError(f"{self.path}: cannot be written as a database ({error})") from error
-        try:
+            check_whole(self.path, self._env)
+            if not self._is_complete():  # nothing is ever written to a complete one
+                self._lock = FolderLock(self.path, "database")
             self._resume()
+        except (OSError, lmdb.Error) as error:
+            self._close()
+            raise UserError(f"{self.path}: cannot be written as a database ({error})") from error
         except BaseException:
-            self._env.close()
+            self._close()
             raise
+
+    def _is_complete(self) -> bool:
+        with self._env.begin() as txn:
+            return txn.get(b"length") is not None
+
+    def _close(self) -> None:
+        if self._env is not None:
+            self._env.close()
+        if self._lock is not None:
+            self._lock.release()
 
     def _resume(self) -> None:
         with self._env.begin() as txn:
@@ -147,7 +163,7 @@ class LMDBWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._env.close()
+        self._close()
 
 
 def _first_missing(txn: lmdb.Transaction, kind: Kind, length: int) -> int:
