@@ -4,7 +4,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import lmdb
@@ -161,45 +161,6 @@ def test_a_complete_database_is_read_while_a_second_run_looks_at_it(tmp_path):
         assert process.stdout.readline() == "True\n"
         np.testing.assert_array_equal(LMDBReader(tmp_path / "z").read(range(12)), Z)
         process.stdin.close()
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of 4 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-def test_a_full_file_system_keeps_what_was_written(small_disk):
-    samples = np.random.default_rng(0).standard_normal((100, 4, 64, 64), np.float32)  # 6.5 MB
-    filler = small_disk / "filler"
-    filler.write_bytes(b"x" * (1 << 20))
-    with (
-        LMDBWriter(small_disk / "z", "z", {}, 50) as writer,
-        pytest.raises(UserError, match=r"sample \d+ of 50 .*make room on the disk and start again"),
-    ):
-        for i in range(0, 50, 2):
-            writer.append(samples[i : i + 2])
-    filler.unlink()
-    with LMDBWriter(small_disk / "z", "z", {}, 50) as writer:
-        assert 30 < writer.done < 50
-        writer.append(samples[writer.done : 50])
-    np.testing.assert_array_equal(LMDBReader(small_disk / "z").read(range(50)), samples[:50])
-
-
-def test_a_read_only_folder_can_be_read_and_says_so_when_written(small_disk):
-    write(small_disk / "z", "z", Z)
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    np.testing.assert_array_equal(LMDBReader(small_disk / "z").read(range(12)), Z)
-    with pytest.raises(UserError, match="new: cannot be written as a database .*Read-only"):
-        LMDBWriter(small_disk / "new", "z", META, 12)
-    with pytest.raises(UserError, match="/z: cannot be written as a database .*Read-only"):
-        LMDBWriter(small_disk / "z", "z", META, 12)
 
 
 def test_a_killed_writer_keeps_whole_batches(tmp_path):

@@ -48,13 +48,15 @@ class LMDBWriter:
         self.path, self.kind, self.length = Path(path), kind, length
         self._meta = json.loads(json.dumps({**meta, "total": length}))
         self._has_appended = False
-        self._env = self._lock = None
+        self._lock: FolderLock | None = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._env = lmdb.open(str(self.path), map_size=1 << 26)
-            check_whole(self.path, self._env)
-            if not self._is_complete():  # nothing is ever written to a complete one
+            self._env = _if_complete(self.path)
+            if self._env is None:
                 self._lock = FolderLock(self.path, "database")
+                # LMDB's own lock file is a mapped one: a full disk would end the process (SIGBUS).
+                self._env = lmdb.open(str(self.path), map_size=1 << 26, lock=False)
+                check_whole(self.path, self._env)
             self._resume()
         except (OSError, lmdb.Error) as error:
             self._close()
@@ -63,14 +65,10 @@ class LMDBWriter:
             self._close()
             raise
 
-    def _is_complete(self) -> bool:
-        with self._env.begin() as txn:
-            return txn.get(b"length") is not None
-
     def _close(self) -> None:
-        if self._env is not None:
-            self._env.close()
-        if self._lock is not None:
+        if self._lock is not None:  # else it is only looked at, and shared with readers
+            if self._env is not None:
+                self._env.close()
             self._lock.release()
 
     def _resume(self) -> None:
@@ -164,6 +162,18 @@ class LMDBWriter:
 
     def __exit__(self, *_: object) -> None:
         self._close()
+
+
+def _if_complete(path: Path) -> lmdb.Environment | None:
+    """A database that needs no writer, opened for reading; None if there is none such."""
+    if not (path / "data.mdb").is_file():
+        return None
+    try:
+        environment = open_database(path)
+    except UserError:  # the writer says what is wrong
+        return None
+    with environment.begin() as txn:
+        return environment if txn.get(b"length") is not None else None
 
 
 def _first_missing(txn: lmdb.Transaction, kind: Kind, length: int) -> int:
