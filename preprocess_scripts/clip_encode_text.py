@@ -4,6 +4,7 @@ The demo:          python preprocess_scripts/clip_encode_text.py
 Your config:       python preprocess_scripts/clip_encode_text.py --config X.yaml
 One folder:        python preprocess_scripts/clip_encode_text.py --images photos \\
                        --captions texts --out clip_txt
+A part of eight:   python preprocess_scripts/clip_encode_text.py --num_shards 8 --shard 2
 
 The captions of photos/a/1.png are the lines of texts/a/1.txt. Language-free training needs none
 of the training captions; evaluation needs those of the test split. A run that was cut off goes on
@@ -21,14 +22,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.config import load_config
 from utils.errors import note, one_line_errors
+from utils.fill import Target, fill
 from utils.images import load_captions
-from utils.preprocessing import fill, find_images, find_jobs, load_clip_that_fits, make_parser
+from utils.preprocessing import (
+    find_images,
+    find_jobs,
+    load_clip_that_fits,
+    make_parser,
+    shard_of,
+)
 
 
 @one_line_errors
 def main() -> None:
     args = make_parser(__doc__, "clip_txt", batch_size=64).parse_intermixed_args()
     config = load_config(args.config, args.overrides)
+    shard = shard_of(args)
     todo = []
     for job in find_jobs(args, config, "clip_txt"):
         paths, names = find_images(job, args)
@@ -49,15 +58,17 @@ def main() -> None:
             "captions_hash": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
         }
 
-        def encode_from(
-            first: int, captions: list[list[str]] = captions
-        ) -> Iterator[list[np.ndarray]]:
-            for start in range(first, len(captions), args.batch_size):
-                batch = captions[start : start + args.batch_size]
-                y = clip.encode_texts([text for lines in batch for text in lines]).numpy()
-                yield np.split(y, np.cumsum([len(lines) for lines in batch])[:-1])
+        def encode(batch: list[list[str]], _: int) -> list[np.ndarray]:
+            y = clip.encode_texts([text for lines in batch for text in lines]).numpy()
+            return np.split(y, np.cumsum([len(lines) for lines in batch])[:-1])
 
-        fill(job, "y", meta, names, encode_from)
+        def read(
+            first: int, stop: int, captions: list[list[str]] = captions
+        ) -> Iterator[list[list[str]]]:
+            for start in range(first, stop, args.batch_size):
+                yield captions[start : min(start + args.batch_size, stop)]
+
+        fill(job, names, [Target(job.out, "y", meta, encode)], read, shard)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 The demo:          python preprocess_scripts/create_latentspace_lmdb.py
 Your config:       python preprocess_scripts/create_latentspace_lmdb.py --config X.yaml
 One folder:        python preprocess_scripts/create_latentspace_lmdb.py --images photos --out z
+In the same pass the images' CLIP embeddings, as clip_encode_img.py makes them:
+                   python preprocess_scripts/create_latentspace_lmdb.py --with_clip
+Four GPUs:         python preprocess_scripts/create_latentspace_lmdb.py --num_process_per_node 4
+A part of eight:   python preprocess_scripts/create_latentspace_lmdb.py --num_shards 8 --shard 2
 
 A run that was cut off goes on where it stopped when it is started again.
 """
@@ -10,7 +14,7 @@ A run that was cut off goes on where it stopped when it is started again.
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +24,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.autoencoder import Autoencoder
 from utils.config import Config, load_config
+from utils.embeddings import write_image_mean
 from utils.encoders import load_config_autoencoder
 from utils.errors import UserError, one_line_errors
-from utils.images import iterate_batches
-from utils.preprocessing import fill, find_images, find_jobs, make_parser
+from utils.fill import Target, fill, image_batches, image_embeddings, image_meta
+from utils.preprocessing import (
+    KEYS,
+    Job,
+    config_value,
+    find_images,
+    find_jobs,
+    load_clip_that_fits,
+    make_parser,
+    shard_of,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,6 +48,16 @@ def parse_args() -> argparse.Namespace:
         default="mean",
         help="of an image's latent distribution: its mean; one sample, always the same for an "
         "image's index; or mean and log-variance, from which training draws anew each time",
+    )
+    parser.add_argument(
+        "--with_clip",
+        action="store_true",
+        help="fill the databases of image embeddings too, from the same decoded images",
+    )
+    parser.add_argument(
+        "--xflip",
+        action="store_true",
+        help="fill a database of the mirrored images' latents too, beside the other: z_xflip",
     )
     return parser.parse_intermixed_args()
 
@@ -70,25 +94,44 @@ def check_size(config: Config, vae: Autoencoder) -> None:
 def main() -> None:
     args = parse_args()
     config = load_config(args.config, args.overrides)
+    shard = shard_of(args)
     todo = [(job, *find_images(job, args)) for job in find_jobs(args, config, "z")]
     vae = load_config_autoencoder(config, args.device)
     check_size(config, vae)
+    clip = load_clip_that_fits(config, args.device) if args.with_clip else None
     meta = {
-        "resolution": config.data.resolution,
+        **image_meta(config, args),
         "encoder": vae.identity,
         "scale_factor": vae.scale_factor,
         "z_holds": args.store,
     }
+
+    def encode(images: torch.Tensor, first: int) -> np.ndarray:
+        return latents(vae, images, args.store, first).cpu().numpy()
+
+    def encode_mirrored(images: torch.Tensor, first: int) -> np.ndarray:
+        return encode(images.flip(3), first)
+
     for job, paths, names in todo:
+        targets = [Target(job.out, "z", meta, encode)]
+        if args.xflip:
+            mirrored = job.out.with_name(f"{job.out.name}_xflip")
+            targets.append(Target(mirrored, "z", meta | {"xflip": True}, encode_mirrored))
+        if clip:
+            embeddings = embeddings_of(job, config)
+            targets.append(image_embeddings(embeddings, clip, config, args))
+        if fill(job, names, targets, partial(image_batches, paths, config, args), shard) and clip:
+            write_image_mean(embeddings)
 
-        def encode_from(first: int, paths: list[Path] = paths) -> Iterator[np.ndarray]:
-            for images in iterate_batches(
-                paths[first:], config.data.resolution, args.batch_size, args.num_workers
-            ):
-                yield latents(vae, images, args.store, first).cpu().numpy()
-                first += len(images)
 
-        fill(job, "z", meta, names, encode_from)
+def embeddings_of(job: Job, config: Config) -> Path:
+    """Where `--with_clip` writes: what the config names, or clip_img beside a given `--out`."""
+    if job.is_given:
+        return job.out.with_name("clip_img")
+    key = KEYS[job.split]["clip_img"]
+    if (path := config_value(config, key)) is None:
+        raise UserError(f"--with_clip: {key} is not set; set it in the config or the command")
+    return path
 
 
 if __name__ == "__main__":

@@ -55,13 +55,15 @@ def draw_images(
 
     External features, if the network takes such, are the last columns of `conds`.
     `noise` gives the churn noise and goes on from where its seeds' generators are.
-    `cfg_scale`, `interval`: see models.samplers.guided. `amp`: precision of the network,
-    'no' (float32), 'bf16' or 'fp16'; the sampler's state keeps its own.
+    `cfg_scale`, `interval`: see models.samplers.guided. `amp`: precision of the network, 'no'
+    (float32), 'bf16' or 'fp16', and with 'bf16' of the decoder; the sampler's state keeps its own.
     """
     denoise = guided(denoiser, conds, cfg_scale, interval, denoiser.model.cond_dim)
     with torch.autocast(latents.device.type, AMP_DTYPES[amp], enabled=amp != "no"):
         x = sample(denoise, latents, settings, randn=lambda like: noise.randn(like.shape[1:]))
-    pixels = autoencoder.decode(x.float())  # (B, 3, H, W) in [-1, 1]
+    # Published VAEs overflow in float16.
+    with torch.autocast(latents.device.type, torch.bfloat16, enabled=amp == "bf16"):
+        pixels = autoencoder.decode(x.float())  # (B, 3, H, W) in [-1, 1]
     pixels = (pixels * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu()
 

@@ -106,12 +106,16 @@ def _of(part: int, whole: int, what: str) -> str:
     return f"{part} of {whole} {what}"
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
     """Decode a file as upright 8-bit RGB, whatever it holds; transparent pixels lie on white.
 
+    at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as both
+    sides have so many pixels.
     Raises UnreadableImage (a UserError) with the path if the file is missing or broken.
     """
     with _opened(path) as image:
+        if at_least:
+            image.draft(None, (at_least, at_least))
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
 
@@ -155,21 +159,26 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def to_uint8_array(path: str | Path, size: int) -> np.ndarray:
-    """Decoded and cropped image file, (size, size, 3) uint8."""
-    return np.asarray(center_crop(load_image(path), size))
+def to_uint8_array(path: str | Path, size: int, draft: bool = False) -> np.ndarray:
+    """Decoded and cropped image file, (size, size, 3) uint8.
+
+    draft: decode a JPEG at the smallest size that has twice as many pixels a side as are wanted.
+    """
+    return np.asarray(center_crop(load_image(path, 2 * size if draft else None), size))
 
 
 def iterate_batches(
-    paths: Sequence[Path], size: int, batch_size: int, workers: int = 2
+    paths: Sequence[Path], size: int, batch_size: int, workers: int = 2, draft: bool = False
 ) -> Iterator[torch.Tensor]:
     """Yield the images in order as (B, 3, size, size) uint8 batches; the last may be smaller.
 
-    `workers` threads decode at most two batches ahead. Raises UnreadableImage at the first broken
-    file, after the complete batches before it.
+    `workers` threads decode at most two batches ahead. `draft`: see to_uint8_array. Raises
+    UnreadableImage at the first broken file, after the complete batches before it.
     """
     # Pillow decodes outside the interpreter lock.
-    images = read_ahead(lambda path: to_uint8_array(path, size), paths, workers, 2 * batch_size)
+    images = read_ahead(
+        lambda path: to_uint8_array(path, size, draft), paths, workers, 2 * batch_size
+    )
     while batch := list(itertools.islice(images, batch_size)):
         yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()
 

@@ -9,7 +9,7 @@ is incomplete. Databases with class labels are read too (utils/class_labels.py).
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -310,6 +310,35 @@ class LMDBReader:
                     "database and make it again"
                 )
         return np.frombuffer(joined, np.float32).reshape(-1, *self.info.shape)
+
+    def all_samples(self, first: int = 0) -> Iterator[list[np.ndarray]]:
+        """Every sample from `first` on, in batches as LMDBWriter.append takes them.
+
+        Samples of one value are views of the database: they are gone when the next batch comes.
+        """
+        for start in range(first, self.info.length, CHUNK):
+            samples = range(start, min(start + CHUNK, self.info.length))
+            with self._env.begin(buffers=True) as txn:
+                if self.info.kind == "z":
+                    yield [self._view(txn, Z_KEY % i) for i in samples]
+                    continue
+                rows = [[Y_KEY % (i, j) for j in range(self.info.counts[i])] for i in samples]
+                views = [[self._view(txn, key) for key in row] for row in rows]
+                yield [row[0][None] if len(row) == 1 else np.stack(row) for row in views]
+
+    def _view(self, txn: lmdb.Transaction, key: bytes) -> np.ndarray:
+        return np.frombuffer(txn.get(key), "<f4").reshape(self.info.shape)
+
+
+def is_complete(path: Path) -> bool:
+    """Whether there is a database that has all its samples; another process may be writing it."""
+    if not (path / "data.mdb").is_file():
+        return False
+    try:
+        with lmdb.open(str(path), readonly=True) as environment, environment.begin() as txn:
+            return txn.get(b"length") is not None
+    except lmdb.Error:
+        return False
 
 
 def expect_kind(reader: LMDBReader, kind: Kind) -> None:

@@ -1,25 +1,25 @@
-"""What the preprocessing scripts share: options, the images of a split, filling a database."""
+"""What the preprocessing scripts share: their options, and the images of a split."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 
 from models.clip import ClipEncoder
 from utils.config import Config, HelpFormatter, add_config_arguments
+from utils.distributed import add_launch_arguments, relaunch
 from utils.encoders import load_config_clip
 from utils.errors import UserError, note
 from utils.images import UnreadableImage, find_unreadable, list_images, sample_names
-from utils.latent_lmdb import Kind, LMDBWriter, names_hash
+from utils.latent_lmdb import names_hash
 from utils.name_lists import choose, read_names
 from utils.sources import relative_name
 from utils.tracking import progress
@@ -64,7 +64,16 @@ def make_parser(
         add("--split", choices=["train", "test", "all"], default="all", help="what to encode")
     add("--batch_size", type=_positive, default=batch_size, help="images encoded at once")
     add("--num_workers", type=_positive, default=WORKERS, help="threads that read images")
+    if product in ("z", "clip_img"):
+        add(
+            "--jpeg_draft",
+            action="store_true",
+            help="decode large JPEGs at a half, quarter or eighth of their size where that is "
+            "enough: faster, but pixels differ a little from the published crop",
+        )
     add("--device", type=_device, default=_device("auto"), help="cpu, cuda, cuda:1, …")
+    if product != "ref":
+        _add_shard_arguments(parser)
     add(
         "--skip_bad",
         action="store_true",
@@ -86,6 +95,34 @@ def make_parser(
     return parser
 
 
+def _add_shard_arguments(parser: argparse.ArgumentParser) -> None:
+    """How several processes share a dataset; read them with `shard_of`."""
+    add_launch_arguments(parser)
+    add = parser.add_argument_group("several processes, without a launcher").add_argument
+    add(
+        "--num_shards",
+        type=_positive,
+        help="parts of the dataset, each made by one process and merged by the last; None = as "
+        "many as the launcher (torchrun, accelerate) started, or 1",
+    )
+    add("--shard", type=int, help="the part to make, from 0; None = the process's rank")
+
+
+def shard_of(args: argparse.Namespace) -> tuple[int, int]:
+    """This process's shard, and how many there are; UserError if they do not fit together.
+
+    May become several processes, see utils.distributed.relaunch.
+    """
+    relaunch(args)
+    count = args.num_shards or int(os.environ.get("WORLD_SIZE", 1))
+    rank = os.environ.get("RANK", "0" if count == 1 else None)
+    shard = args.shard if args.shard is not None or rank is None else int(rank)
+    if shard is None or not 0 <= shard < count:
+        given = "not given" if shard is None else shard
+        raise UserError(f"--shard: {given}; with --num_shards {count}, give 0 to {count - 1}")
+    return shard, count
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -96,7 +133,9 @@ def _positive(text: str) -> int:
 def _device(name: str) -> torch.device:
     has_cuda = torch.cuda.is_available()
     try:
-        device = torch.device(("cuda" if has_cuda else "cpu") if name == "auto" else name)
+        if name == "auto":  # one GPU for each process of a launcher
+            name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if has_cuda else "cpu"
+        device = torch.device(name)
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"{name!r} is not a device") from error
     if device.type == "cuda" and not has_cuda:
@@ -114,6 +153,7 @@ class Job:
     names: Path | None  # list of the images that count; None = all
     out: Path
     skipped: Path  # list of the images that are left out of everything made from this split
+    is_given: bool  # its output is named on the command line, not by the config
 
 
 def find_jobs(args: argparse.Namespace, config: Config, product: Product) -> list[Job]:
@@ -136,7 +176,7 @@ def find_jobs(args: argparse.Namespace, config: Config, product: Product) -> lis
     found, faults = [], []
     for split in splits:
         keys = {name: KEYS[split][name] for name in needed}
-        places = {name: given[name] or _value(config, key) for name, key in keys.items()}
+        places = {name: given[name] or config_value(config, key) for name, key in keys.items()}
         if args.split == "all" and places[product] is None:
             note(f"{split} split left out: {keys[product]} is not set")
             continue
@@ -148,10 +188,10 @@ def find_jobs(args: argparse.Namespace, config: Config, product: Product) -> lis
                     f"or add {keys[name]}=… or {option} to the command"
                 )
         # Statistics lie elsewhere, but leave out what the split's databases leave out.
-        beside = _value(config, KEYS[split]["z"]) if product == "ref" else places[product]
+        beside = config_value(config, KEYS[split]["z"]) if product == "ref" else places[product]
         skipped = (beside or places[product] or Path()).parent / SKIPPED
         # The config's list is one of the config's images.
-        names = None if args.images else _value(config, KEYS[split]["names"])
+        names = None if args.images else config_value(config, KEYS[split]["names"])
         found.append(
             Job(
                 split,
@@ -160,6 +200,7 @@ def find_jobs(args: argparse.Namespace, config: Config, product: Product) -> lis
                 args.split_file or names,
                 places[product],
                 skipped,
+                args.out is not None,
             )
         )
     if not found:
@@ -171,7 +212,8 @@ def find_jobs(args: argparse.Namespace, config: Config, product: Product) -> lis
     return found
 
 
-def _value(config: Config, key: str) -> Path | None:
+def config_value(config: Config, key: str) -> Path | None:
+    """What the config says at a key such as `data.root`."""
     section, name = key.split(".")
     return getattr(getattr(config, section), name)
 
@@ -225,34 +267,6 @@ def _check_images(paths: list[Path], job: Job, args: argparse.Namespace, header:
         lines = [f"  {name}\t{reason}" for name, reason in bad.items()]
         file.write("\n".join([header, *lines]) + "\n")
     return set(bad)
-
-
-def fill(
-    job: Job,
-    kind: Kind,
-    meta: Mapping[str, Any],
-    names: list[str],
-    encode_from: Callable[[int], Iterable[np.ndarray | Sequence[np.ndarray]]],
-) -> None:
-    """Write a database, or the rest of it; `encode_from(i)` yields batches from sample i on.
-
-    Raises a UserError if what is there was made from something else, or an image is unreadable.
-    """
-    source = {
-        "source": os.path.relpath(job.images),
-        "names": names,
-        "names_hash": names_hash(names),
-    }
-    with LMDBWriter(job.out, kind, {**meta, **source}, len(names)) as writer:
-        if writer.complete:
-            print(f"{job.out}: complete already ({len(names)} images)")
-            return
-        bar = progress(None, f"{job.split}: {job.out.name}", len(names), "images", writer.done)
-        with bar, advise_skip_bad():
-            for samples in encode_from(writer.done):
-                writer.append(samples)
-                bar.update(len(samples))
-    print(f"{job.out}: complete ({len(names)} images)")
 
 
 @contextmanager
