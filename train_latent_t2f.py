@@ -11,23 +11,22 @@ Finetune:            python train_latent_t2f.py --config Y.yaml --ckpt_path X/ch
 Release a model:     python train_latent_t2f.py --export dit.safetensors --ckpt_path 0005000.pt \\
                          sampling.cfg_scale=2
 
-The same command started again continues the run in its experiment folder. Ctrl-C or SIGTERM
-finishes the step, saves, and ends with code 130 or 143.
+The same command started again continues the run in its experiment folder. Ctrl-C, SIGTERM or
+SIGUSR1 finishes the step, saves, and ends with code 130, 143 or 138. Other codes: 0 finished, 2 a
+mistake in the settings, 3 diverged, 4 the last checkpoint could not be written, 5 another process
+was lost (docs/cluster.md).
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-from models.edm import edm_loss
-from models.perturbation import perturb
+from models.edm import EDMPrecond, edm_loss
 from utils import experiment, finetune
 from utils.checkpoint import (
     checkpoint_path,
@@ -36,20 +35,24 @@ from utils.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     load_weights,
-    remove_all_but,
-    save_checkpoint,
+    tidy,
 )
+from utils.checkpoint_writer import CheckpointWriter
 from utils.config import Config, HelpFormatter, add_config_arguments, load_config
 from utils.distributed import (
     StopSignal,
+    Team,
+    Watchdog,
     add_launch_arguments,
-    gather_rng,
+    allow_tf32,
+    clip,
+    ending_if_a_process_is_lost,
     images_per_forward,
     relaunch,
     start_accelerator,
 )
 from utils.ema import EMA, ema_decay_at
-from utils.errors import UserError, one_line_errors
+from utils.errors import DIVERGED, NOT_SAVED, UserError, one_line_errors
 from utils.evaluation import Judge, evaluate_into
 from utils.published_flags import (
     SAMPLING,
@@ -63,8 +66,16 @@ from utils.published_flags import (
 from utils.results import Results, guidance_name
 from utils.sample_grid import SampleGrid
 from utils.schedules import always_masked, lr_after, mask_ratio_after, number_of_steps
+from utils.sharding import host_copy, shard_training, wants_shards, whole
+from utils.step_guard import StepGuard, diverged, skip_unless
 from utils.tracking import RunLog, Window, memory_gb, require_wandb
-from utils.training_data import DataOrder, derived_seed, open_data, training_batches
+from utils.training_data import (
+    DataOrder,
+    derived_seed,
+    make_condition,
+    open_data,
+    training_batches,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -106,34 +117,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def make_condition(
-    y: torch.Tensor | None, config: Config, generator: torch.Generator
-) -> torch.Tensor | None:
-    """Embeddings (N, D) -> perturbed conditions (N, D), some rows zeroed: "no condition".
-
-    External features, if there are such, are the last columns of both, and are not touched. A
-    learnable perturbation follows in the network.
-    """
-    if y is None:
-        return None
-    options = config.train
-    y, features = y.tensor_split([config.model.num_classes], dim=1)
-    if options.perturbation and options.perturbation_type != "learnable":
-        y = perturb(
-            y,
-            options.perturbation_type,
-            options.perturbation,
-            mean=options.mean,
-            trunc_a=options.trunc_a,
-            trunc_b=options.trunc_b,
-            generator=generator,
-        )
-    elif config.data.norm_feature or config.learns_perturbation:
-        y = F.normalize(y, dim=1)
-    draw = torch.rand(len(y), 1, device=y.device, generator=generator)
-    return torch.cat([y * (draw >= config.model.class_dropout_prob), features], dim=1)
-
-
 def train(
     config: Config,
     folder: Path,
@@ -148,14 +131,15 @@ def train(
     A new run starts from the checkpoint `start_from`, if given; `strict`: see finetune.start_from.
     """
     options, every = config.train, config.log
+    sharded = wants_shards(options.shard, options.amp)
     accelerator = start_accelerator(options.amp, options.grad_accum, always_masked(config))
     rank, processes = accelerator.process_index, accelerator.num_processes
-    device = accelerator.device
+    device, is_main = accelerator.device, accelerator.is_main_process
+    team = Team()
     share = images_per_forward(options.batchsize, processes, options.grad_accum)
+    own_rows = {"first": rank * share, "total": processes * share}  # of what all draw alike
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = options.tf32
-
+        allow_tf32(options.tf32)
     data = open_data(config)
 
     # Where the run in this folder stands, if there is one.
@@ -182,15 +166,16 @@ def train(
     first_step = state.get("first_step", 0) if state else step
     max_steps = number_of_steps(config, data.length, first_step)
     generator = torch.Generator(device)
-    generator.manual_seed(derived_seed(options.seed, "noise", rank, images_seen))
-    window = Window(device)
+    generator.manual_seed(derived_seed(options.seed, "noise", 0, images_seen))
+    window, guard = Window(device), StepGuard(device)
     if state is not None:
         load_weights(denoiser, state["model"], latest)
         load_weights(ema.module, state["ema"], latest)
         optimizer.load_state_dict(state["opt"])
-        window.load(state["window"], rank, processes)
-        if len(state["rng"]) == processes:  # otherwise the draws are new ones
-            generator.set_state(state["rng"][rank])
+        if "guard" in state:  # not in older checkpoints
+            window.load(state["window"])
+            guard.load(state["guard"])
+        generator.set_state(state["rng"][0])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
         not_read = f"; {start_from} is not read" if start_from else ""
@@ -198,23 +183,28 @@ def train(
     state = None  # its memory
     if options.compile:
         denoiser.model.compile()
-    model, optimizer = accelerator.prepare(denoiser, optimizer)
-    samples = SampleGrid.from_config(config, device) if accelerator.is_main_process else None
+    if sharded:
+        trained, optimizer = shard_training(denoiser, ema, optimizer)
+        model, optimizer = denoiser, accelerator.prepare(optimizer)
+    else:
+        model, optimizer = accelerator.prepare(denoiser, optimizer)
+    samples = SampleGrid.from_config(config, device) if is_main else None
     judge = Judge(config, device) if enable_eval else None
     results = Results(folder / "evaluation")
     size = sum(p.numel() for p in trained) / 1e6
     notes.append(
         f"{size:.1f} M trained parameters; {data.length} images; {max_steps - first_step} steps of "
         f"{options.batchsize} = {processes} process(es) x {options.grad_accum} x {share}; "
-        f"{device.type}, amp {options.amp}"
+        f"{device.type}, amp {options.amp}{', sharded' if sharded else ''}"
     )
     if samples is None:
         notes.append("no sample grids: eval.feat_path is not set, or log.sample_every is 0")
 
     # Nothing is written before every process has found all it needs.
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    team.wait()
+    if is_main:
         experiment.write_config(folder, config)
+        tidy(checkpoints, step if latest else -1)
     log = RunLog(
         folder,
         step,
@@ -223,72 +213,87 @@ def train(
     )
     for note in notes:
         log.info(note)
+    writer = CheckpointWriter(checkpoints, log, every.keep_last, every.keep_every)
+    order = DataOrder(data.length, options.seed)
 
     def save() -> None:
-        """Write the checkpoint of this moment; called by all processes."""
-        rng, sums = gather_rng(generator), window.state(accelerator)
-        log.flush()
-        if accelerator.is_main_process:
-            scaler = accelerator.scaler
-            save_checkpoint(
-                checkpoint_path(checkpoints, step),
-                {
-                    "model": denoiser.state_dict(),
-                    "ema": ema.module.state_dict(),
-                    "opt": optimizer.state_dict(),
-                    "scaler": scaler.state_dict() if scaler is not None else None,
-                    "step": step,
-                    "first_step": first_step,
-                    "images_seen": images_seen,
-                    "data_position": order.describe(images_seen),
-                    "rng": rng,
-                    "window": sums,
-                    "config": config.to_dict(),
-                },
-            )
-            if every.keep_last is not None:
-                remove_all_but(checkpoints, every.keep_last)
-        accelerator.wait_for_everyone()
+        """Hand this moment's state to the writer; called by all processes."""
+        scaler = accelerator.scaler
+        state = {
+            "model": denoiser.state_dict(),
+            "ema": ema.module.state_dict(),
+            "opt": optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "step": step,
+            "first_step": first_step,
+            "images_seen": images_seen,
+            "data_position": order.describe(images_seen),
+            "rng": [generator.get_state()],
+            "window": window.state(),
+            "guard": guard.state(),
+            "config": config.to_dict(),
+        }
+        copied = host_copy(state, keep=is_main)
+        if is_main:
+            writer.write(step, copied)
+
+    def end(code: int, message: str, patience: float = 15) -> int:
+        """Wait for the checkpoint, say what happened, and return the exit code; called by all."""
+        unsaved = team.highest(not writer.close(patience))
+        lost = "NOT SAVED, the steps after the last checkpoint are lost: " if unsaved else ""
+        log.info(lost + message)
+        log.close()
+        accelerator.end_training()
+        return NOT_SAVED if unsaved else code
+
+    def averaged() -> EDMPrecond:
+        """The network with the averaged weights; called by all processes."""
+        return whole(ema.module, denoiser_from_config(config)) if sharded else ema.module
 
     def evaluate(path: Path) -> None:
         """Judge the EMA weights, those of the checkpoint `path`; called by all processes."""
+        if team.highest(not writer.wait(patience=120)):
+            log.info(f"{path} is not evaluated, as it could not be written yet")
+            return
+        network = averaged()
         for scale in config.eval.cfg_scales or [config.sampling.cfg_scale]:
             sampling = config.sampling.model_copy(update={"cfg_scale": scale})
             guided = config.model_copy(update={"sampling": sampling})
-            record = evaluate_into(results, path, ema.module, guided, judge, step=step)
+            record = evaluate_into(results, path, network, guided, judge, step=step)
             log.evaluation(step, guidance_name(scale), record)
-        if accelerator.is_main_process:
+        if is_main:
             results.plot()
 
     if enable_eval and first_step == step > 0:  # what the new run starts from, as published
         evaluate(start_from)
 
-    order = DataOrder(data.length, options.seed)
-    first = images_seen + rank * share
     batches = training_batches(
         data,
         order,
-        first,
+        images_seen,
         share,
-        processes * share,
+        rank=rank,
+        processes=processes,
         xflip=options.xflip,
         device=device,
         threads=max(1, options.num_workers),
     )
-    stop = StopSignal()
+    stop, watchdog = StopSignal(), Watchdog(options.step_timeout)
     while step < max_steps:
+        watchdog.step_begins()
         started = time.perf_counter()
         mask_ratio = mask_ratio_after(step, max_steps, config, first_step)
         lr = lr_after(step, max_steps, config, first_step)
         for group in optimizer.param_groups:
             group["lr"] = lr
 
+        step_loss = torch.zeros((), device=device)
         for _ in range(options.grad_accum):
             asked = time.perf_counter()
             latents, y = next(batches)
             window.waiting += time.perf_counter() - asked
             with accelerator.accumulate(model):
-                cond = make_condition(y, config, generator)
+                cond = make_condition(y, config, generator, **own_rows)
                 with accelerator.autocast():
                     losses = edm_loss(
                         model,
@@ -300,26 +305,31 @@ def train(
                         P_std=options.P_std,
                         generator=generator,
                         encoder=ema.module,
+                        **own_rows,
                     )
                 loss = losses.mean()
                 accelerator.backward(loss)
+                step_loss += loss.detach() / options.grad_accum
                 if accelerator.sync_gradients:
-                    limit = options.grad_clip or math.inf
-                    window.grad_norm += accelerator.clip_grad_norm_(trained, limit)
+                    grad_norm = clip(accelerator, trained, options.grad_clip)
+                    step_loss = accelerator.reduce(step_loss, "mean")
+                    verdict = guard.judge(step_loss, grad_norm)
+                    skip_unless(verdict.good, optimizer.optimizer)
                 optimizer.step()
                 optimizer.zero_grad()
-            window.loss += loss.detach() / options.grad_accum
 
         step += 1
         images_seen += options.batchsize
-        window.steps += 1
+        window.add(step_loss, grad_norm, verdict)
         decay = ema_decay_at(images_seen, options.batchsize, options.ema_decay, options.ema_rampup)
         ema.update(decay)
 
         finished = step == max_steps
         log_now = step % every.log_every == 0 or finished
-        means = window.means(accelerator) if log_now else {}  # the only wait for the device
+        means = window.means() if log_now else {}  # the only wait for the device
         window.seconds += time.perf_counter() - started
+        signal = team.highest(stop.received)
+        watchdog.step_ends()
         if log_now:
             log.metrics(
                 step,
@@ -335,22 +345,25 @@ def train(
             )
             window.reset()
 
-        signal = stop.agreed(accelerator, step)
         checkpoint_due = step % every.ckpt_every == 0 and step >= every.ckpt_after
+        draw_now = every.sample_every and (step % every.sample_every == 0 or finished)
+        if (log_now or checkpoint_due) and guard.in_a_row() >= options.max_bad_steps:
+            return end(DIVERGED, diverged(guard.in_a_row(), step, checkpoints))
         if checkpoint_due or finished or signal:
             save()
         if signal:
-            log.info(f"stopped after step {step}; the same command continues this run")
-            log.close()
-            return 128 + signal
-        if samples and every.sample_every and (step % every.sample_every == 0 or finished):
-            samples.save(ema.module, folder / "samples" / f"{step:07d}.png")
+            text = f"stopped after step {step}; the same command continues this run"
+            return end(128 + signal, text)
+        if draw_now:
+            network = averaged()
+            if samples:
+                samples.save(network, folder / "samples" / f"{step:07d}.png")
         if enable_eval and (checkpoint_due or finished):
             evaluate(checkpoint_path(checkpoints, step))
+        if checkpoint_due or draw_now:
+            team.wait()  # for what one process did alone
 
-    log.info(f"finished: {folder} holds the weights of step {max_steps}")
-    log.close()
-    return 0
+    return end(0, f"finished: {folder} holds the weights of step {max_steps}", patience=600)
 
 
 @one_line_errors
@@ -370,8 +383,8 @@ def main() -> None:
     relaunch(args)
     note_void_flags(args)
     folder = args.results_dir / (args.exp_name or experiment.experiment_name(config))
-    sys.exit(
-        train(
+    with experiment.locked(folder), ending_if_a_process_is_lost():
+        code = train(
             config,
             folder,
             args.ckpt_path,
@@ -379,7 +392,7 @@ def main() -> None:
             strict=args.use_strict_load,
             use_wandb=args.use_wandb,
         )
-    )
+    sys.exit(code)
 
 
 if __name__ == "__main__":

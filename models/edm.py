@@ -96,6 +96,8 @@ def edm_loss(
     mask: TokenMask | None = None,
     cond_noise: Tensor | None = None,
     encoder: EDMPrecond | None = None,
+    first: int = 0,
+    total: int | None = None,
 ) -> Tensor:
     """Training loss of each image -> (N,) float32.
 
@@ -107,19 +109,22 @@ def edm_loss(
     cond_noise (N, cond_dim), replace what would be drawn, in this order, from `generator` (on the
     device of `clean`).
     encoder: gives the summaries for self_cond, the EMA network as published; None = the denoiser.
+    first, total: `clean` are the images from `first` on of a batch of `total`, for all of which is
+    drawn; processes that share a batch draw what one would, if their generators agree.
     """
-    n = clean.shape[0]
+    n, total = clean.shape[0], total or clean.shape[0]
+    own = slice(first, first + n)
     inner = getattr(denoiser, "module", denoiser)  # what DistributedDataParallel wraps
     patch_size, sigma_data = inner.model.patch_size, inner.sigma_data
     draw = {"device": clean.device, "generator": generator}
     if rnd_normal is None:
-        rnd_normal = torch.randn(n, 1, 1, 1, **draw)
+        rnd_normal = torch.randn(total, 1, 1, 1, **draw)[own]
     if noise is None:
-        noise = torch.randn(clean.shape, **draw)
+        noise = torch.randn(total, *clean.shape[1:], **draw)[own]
     if mask is None and mask_ratio > 0:
-        mask = random_mask(n, inner.model.num_patches, mask_ratio, **draw)
+        mask = random_mask(total, inner.model.num_patches, mask_ratio, **draw).of(own)
     if cond_noise is None and cond is not None and inner.model.perturbation and inner.training:
-        cond_noise = torch.randn(n, inner.model.cond_dim, **draw)
+        cond_noise = torch.randn(total, inner.model.cond_dim, **draw)[own]
 
     sigma = (P_mean + P_std * rnd_normal).exp()
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2

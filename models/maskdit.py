@@ -49,6 +49,10 @@ class TokenMask:
     ids_keep: Tensor
     ids_restore: Tensor
 
+    def of(self, images: slice) -> "TokenMask":
+        """The mask of some of the images."""
+        return TokenMask(self.mask[images], self.ids_keep[images], self.ids_restore[images])
+
 
 def random_mask(
     n: int,

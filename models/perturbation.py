@@ -22,6 +22,8 @@ def perturb(
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
     level: Tensor | None = None,
+    first: int = 0,
+    total: int | None = None,
 ) -> Tensor:
     """y (N, D) -> normalise(y/|y| + p n) (N, D), with a random unit vector n and a level p.
 
@@ -33,29 +35,32 @@ def perturb(
       learnable   given as `level` (N, D): the output of a LearnedLevel (see LearnedPerturbation)
     noise (N, D; of any length) and level (N,), (N, 1) or (N, D) replace what would be drawn, noise
     before level, from `generator` (on the device of y).
+    first, total: y are the rows from `first` on of a batch of `total`, for all of which is drawn.
     Raises ValueError for an unknown kind, for learnable without a level, and for an empty interval.
     """
+    own, whole = slice(first, first + len(y)), (total or len(y), y.shape[1])
+    options = {"dtype": y.dtype, "device": y.device}
     if noise is None:
-        noise = torch.randn(y.shape, dtype=y.dtype, device=y.device, generator=generator)
+        noise = torch.randn(whole, generator=generator, **options)[own]
     if level is None:
-        level = draw_level(y, kind, scale, mean, trunc_a, trunc_b, generator)
+        level = draw_level(whole[0], kind, scale, mean, trunc_a, trunc_b, generator, **options)[own]
     elif level.ndim == 1:
         level = level[:, None]
     return F.normalize(F.normalize(y, dim=1) + level * F.normalize(noise, dim=1), dim=1)
 
 
 def draw_level(
-    y: Tensor,
+    n: int,
     kind: str,
     scale: float,
     mean: float,
     trunc_a: float,
     trunc_b: float,
     generator: torch.Generator | None,
+    **options: torch.dtype | torch.device,
 ) -> Tensor:
-    """Draw one level for each row of y (N, D) -> (N, 1); see `perturb`."""
-    options = {"dtype": y.dtype, "device": y.device}
-    shape = (y.shape[0], 1)
+    """Draw a level for each of n conditions -> (n, 1), of the dtype and device in `options`."""
+    shape = (n, 1)
     if kind == "fixed":
         return torch.full(shape, scale, **options)
     if kind == "gaussian":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -58,7 +59,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             state = state.get("state_dict", state)
             tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
-    except Exception as fault:  # a damaged or hostile file: what a library raises then is open
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as fault:
         raise ValueError(f"{path} is not a file of weights") from fault
     if not tensors:
         raise ValueError(f"{path} is not a file of weights: it holds no tensor")

@@ -15,7 +15,7 @@ from utils.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     load_denoiser,
-    remove_all_but,
+    remove_old,
     save_checkpoint,
     write_whole,
 )
@@ -205,11 +205,14 @@ def test_an_error_while_writing_keeps_the_old_file_and_leaves_nothing_else(tmp_p
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
 
 
-def test_only_the_last_checkpoints_are_kept(saved):
+@pytest.mark.parametrize(
+    ("keep", "left"), [((2,), [30, 100]), ((1, 10), [10, 30, 100]), ((None,), [2, 10, 30, 100])]
+)
+def test_only_the_last_checkpoints_and_every_so_many_steps_are_kept(saved, keep, left):
     for step in (2, 100, 30):
         (saved.parent / f"{step:07d}.pt").write_bytes(saved.read_bytes())
-    remove_all_but(saved.parent, 2)
-    assert list(list_checkpoints(saved.parent)) == [30, 100]
+    remove_old(saved.parent, *keep)
+    assert list(list_checkpoints(saved.parent)) == left
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path, saved):

@@ -9,9 +9,9 @@ from test_class_labels import write_published
 from test_training import final_state, run
 from tiny import DIM, make_tiny_config
 
-from train_latent_t2f import make_condition
 from utils.checkpoint import list_checkpoints, load_checkpoint, load_denoiser
 from utils.config import load_config
+from utils.training_data import make_condition
 
 CLASSES = 3
 OPTIONS = {

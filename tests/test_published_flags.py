@@ -212,8 +212,7 @@ def test_more_embeddings_than_there_are_cannot_be_drawn_from(captioned):
 def test_the_number_of_reading_threads_changes_no_batch(captioned):
     data, order = open_data(captioned), DataOrder(12, seed=0)
     one, four = (
-        list(islice(training_batches(data, order, 0, 5, 5, threads=threads), 30))
-        for threads in (1, 4)
+        list(islice(training_batches(data, order, 0, 5, threads=threads), 30)) for threads in (1, 4)
     )
     for (_, y), (_, expected) in zip(four, one, strict=True):
         assert torch.equal(y, expected)

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from models.edm import EDMPrecond, build_denoiser
 from utils.config import Config, config_from_dict
-from utils.errors import UserError, refusing
+from utils.errors import UserError
 
 VERSION = 1
 ZIP_MAGIC = b"PK\x03\x04"
@@ -62,10 +62,29 @@ def list_checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def remove_all_but(folder: Path, keep_last: int) -> None:
-    """Delete the oldest checkpoints of a folder, keeping the last `keep_last`."""
-    for path in list(list_checkpoints(folder).values())[:-keep_last]:
+def remove_old(folder: Path, keep_last: int | None, keep_every: int | None = None) -> None:
+    """Delete all but the last `keep_last` checkpoints (None = all stay) of a folder.
+
+    Those whose step is a multiple of `keep_every` stay too.
+    """
+    if keep_last is None:
+        return
+    for step, path in list(list_checkpoints(folder).items())[:-keep_last]:
+        if not keep_every or step % keep_every:
+            path.unlink(missing_ok=True)
+
+
+def tidy(folder: Path, step: int) -> None:
+    """Clear a folder of what a run that goes on from `step` does not want.
+
+    Files that killed processes had not finished are deleted; later checkpoints, which are damaged,
+    get another name, so that they do not count among the last ones.
+    """
+    for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
+    for later, path in list_checkpoints(folder).items():
+        if later > step:
+            path.rename(path.with_name(f"{path.name}.damaged"))
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -115,28 +134,19 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     if fault:
         raise UserError(f"{path} {fault}")
     try:
-        with (
-            refusing(f"{path} is damaged or not a checkpoint"),
-            torch.serialization.safe_globals([argparse.Namespace]),
-        ):
+        with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except UserError as error:
-        if not isinstance(error.__cause__, pickle.UnpicklingError):
-            raise
+    except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is refused: it holds more than tensors and plain values, or is damaged"
         ) from error
-    held = [state[key] for key in ("model", "ema") if key in state] if _is_named(state) else []
-    if not held or not all(_is_named(w) and all(map(torch.is_tensor, w.values())) for w in held):
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged or not a checkpoint") from error
+    if not isinstance(state, dict) or not isinstance(state.get("model", state.get("ema")), dict):
         raise UserError(f"{path} is not a checkpoint: it has neither 'model' nor 'ema' weights")
-    version = state.get("version", 0)
-    if not isinstance(version, int) or version > VERSION:
+    if state.get("version", 0) > VERSION:
         raise UserError(f"{path} was written by a newer version of this program; please update")
     return state
-
-
-def _is_named(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
 
 def load_weights(
@@ -209,7 +219,7 @@ def read_weights(path: Path, which: str = "ema") -> tuple[dict[str, torch.Tensor
     state = load_checkpoint(path)
     if which not in state:
         raise UserError(f"{path} has no '{which}' weights, only {', '.join(sorted(state))}")
-    config = config_from_dict(state["config"], str(path)) if "config" in state else None
+    config = config_from_dict(state["config"]) if "config" in state else None
     return state[which], config
 
 
@@ -217,12 +227,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Config | None
     """Weights and configuration of a released model."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; name one, e.g. of results/demo/checkpoints")
-    with refusing(f"{path} is damaged or not a safetensors file"):
+    try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        config = yaml.safe_load(metadata["config"]) if "config" in metadata else None
-    return weights, config_from_dict(config, str(path)) if config else None
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or not a safetensors file ({error})") from error
+    config = yaml.safe_load(metadata["config"]) if "config" in metadata else None
+    return weights, config_from_dict(config) if config else None
 
 
 def denoiser_with(weights: Mapping[str, torch.Tensor], config: Config, source: Path) -> EDMPrecond:

@@ -143,11 +143,14 @@ class Train(Section):
     )
     weight_decay: NonNegativeFloat = 0.0
     grad_clip: PositiveFloat | None = None  # largest gradient norm
+    max_bad_steps: PositiveInt = 30  # in a row without finite loss and gradient; then it stops
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     ema_rampup: PositiveFloat | None = None  # half-life at most this fraction of the images seen
     seed: NonNegativeInt = 0
     num_workers: NonNegativeInt = 0  # threads that read batches ahead; 0 = one
     compile: bool = False
+    step_timeout: PositiveFloat = 50.0  # seconds; then another process counts as lost
+    shard: bool = False  # weights, averages and moments spread over the processes (FSDP)
 
     @field_validator("grad_accum")
     @classmethod
@@ -194,6 +197,7 @@ class Log(Section):
     sample_every: NonNegativeInt | None = None  # 0 = never; null = with every checkpoint
     num_samples: PositiveInt = 16
     keep_last: PositiveInt | None = None  # checkpoints kept; null = all
+    keep_every: PositiveInt | None = None  # steps; multiples of it are kept beside the last
 
     @field_validator("sample_every")
     @classmethod

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import datetime
+import math
 import os
 import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from types import FrameType
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs
+from torch.distributed.tensor import DTensor
 
-from utils.errors import UserError, note
+from utils.errors import LOST_PROCESS, UserError, note
+
+# What gloo's errors, which have no type of their own, say.
+SIGNS_OF_LOSS = (
+    "closed by peer",
+    "Connection reset",
+    "Connection refused",
+    "Broken pipe",
+    "Timed out",
+)
+SAVING_SECONDS = 120  # that processes have after a signal to finish their step and save
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +56,8 @@ def relaunch(args: argparse.Namespace) -> None:
         return
     command = [sys.executable, "-m", "torch.distributed.run"]
     command += ["--nproc_per_node", str(args.num_process_per_node)]
+    command += ["--signals_to_handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+    command += ["--shutdown_timeout", str(SAVING_SECONDS)]
     if args.num_proc_node == 1:
         command += ["--standalone"]  # picks a free port, so that two runs on a node do not collide
     else:
@@ -77,23 +97,55 @@ def images_per_forward(batchsize: int, processes: int, grad_accum: int) -> int:
     return share
 
 
-def gather_rng(generator: torch.Generator) -> list[torch.Tensor]:
-    """The states of all processes' generators in order of rank, for a checkpoint."""
-    return gather_object([generator.get_state()])
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA devices may multiply float32 with 10 bits of precision."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def clip(
+    accelerator: Accelerator, parameters: list[torch.nn.Parameter], limit: float | None
+) -> torch.Tensor:
+    """Scale the gradients to a norm of at most `limit`, if any; returns what it was, (), of all."""
+    norm = accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+class Team:
+    """What the processes of a training agree on beside the gradients; one process agrees alone.
+
+    Talks over the CPU (gloo), so that nothing waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self._group = None
+        if torch.distributed.is_initialized():
+            # Waits for what one process does while the others have nothing to do, e.g. drawing.
+            patience = datetime.timedelta(hours=6)
+            self._group = torch.distributed.new_group(backend="gloo", timeout=patience)
+
+    def highest(self, value: int) -> int:
+        """The highest of all processes' values; called by all."""
+        if self._group is None:
+            return value
+        values = torch.tensor(value)
+        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, self._group)
+        return int(values)
+
+    def wait(self) -> None:
+        """Return when all processes have called this."""
+        self.highest(0)
 
 
 class StopSignal:
-    """Remembers SIGTERM or SIGINT, so that the step in hand can be finished and saved.
+    """Remembers SIGTERM, SIGINT or SIGUSR1, so that the step in hand can be finished and saved.
 
     A second SIGINT interrupts at once.
     """
 
-    # Asking all processes waits for the device, so several of them ask only now and then.
-    ASK_EVERY = 10
-
     def __init__(self) -> None:
         self.received = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -102,11 +154,63 @@ class StopSignal:
         self.received = number
         note(f"{signal.Signals(number).name}: the step in hand is finished and saved")
 
-    def agreed(self, accelerator: Accelerator, step: int) -> int:
-        """The signal's number once all processes know of it, else 0; called by all after a step."""
-        if accelerator.num_processes == 1:
-            return self.received
-        if step % self.ASK_EVERY:
-            return 0
-        received = torch.tensor([self.received], device=accelerator.device)
-        return int(accelerator.gather(received).max())
+
+class Watchdog:
+    """Ends this process if a step takes far too long, as another process does not answer.
+
+    A stopped process or a dead machine says nothing, and the others would wait for it for ever.
+    Does nothing in a process that is alone.
+    """
+
+    def __init__(self, limit: float) -> None:
+        """`limit`: seconds that a step may take; or ten times the longest before, if more."""
+        self._limit = limit
+        self._begun: float | None = None
+        self._longest = 0.0
+        self._thread: threading.Thread | None = None
+
+    def step_begins(self) -> None:
+        """The clock runs."""
+        self._begun = time.monotonic()
+
+    def step_ends(self) -> None:
+        """It stands still until the next step begins."""
+        if self._thread is not None:
+            self._longest = max(self._longest, time.monotonic() - self._begun)
+        elif torch.distributed.is_initialized():  # not before: the first step may compile
+            self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
+            self._thread.start()
+        self._begun = None
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(1)
+            begun, limit = self._begun, max(self._limit, 10 * self._longest)
+            if begun is not None and time.monotonic() - begun > limit:
+                fault = RuntimeError(f"the step has not ended in {limit:.0f} s")
+                tell_lost_process(fault)
+                os._exit(LOST_PROCESS)
+
+
+@contextlib.contextmanager
+def ending_if_a_process_is_lost() -> Iterator[None]:
+    """Ends this process with the cause and code LOST_PROCESS if talking to another one fails."""
+    try:
+        yield
+    except RuntimeError as error:
+        is_distributed = isinstance(error, torch.distributed.DistError)
+        if not is_distributed and not any(sign in str(error) for sign in SIGNS_OF_LOSS):
+            raise
+        tell_lost_process(error)
+        sys.exit(LOST_PROCESS)
+
+
+def tell_lost_process(error: RuntimeError) -> None:
+    """Say on stderr, on whichever process notices it, that another one was lost."""
+    print(
+        f"error: process {os.environ.get('RANK', 0)}: another process is gone or does not answer "
+        f"({str(error).splitlines()[0]}). Start the same command again: it goes on from the last "
+        "checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -30,6 +30,10 @@ class EMA:
 
     def __init__(self, network: nn.Module) -> None:
         self.module = copy.deepcopy(network).eval().requires_grad_(False)
+        self.follow(network)
+
+    def follow(self, network: nn.Module) -> None:
+        """Average the weights of `network` from now on, e.g. because both have been sharded."""
         trained = [p.requires_grad for p in network.parameters()]
         self._average = [p for p, t in zip(self.module.parameters(), trained, strict=True) if t]
         self._source = [p for p in network.parameters() if p.requires_grad]

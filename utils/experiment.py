@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import write_whole
 from utils.config import Config, config_from_dict, load_config
 from utils.errors import UserError
+from utils.locks import FolderLock
+from utils.tracking import is_main_process
 
 # What may change between the start of a run and its continuation.
 FREE_SECTIONS = ("log", "eval", "sampling")
-FREE_KEYS = ("train.num_workers",)
+FREE_KEYS = ("train.num_workers", "train.max_bad_steps", "train.step_timeout", "train.shard")
 GROWING_KEYS = ("train.max_num_steps", "train.epochs")
 
 
@@ -47,6 +50,21 @@ def differences(before: Config, now: Config) -> list[str]:
             continue
         found.append(f"{key} is {old[key]} there and {value} here")
     return found
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Held by the first process of a training in a folder; UserError if there is one already."""
+    if not is_main_process():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FolderLock(folder, "experiment"):
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if nothing came of it
 
 
 def claim(folder: Path, config: Config, state: Mapping[str, Any] | None, images: int) -> None:

@@ -70,37 +70,36 @@ class LatentDataset:
                 reader.load()
 
     def batch(
-        self, indices: torch.Tensor, generator: torch.Generator | None = None
+        self,
+        indices: torch.Tensor,
+        generator: torch.Generator | None = None,
+        first: int = 0,
+        total: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Latents (B, C, H, W) and conditions (B, D) or None, float32 on the CPU.
 
         Conditions are one-hot labels, embeddings, or the embeddings after the labels.
         `indices`: (B,) integers. Where a sample has several embeddings one is drawn with
-        `generator`; so is the latent where the database holds moments.
+        `generator`; so is the latent where the database holds moments. The samples are those from
+        `first` on of a batch of `total`, for all of which is drawn.
         """
-        rows = indices.numpy()
+        rows, total = indices.numpy(), total or len(indices)
+        own = slice(first, first + len(indices))
         z = torch.from_numpy(self._z.read(rows))
         if self._is_moments:
             mean, log_variance = z.chunk(2, dim=1)
-            noise = torch.randn(mean.shape, generator=generator)
+            noise = torch.randn(total, *mean.shape[1:], generator=generator)[own]
             z = self._scale * (mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise)
         if not self.cond_dim:
             return z, None
         y = [one_hot(self._z.info.labels[rows], self._classes)] if self._classes else []
         if self._y is not None:
-            y.append(self._read_embeddings(indices, generator))
+            feature = np.zeros_like(rows)
+            if self._counts.max() > 1:
+                draw = torch.rand(total, generator=generator)[own].numpy()
+                feature = (draw * self._counts[rows].astype(np.float32)).astype(np.int64)
+            y.append(self._y.read(rows, feature))
         return z, torch.from_numpy(y[0] if len(y) == 1 else np.concatenate(y, axis=1))
-
-    def _read_embeddings(
-        self, indices: torch.Tensor, generator: torch.Generator | None
-    ) -> np.ndarray:
-        """(B, D) float32, one of each sample's."""
-        rows = indices.numpy()
-        counts = torch.from_numpy(self._counts[rows])
-        feature = torch.zeros_like(indices)
-        if self._counts.max() > 1:
-            feature = (torch.rand(len(indices), generator=generator) * counts).long()
-        return self._y.read(rows, feature.numpy())
 
 
 def _fits(nbytes: int) -> bool:

@@ -51,7 +51,7 @@ class LMDBWriter:
         self._lock: FolderLock | None = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._env = _open_complete(self.path)
+            self._env = _if_complete(self.path)
             if self._env is None:
                 self._lock = FolderLock(self.path, "database")
                 # LMDB's own lock file is a mapped one: a full disk would end the process (SIGBUS).
@@ -162,6 +162,18 @@ class LMDBWriter:
 
     def __exit__(self, *_: object) -> None:
         self._close()
+
+
+def _if_complete(path: Path) -> lmdb.Environment | None:
+    """A database that needs no writer, opened for reading; None if there is none such."""
+    if not (path / "data.mdb").is_file():
+        return None
+    try:
+        environment = open_database(path)
+    except UserError:  # the writer says what is wrong
+        return None
+    with environment.begin() as txn:
+        return environment if txn.get(b"length") is not None else None
 
 
 def _first_missing(txn: lmdb.Transaction, kind: Kind, length: int) -> int:
@@ -319,19 +331,14 @@ class LMDBReader:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether there is a database that has all its samples."""
-    return _open_complete(path) is not None
-
-
-def _open_complete(path: Path) -> lmdb.Environment | None:
+    """Whether there is a database that has all its samples; another process may be writing it."""
     if not (path / "data.mdb").is_file():
-        return None
+        return False
     try:
-        environment = open_database(path)
-    except UserError:  # damaged, or being written
-        return None
-    with environment.begin() as txn:
-        return environment if txn.get(b"length") is not None else None
+        with lmdb.open(str(path), readonly=True) as environment, environment.begin() as txn:
+            return txn.get(b"length") is not None
+    except lmdb.Error:
+        return False
 
 
 def expect_kind(reader: LMDBReader, kind: Kind) -> None:

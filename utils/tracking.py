@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +20,7 @@ from tqdm import tqdm
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator  # slow to import, and progress() does not need it
+    from utils.step_guard import Verdict
 
 # Name in metrics.jsonl -> (label, number format, unit); fixed widths keep the lines aligned.
 COLUMNS = {
@@ -31,6 +33,8 @@ COLUMNS = {
     "memory_gb": ("", "{:6.2f}", " GB"),
     "data_wait": ("data ", "{:5.1%}", ""),
 }
+# Figures that depend on the clock and the machine; all others are the same in every repetition.
+CLOCK_FIELDS = ("images_per_s", "memory_gb", "data_wait")
 
 
 def is_main_process() -> bool:
@@ -73,6 +77,10 @@ def metrics_line(step: int, figures: Mapping[str, float]) -> str:
     for name, (label, number, unit) in COLUMNS.items():
         if name in figures:
             parts.append(f"{label}{number.format(figures[name])}{unit}")
+    if skipped := figures.get("skipped"):
+        parts.append(f"{skipped} step(s) SKIPPED, not finite")
+    if spikes := figures.get("spikes"):
+        parts.append(f"{spikes} loss spike(s)")
     return "  ".join(parts)
 
 
@@ -102,6 +110,38 @@ def figures_text(record: Mapping[str, Any]) -> str:
     return text if score is None else f"{text}, CLIP score {score:.2f}"
 
 
+class LineFile:
+    """A text file that lines are added to; what a full disk does not take is kept and follows."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self._unwritten = b""
+        self._lock = threading.Lock()
+
+    def write(self, line: str) -> None:
+        """Add a line; never fails."""
+        with self._lock:
+            self._unwritten += line.encode() + b"\n"
+        with contextlib.suppress(OSError):
+            self._drain()
+
+    def _drain(self) -> None:
+        with self._lock:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+
+    def sync(self) -> None:
+        """Bring every line to disk. Raises OSError if it does not take them."""
+        self._drain()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Bring to disk what it takes, and close."""
+        with contextlib.suppress(OSError):
+            self.sync()
+        self._file.close()
+
+
 class RunLog:
     """Writes the log files of one experiment folder; does nothing on other processes.
 
@@ -126,8 +166,8 @@ class RunLog:
         if wandb_config is not None:
             self.wandb = start_wandb(folder, wandb_config)
         cut_after(folder / "metrics.jsonl", step)
-        self.text = open(folder / "log.txt", "a", buffering=1)  # noqa: SIM115
-        self.lines = open(folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
+        self.text = LineFile(folder / "log.txt")
+        self.lines = LineFile(folder / "metrics.jsonl")
         if tensorboard:
             # Imported here because it takes a second that users of progress() alone need not pay.
             from torch.utils.tensorboard import SummaryWriter
@@ -138,14 +178,15 @@ class RunLog:
         """A line for people: console and log.txt (there with the time of day)."""
         if not self.enabled:
             return
-        print(message, flush=True)
-        self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}\n")
+        with contextlib.suppress(OSError):  # it may go to a file on a full disk
+            print(message, flush=True)
+        self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}")
 
     def metrics(self, step: int, figures: Mapping[str, float]) -> None:
         """The figures of a log step, to metrics.jsonl, the console and TensorBoard."""
         if not self.enabled:
             return
-        self.lines.write(json.dumps({"step": step, **figures}) + "\n")
+        self.lines.write(json.dumps({"step": step, **figures}))
         self.info(metrics_line(step, figures))
         self.scalars(step, figures, "train")
 
@@ -159,26 +200,29 @@ class RunLog:
     def scalars(self, step: int, figures: Mapping[str, float], group: str) -> None:
         """Figures for TensorBoard and Weights & Biases only, drawn as `group/name`."""
         if self.tensorboard is not None:
-            for name, value in figures.items():
-                self.tensorboard.add_scalar(f"{group}/{name}", value, step)
+            try:
+                for name, value in figures.items():
+                    self.tensorboard.add_scalar(f"{group}/{name}", value, step)
+                self.tensorboard.flush()
+            except OSError as error:  # its writer does not recover
+                self.tensorboard = None
+                self.info(f"WARNING: TensorBoard is off until the next start: {error}")
         if self.wandb is not None:
             self.wandb.log({f"{group}/{n}": v for n, v in figures.items()}, step=step)
 
-    def flush(self) -> None:
-        """Bring everything to disk: call before a checkpoint, whose log lines must not be lost."""
-        if not self.enabled:
-            return
-        for file in (self.text, self.lines):
-            file.flush()
-            os.fsync(file.fileno())
-        if self.tensorboard is not None:
-            self.tensorboard.flush()
+    def sync(self) -> None:
+        """Bring all lines to disk: call before a checkpoint, whose lines must not be lost.
+
+        Raises OSError if the disk does not take them.
+        """
+        if self.enabled:
+            self.text.sync()
+            self.lines.sync()
 
     def close(self) -> None:
-        """Flush and close all files."""
+        """Bring to disk what it takes, and close all files."""
         if not self.enabled:
             return
-        self.flush()
         self.text.close()
         self.lines.close()
         if self.tensorboard is not None:
@@ -209,46 +253,57 @@ def start_wandb(folder: Path, config: Mapping[str, Any]) -> Any:
 
 
 class Window:
-    """Figures of the steps since the last log line; sums stay on the device, so nothing waits.
+    """Figures of the steps since the last log line, the same in all processes.
 
-    `loss` is this process's share; `seconds` and `waiting` (for data) are wall-clock time.
+    Sums stay on the device, so nothing waits. `seconds` and `waiting` (for data) are wall-clock
+    time.
     """
 
+    SUMS = ("loss", "grad_norm", "skipped", "spikes")
+
     def __init__(self, device: torch.device) -> None:
-        self.loss = torch.zeros((), device=device)
-        self.grad_norm = torch.zeros((), device=device)
+        self.sums = torch.zeros(len(self.SUMS), device=device)
         self.reset()
 
     def reset(self) -> None:
         """Start a new window."""
-        self.loss.zero_()
-        self.grad_norm.zero_()
+        self.sums.zero_()
         self.steps, self.seconds, self.waiting = 0, 0.0, 0.0
 
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Loss over all processes and gradient norm per step; waits for the device."""
-        loss = accelerator.reduce(self.loss, reduction="mean")
-        return {
-            "loss": loss.item() / self.steps,
-            "grad_norm": self.grad_norm.item() / self.steps,
-        }
+    def add(self, loss: torch.Tensor, grad_norm: torch.Tensor, verdict: Verdict) -> None:
+        """A step; loss and gradient norm count if it was a good one."""
+        good = verdict.good
+        figures = (
+            torch.where(good, loss, 0),
+            torch.where(good, grad_norm, 0),
+            ~good,
+            verdict.spike,
+        )
+        self.sums += torch.stack([figure.float() for figure in figures])
+        self.steps += 1
 
-    def state(self, accelerator: Accelerator) -> dict[str, Any]:
-        """For a checkpoint that falls between two log lines; called by all processes."""
-        losses = accelerator.gather(self.loss[None]).cpu()
+    def means(self) -> dict[str, float]:
+        """Loss and gradient norm per good step, and how many were skipped or spikes.
+
+        Waits for the device.
+        """
+        loss, grad_norm, skipped, spikes = self.sums.tolist()
+        good = self.steps - int(skipped)
+        figures = {"loss": loss / good, "grad_norm": grad_norm / good} if good else {}
+        return {**figures, "skipped": int(skipped), "spikes": int(spikes)}
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint that falls between two log lines."""
         return {
-            "loss": losses,
-            "grad_norm": self.grad_norm.cpu(),
+            "sums": self.sums.clone(),
             "steps": self.steps,
             "seconds": self.seconds,
             "waiting": self.waiting,
         }
 
-    def load(self, state: Mapping[str, Any], rank: int, processes: int) -> None:
-        """Continue a saved window; another number of processes shares its loss equally."""
-        losses = state["loss"]
-        self.loss.copy_(losses[rank] if len(losses) == processes else losses.mean())
-        self.grad_norm.copy_(state["grad_norm"])
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue a saved window."""
+        self.sums.copy_(state["sums"])
         self.steps, self.seconds = state["steps"], state["seconds"]
         self.waiting = state["waiting"]
 

@@ -7,8 +7,10 @@ import itertools
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 
 from models.autoencoder import LDM_SCALE_FACTOR
+from models.perturbation import perturb
 from utils.config import Config
 from utils.errors import UserError
 from utils.latent_dataset import LatentDataset
@@ -61,28 +63,67 @@ def training_batches(
     order: DataOrder,
     start: int,
     count: int,
-    stride: int,
     *,
+    rank: int = 0,
+    processes: int = 1,
     xflip: bool = False,
     device: torch.device | str = "cpu",
     threads: int = 1,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Endless batches of `count` latents (N, C, H, W) and embeddings (N, D) or None, on `device`.
 
-    They lie at positions `start`, `start + stride`, … of the data order. Which of an image's
-    embeddings is taken, and with `xflip` which latents are mirrored, depends on the position too.
-    `threads` read ahead.
+    Each is the share of process `rank` in a batch of `processes * count` images, which follow each
+    other from position `start` of the data order on. Which of an image's embeddings is taken, and
+    with `xflip` which latents are mirrored, is drawn for the whole batch from its position, so that
+    any number of processes sees the same. `threads` read ahead.
     """
+    first, total = rank * count, processes * count
 
     def read(position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         draw = torch.Generator().manual_seed(derived_seed(order.seed, "batch", position))
-        latents, y = data.batch(order.indices(position, count), draw)
+        latents, y = data.batch(order.indices(position + first, count), draw, first, total)
         if xflip:
-            mirrored = torch.rand(count, 1, 1, 1, generator=draw) < 0.5
+            mirrored = torch.rand(total, 1, 1, 1, generator=draw)[first : first + count] < 0.5
             latents = torch.where(mirrored, latents.flip(3), latents)
         return latents.to(device), None if y is None else y.to(device)
 
-    return read_ahead(read, itertools.count(start, stride), threads)
+    return read_ahead(read, itertools.count(start, total), threads)
+
+
+def make_condition(
+    y: torch.Tensor | None,
+    config: Config,
+    generator: torch.Generator,
+    first: int = 0,
+    total: int | None = None,
+) -> torch.Tensor | None:
+    """Embeddings (N, D) -> perturbed conditions (N, D), some rows zeroed: "no condition".
+
+    External features, if there are such, are the last columns of both, and are not touched. A
+    learnable perturbation follows in the network. y are the rows from `first` on of a batch of
+    `total`, for all of which is drawn.
+    """
+    if y is None:
+        return None
+    options = config.train
+    y, features = y.tensor_split([config.model.num_classes], dim=1)
+    if options.perturbation and options.perturbation_type != "learnable":
+        y = perturb(
+            y,
+            options.perturbation_type,
+            options.perturbation,
+            mean=options.mean,
+            trunc_a=options.trunc_a,
+            trunc_b=options.trunc_b,
+            generator=generator,
+            first=first,
+            total=total,
+        )
+    elif config.data.norm_feature or config.learns_perturbation:
+        y = F.normalize(y, dim=1)
+    draw = torch.rand(total or len(y), 1, device=y.device, generator=generator)
+    draw = draw[first : first + len(y)]
+    return torch.cat([y * (draw >= config.model.class_dropout_prob), features], dim=1)
 
 
 def open_data(config: Config) -> LatentDataset:

@@ -158,13 +158,7 @@ class Run:
 
         SIGKILL goes to all processes of the group at once, others to this process.
         """
-        deadline = time.monotonic() + rng.uniform(0, seconds)
-        self.wait_until(lambda: time.monotonic() >= deadline)
-        if number == signal.SIGKILL:
-            self.kill()
-        else:
-            self.send(number)
-        return self.wait()
+        return signal_all_within(seconds, rng, number, [self])[0]
 
     def __enter__(self) -> Run:
         return self
@@ -173,9 +167,20 @@ class Run:
         self.kill()
 
 
+def signal_all_within(
+    seconds: float, rng: random.Random, number: signal.Signals, runs: Sequence[Run]
+) -> list[int]:
+    """Run.signal_within of several processes at the same moment."""
+    deadline = time.monotonic() + rng.uniform(0, seconds)
+    runs[0].wait_until(lambda: time.monotonic() >= deadline)
+    for run in runs:
+        run.kill() if number == signal.SIGKILL else run.send(number)
+    return [run.wait() for run in runs]
+
+
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A file system of `size` bytes in memory, mounted at `folder`; skips where that needs rights."""
+    """A file system of `size` bytes in memory at `folder`; skips where mounting needs rights."""
     folder.mkdir(parents=True, exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     try:
@@ -191,7 +196,7 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 
 
 def fill_disk(folder: Path, leave: int = 0) -> Path:
-    """A file that takes all but `leave` bytes of the folder's file system; delete it to make room."""
+    """A file that takes all but `leave` bytes of the folder's disk; delete it to make room."""
     filler = folder / "filler"
     status = os.statvfs(folder)
     with open(filler, "wb") as file, contextlib.suppress(OSError):
