@@ -3,21 +3,27 @@
 The demo:           python eval_latent_t2f.py
 Another experiment: python eval_latent_t2f.py --config X.yaml --experiment_dir results/X
 Some checkpoints:   python eval_latent_t2f.py --ckpt_id_start 5000 --ckpt_id_end 20000
-With and without guidance:  python eval_latent_t2f.py --cfg_scale 2.0,None
+                    python eval_latent_t2f.py --ckpt_ids 5000,20000-30000
+A sweep:            python eval_latent_t2f.py --cfg_scale 2.0,None --num_steps 10,40 \\
+                        --solver heun,dpmpp_2m
 Several processes:  python eval_latent_t2f.py --num_process_per_node 4
 
-Writes results.jsonl, results.csv and curve.png into <experiment_dir>/evaluation/. What is in
-results.jsonl already, for the same checkpoint and settings, is not computed again.
+Writes report.html (open it in a browser), results.jsonl, results.csv and curve.png into
+<experiment_dir>/evaluation/. What is in results.jsonl already, for the same checkpoint and
+settings, is not computed again, and a sweep that was killed goes on with the batch that it was at.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
+from models.edm import EDMPrecond
 from utils.checkpoint import list_checkpoints, load_denoiser, read_weights
 from utils.config import (
     DEFAULT_CONFIG,
@@ -28,8 +34,9 @@ from utils.config import (
 )
 from utils.distributed import add_launch_arguments, relaunch
 from utils.errors import UserError, one_line_errors
-from utils.evaluation import Judge, evaluate_into
+from utils.evaluation import Judge, evaluate_into, ways_of_sampling
 from utils.experiment import experiment_name
+from utils.html_report import write_report
 from utils.published_flags import (
     EVALUATION_VOID,
     SAMPLING,
@@ -39,7 +46,7 @@ from utils.published_flags import (
     path_or_none,
     step_or_none,
 )
-from utils.results import Record, Results, best_of, guidance_name, table
+from utils.results import Record, Results, best_of, table, way_names
 from utils.tracking import figures_text
 
 
@@ -65,6 +72,17 @@ def parse_args() -> argparse.Namespace:
         "--ckpt_id_end", type=step_or_none, help="last step to evaluate; None = the last"
     )
     parser.add_argument(
+        "--ckpt_ids",
+        help="steps to evaluate, of which a range takes those that are there, e.g. 300,600-900; "
+        "None = all",
+    )
+    parser.add_argument(
+        "--save_images",
+        choices=("png", "npz"),
+        help="keep all images that are judged, see eval.save_images of the config; "
+        "None = the first few",
+    )
+    parser.add_argument(
         "--amp",
         choices=("no", "bf16", "fp16"),
         default="no",
@@ -82,25 +100,48 @@ def folder_of(args: argparse.Namespace, config: Config) -> Path:
     return args.experiment_dir or args.results_dir / name
 
 
-def checkpoints_in_range(folder: Path, first: int | None, last: int | None) -> dict[int, Path]:
-    """Step -> file, None = no limit; raises UserError if there is none in the range."""
+def checkpoints_to_judge(
+    folder: Path, first: int | None, last: int | None, listed: str | None = None
+) -> dict[int, Path]:
+    """Step -> file, of the `listed` steps and ranges; None = no limit.
+
+    Raises UserError if there is none, or not each of the steps that are listed one by one.
+    """
     found = list_checkpoints(folder)
     if not found:
         raise UserError(f"{folder}: holds no checkpoints; train first, or set --experiment_dir")
     first = min(found) if first is None else first
     last = max(found) if last is None else last
     chosen = {step: path for step, path in found.items() if first <= step <= last}
+    what = f"from step {first} to {last}"
+    if listed not in (None, "None"):
+        ranges = parse_steps(listed)
+        single = [low for low, high in ranges if low == high and low not in found]
+        chosen = {
+            step: path
+            for step, path in chosen.items()
+            if any(low <= step <= high for low, high in ranges)
+        }
+        what = f"of step {single[0]}" if single else f"of steps {listed}, {what}"
+        chosen = {} if single else chosen
     if not chosen:
         raise UserError(
-            f"{folder}: no checkpoint from step {first} to {last}; there are "
+            f"{folder}: no checkpoint {what}; there are "
             f"{len(found)}, from {min(found)} to {max(found)}"
         )
     return chosen
 
 
-def with_guidance(config: Config, scale: float | None) -> Config:
-    sampling = config.sampling.model_copy(update={"cfg_scale": scale})
-    return config.model_copy(update={"sampling": sampling})
+def parse_steps(text: str) -> list[tuple[int, int]]:
+    """Ranges of a list such as '300,600-900', both ends included; UserError if it is none."""
+    ranges = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if low > high:
+            raise UserError(f"--ckpt_ids {text!r}: should look like 300,600-900")
+        ranges.append((low, high))
+    return ranges
 
 
 def check_trained_with(path: Path, trained: Config, config: Config) -> None:
@@ -115,15 +156,25 @@ def check_trained_with(path: Path, trained: Config, config: Config) -> None:
             )
 
 
+def denoiser_of(path: Path, config: Config, device: torch.device) -> EDMPrecond:
+    """A checkpoint's network; how it is built is the training's business, all else the config's."""
+    trained_with = read_weights(path)[1] or config
+    check_trained_with(path, trained_with, config)
+    return load_denoiser(path, device, config=trained_with)[0]
+
+
 @one_line_errors
 def main() -> None:
     args = parse_args()
-    config = load_config(
-        args.config, args.overrides, require=("eval.ref_path",), flags=flag_settings(args)
-    )
-    scales = config.eval.cfg_scales or [config.sampling.cfg_scale]
+    flags = flag_settings(args)
+    if args.save_images:
+        flags["--save_images"] = {"eval.save_images": args.save_images}
+    config = load_config(args.config, args.overrides, require=("eval.ref_path",), flags=flags)
+    ways = ways_of_sampling(config)
     folder = folder_of(args, config)
-    checkpoints = checkpoints_in_range(folder / "checkpoints", args.ckpt_id_start, args.ckpt_id_end)
+    checkpoints = checkpoints_to_judge(
+        folder / "checkpoints", args.ckpt_id_start, args.ckpt_id_end, args.ckpt_ids
+    )
     relaunch(args)
     note_void_flags(args)
     processes = PartialState(cpu=not torch.accelerator.is_available())
@@ -133,28 +184,24 @@ def main() -> None:
 
     records: list[Record] = []
     for step, path in checkpoints.items():
-        # How the network is built is the training's business, all else the given config's.
-        trained_with = read_weights(path)[1] or config
-        check_trained_with(path, trained_with, config)
-        denoiser, _ = load_denoiser(path, processes.device, config=trained_with)
-        for scale in scales:
+        denoiser = cache(partial(denoiser_of, path, config, processes.device))
+        for name, way in ways.items():
             known = len(results.records)
-            record = evaluate_into(
-                results, path, denoiser, with_guidance(config, scale), judge, amp=args.amp
-            )
+            record = evaluate_into(results, path, denoiser, way, judge, amp=args.amp)
             is_new = len(results.records) > known
             processes.print(
-                f"step {step}, {guidance_name(scale)}: {figures_text(record)}"
-                f"{'' if is_new else ' (there already)'}"
+                f"step {step}, {name}: {figures_text(record)}{'' if is_new else ' (there already)'}"
             )
             records.append(record)
 
-    if processes.is_main_process:
-        results.plot()
     best = best_of(records)
     processes.print(f"\n{table(records)}\n")
-    processes.print(f"best: {checkpoints[best['step']]}, {guidance_name(best['cfg_scale'])}")
-    processes.print(f"{results.folder}/: results.jsonl, results.csv, curve.png")
+    (name,) = way_names([best])
+    processes.print(f"best: {checkpoints[best['step']]}, {name}")
+    if processes.is_main_process:
+        results.plot()
+        write_report(results, config, judge.clip)
+    processes.print(f"{results.folder}/: report.html, results.jsonl, results.csv, curve.png")
 
 
 if __name__ == "__main__":

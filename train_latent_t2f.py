@@ -53,7 +53,7 @@ from utils.distributed import (
 )
 from utils.ema import EMA, ema_decay_at
 from utils.errors import DIVERGED, NOT_SAVED, UserError, one_line_errors
-from utils.evaluation import Judge, evaluate_into
+from utils.evaluation import Judge, evaluate_into, ways_of_sampling
 from utils.published_flags import (
     SAMPLING,
     TRAINING,
@@ -63,7 +63,7 @@ from utils.published_flags import (
     path_or_none,
     true_or_false,
 )
-from utils.results import Results, guidance_name
+from utils.results import Results
 from utils.sample_grid import SampleGrid
 from utils.schedules import always_masked, lr_after, mask_ratio_after, number_of_steps
 from utils.sharding import host_copy, shard_training, wants_shards, whole
@@ -256,11 +256,9 @@ def train(
             log.info(f"{path} is not evaluated, as it could not be written yet")
             return
         network = averaged()
-        for scale in config.eval.cfg_scales or [config.sampling.cfg_scale]:
-            sampling = config.sampling.model_copy(update={"cfg_scale": scale})
-            guided = config.model_copy(update={"sampling": sampling})
-            record = evaluate_into(results, path, network, guided, judge, step=step)
-            log.evaluation(step, guidance_name(scale), record)
+        for name, way in ways_of_sampling(config).items():
+            record = evaluate_into(results, path, lambda: network, way, judge, step=step)
+            log.evaluation(step, name, record)
         if is_main:
             results.plot()
 

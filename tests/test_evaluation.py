@@ -70,9 +70,9 @@ def records_of(experiment: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def test_figures_are_those_of_the_images_and_captions_themselves(config):
+def test_figures_are_those_of_the_images_and_captions_themselves(config, tmp_path):
     denoiser, judge = make_tiny_denoiser(), Judge(config)
-    images, captions = draw_from_captions(denoiser, config, judge, SeededNoise(range(24)), "no")
+    images, captions, *_ = draw_from_captions(denoiser, config, judge, SeededNoise(range(24)), "no")
     embeddings = judge.clip.encode_images(images.permute(0, 3, 1, 2))
     features = embeddings.double().numpy()
     expected = frechet_distance(
@@ -81,17 +81,20 @@ def test_figures_are_those_of_the_images_and_captions_themselves(config):
         judge.reference.mu,
         judge.reference.sigma,
     )
-    figures = evaluate_checkpoint(denoiser, config, judge)
+    figures = evaluate_checkpoint(denoiser, config, judge, tmp_path / "partial")
     assert figures["n"] == 24
     assert figures["frechet_distance"] == pytest.approx(expected, rel=1e-3)
     assert figures["clip_score"] == pytest.approx(clip_score(embeddings, captions), rel=1e-3)
     assert figures["network"].startswith("clip")
 
 
-def test_figures_do_not_depend_on_the_batch_size(config):
+def test_figures_do_not_depend_on_the_batch_size(config, tmp_path):
     denoiser, judge = make_tiny_denoiser(), Judge(config)
     figures = [
-        evaluate_checkpoint(denoiser, with_eval(config, batchsize=size), judge) for size in (5, 24)
+        evaluate_checkpoint(
+            denoiser, with_eval(config, batchsize=size), judge, tmp_path / str(size)
+        )
+        for size in (5, 24)
     ]
     for key in ("frechet_distance", "clip_score"):
         assert figures[0][key] == pytest.approx(figures[1][key], rel=1e-3)
@@ -102,7 +105,8 @@ def test_a_seed_draws_latent_then_image_then_caption(config):
     noise = SeededNoise([3, 8])
     noise.randn(shape)
     chosen = judge.choose_captions(noise)
-    for seed, caption in zip((3, 8), chosen, strict=True):
+    captions = torch.from_numpy(judge.captions.read(chosen[:, 0], chosen[:, 1]))
+    for seed, caption in zip((3, 8), captions, strict=True):
         generator = torch.Generator().manual_seed(seed)
         torch.randn(shape, generator=generator)
         image = int(torch.randint(10, (1,), generator=generator))
@@ -238,11 +242,11 @@ def test_models_without_captions_are_judged_by_their_images_alone(tmp_path, clas
         eval={"feat_path": None, "class_idx": wanted},
     )
     denoiser, judge = make_tiny_denoiser(cond_dim=classes), Judge(config)
-    figures = evaluate_checkpoint(denoiser, config, judge)
+    figures = evaluate_checkpoint(denoiser, config, judge, tmp_path / "partial")
     assert figures["clip_score"] is None
     assert math.isfinite(figures["frechet_distance"])
     assert figures_text(figures).count(",") == 0
-    images, _ = draw_from_captions(denoiser, config, judge, SeededNoise([7]), "no")
+    images = draw_from_captions(denoiser, config, judge, SeededNoise([7]), "no").images
     noise = SeededNoise([7])
     latents = noise.randn(latent_shape(denoiser))
     conds = None

@@ -91,6 +91,10 @@ def test_the_whole_published_command_line_is_taken(script, configured):
         ("--ref_path a.npz", "eval.ref_path", Path("a.npz")),
         ("--num_expected 30", "eval.fid_sample_size", 30),
         ("--seeds 0-9,20", "eval.fid_sample_size", 11),
+        ("--num_steps 7,9", "eval.num_steps", [7, 9]),
+        ("--num_steps 7", "eval.num_steps", []),
+        ("--solver heun,euler", "eval.solvers", ["heun", "euler"]),
+        ("--subdirs", "eval.subdirs", True),
         ("--class_idx 3", "eval.class_idx", 3),
         ("--class_idx None", "eval.class_idx", None),
         ("--max_batch_size 50", "eval.batchsize", 50),
@@ -136,7 +140,6 @@ def test_boolean_flags_follow_the_published_style(line, value, parse):
 @pytest.mark.parametrize(
     ("script", "line"),
     [
-        ("train", "--subdirs"),
         ("train", "--local_rank 1"),
         ("train", "--use_ckpt_path True"),
         ("eval", "--global_seed 1"),

@@ -18,7 +18,7 @@ from models.geometry import mix, towards_images
 from utils.config import Config
 from utils.embeddings import read_image_mean
 from utils.errors import UserError, note
-from utils.images import to_uint8_array
+from utils.images import list_images, load_captions, to_uint8_array
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,24 @@ def caption_conditions(y: torch.Tensor, config: Config) -> torch.Tensor:
     if path := config.encoders.image_mean:
         return towards_images(y, read_image_mean(path, y.shape[1]).to(y.device))
     return F.normalize(y, dim=1) if config.data.norm_feature else y
+
+
+def captions_of(
+    config: Config, names: Sequence[str] | None, chosen: np.ndarray
+) -> list[str] | None:
+    """The texts of `chosen`, (N, 2) test images and numbers of their captions.
+
+    `names` are those that the embeddings' database holds; without, the image folder's order counts,
+    unless a list chose among its images. None if the config does not say where the texts are;
+    raises UserError if they are not there.
+    """
+    folder, images = config.eval.caption_dir, config.eval.image_dir
+    if folder is None or images is None or (names is None and config.eval.split_file):
+        return None
+    paths = [images / f"{name}.png" for name in names] if names else list_images(images)
+    wanted = [paths[image] for image in chosen[:, 0]]
+    captions = load_captions(wanted, images, folder, all_images=False)
+    return [lines[which] for lines, (_, which) in zip(captions, chosen, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pydantic import (
 LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]  # relative to the current directory
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Perturbation = Literal["fixed", "gaussian", "uniform", "truncated", "learnable"]
+Solver = Literal["heun", "euler", "dpmpp_2m"]
 MaskSchedule = Literal[
     "constant", "linear", "exp", "cosine2", "cosine3", "cosine4", "cosine5", "cosine6"
 ]
@@ -178,6 +179,10 @@ class Eval(Section):
     seeds: str | None = None  # of the images, e.g. 0-63,100; null = from sampling.seed on
     class_idx: NonNegativeInt | None = None  # class to draw; null = one at random for each seed
     cfg_scales: list[float | None] = []  # guidance scales; empty = sampling.cfg_scale
+    num_steps: list[PositiveInt] = []  # likewise, noise levels of the sampler
+    solvers: list[Solver] = []  # likewise
+    save_images: Literal["png", "npz"] | None = None  # all that are judged; null = the first few
+    subdirs: bool = False  # a folder for every 1000 seeds of PNGs
     image_dir: LocalPath | None = None  # this and the next two as in data
     caption_dir: LocalPath | None = None
     split_file: LocalPath | None = None
@@ -219,7 +224,7 @@ class Encoders(Section):
 class Sampling(Section):
     """Sampler settings; any of the last three chooses the ablation sampler."""
 
-    solver: Literal["heun", "euler", "dpmpp_2m"] = "heun"
+    solver: Solver = "heun"
     num_steps: PositiveInt = 40
     cfg_scale: float | None = None  # guidance; null = conditional only
     guidance_interval: tuple[NonNegativeFloat, PositiveFloat] | None = None  # sigma, low to high

@@ -1,18 +1,22 @@
-"""How good a denoiser is: images from test captions, judged in one pass without writing them."""
+"""How good a denoiser is: images from test captions, judged in one pass batch by batch."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list
 
 from models.edm import EDMPrecond
 from models.samplers import SeededNoise
@@ -20,8 +24,11 @@ from utils.conditions import caption_conditions
 from utils.config import Config
 from utils.encoders import load_config_autoencoder, load_config_clip
 from utils.errors import UserError
+from utils.feature_blocks import FeatureBlocks, Rows
 from utils.generate import draw_images, latent_shape, parse_seeds, sampler_settings
+from utils.kept_images import KeptImages
 from utils.latent_lmdb import LMDBReader
+from utils.locks import FolderLock
 from utils.metrics import (
     ClipFeatures,
     FeatureStats,
@@ -31,8 +38,10 @@ from utils.metrics import (
     load_feature_network,
     load_stats,
 )
-from utils.results import Record, Results
+from utils.results import Record, Results, way_names
 from utils.tracking import progress
+
+T = TypeVar("T")
 
 
 class Judge:
@@ -67,73 +76,112 @@ class Judge:
                 )
         self.autoencoder = load_config_autoencoder(config, device)
 
-    def choose_captions(self, noise: SeededNoise) -> torch.Tensor:
-        """Caption embeddings (B, D) as stored: each seed draws an image, then its caption."""
+    def choose_captions(self, noise: SeededNoise) -> np.ndarray:
+        """(B, 2): each seed draws a test image, then which of its captions."""
         info = self.captions.info
-        images = noise.randint(info.length).cpu().numpy()
-        which = noise.randint(info.n_features).cpu().numpy()
-        return torch.from_numpy(self.captions.read(images, which))
+        drawn = [noise.randint(count).cpu().numpy() for count in (info.length, info.n_features)]
+        return np.stack(drawn, axis=1)
 
-    def judge(
-        self, images: torch.Tensor, captions: torch.Tensor | None
-    ) -> tuple[torch.Tensor, list[float]]:
-        """(B, H, W, 3) uint8, (B, D) -> features (B, F) on the CPU, and CLIP similarities.
-
-        Without captions there are no similarities.
-        """
+    def rows(self, images: torch.Tensor, captions: torch.Tensor | None) -> Rows:
+        """(B, H, W, 3) uint8, (B, D) -> what the networks say of them, a row for each image."""
         batch = images.permute(0, 3, 1, 2)
         if captions is None:
-            return self.network(batch).cpu(), []
+            return {"features": self.network(batch).cpu()}
         embeddings = self.clip.encode_images(batch)
         is_clip = isinstance(self.network, ClipFeatures)  # then run it once for both figures
         features = embeddings if is_clip else self.network(batch).cpu()
-        return features, clip_similarities(embeddings, captions).tolist()
+        return {"features": features, "clip_score": clip_similarities(embeddings, captions)}
+
+    def figures(self, batches: Iterable[tuple[torch.Tensor, Rows]]) -> dict[str, Any]:
+        """Figures of all images, from the positions (B,) and rows of their batches."""
+        stats, scores = FeatureStats(), []
+        for _, rows in batches:
+            stats.update(rows["features"])
+            scores += rows["clip_score"].tolist() if "clip_score" in rows else []
+        return {
+            "frechet_distance": distance_to(self.reference, stats, self.ref_path),
+            "clip_score": float(np.mean(scores)) if scores else None,
+            "n": stats.n,
+            "network": self.network.name,
+        }
+
+
+class Drawn(NamedTuple):
+    """A batch of images and what they were drawn of; None where the model takes no such."""
+
+    images: torch.Tensor  # (B, H, W, 3) uint8
+    captions: torch.Tensor | None  # (B, D) embeddings as stored
+    chosen: np.ndarray | None  # (B, 2) test image and number of its caption
+    classes: torch.Tensor | None  # (B,)
 
 
 def evaluate_checkpoint(
-    denoiser: EDMPrecond, config: Config, judge: Judge | None = None, *, amp: str = "no"
+    denoiser: EDMPrecond,
+    config: Config,
+    judge: Judge,
+    partial: Path,
+    *,
+    kept: KeptImages | None = None,
+    amp: str = "no",
 ) -> dict[str, Any]:
     """Judge `eval.fid_sample_size` images of test captions, drawn as `sampling` says.
 
     With several processes all of them call this: each draws its share, and all get the result.
-    `judge`: what to judge with, where it is loaded already. `amp`: see utils.generate.draw_images.
+    `partial`: folder for what is done so far; a call that was killed goes on from there, whatever
+    the number of processes. Figures are the same as without. `kept`: where images are written.
+    `amp`: see utils.generate.draw_images.
 
     Returns `frechet_distance` (to `eval.ref_path`, in features of `network`), `clip_score` (mean
-    cosine x 100 of an image's embedding and its caption's; None without captions), `n` images, and
-    `seconds`.
+    cosine x 100 of an image's embedding and its caption's; None without captions), `n` images,
+    `images_drawn` (more than n only after a kill), and `seconds`.
     """
     started = time.perf_counter()
     processes = PartialState()
-    judge = judge or Judge(config, next(denoiser.parameters()).device)
     if judge.captions is not None and denoiser.model.cond_width != judge.clip.dim:
         raise UserError(
             f"the model takes conditions of {denoiser.model.cond_width} numbers, but "
             f"{config.eval.feat_path} holds embeddings of {judge.clip.dim}"
         )
-    seeds = seeds_to_judge(config)
-    count = len(seeds)
-    seeds = seeds[processes.process_index :: processes.num_processes]
-    stats, similarities = FeatureStats(), []
-    with progress(desc="evaluate", total=count, unit="images") as bar:
-        for start in range(0, len(seeds), config.eval.batchsize):
-            noise = SeededNoise(seeds[start : start + config.eval.batchsize], judge.device)
-            features, scores = judge.judge(*draw_from_captions(denoiser, config, judge, noise, amp))
-            stats.update(features)
-            similarities += scores
-            bar.update(len(features) * processes.num_processes)
+    seeds, size = seeds_to_judge(config), config.eval.batchsize
+    blocks = FeatureBlocks(partial, len(seeds))
+    missing, before = of_main_process(blocks.check)
+    batches = [missing[i : i + size] for i in range(0, len(missing), size)]
+    done = len(seeds) - len(missing)
+    with progress(desc="evaluate", total=len(seeds), unit="images", initial=done) as bar:
+        for positions in batches[processes.process_index :: processes.num_processes]:
+            began = time.perf_counter()
+            blocks.begin(len(positions), processes.process_index)
+            chosen = [seeds[p] for p in positions]
+            drawn = draw_from_captions(
+                denoiser, config, judge, SeededNoise(chosen, judge.device), amp
+            )
+            rows = judge.rows(drawn.images, drawn.captions)
+            if kept is not None:
+                rows |= kept.save(positions, chosen, drawn)
+            took = time.perf_counter() - began
+            blocks.add(positions, rows, took / processes.num_processes)
+            bar.update(len(positions) * processes.num_processes)
+    processes.wait_for_everyone()
 
-    gathered = gather_object([(stats, similarities)])
-    stats = FeatureStats()
-    for part, _ in gathered:
-        stats.merge(part)
-    scores = [score for _, part in gathered for score in part]
-    return {
-        "frechet_distance": distance_to(judge.reference, stats, judge.ref_path),
-        "clip_score": float(np.mean(scores)) if scores else None,
-        "n": stats.n,
-        "network": judge.network.name,
-        "seconds": round(time.perf_counter() - started, 2),
-    }
+    def finish() -> dict[str, Any]:
+        if lost := blocks.check()[0]:
+            raise UserError(
+                f"{partial}: {len(lost)} of {len(seeds)} images are not there; all nodes should "
+                "share this folder, and only one evaluation should write to it at a time"
+            )
+        figures = judge.figures(blocks)
+        if kept is not None:
+            kept.finish(blocks)
+        seconds = round(before + time.perf_counter() - started, 2)
+        return {**figures, "images_drawn": blocks.images_drawn, "seconds": seconds}
+
+    return of_main_process(finish)
+
+
+def of_main_process(compute: Callable[[], T]) -> T:
+    """What `compute` returns in the main process, for all processes."""
+    result = [compute() if PartialState().is_main_process else None]
+    return broadcast_object_list(result)[0]
 
 
 def seeds_to_judge(config: Config) -> Sequence[int]:
@@ -153,16 +201,17 @@ def seeds_to_judge(config: Config) -> Sequence[int]:
 
 def draw_from_captions(
     denoiser: EDMPrecond, config: Config, judge: Judge, noise: SeededNoise, amp: str
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Images (B, H, W, 3) uint8 of the captions that the seeds choose, and their embeddings.
+) -> Drawn:
+    """Images of the captions that the seeds choose, one for each seed.
 
     Without captions each seed chooses a class, if the model has such (as published), unless
     `eval.class_idx` is the class of all.
     """
     latents = noise.randn(latent_shape(denoiser))
-    captions = conds = None
+    captions = conds = chosen = classes = None
     if judge.captions is not None:
-        captions = judge.choose_captions(noise)
+        chosen = judge.choose_captions(noise)
+        captions = torch.from_numpy(judge.captions.read(chosen[:, 0], chosen[:, 1]))
         conds = caption_conditions(captions, config)
     elif config.model.num_classes:
         classes = noise.randint(config.model.num_classes)
@@ -180,13 +229,34 @@ def draw_from_captions(
         interval=config.sampling.guidance_interval,
         amp=amp,
     )
-    return images, captions
+    return Drawn(images, captions, chosen, classes)
+
+
+def ways_of_sampling(config: Config) -> dict[str, Config]:
+    """Name -> config of each way in which checkpoints are judged: guidance x steps x solvers.
+
+    Those are the lists of the `eval` section; an empty one stands for the key of `sampling`.
+    Raises UserError if a sampler does not exist.
+    """
+    sampling, lists = config.sampling, config.eval
+    ways = [
+        {"solver": solver, "num_steps": num_steps, "cfg_scale": cfg_scale}
+        for solver in dict.fromkeys(lists.solvers or [sampling.solver])
+        for num_steps in dict.fromkeys(lists.num_steps or [sampling.num_steps])
+        for cfg_scale in dict.fromkeys(lists.cfg_scales or [sampling.cfg_scale])
+    ]
+    configs = [
+        config.model_copy(update={"sampling": sampling.model_copy(update=way)}) for way in ways
+    ]
+    for one in configs:
+        sampler_settings(one.sampling)  # complains now rather than after hours
+    return dict(zip(way_names(ways), configs, strict=True))
 
 
 def evaluate_into(
     results: Results,
     checkpoint: Path,
-    denoiser: EDMPrecond,
+    denoiser: Callable[[], EDMPrecond],
     config: Config,
     judge: Judge,
     *,
@@ -195,23 +265,44 @@ def evaluate_into(
 ) -> Record:
     """evaluate_checkpoint for the denoiser that `checkpoint` holds, and record it.
 
-    `step` of its training; None = the checkpoint is called <step>.pt.
+    `denoiser` gives it, and is called only if there is something to do. `step` of its training;
+    None = the checkpoint is called <step>.pt.
 
     Called by all processes. What `results` holds already for this file and these settings is
-    returned as it is.
+    returned as it is, unless images are to be kept (`eval.save_images`) and are not there.
     """
     what = {
         "step": int(checkpoint.stem) if step is None else step,
         "checkpoint": checkpoint.name,
-        "checkpoint_sha256": file_hash(checkpoint),
+        "checkpoint_sha256": of_main_process(lambda: file_hash(checkpoint)),
         **evaluation_settings(config, judge, amp),
     }
-    if known := results.find(what):
-        return known
-    record = {**what, **evaluate_checkpoint(denoiser, config, judge, amp=amp)}
-    if PartialState().is_main_process:
-        results.add(record)
+    name = folder_name(what)
+    partial = results.folder / "partial" / name
+    names = judge.captions.info.meta.get("names") if judge.captions else None
+    kept = KeptImages(results.folder / "images" / name, config, names)
+    seeds = seeds_to_judge(config)
+    record = of_main_process(lambda: results.find(what) if kept.are_there(seeds) else None)
+    is_main = PartialState().is_main_process
+    if record is not None:
+        if is_main:  # a kill may have come between the record and the end
+            shutil.rmtree(partial, ignore_errors=True)
+        return record
+    partial.mkdir(parents=True, exist_ok=True)
+    with FolderLock(partial, "evaluation") if is_main else nullcontext():
+        figures = evaluate_checkpoint(denoiser(), config, judge, partial, kept=kept, amp=amp)
+        record = {**what, **figures, "images": f"images/{name}", "config": config.to_dict()}
+        if is_main:
+            results.add(record)
+            shutil.rmtree(partial)
     return record
+
+
+def folder_name(what: Record) -> str:
+    """Name of the folders of an evaluation: for people, and different for different settings."""
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+    scale = "none" if what["cfg_scale"] is None else f"{what['cfg_scale']:g}"
+    return f"{what['step']:07d}-cfg{scale}-{what['num_steps']}{what['solver']}-{digest}"
 
 
 def evaluation_settings(config: Config, judge: Judge, amp: str) -> dict[str, Any]:
@@ -239,6 +330,12 @@ def evaluation_settings(config: Config, judge: Judge, amp: str) -> dict[str, Any
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, its first 16 digits."""
+    """SHA-256 of a file, its first 16 digits; computed once, unless the file changes."""
+    state = path.stat()
+    return _file_hash(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _file_hash(path: Path, size: int, changed: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

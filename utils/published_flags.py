@@ -85,10 +85,10 @@ FLAGS = {
         "eval.cfg_scales",
         convert=lambda text: [parse_scale(part) for part in text.split(",")],
     ),
-    "num_steps": Flag("noise levels of the sampler", "sampling.num_steps"),
+    "num_steps": Flag("noise levels of the sampler, e.g. 10,40", "sampling.num_steps"),
     "S_churn": Flag("noise added between the sampler's steps, 0 = none", "sampling.S_churn"),
     "solver": Flag(
-        "heun, euler or dpmpp_2m; None = heun",
+        "heun, euler or dpmpp_2m, or a list of them; None = heun",
         "sampling.solver",
         convert=lambda text: "heun" if text == "None" else text,
     ),
@@ -101,9 +101,10 @@ FLAGS = {
     "ref_path": Flag("npz of reference statistics", "eval.ref_path"),
     "num_expected": Flag("images that the Fréchet distance is made from", "eval.fid_sample_size"),
     "subdirs": Flag(
-        "a folder for every 1000 seeds",
+        "a folder for every 1000 seeds, among the images that are kept",
+        "eval.subdirs",
+        convert=lambda _: True,
         is_switch=True,
-        void="images are judged without being written",
     ),
     "local_rank": Flag(
         "index of the process on its node",
@@ -117,6 +118,9 @@ FLAGS = {
         harmless=("False", "false", "no", "0"),
     ),
 }
+
+# Flags that take a list: the key that it sets, for evaluation; a single value sets the flag's key.
+LISTS = {"--num_steps": "eval.num_steps", "--solver": "eval.solvers"}
 
 SAMPLING = (
     "seeds", "subdirs", "class_idx", "max_batch_size", "cfg_scale", "num_steps", "S_churn",
@@ -163,6 +167,11 @@ def flag_settings(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     found = {f"--{name}": {flag.key: flag.convert(text)} for name, (flag, text) in given.items()}
     if scales := found.get("--cfg_scale"):
         scales["sampling.cfg_scale"] = scales["eval.cfg_scales"][0]
+    for flag, key in LISTS.items():
+        if flag in found:
+            ((single, value),) = found[flag].items()
+            parts = [part.strip() for part in str(value).split(",")]
+            found[flag] = {key: parts} if len(parts) > 1 else {single: value, key: []}
     if (seeds := found.get("--seeds")) and seeds["eval.seeds"]:
         count = len(parse_seeds(seeds["eval.seeds"]))
         if "--num_expected" not in found:

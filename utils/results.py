@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.errors import note
+from utils.figure_names import FIGURES, figure_info, network_name
 from utils.report import aligned, save_figure, tidy, write_csv
 
 Record = dict[str, Any]
@@ -51,16 +53,34 @@ class Results:
             file.flush()
             os.fsync(file.fileno())
         self.records.append(json.loads(json.dumps(record)))
-        write_csv(self.folder / "results.csv", self.records)
+        flat = [{k: v for k, v in r.items() if k != "config"} for r in self.records]
+        write_csv(self.folder / "results.csv", flat)
 
     def plot(self) -> None:
         """Bring curve.png up to date."""
-        plot_curve(self.records, self.folder / "curve.png")
+        plot_curve(comparable(self.records), self.folder / "curve.png")
 
 
-def guidance_name(cfg_scale: float | None) -> str:
-    """A guidance scale for people."""
-    return "no guidance" if cfg_scale is None else f"guidance {cfg_scale:g}"
+def way_names(ways: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How images were sampled, for people: the guidance; steps, solver, number where they differ.
+
+    Each of `ways` has the keys `cfg_scale`, `num_steps`, `solver` and maybe `n`, as records have.
+    """
+    steps_differ = len({(way["num_steps"], way["solver"]) for way in ways}) > 1
+    counts_differ = len({way.get("n") for way in ways}) > 1
+    names = []
+    for way in ways:
+        scale = way["cfg_scale"]
+        name = "no guidance" if scale is None else f"guidance {scale:g}"
+        name += f", {way['num_steps']} {way['solver']} steps" if steps_differ else ""
+        names.append(name + (f", {way['n']} images" if counts_differ else ""))
+    return names
+
+
+def comparable(records: Sequence[Record]) -> list[Record]:
+    """Those whose figures can be compared with the latest: same reference and feature network."""
+    keys = ("network", "reference")
+    return [r for r in records if all(r[key] == records[-1][key] for key in keys)]
 
 
 def best_of(records: Sequence[Record]) -> Record:
@@ -79,8 +99,7 @@ def table(records: Sequence[Record]) -> str:
                 "none" if record["cfg_scale"] is None else f"{record['cfg_scale']:g}",
                 str(record["num_steps"]),
                 record["solver"],
-                f"{record['frechet_distance']:.4g}",
-                "-" if record["clip_score"] is None else f"{record['clip_score']:.2f}",
+                *(FIGURES[key].show(record[key]) for key in ("frechet_distance", "clip_score")),
                 str(record["n"]),
                 f"{record['seconds']:.0f} s",
                 "*" if record is best_of(records) else "",
@@ -89,36 +108,36 @@ def table(records: Sequence[Record]) -> str:
     return aligned(rows)
 
 
-def plot_curve(records: Sequence[Record], path: Path) -> None:
-    """Frechet distance and CLIP score against the training step, a line per way of sampling."""
+def curves(records: Sequence[Record]) -> dict[str, dict[int, Record]]:
+    """Name of a way of sampling -> step -> its latest record, in order of the steps."""
     lines: dict[str, dict[int, Record]] = {}
-    for record in records:
-        label = guidance_name(record["cfg_scale"])
-        label += f", {record['num_steps']} {record['solver']} steps, {record['n']} images"
-        lines.setdefault(label, {})[record["step"]] = record  # a later record replaces an earlier
-    network = "CLIP" if records[-1]["network"].startswith("clip") else "Inception"
-    panels = (
-        ("frechet_distance", f"Fréchet distance ({network} features)", "lower is better"),
-        ("clip_score", "CLIP score", "higher is better"),
-    )
+    for name, record in zip(way_names(records), records, strict=True):
+        lines.setdefault(name, {})[record["step"]] = record
+    return {name: dict(sorted(line.items())) for name, line in lines.items()}
+
+
+def draw_curves(axis: Axes, records: Sequence[Record], key: str) -> None:
+    """One figure against the training step, a line per way of sampling."""
+    for label, line in curves(records).items():
+        values = np.array([record.get(key) for record in line.values()], float)  # None is nan
+        axis.plot(list(line), values, marker="o", markersize=4, linewidth=1.8, label=label)
+    about = figure_info(key)
+    tidy(axis, about.label, f"{about.better} is better")
+    axis.set_xlabel("training step")
+    axis.margins(x=0.04)
+    found = [record[key] for record in records if record.get(key) is not None]
+    if about.better == "lower" and found and max(found) > 20 * min(found) > 0:
+        axis.set_yscale("log")
+
+
+def plot_curve(records: Sequence[Record], path: Path) -> None:
+    """Frechet distance and CLIP score against the training step."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     axes = figure.subplots(1, 2)
-    for axis, (key, title, hint) in zip(axes, panels, strict=True):
-        for label, by_step in lines.items():
-            steps = sorted(by_step)
-            values = np.array([by_step[step][key] for step in steps], float)  # None becomes nan
-            axis.plot(steps, values, marker="o", markersize=4, linewidth=1.8, label=label)
-        tidy(axis, title, hint)
-        axis.set_xlabel("training step")
-        axis.margins(x=0.04)
-    top = max(record["frechet_distance"] for record in records)
-    if top > 20 * best_of(records)["frechet_distance"]:
-        axes[0].set_yscale("log")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=min(len(lines), 3),
-        frameon=False,
-        fontsize=9,
-    )
+    for axis, key in zip(axes, ("frechet_distance", "clip_score"), strict=True):
+        draw_curves(axis, records, key)
+    axes[0].set_title(f"Fréchet distance ({network_name(records[-1]['network'])})", loc="left")
+    labels = axes[0].get_legend_handles_labels()
+    columns = min(len(labels[1]), 3)
+    figure.legend(*labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     save_figure(figure, path)

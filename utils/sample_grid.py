@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder
 from models.edm import EDMPrecond
-from utils.conditions import caption_conditions
+from utils.conditions import caption_conditions, captions_of
 from utils.config import Config
 from utils.encoders import load_config_autoencoder
 from utils.generate import generate, sampler_settings
-from utils.images import labelled_grid, list_images, load_captions
+from utils.images import labelled_grid
 from utils.latent_lmdb import LMDBReader
 
 
@@ -50,7 +51,8 @@ class SampleGrid:
             reader = LMDBReader(config.eval.feat_path)
             rows = range(min(config.log.num_samples, reader.info.length))
             conds = caption_conditions(torch.from_numpy(reader.read(rows)), config)
-            captions = first_captions(config, reader.info.meta.get("names"), len(rows))
+            firsts = np.array([(row, 0) for row in rows])
+            captions = captions_of(config, reader.info.meta.get("names"), firsts)
         return cls(config, load_config_autoencoder(config, device), conds, captions, device)
 
     def save(self, denoiser: EDMPrecond, path: Path) -> None:
@@ -73,17 +75,3 @@ class SampleGrid:
         scale = sampling.cfg_scale
         guidance = "no guidance" if scale is None else f"guidance {scale:g}"
         labelled_grid(images.numpy(), self.captions, path, title=f"{path.stem}, {guidance}")
-
-
-def first_captions(config: Config, names: list[str] | None, count: int) -> list[str] | None:
-    """The first caption of each of the first test images, if the config says where they are.
-
-    `names` are those that the embeddings' database holds; without, the image folder's order counts,
-    unless a list chose among its images.
-    """
-    folder, images = config.eval.caption_dir, config.eval.image_dir
-    if folder is None or images is None or (names is None and config.eval.split_file):
-        return None
-    paths = [images / f"{name}.png" for name in names] if names else list_images(images)
-    captions = load_captions(paths[:count], images, folder, all_images=False)
-    return [lines[0] for lines in captions]
