@@ -29,7 +29,7 @@ def experiment(tmp_path: Path, tiny_faces) -> Path:
     images, captions = tiny_faces(10, RESOLUTION)
     config = make_tiny_config(
         tmp_path,
-        eval={"batchsize": 4, "image_dir": images, "caption_dir": captions},
+        eval={"batchsize": 8, "image_dir": images, "caption_dir": captions},
         sampling={"num_steps": 2},
     )
     make_tiny_evaluation_data(config)
@@ -165,7 +165,7 @@ def test_a_sweep_killed_at_any_moment_goes_on_and_gives_the_same(sweep, experime
     kills = 0
     for _ in range(3):
         start = drawn_so_far(experiment)
-        goal = start + 4 * rng.randrange(1, 25)
+        goal = start + 8 * rng.randrange(1, 20)
         with Run(SCRIPT, arguments(experiment, *flags), tmp_path / "said.txt") as run:
             there = run.wait_until(lambda goal=goal: drawn_so_far(experiment) >= goal)
             if there:
@@ -173,7 +173,7 @@ def test_a_sweep_killed_at_any_moment_goes_on_and_gives_the_same(sweep, experime
     assert kills > 0
     resumed = sweep(*flags)
     drawn = sum(record["images_drawn"] for record in resumed)
-    assert drawn <= 2 * 120 + 4 * kills  # at most a batch of four is lost each time
+    assert drawn <= 2 * 120 + 8 * kills  # at most a batch of eight is lost each time
     assert not list((experiment / "evaluation" / "partial").iterdir())
     (experiment / "evaluation" / "results.jsonl").unlink()
     assert figures_of(resumed) == figures_of(sweep(*flags))
@@ -189,7 +189,7 @@ def test_another_number_of_processes_may_finish_and_gives_the_same(sweep, experi
         for worker in psutil.Process(run.pid).children(recursive=True):
             worker.kill()
     (alone,) = sweep(*flags)
-    assert 120 <= alone["images_drawn"] <= 120 + 2 * 4
+    assert 120 <= alone["images_drawn"] <= 120 + 2 * 8
     (experiment / "evaluation" / "results.jsonl").unlink()
     with Run(SCRIPT, arguments(experiment, *flags), said, launcher=launcher) as run:
         assert run.wait() == 0, run.said()
@@ -200,27 +200,27 @@ def test_a_damaged_part_is_named_and_made_again(sweep, experiment, monkeypatch, 
     kept = {}
     add = FeatureBlocks.add
 
-    def stop_at_the_fifth(self, positions, rows, took):
+    def stop_at_the_fourth(self, positions, rows, took):
         add(self, positions, rows, took)
         kept["folder"] = self.folder
-        if positions[0] == 16:
+        if positions[0] == 24:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(FeatureBlocks, "add", stop_at_the_fifth)
-        sweep("--ckpt_ids", 10)
-    cut, changed = (kept["folder"] / f"{first:08d}.safetensors" for first in (4, 12))
+        patched.setattr(FeatureBlocks, "add", stop_at_the_fourth)
+        sweep("--ckpt_ids", 10, "--num_expected", 40)
+    cut, changed = (kept["folder"] / f"{first:08d}.safetensors" for first in (8, 16))
     cut.write_bytes(cut.read_bytes()[:-10])
     content = bytearray(changed.read_bytes())
     content[-5] ^= 1
     changed.write_bytes(content)
     capsys.readouterr()
-    (record,) = sweep("--ckpt_ids", 10)
+    (record,) = sweep("--ckpt_ids", 10, "--num_expected", 40)
     notes = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
     assert [str(path) in line for path, line in zip((cut, changed), notes, strict=True)] == [1, 1]
-    assert record["images_drawn"] == 24 + 8
+    assert record["images_drawn"] == 40 + 16
     (experiment / "evaluation" / "results.jsonl").unlink()
-    assert figures_of([record]) == figures_of(sweep("--ckpt_ids", 10))
+    assert figures_of([record]) == figures_of(sweep("--ckpt_ids", 10, "--num_expected", 40))
 
 
 def test_blocks_come_back_in_order_whatever_the_order_in_which_they_were_made(tmp_path):

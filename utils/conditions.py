@@ -135,7 +135,7 @@ def caption_conditions(y: torch.Tensor, config: Config) -> torch.Tensor:
 
 
 def captions_of(
-    config: Config, names: Sequence[str] | None, chosen: np.ndarray
+    config: Config, names: Sequence[str] | None, chosen: torch.Tensor
 ) -> list[str] | None:
     """The texts of `chosen`, (N, 2) test images and numbers of their captions.
 
@@ -147,9 +147,9 @@ def captions_of(
     if folder is None or images is None or (names is None and config.eval.split_file):
         return None
     paths = [images / f"{name}.png" for name in names] if names else list_images(images)
-    wanted = [paths[image] for image in chosen[:, 0]]
+    wanted = [paths[image] for image in chosen[:, 0].tolist()]
     captions = load_captions(wanted, images, folder, all_images=False)
-    return [lines[which] for lines, (_, which) in zip(captions, chosen, strict=True)]
+    return [lines[which] for lines, which in zip(captions, chosen[:, 1].tolist(), strict=True)]
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class KeptImages:
             seed = seeds[row]
             about = {"seed": str(seed)}
             if drawn.chosen is not None:
-                about["caption"] = "test image {}, caption {}".format(*drawn.chosen[row])
+                about["caption"] = "test image {}, caption {}".format(*drawn.chosen[row].tolist())
             if texts is not None:
                 about["prompt"] = texts[i]
             if drawn.classes is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from models.autoencoder import Autoencoder
@@ -51,7 +50,7 @@ class SampleGrid:
             reader = LMDBReader(config.eval.feat_path)
             rows = range(min(config.log.num_samples, reader.info.length))
             conds = caption_conditions(torch.from_numpy(reader.read(rows)), config)
-            firsts = np.array([(row, 0) for row in rows])
+            firsts = torch.tensor([(row, 0) for row in rows])
             captions = captions_of(config, reader.info.meta.get("names"), firsts)
         return cls(config, load_config_autoencoder(config, device), conds, captions, device)
 
