@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,8 +26,6 @@ from utils.evaluation import Judge, draw_from_captions, evaluate_checkpoint
 from utils.generate import draw_images, latent_shape, sampler_settings
 from utils.metrics import clip_score, frechet_distance
 from utils.tracking import figures_text
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -209,26 +206,6 @@ def test_a_record_torn_by_a_crash_is_made_again(experiment, monkeypatch):
 )
 def test_mistakes_give_one_clear_line(experiment, monkeypatch, capsys, flags, message):
     assert message in error_of(monkeypatch, capsys, experiment, *flags)
-
-
-@pytest.mark.e2e
-def test_two_processes_give_the_figures_of_one(experiment, monkeypatch):
-    run(monkeypatch, experiment, "--ckpt_id_end", 10)
-    (alone,) = records_of(experiment)
-    (experiment / "evaluation" / "results.jsonl").unlink()
-    flags = ["--config", experiment.parent / "config.yaml", "--experiment_dir", experiment]
-    flags += ["--ckpt_id_end", 10, "--num_process_per_node", 2]
-    done = subprocess.run(
-        [sys.executable, "eval_latent_t2f.py", *map(str, flags)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr
-    (together,) = records_of(experiment)
-    for key in ("frechet_distance", "clip_score", "n"):
-        assert together[key] == alone[key]
 
 
 @pytest.mark.parametrize(("classes", "wanted"), [(0, None), (5, None), (5, 3)])
