@@ -190,6 +190,7 @@ def train(
         model, optimizer = accelerator.prepare(denoiser, optimizer)
     samples = SampleGrid.from_config(config, device) if is_main else None
     judge = Judge(config, device) if enable_eval else None
+    ways = ways_of_sampling(config) if enable_eval else {}
     results = Results(folder / "evaluation")
     size = sum(p.numel() for p in trained) / 1e6
     notes.append(
@@ -256,14 +257,16 @@ def train(
             log.info(f"{path} is not evaluated, as it could not be written yet")
             return
         network = averaged()
-        for name, way in ways_of_sampling(config).items():
+        for name, way in ways.items():
             record = evaluate_into(results, path, lambda: network, way, judge, step=step)
             log.evaluation(step, name, record)
         if is_main:
             results.plot()
 
-    if enable_eval and first_step == step > 0:  # what the new run starts from, as published
-        evaluate(start_from)
+    # What the new run starts from, as published; or what a kill kept from being judged.
+    was_due = step in (first_step, max_steps) or step % every.ckpt_every == 0
+    if enable_eval and step > 0 and was_due:
+        evaluate(latest or start_from)
 
     batches = training_batches(
         data,
