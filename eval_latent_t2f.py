@@ -40,6 +40,7 @@ from utils.html_report import write_report
 from utils.published_flags import (
     EVALUATION_VOID,
     SAMPLING,
+    Flag,
     add_published_flags,
     flag_settings,
     note_void_flags,
@@ -82,13 +83,12 @@ def parse_args() -> argparse.Namespace:
         help="keep all images that are judged, see eval.save_images of the config; "
         "None = the first few",
     )
-    parser.add_argument(
-        "--amp",
-        choices=("no", "bf16", "fp16"),
-        default="no",
-        help="precision of the diffusion model; no = float32",
-    )
-    add_published_flags(parser, ("train_global_batch", "local_rank", *SAMPLING), **EVALUATION_VOID)
+    own = {
+        "preset": Flag("fast, or paper (40 Heun steps in float32)", "sampling.preset"),
+        "amp": Flag("precision of the diffusion model: no (float32), bf16, fp16", "sampling.amp"),
+    }
+    published = ("train_global_batch", "local_rank", *SAMPLING)
+    add_published_flags(parser, published, **own, **EVALUATION_VOID)
     add_launch_arguments(parser)
     return parser.parse_intermixed_args()
 
@@ -187,7 +187,7 @@ def main() -> None:
         denoiser = cache(partial(denoiser_of, path, config, processes.device))
         for name, way in ways.items():
             known = len(results.records)
-            record = evaluate_into(results, path, denoiser, way, judge, amp=args.amp)
+            record = evaluate_into(results, path, denoiser, way, judge)
             is_new = len(results.records) > known
             processes.print(
                 f"step {step}, {name}: {figures_text(record)}{'' if is_new else ' (there already)'}"

@@ -44,6 +44,7 @@ class Autoencoder:
         scale_factor: float,
         device: torch.device,
         dtype: torch.dtype,
+        memory: str = "full",
     ) -> None:
         digest = hashlib.sha256()
         for name, tensor in sorted(vae.state_dict().items()):
@@ -54,6 +55,10 @@ class Autoencoder:
         self.vae = vae.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         if dtype != torch.float32:
             self.vae.to(dtype=dtype)
+        if memory != "full":
+            self.vae.enable_slicing()
+        if memory == "tiled":
+            self.vae.enable_tiling()
         self.scale_factor = scale_factor
         self.latent_channels: int = vae.config.latent_channels
         self.downsample: int = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -90,6 +95,7 @@ def load_autoencoder(
     scale_factor: float | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    memory: str = "full",
 ) -> Autoencoder:
     """Load a VAE from where `source` points.
 
@@ -98,13 +104,15 @@ def load_autoencoder(
         or the name of a diffusers VAE on the hub, fetched on first use.
     scale_factor: of the latents; None = what the folder states, 0.18215 for an LDM file.
     dtype: float32, or a half type in which the network is then kept and run.
+    memory: 'full' runs all images at once; 'sliced' one by one, with the same result; 'tiled' also
+        cuts images larger than those it was trained on into overlapping tiles.
 
     Raises FileNotFoundError if there is nothing at a path, ValueError if it is not a VAE.
     """
     path, device = Path(source).expanduser(), torch.device(device)
     if path.is_file():
         vae = from_ldm(_vae_tensors(path), str(path))
-        return Autoencoder(vae, scale_factor or LDM_SCALE_FACTOR, device, dtype)
+        return Autoencoder(vae, scale_factor or LDM_SCALE_FACTOR, device, dtype, memory)
     if looks_like_path(str(source)) and not path.is_dir():
         raise FileNotFoundError(f"no VAE at {source}: give a folder, a file or a hub name")
     if path.is_dir() and not (path / "config.json").exists():
@@ -114,7 +122,7 @@ def load_autoencoder(
     except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
         first_line = str(fault).strip().splitlines()[0]
         raise ValueError(f"cannot load a VAE from {source}: {first_line}") from fault
-    return Autoencoder(vae, scale_factor or vae.config.scaling_factor, device, dtype)
+    return Autoencoder(vae, scale_factor or vae.config.scaling_factor, device, dtype, memory)
 
 
 def _vae_tensors(path: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import open_clip
 import torch
+import torch.nn.functional as F
 from open_clip.model import build_model_from_openai_state_dict
 from PIL import Image
 from safetensors import SafetensorError
@@ -25,6 +26,7 @@ from torchvision.transforms.v2 import functional as tvf
 from models.weights import is_torchscript, read_tensors
 
 MERGES_NAME = "merges.txt.gz"
+TEXTS_AT_ONCE = 64
 OPENAI_CONSTANTS = {"input_resolution", "context_length", "vocab_size"}  # beside the weights
 
 ModelAndTokenizer = tuple[torch.nn.Module, Callable]
@@ -38,22 +40,36 @@ def encode_tokens(model: torch.nn.Module, tokens: Tensor) -> Tensor:
     longest caption's end change nothing: they are cut off before any work is done.
 
     Args:
-        model: `open_clip.CLIP`, or another of its models, which then sees every position.
+        model: `open_clip.CLIP`, or another of its models, which is then called as it is.
         tokens: (N, context length) int64, padded with zeros.
 
     Returns:
         (N, D)
     """
-    if not isinstance(model, open_clip.CLIP) or model.text_pool_type != "argmax":
+    is_plain = isinstance(model, open_clip.CLIP) and model.text_pool_type == "argmax"
+    if not is_plain or model.attn_mask is None:
         return model.encode_text(tokens)
     end = tokens.argmax(dim=1)  # the end token has the highest id
     length = int(end.max()) + 1
     x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
-    mask = None if model.attn_mask is None else model.attn_mask[:length, :length]
-    x = model.transformer(x, attn_mask=mask)  # (N, length, width)
+    for block in model.transformer.resblocks:
+        x = x + block.ls_1(causal_attention(block.attn, block.ln_1(x)))  # (N, length, width)
+        x = x + block.ls_2(block.mlp(block.ln_2(x)))
     x = model.ln_final(x)[torch.arange(len(x), device=x.device), end]
     projection = model.text_projection
     return projection(x) if isinstance(projection, torch.nn.Linear) else x @ projection
+
+
+def causal_attention(attention: torch.nn.MultiheadAttention, x: Tensor) -> Tensor:
+    """What `attention` makes of (N, T, D) where no position sees those after it -> (N, T, D).
+
+    Called with a mask, the module transposes its input, and in bfloat16 its weights are then
+    copied for each position.
+    """
+    qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)  # (N, T, 3 D)
+    q, k, v = qkv.unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    x = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (N, heads, T, D / heads)
+    return attention.out_proj(x.transpose(1, 2).flatten(2))
 
 
 class ClipEncoder:
@@ -77,6 +93,7 @@ class ClipEncoder:
             digest.update(name.encode())
             digest.update(tensor.float().cpu().numpy().tobytes())
         self.identity = f"clip-{digest.hexdigest()[:12]}"
+        self.model.to(dtype)
         self.dim: int = self.encode_texts(["a"]).shape[1]
 
     def _autocast(self) -> torch.autocast:
@@ -97,7 +114,7 @@ class ClipEncoder:
             images = torch.stack([self._resized(image) for image in images.cpu()])
         pixels = (images.to(self.device).float() / 255 - self._mean) / self._std
         with self._autocast():
-            return self.model.encode_image(pixels).float().cpu()
+            return self.model.encode_image(pixels.to(self.dtype)).float().cpu()
 
     def _resized(self, image: Tensor) -> Tensor:
         """One uint8 (3, H, W) at the model's size, by Pillow: torch's bicubic rounds otherwise."""
@@ -112,9 +129,13 @@ class ClipEncoder:
 
         A text over the context length is cut; `count_truncated` tells how many are.
         """
-        tokens = self.tokenizer(list(texts)).to(self.device)
+        tokens = self.tokenizer(list(texts))  # (N, context length)
+        # Captions of like length go together, so that few positions are computed in vain.
+        parts = tokens.argmax(dim=1).argsort().split(TEXTS_AT_ONCE)
         with self._autocast():
-            return encode_tokens(self.model, tokens).float().cpu()
+            y = [encode_tokens(self.model, tokens[part].to(self.device)) for part in parts]
+        order = torch.cat(parts)
+        return torch.cat(y).float().cpu()[order.argsort()]
 
     def count_truncated(self, texts: Sequence[str]) -> int:
         """How many texts have more tokens than the model reads."""
@@ -136,7 +157,7 @@ def load_clip(
             an `open_clip` name and a file of its weights, `ViT-B-32:weights/vit_b_32.pt`;
             an `open_clip` name and tag, `ViT-B-32:openai`, fetched on first use.
         device: where to run it.
-        dtype: float32, or a half type to run the towers under autocast.
+        dtype: float32, or a half type in which the towers are then kept and run.
 
     No code in a file is run, see models/weights.py.
 

@@ -153,6 +153,22 @@ def test_half_precision_is_used_and_answers_in_float32(tmp_path, precision, tole
     assert 0 < (moments - exact).abs().max() < tolerance * exact.abs().max()
 
 
+def test_slices_and_tiles_need_less_memory_for_the_same_images():
+    """Slices are exact; of images larger than those of the training, tiles blend at their seams."""
+    source = Path(__file__).parents[1] / "assets" / "demo" / "vae"
+    full, sliced, tiled = (load_autoencoder(source, memory=m) for m in ("full", "sliced", "tiled"))
+    small, large = torch.zeros(2, 4, 16, 16), torch.zeros(1, 4, 24, 24)
+    for z in (small, large):
+        z[:, :, 4:12, 2:8] = torch.tensor([1.0, -0.5, 0.5, 0.2])[:, None, None]
+    expected = full.decode(small)
+    assert expected.std() > 0.1
+    for vae in (sliced, tiled):
+        torch.testing.assert_close(vae.decode(small), expected, rtol=1e-4, atol=1e-5)
+    encoded = full.encode_moments(expected)
+    torch.testing.assert_close(sliced.encode_moments(expected), encoded, rtol=1e-4, atol=1e-4)
+    assert 0 < (tiled.decode(large) - full.decode(large)).abs().mean() < 0.1
+
+
 @pytest.mark.parametrize("form", ["vae.pth", "folder"])
 def test_file_with_code_in_it_is_refused_and_not_run(tmp_path, form):
     class Payload:

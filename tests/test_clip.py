@@ -224,6 +224,23 @@ def test_half_precision_is_used_and_answers_in_float32(tmp_path, precision, tole
     assert 0 < (rounded - exact).abs().max() < tolerance * exact.abs().max()
 
 
+def test_captions_of_any_length_come_back_in_their_order(archive):
+    texts = [f"{'a ' * (i * 7 % 20)}face {i}" for i in range(150)]
+    clip = load_clip(archive)
+    alone = torch.cat([clip.encode_texts([text]) for text in texts[:20]])
+    torch.testing.assert_close(clip.encode_texts(texts)[:20], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_turns_embeddings_by_little(archive):
+    exact, rounded = (load_clip(archive, dtype=d) for d in (torch.float32, torch.bfloat16))
+    images = as_tensor(face(32))
+    for a, b in (
+        (exact.encode_images(images), rounded.encode_images(images)),
+        (exact.encode_texts(TEXTS), rounded.encode_texts(TEXTS)),
+    ):
+        assert torch.cosine_similarity(a, b).min() > 0.999
+
+
 def test_embeddings_are_not_normalised_and_carry_no_gradient(archive):
     clip = load_clip(archive)
     for embedding in (clip.encode_images(as_tensor(face(32))), clip.encode_texts(TEXTS)):

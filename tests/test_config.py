@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from utils.config import Config, config_from_dict, load_config
+from utils.config_sections import Sampling
 from utils.errors import UserError, note
 
 PUBLISHED = """
@@ -107,6 +108,23 @@ def test_defaults_are_the_published_behaviour(write):
     assert (config.sampling.solver, config.sampling.num_steps) == ("heun", 40)
 
 
+def test_a_sampling_preset_fills_in_what_is_not_set(write):
+    fast = load_config(write("sampling: {preset: fast, num_steps: 7}")).sampling
+    assert (fast.solver, fast.num_steps, fast.amp) == ("dpmpp_2m", 7, "bf16")
+    paper = load_config(write("sampling: {preset: paper}")).sampling
+    assert paper == Sampling()
+    assert config_from_dict({"sampling": fast.model_dump(mode="json")}).sampling == fast
+
+
+def test_a_preset_on_the_command_line_comes_before_the_file_but_not_before_other_overrides(write):
+    path = write("sampling: {preset: fast, solver: euler, rho: 5}")
+    paper = load_config(path, ["sampling.preset=paper"]).sampling
+    assert (paper.solver, paper.num_steps, paper.amp, paper.rho) == ("heun", 40, "no", 5)
+    assert load_config(path, ["sampling.num_steps=9", "sampling.preset=paper"]).sampling == (
+        paper.model_copy(update={"num_steps": 9})
+    )
+
+
 def test_all_faults_are_listed_at_once_with_file_and_key(write):
     path = write("train:\n  lr: fast\n  batchsize: 0\nmodel:\n  mask_ration: 0.3\n")
     lines = faults(path, require=("data.root",))
@@ -122,6 +140,7 @@ def test_all_faults_are_listed_at_once_with_file_and_key(write):
         ("model: {mask_ration: 0.3}", "unknown key; did you mean model.mask_ratio?"),
         ("model: {lr: 0.1}", "unknown key; did you mean train.lr?"),
         ("modle: {}", "unknown key; did you mean model?"),
+        ("sampling: {preset: quick}", "should be 'fast' or 'paper', got 'quick'"),
         ("sampling: {solver: huen}", "should be 'heun', 'euler' or 'dpmpp_2m', got 'huen'"),
         ("model: {mask_ratio_fn: cosin4}", "did you mean cosine4?"),
         ("train: 5", "should be a section of keys, got 5"),

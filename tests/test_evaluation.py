@@ -69,7 +69,7 @@ def records_of(experiment: Path) -> list[dict]:
 
 def test_figures_are_those_of_the_images_and_captions_themselves(config, tmp_path):
     denoiser, judge = make_tiny_denoiser(), Judge(config)
-    images, captions, *_ = draw_from_captions(denoiser, config, judge, SeededNoise(range(24)), "no")
+    images, captions, *_ = draw_from_captions(denoiser, config, judge, SeededNoise(range(24)))
     embeddings = judge.clip.encode_images(images.permute(0, 3, 1, 2))
     features = embeddings.double().numpy()
     expected = frechet_distance(
@@ -224,7 +224,7 @@ def test_models_without_captions_are_judged_by_their_images_alone(tmp_path, clas
     assert figures["clip_score"] is None
     assert math.isfinite(figures["frechet_distance"])
     assert figures_text(figures).count(",") == 0
-    images = draw_from_captions(denoiser, config, judge, SeededNoise([7]), "no").images
+    images = draw_from_captions(denoiser, config, judge, SeededNoise([7])).images
     noise = SeededNoise([7])
     latents = noise.randn(latent_shape(denoiser))
     conds = None

@@ -96,6 +96,19 @@ def test_settings_that_exclude_each_other_give_a_clear_line(tmp_path):
         sampler_settings(config.sampling)
 
 
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_half_precision_changes_pixels_by_little(denoiser, autoencoder, conds, amp):
+    args = denoiser, autoencoder, conds, SEEDS, HEUN
+    exact, rounded = images_of(*args), images_of(*args, amp=amp)
+    assert 0 < (exact - rounded).abs().float().mean() < 4  # of 255
+    assert exact.float().std() > 30
+
+
+def test_what_goes_wrong_while_drawing_reaches_the_caller(denoiser, autoencoder):
+    with pytest.raises(ValueError, match="the condition has 3 features"):
+        images_of(denoiser, autoencoder, torch.ones(8, 3), SEEDS, HEUN)
+
+
 def test_seed_lists():
     assert parse_seeds("0-3,100, 2") == [0, 1, 2, 3, 100]
 

@@ -76,6 +76,12 @@ def test_unset_settings_come_from_the_checkpoint(run):
     assert (text["cfg_scale"], text["num_steps"], text["seed"]) == ("2.0", "3", "0")
 
 
+def test_a_preset_comes_before_the_checkpoint_and_flags_before_the_preset(run):
+    out = run("--prompt", "red hair", "--num", 1, "--preset", "fast", "--num_steps", 4)
+    text = Image.open(out / "00_000.png").text
+    assert (text["solver"], text["num_steps"], text["amp"]) == ("dpmpp_2m", "4", "bf16")
+
+
 def test_a_seed_gives_the_same_face_whatever_is_drawn_with_it(run):
     pixels = []
     for flags in (("--seeds", "3"), ("--seeds", "1-4", "--prompt", "another", "--batch_size", 3)):

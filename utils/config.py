@@ -14,7 +14,17 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError, ValidationInfo, field_validator
 
-from utils.config_sections import Data, Encoders, Eval, Log, Model, Sampling, Section, Train
+from utils.config_sections import (
+    SAMPLING_PRESETS,
+    Data,
+    Encoders,
+    Eval,
+    Log,
+    Model,
+    Sampling,
+    Section,
+    Train,
+)
 from utils.errors import UserError, note
 
 DEFAULT_CONFIG = "configs/demo/demo.yaml"
@@ -207,6 +217,13 @@ def _validate(
     overridden: Mapping[str, str] | None = None,
 ) -> Config:
     _none_to_null(raw)
+    if "sampling.preset" in (overridden or {}):
+        # A preset on the command line comes before what the file says, not before other overrides.
+        raw["sampling"] = {
+            name: value
+            for name, value in raw["sampling"].items()
+            if name not in SAMPLING_PRESETS["paper"] or f"sampling.{name}" in overridden
+        }
     faults = _modernise(raw, source)
     faults += [
         f"{source}: {key}: required key is missing; set it there or add {key}=… to the command"

@@ -15,6 +15,7 @@ from pydantic import (
     PositiveInt,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]  # relative to the current directory
@@ -217,17 +218,36 @@ class Encoders(Section):
     clip: str = "ViT-B-32:openai"
     scale_factor: PositiveFloat | None = None  # of the latents; null = as the VAE states
     precision: Literal["float32", "bf16", "fp16"] = "float32"  # in which both are run
+    # The VAE on all images at once, one by one, or one by one in overlapping tiles if they are
+    # larger than those it was trained on: less memory, and with tiles slightly other pixels.
+    vae_memory: Literal["full", "sliced", "tiled"] = "full"
     image_mean: LocalPath | None = None  # npy that clip_encode_img.py writes; moves captions there
     inception: LocalPath | None = None
+
+
+# What `sampling.preset` stands for; figures in docs/sampling.md.
+SAMPLING_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"solver": "heun", "num_steps": 40, "guidance_interval": None, "amp": "no"},
+    "fast": {
+        "solver": "dpmpp_2m",
+        "num_steps": 10,
+        "guidance_interval": (0.3, 1000.0),
+        "amp": "bf16",
+    },
+}
 
 
 class Sampling(Section):
     """Sampler settings; any of the last three chooses the ablation sampler."""
 
+    # Values of solver, num_steps, guidance_interval and amp where they are not set themselves.
+    preset: Literal["fast", "paper"] = "paper"
     solver: Solver = "heun"
     num_steps: PositiveInt = 40
     cfg_scale: float | None = None  # guidance; null = conditional only
     guidance_interval: tuple[NonNegativeFloat, PositiveFloat] | None = None  # sigma, low to high
+    amp: Annotated[Literal["bf16", "fp16", "no"], BeforeValidator(_amp_name)] = "no"
+    compile: bool = False  # the network, with torch.compile: minutes at the start
     seed: NonNegativeInt = 0
     sigma_min: PositiveFloat | None = None  # noise levels; null = the discretization's own range,
     sigma_max: PositiveFloat | None = None  # 0.002 to 80 for edm
@@ -239,6 +259,12 @@ class Sampling(Section):
     discretization: Literal["vp", "ve", "iddpm", "edm"] | None = None
     schedule: Literal["vp", "ve", "linear"] | None = None
     scaling: Literal["vp", "none"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, values: Any) -> Any:
+        preset = values.get("preset", "paper") if isinstance(values, dict) else None
+        return {**SAMPLING_PRESETS.get(str(preset), {}), **values} if preset else values
 
     @field_validator("guidance_interval")
     @classmethod

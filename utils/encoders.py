@@ -42,6 +42,7 @@ def load_config_autoencoder(config: Config, device: torch.device | str = "cpu") 
             scale_factor=encoders.scale_factor,
             device=device,
             dtype=PRECISIONS[encoders.precision],
+            memory=encoders.vae_memory,
         )
     except (FileNotFoundError, ValueError) as fault:
         raise UserError(f"encoders.vae: {fault}{advice(encoders.vae)}") from fault

@@ -127,14 +127,12 @@ def evaluate_checkpoint(
     partial: Path,
     *,
     kept: KeptImages | None = None,
-    amp: str = "no",
 ) -> dict[str, Any]:
     """Judge `eval.fid_sample_size` images of test captions, drawn as `sampling` says.
 
     With several processes all of them call this: each draws its share, and all get the result.
     `partial`: folder for what is done so far; a call that was killed goes on from there, whatever
     the number of processes. Figures are the same as without. `kept`: where images are written.
-    `amp`: see utils.generate.draw_images.
 
     Returns `frechet_distance` (to `eval.ref_path`, in features of `network`), `clip_score` (mean
     cosine x 100 of an image's embedding and its caption's; None without captions), `n` images,
@@ -159,7 +157,7 @@ def evaluate_checkpoint(
             began = time.perf_counter()
             blocks.begin(len(positions), processes.process_index)
             chosen = [seeds[p] for p in positions]
-            drawn, rows = draw_and_judge(denoiser, config, judge, chosen, amp)
+            drawn, rows = draw_and_judge(denoiser, config, judge, chosen)
             if kept is not None:
                 rows |= kept.save(positions, chosen, drawn)
             took = time.perf_counter() - began
@@ -204,7 +202,7 @@ def seeds_to_judge(config: Config) -> Sequence[int]:
 
 
 def draw_and_judge(
-    denoiser: EDMPrecond, config: Config, judge: Judge, seeds: Sequence[int], amp: str
+    denoiser: EDMPrecond, config: Config, judge: Judge, seeds: Sequence[int]
 ) -> tuple[Drawn, Rows]:
     """The images of a batch of seeds, and what the networks say of them; see CPU_GROUP."""
     group = CPU_GROUP if judge.device.type == "cpu" else len(seeds)
@@ -212,7 +210,7 @@ def draw_and_judge(
     for start in range(0, len(seeds), group):
         padded = [seeds[min(i, len(seeds) - 1)] for i in range(start, start + group)]
         noise = SeededNoise(padded, judge.device)
-        parts.append(draw_from_captions(denoiser, config, judge, noise, amp))
+        parts.append(draw_from_captions(denoiser, config, judge, noise))
         judged.append(judge.rows(parts[-1].images, parts[-1].captions))
 
     def join(values: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
@@ -223,7 +221,7 @@ def draw_and_judge(
 
 
 def draw_from_captions(
-    denoiser: EDMPrecond, config: Config, judge: Judge, noise: SeededNoise, amp: str
+    denoiser: EDMPrecond, config: Config, judge: Judge, noise: SeededNoise
 ) -> Drawn:
     """Images of the captions that the seeds choose, one for each seed.
 
@@ -250,7 +248,7 @@ def draw_from_captions(
         sampler_settings(config.sampling),
         cfg_scale=config.sampling.cfg_scale,
         interval=config.sampling.guidance_interval,
-        amp=amp,
+        amp=config.sampling.amp,
     )
     return Drawn(images, captions, chosen, classes)
 
@@ -284,7 +282,6 @@ def evaluate_into(
     judge: Judge,
     *,
     step: int | None = None,
-    amp: str = "no",
 ) -> Record:
     """evaluate_checkpoint for the denoiser that `checkpoint` holds, and record it.
 
@@ -298,7 +295,7 @@ def evaluate_into(
         "step": int(checkpoint.stem) if step is None else step,
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": of_main_process(lambda: file_hash(checkpoint)),
-        **evaluation_settings(config, judge, amp),
+        **evaluation_settings(config, judge),
     }
     name = folder_name(what)
     partial = results.folder / "partial" / name
@@ -313,7 +310,7 @@ def evaluate_into(
         return record
     partial.mkdir(parents=True, exist_ok=True)
     with FolderLock(partial, "evaluation") if is_main else nullcontext():
-        figures = evaluate_checkpoint(denoiser(), config, judge, partial, kept=kept, amp=amp)
+        figures = evaluate_checkpoint(denoiser(), config, judge, partial, kept=kept)
         record = {**what, **figures, "images": f"images/{name}", "config": config.to_dict()}
         if is_main:
             results.add(record)
@@ -328,7 +325,7 @@ def folder_name(what: Record) -> str:
     return f"{what['step']:07d}-cfg{scale}-{what['num_steps']}{what['solver']}-{digest}"
 
 
-def evaluation_settings(config: Config, judge: Judge, amp: str) -> dict[str, Any]:
+def evaluation_settings(config: Config, judge: Judge) -> dict[str, Any]:
     """All that figures depend on besides the weights, as plain values."""
     sampling = config.sampling
     captions = "none"
@@ -338,7 +335,7 @@ def evaluation_settings(config: Config, judge: Judge, amp: str) -> dict[str, Any
         "cfg_scale": sampling.cfg_scale,
         "num_steps": sampling.num_steps,
         "solver": sampling.solver,
-        **sampling.model_dump(mode="json", exclude_defaults=True),
+        **sampling.model_dump(mode="json", exclude_defaults=True, exclude={"preset", "compile"}),
         **config.eval.model_dump(include={"seeds", "class_idx"}, exclude_none=True),
         "n": config.eval.fid_sample_size,
         "network": judge.network.name,
@@ -348,7 +345,7 @@ def evaluation_settings(config: Config, judge: Judge, amp: str) -> dict[str, Any
         **config.encoders.model_dump(mode="json", include={"image_mean"}, exclude_none=True),
         "clip": judge.clip.identity,
         "vae": judge.autoencoder.identity,
-        "amp": amp,
+        "amp": sampling.amp,
     }
 
 

@@ -16,6 +16,7 @@ from models.edm import EDMPrecond
 from models.samplers import SamplerSettings, SeededNoise, guided, sample
 from utils.config_sections import Sampling
 from utils.errors import UserError
+from utils.read_ahead import read_ahead
 
 MOST_SEEDS = 10_000_000  # in one list; more is a slip of the pen
 
@@ -85,25 +86,29 @@ def generate(
 
     `conds`: (N, D), one for each seed, or None for an unconditional model. See draw_images.
     """
-    for start in range(0, len(seeds), batch_size):
-        positions = range(start, min(start + batch_size, len(seeds)))
+    batches = [
+        range(start, min(start + batch_size, len(seeds)))
+        for start in range(0, len(seeds), batch_size)
+    ]
+
+    def draw(positions: range) -> torch.Tensor:
         noise = SeededNoise([seeds[p] for p in positions], device)
         latents = noise.randn(latent_shape(denoiser))
         batch = None if conds is None else conds[positions.start : positions.stop].to(device)
-        yield (
-            positions,
-            draw_images(
-                denoiser,
-                autoencoder,
-                noise,
-                latents,
-                batch,
-                settings,
-                cfg_scale=cfg_scale,
-                interval=interval,
-                amp=amp,
-            ),
+        return draw_images(
+            denoiser,
+            autoencoder,
+            noise,
+            latents,
+            batch,
+            settings,
+            cfg_scale=cfg_scale,
+            interval=interval,
+            amp=amp,
         )
+
+    # A thread draws the next batch while the caller saves or judges this one.
+    yield from zip(batches, read_ahead(draw, batches, threads=1, ahead=1), strict=True)
 
 
 def parse_seeds(text: str) -> list[int]:
