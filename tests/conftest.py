@@ -1,13 +1,20 @@
 """Fixtures shared by the tests: reference values, and small folders of real images."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
+# The suite tries the same examples each time; `make soak` tries new ones, and more.
+settings.register_profile("suite", max_examples=40, derandomize=True, database=None, deadline=None)
+settings.register_profile("soak", max_examples=2000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
 SKIN = ["#f2d3b1", "#ae5d29", "#ffdbb4", "#8d5524"]
 HAIR = ["#2c1b18", "#b58143", "#a55728", "#e8e1e1"]
 BACK = ["#65c9ff", "#ffffb1", "#c2f0c2", "#ffafb9"]

@@ -1,6 +1,7 @@
 """The preprocessing scripts: from folders of images and captions to databases and statistics."""
 
 import importlib
+import os
 import pickle
 import shutil
 import sys
@@ -161,6 +162,15 @@ def test_a_run_stopped_by_a_bad_image_goes_on_with_skip_bad(project, capsys):
     project.fails(capsys, IMG, "--split", "train")
     project.run(IMG, "--split", "train", "--skip_bad")
     assert read_info(project.train / "clip_img").length == N_TRAIN - 1
+
+
+def test_names_that_are_not_utf_8_are_left_out_and_named_like_others(project):
+    bad = project.folder / "test" / "images" / os.fsdecode(b"caf\xe9.png")
+    bad.write_bytes(b"broken")
+    project.run(IMG, "--split", "test", "--skip_bad")
+    project.run(Z, "--split", "test")
+    assert read_info(project.test / "z").length == N_TEST
+    assert b"  caf\xe9.png\tunreadable" in (project.test / "skipped.txt").read_bytes()
 
 
 def test_another_encoder_is_refused(project, capsys):

@@ -26,6 +26,9 @@ MIN_CELL = 160  # pixels; smaller pictures are enlarged in grids so that caption
 MAX_LINES = 6  # of a caption
 MAX_ICONS = 3  # before a caption
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+# What such files are found to hold. Pillow knows others that it gives to programs (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+LONGEST = 16  # times the short side: the ends of a longer strip are cut off before it is scaled
 
 
 class UnreadableImage(UserError):
@@ -70,8 +73,8 @@ def load_captions(
 ) -> list[list[str]]:
     """The captions of each image: the lines of `<stem>.txt` at the same place below `caption_dir`.
 
-    Raises a UserError if a file is missing, empty or not UTF-8. Caption files that belong to none
-    of the images are left unused, and this is said, unless there are more images than these.
+    Raises a UserError if a file is missing, empty or no UTF-8 text. Caption files of none of the
+    images are left unused, and this is said, unless there are more images than these.
     """
     found = list_files(caption_dir, {".txt"}, "caption")
     names = [f"{name}.txt" for name in sample_names(image_paths, image_dir)]
@@ -99,6 +102,8 @@ def _caption_lines(file: Path) -> list[str]:
         raise UserError(f"{file}: cannot be read ({error})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: is not UTF-8 text; save it as UTF-8") from error
+    if "\0" in text:  # UTF-16 without its mark is valid UTF-8
+        raise UserError(f"{file}: is not text, it holds NUL bytes; save it as UTF-8")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -108,6 +113,8 @@ def _of(part: int, whole: int, what: str) -> str:
 
 def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
     """Decode a file as upright 8-bit RGB, whatever it holds; transparent pixels lie on white.
+
+    Of an animated one the first frame counts.
 
     at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as both
     sides have so many pixels.
@@ -124,7 +131,7 @@ def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """An image file on disk or in an archive; what is wrong with it becomes an UnreadableImage."""
     try:
-        with Image.open(io.BytesIO(read_bytes(Path(path)))) as image:
+        with Image.open(io.BytesIO(read_bytes(Path(path))), formats=FORMATS) as image:
             yield image
             return
     except UnidentifiedImageError as error:
@@ -148,8 +155,13 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     """Scale the short side to `size` pixels and cut out the middle square, as ADM does.
 
     Halved with a box filter while the short side is at least twice `size`, then bicubic
-    (Dhariwal & Nichol 2021, guided-diffusion).
+    (Dhariwal & Nichol 2021, guided-diffusion). Only strips of over 16 to 1 differ: scaled whole,
+    one of 20,000 x 10 pixels would take a gigabyte.
     """
+    if max(image.size) > LONGEST * min(image.size):
+        width, height = (min(side, LONGEST * min(image.size)) for side in image.size)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)

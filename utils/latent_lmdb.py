@@ -29,7 +29,8 @@ Z_KEY, Y_KEY, FEATURE_KEY = b"z-%d", b"y-%d-%d", b"feat-%d"
 
 def names_hash(names: Iterable[str]) -> str:
     """Identifies which samples a database holds, in which order (sha256 of the joined names)."""
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+    # File names need not be UTF-8; what is not stays as it is on disk.
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class LMDBWriter:

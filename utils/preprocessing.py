@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from models.clip import ClipEncoder
+from utils.checkpoint import write_whole
 from utils.config import Config, HelpFormatter, add_config_arguments
 from utils.distributed import add_launch_arguments, relaunch
 from utils.encoders import load_config_clip
@@ -244,11 +245,18 @@ def find_images(job: Job, args: argparse.Namespace) -> tuple[list[Path], list[st
 
 def _read_skipped(file: Path, header: str) -> set[str] | None:
     """The unreadable images below the folder, or None if they were not looked for yet."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = _lines(file)
     if header not in lines:
         return None
     block = itertools.takewhile(lambda x: x.startswith("  "), lines[lines.index(header) + 1 :])
     return {line.strip().partition("\t")[0] for line in block}
+
+
+def _lines(file: Path) -> list[str]:
+    """Lines of `skipped.txt`; names in it need not be UTF-8."""
+    if not file.is_file():
+        return []
+    return file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
 
 
 def _check_images(paths: list[Path], job: Job, args: argparse.Namespace, header: str) -> set[str]:
@@ -260,12 +268,12 @@ def _check_images(paths: list[Path], job: Job, args: argparse.Namespace, header:
         for path, error in zip(paths, errors, strict=True)
         if error is not None
     }
-    job.skipped.parent.mkdir(parents=True, exist_ok=True)
-    with job.skipped.open("a", encoding="utf-8") as file:
-        if file.tell() == 0:
-            file.write("Unreadable images, left out here; delete this file to check again.\n")
-        lines = [f"  {name}\t{reason}" for name, reason in bad.items()]
-        file.write("\n".join([header, *lines]) + "\n")
+    lines = _lines(job.skipped) or [
+        "Unreadable images, left out here; delete this file to check again."
+    ]
+    lines += [header, *(f"  {name}\t{reason}" for name, reason in bad.items())]
+    content = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+    write_whole(job.skipped, lambda temporary: temporary.write_bytes(content))
     return set(bad)
 
 

@@ -19,10 +19,11 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from utils.errors import UserError
+from utils.errors import UserError, refusing
 
 ARCHIVES = {".zip", ".tar"}
 COMPRESSED_TARS = {".tgz", ".gz", ".bz2", ".xz", ".zst"}  # cannot be read from the middle
+MOST_BYTES = 1 << 30  # of a file that a compressed archive may unfold to
 ZIP_HEADER = struct.Struct("<4s22xHH")  # of a member: signature, length of its name, of its extras
 
 
@@ -109,13 +110,15 @@ def relative_name(path: Path, folder: str | Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of a file on disk or in an archive; raises OSError if it is missing or damaged."""
+    """Content of a file on disk or in an archive; OSError if it is missing, damaged or huge."""
     archive = archive_of(path)
     if archive is None or archive == path:
         return path.read_bytes()
     member = _members(archive).get(path.relative_to(archive).as_posix())
     if member is None:
         raise FileNotFoundError(f"not in {archive.name}")
+    if member.size > MOST_BYTES:
+        raise OSError(f"{archive.name} gives it {member.size / 1e9:.1f} GB")
     with open(archive, "rb") as file:
         file.seek(member.offset)
         if member.crc is not None:
@@ -142,14 +145,9 @@ def _members(archive: Path) -> dict[str, Member]:
 @cache
 def _read_index(archive: Path, size: int, changed: int) -> dict[str, Member]:
     """All files of an archive; `size` and `changed` make it read again when it is another one."""
-    try:
-        read = _read_zip if archive.suffix.lower() == ".zip" else _read_tar
-        members = read(archive)
-    except (zipfile.BadZipFile, tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(
-            f"{archive}: not a readable {archive.suffix[1:].lower()} archive ({error}); "
-            "copy or download it again"
-        ) from error
+    kind = archive.suffix[1:].lower()
+    with refusing(f"{archive}: not a readable {kind} archive; copy or download it again"):
+        members = (_read_zip if kind == "zip" else _read_tar)(archive)
     if unsafe := [name for name in members if ".." in name.split("/")]:
         raise UserError(f"{archive}: holds {unsafe[0]!r}, a name that leads out of the archive")
     return members
