@@ -63,7 +63,7 @@ def test_without_the_mean_captions_are_only_normalised(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "cannot be read"),
+        (None, "is not there"),
         (np.zeros(DIM + 1, np.float32), f"does not hold {DIM} numbers"),
         (np.array([{"a": 1}]), "cannot be read"),  # a pickle, which is never read
     ],

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from models.edm import EDMPrecond, build_denoiser
 from utils.config import Config, config_from_dict
-from utils.errors import UserError
+from utils.errors import UserError, refusing
 
 VERSION = 1
 ZIP_MAGIC = b"PK\x03\x04"
@@ -134,19 +134,28 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     if fault:
         raise UserError(f"{path} {fault}")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with (
+            refusing(f"{path} is damaged or not a checkpoint"),
+            torch.serialization.safe_globals([argparse.Namespace]),
+        ):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
+    except UserError as error:
+        if not isinstance(error.__cause__, pickle.UnpicklingError):
+            raise
         raise UserError(
             f"{path} is refused: it holds more than tensors and plain values, or is damaged"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged or not a checkpoint") from error
-    if not isinstance(state, dict) or not isinstance(state.get("model", state.get("ema")), dict):
+    held = [state[key] for key in ("model", "ema") if key in state] if _is_named(state) else []
+    if not held or not all(_is_named(w) and all(map(torch.is_tensor, w.values())) for w in held):
         raise UserError(f"{path} is not a checkpoint: it has neither 'model' nor 'ema' weights")
-    if state.get("version", 0) > VERSION:
+    version = state.get("version", 0)
+    if not isinstance(version, int) or version > VERSION:
         raise UserError(f"{path} was written by a newer version of this program; please update")
     return state
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
 
 def load_weights(
@@ -219,7 +228,7 @@ def read_weights(path: Path, which: str = "ema") -> tuple[dict[str, torch.Tensor
     state = load_checkpoint(path)
     if which not in state:
         raise UserError(f"{path} has no '{which}' weights, only {', '.join(sorted(state))}")
-    config = config_from_dict(state["config"]) if "config" in state else None
+    config = config_from_dict(state["config"], str(path)) if "config" in state else None
     return state[which], config
 
 
@@ -227,14 +236,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Config | None
     """Weights and configuration of a released model."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; name one, e.g. of results/demo/checkpoints")
-    try:
+    with refusing(f"{path} is damaged or not a safetensors file"):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged or not a safetensors file ({error})") from error
-    config = yaml.safe_load(metadata["config"]) if "config" in metadata else None
-    return weights, config_from_dict(config) if config else None
+        config = yaml.safe_load(metadata["config"]) if "config" in metadata else None
+    return weights, config_from_dict(config, str(path)) if config else None
 
 
 def denoiser_with(weights: Mapping[str, torch.Tensor], config: Config, source: Path) -> EDMPrecond:

@@ -7,6 +7,7 @@ overrides. `utils/config_sections.py` is the reference of what keys exist.
 
 import argparse
 import difflib
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -25,7 +26,7 @@ from utils.config_sections import (
     Section,
     Train,
 )
-from utils.errors import UserError, note
+from utils.errors import UserError, note, one_line
 
 DEFAULT_CONFIG = "configs/demo/demo.yaml"
 
@@ -131,7 +132,9 @@ def config_from_dict(
     values: Mapping[str, Any], source: str = "checkpoint", overrides: Sequence[str] = ()
 ) -> Config:
     """Config out of a checkpoint's plain dict; overrides and faults as in `load_config`."""
-    raw = {name: dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}
+    if not isinstance(values, Mapping):
+        raise UserError(f"{source}: its configuration is not sections such as `data` and `train`")
+    raw = {str(name): dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}
     overridden = _apply_overrides(raw, overrides)
     return _validate(raw, source, overridden=overridden)
 
@@ -142,6 +145,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is not text", problem_mark=key.start_mark)
             if key.value in seen:
                 problem = f"key {key.value!r} is given twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
@@ -149,9 +154,19 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _load_yaml(text: str) -> Any:
+    """Plain values from YAML; raises YAMLError for everything that is none."""
+    try:
+        return yaml.load(text, _UniqueKeyLoader)
+    except RecursionError as error:
+        raise yaml.MarkedYAMLError(problem="it is nested too deeply") from error
+    except (ValueError, TypeError) as error:  # such as of a date that is none
+        raise yaml.MarkedYAMLError(problem=one_line(error)) from error
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        raw = _load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give --config a YAML file"
@@ -179,7 +194,7 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             hint = _suggestion(key, _all_keys())
             raise UserError(f"override {text!r}: should look like section.key=value{hint}")
         try:
-            parsed = yaml.safe_load(value)
+            parsed = _load_yaml(value)
         except yaml.YAMLError as error:
             raise UserError(f"override {text!r}: the value is not valid YAML") from error
         _set(raw, f"{section}.{name}", parsed)
@@ -276,8 +291,8 @@ def _modernise_perturbation(raw: dict[str, Any], source: str) -> list[str]:
         raw.setdefault("train", train)
         if train.setdefault("perturbation", value) != value:
             return [
-                f"{source}: model.perturbation: {value} contradicts train.perturbation "
-                f"({train['perturbation']}); keep train.perturbation"
+                f"{source}: model.perturbation: {_short(value)} contradicts train.perturbation "
+                f"({_short(train['perturbation'])}); keep train.perturbation"
             ]
     kind = train.get("perturbation_type", "")
     if kind in (None, "none"):
@@ -285,7 +300,7 @@ def _modernise_perturbation(raw: dict[str, Any], source: str) -> list[str]:
         if train.get("perturbation"):
             return [
                 f"{source}: train.perturbation_type: {kind} contradicts train.perturbation "
-                f"({train['perturbation']}); give a type, or set that to 0"
+                f"({_short(train['perturbation'])}); give a type, or set that to 0"
             ]
     bound = train.get("truncation")
     is_truncated = isinstance(kind, str) and kind.endswith(("trunc_gaussian", "truncated"))
@@ -303,14 +318,16 @@ def _section(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _fault(error: Mapping[str, Any], source: str, overridden: Mapping[str, str]) -> str:
     """One line for one of pydantic's errors."""
-    location = [str(part) for part in error["loc"]]
+    names = [str(part)[:100] for part in error["loc"]]
+    location = [name if name.isprintable() else repr(name) for name in names]
     key = ".".join(location)
     where = overridden.get(".".join(location[:2]), f"{source}:")
     if error["type"] == "extra_forbidden":
         known = _all_keys() if len(location) > 1 else list(Config.model_fields)
         return f"{where} {key}: unknown key{_suggestion(key, known)}"
+    got = _short(error["input"])
     if error["type"] in ("model_type", "model_attributes_type"):
-        return f"{where} {key}: should be a section of keys, got {error['input']!r}"
+        return f"{where} {key}: should be a section of keys, got {got}"
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
     message = message.partition(", unable to parse")[0]
     if error["type"] == "value_error":
@@ -318,7 +335,18 @@ def _fault(error: Mapping[str, Any], source: str, overridden: Mapping[str, str])
     hint = ""
     if error["type"] == "literal_error" and isinstance(error["input"], str):
         hint = _suggestion(error["input"], _choices(location))
-    return f"{where} {key}: {message}, got {error['input']!r}{hint}"
+    return f"{where} {key}: {message}, got {got}{hint}"
+
+
+def _short(value: Any) -> str:
+    """A value for a message, of bounded length however its parts refer to each other."""
+    bounded = reprlib.Repr()
+    bounded.maxlevel, bounded.maxlist, bounded.maxdict = 2, 3, 3
+    bounded.maxstring, bounded.maxother = 80, 80
+    try:
+        return bounded.repr(value)
+    except ValueError:
+        return "a number of too many digits"
 
 
 def _all_keys() -> list[str]:

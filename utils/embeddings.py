@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.checkpoint import write_whole
-from utils.errors import UserError
+from utils.errors import UserError, refusing
 from utils.latent_lmdb import LMDBReader, check_same_samples, expect_kind
 
 IMAGE_MEAN = "image_mean.npy"
@@ -49,15 +49,17 @@ def write_image_mean(database: Path) -> None:
 
 def read_image_mean(path: Path, dim: int) -> torch.Tensor:
     """(dim,) float32 from a file of write_image_mean; raises UserError if it holds no such."""
-    try:
-        mean = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as fault:
+    if not path.is_file():
         raise UserError(
-            f"encoders.image_mean: {path} cannot be read; preprocess_scripts/clip_encode_img.py "
+            f"encoders.image_mean: {path} is not there; preprocess_scripts/clip_encode_img.py "
             f"writes {IMAGE_MEAN} beside the embeddings"
-        ) from fault
+        )
+    with refusing(f"encoders.image_mean: {path} cannot be read"):
+        mean = np.load(path, allow_pickle=False)
     if not isinstance(mean, np.ndarray) or mean.shape != (dim,):
         raise UserError(f"encoders.image_mean: {path} does not hold {dim} numbers, as CLIP gives")
+    if mean.dtype.kind not in "fiu":
+        raise UserError(f"encoders.image_mean: {path} holds {mean.dtype}, not numbers")
     return torch.from_numpy(mean.astype(np.float32))
 
 

@@ -52,7 +52,7 @@ class LMDBWriter:
         self._lock: FolderLock | None = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._env = _if_complete(self.path)
+            self._env = _open_complete(self.path)
             if self._env is None:
                 self._lock = FolderLock(self.path, "database")
                 # LMDB's own lock file is a mapped one: a full disk would end the process (SIGBUS).
@@ -163,18 +163,6 @@ class LMDBWriter:
 
     def __exit__(self, *_: object) -> None:
         self._close()
-
-
-def _if_complete(path: Path) -> lmdb.Environment | None:
-    """A database that needs no writer, opened for reading; None if there is none such."""
-    if not (path / "data.mdb").is_file():
-        return None
-    try:
-        environment = open_database(path)
-    except UserError:  # the writer says what is wrong
-        return None
-    with environment.begin() as txn:
-        return environment if txn.get(b"length") is not None else None
 
 
 def _first_missing(txn: lmdb.Transaction, kind: Kind, length: int) -> int:
@@ -332,14 +320,19 @@ class LMDBReader:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether there is a database that has all its samples; another process may be writing it."""
+    """Whether there is a database that has all its samples."""
+    return _open_complete(path) is not None
+
+
+def _open_complete(path: Path) -> lmdb.Environment | None:
     if not (path / "data.mdb").is_file():
-        return False
+        return None
     try:
-        with lmdb.open(str(path), readonly=True) as environment, environment.begin() as txn:
-            return txn.get(b"length") is not None
-    except lmdb.Error:
-        return False
+        environment = open_database(path)
+    except UserError:  # damaged, or being written
+        return None
+    with environment.begin() as txn:
+        return environment if txn.get(b"length") is not None else None
 
 
 def expect_kind(reader: LMDBReader, kind: Kind) -> None:

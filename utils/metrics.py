@@ -9,7 +9,6 @@ that `pytorch-fid` reads, and its own files are read here.
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from models.clip import ClipEncoder
 from utils.checkpoint import write_whole
 from utils.config import Config
 from utils.encoders import load_config_clip
-from utils.errors import UserError, note
+from utils.errors import UserError, note, refusing
 
 
 class FeatureNetwork(Protocol):
@@ -228,7 +227,10 @@ def load_stats(path: str | Path) -> Reference:
     Raises UserError if the file is missing or holds anything else.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with (
+            refusing(f"{path}: not readable as reference statistics"),
+            np.load(path, allow_pickle=False) as file,
+        ):
             if not {"mu", "sigma"} <= set(file.files):
                 raise UserError(f"{path}: holds no 'mu' and 'sigma', so it is not a reference")
             mu, sigma = (file[name].astype(np.float64) for name in ("mu", "sigma"))
@@ -247,8 +249,6 @@ def load_stats(path: str | Path) -> Reference:
             f"{path}: no such reference statistics; make them with "
             "python preprocess_scripts/fid_ref.py, or set eval.ref_path"
         ) from None
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as fault:
-        raise UserError(f"{path}: not readable as reference statistics ({fault})") from fault
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise UserError(f"{path}: mu {mu.shape} and sigma {sigma.shape} are not of one dimension")
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):

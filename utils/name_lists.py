@@ -43,7 +43,7 @@ def read_names(file: Path) -> list[str]:
             names = content.decode("utf-8-sig").splitlines()
     except pickle.UnpicklingError as error:
         raise UserError(f"{file}: {error}") from error
-    except ValueError as error:  # of JSON and of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON and of UTF-8
         raise UserError(f"{file}: not a list of names in text, JSON or pickle ({error})") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{file}: should hold one list of strings, the names of images")

@@ -1,0 +1,212 @@
+"""Damages valid files at random and reads them: only a user's error may come out.
+
+python tests/faults/fuzz_readers.py --seconds 600          # all readers in turn
+python tests/faults/fuzz_readers.py --only checkpoint --seed 7
+
+Prints the seed of each fault and keeps the file; exit code 1 if there was one. A fault is any other
+exception, a crash of the process, or a message of more than one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import pickle
+import random
+import resource
+import sys
+import tempfile
+import time
+import traceback
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from conftest import draw_face
+from tiny import make_tiny_checkpoint, make_tiny_config
+
+from models.weights import read_tensors
+from utils.checkpoint import export_safetensors, load_denoiser
+from utils.config import load_config
+from utils.embeddings import read_image_mean
+from utils.errors import UserError
+from utils.images import load_image
+from utils.metrics import load_stats
+from utils.name_lists import read_names
+
+IMAGES = ["png", "jpg", "webp"]
+MEMORY = 8 << 30  # bytes that a reader may take
+TOKENS = [
+    *(
+        b"\x00",
+        b"\xff",
+        b"\n",
+        b"\xc2\x85",
+        b"\xe2\x80\xa8",
+        b"'",
+        b'"',
+        b"|",
+        b"%",
+        b"R.",
+        b"None",
+    ),
+    *(
+        b": ",
+        b"- ",
+        b"&a ",
+        b"*a",
+        b"<<: 1\n",
+        b"[",
+        b"{",
+        b"}",
+        b"]",
+        b"? [a]\n: b\n",
+        b"[" * 3000,
+    ),
+    *(
+        b"2001-99-99",
+        b"1e999",
+        b".nan",
+        b"9" * 5000,
+        b"0x" + b"f" * 5000,
+        b"!!int x",
+        b"!!binary x",
+    ),
+    *(b"!!python/name:os.system ", b"cos\nsystem\n", b"data:", b"train:", b"model:", b"None"),
+    b"[" * 3000,
+]
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """A few bytes changed, taken out, doubled or put in; or the end cut off."""
+    data = bytearray(content)
+    for _ in range(rng.choice([1, 1, 2, 8])):
+        at = rng.randrange(len(data) + 1)
+        length = rng.choice([1, 1, 2, 4, 16, 200])
+        match rng.randrange(6):
+            case 0:
+                data[at : at + length] = rng.randbytes(min(length, len(data) - at))
+            case 1:
+                del data[at : at + length]
+            case 2:
+                data[at:at] = data[at : at + length] * rng.choice([1, 2, 50])
+            case 3:
+                data[at:at] = rng.choice(TOKENS)
+            case 4 if at < len(data):
+                data[at] ^= 1 << rng.randrange(8)
+            case 5 if rng.random() < 0.2:
+                del data[at:]
+    return bytes(data)
+
+
+def damaged_inside(content: bytes, rng: random.Random) -> bytes:
+    """A zip archive that is in order but for one member."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w") as new:
+        # The smallest ones, such as the pickle, say how the rest is to be read.
+        small = sorted(old.infolist(), key=lambda entry: entry.file_size)
+        chosen = rng.choice([*(e for e in small if e.filename.endswith(".pkl"))] * 20 + small)
+        for entry in old.infolist():
+            member = old.read(entry)
+            new.writestr(entry.filename, damaged(member, rng) if entry is chosen else member)
+    return out.getvalue()
+
+
+def damaged_file(content: bytes, rng: random.Random) -> bytes:
+    is_zip = zipfile.is_zipfile(io.BytesIO(content))
+    return (damaged_inside if is_zip and rng.random() < 0.7 else damaged)(content, rng)
+
+
+def make_readers(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object], type[Exception]]]:
+    """Name -> a valid file, what reads it, and what that may raise."""
+    config = make_tiny_config(folder)
+    (folder / "config.yaml").write_text(config.to_yaml())
+    make_tiny_checkpoint(folder / "0000100.pt", config)
+    export_safetensors(folder / "0000100.pt", folder / "model.safetensors")
+    torch.save({"state_dict": {"a": torch.ones(3), "b": torch.ones(2, 2)}}, folder / "weights.pth")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(3, 2)), folder / "archive.pt")
+    np.savez(folder / "ref.npz", mu=np.zeros(4), sigma=np.eye(4), n=5, network="x", resolution=8)
+    np.save(folder / "mean.npy", np.ones(16, np.float32))
+    (folder / "names.pickle").write_bytes(pickle.dumps(["1.jpg", "2.jpg", "3.jpg"] * 3, 2))
+    (folder / "names.json").write_text('["1.jpg", "2.jpg"]')
+    (folder / "names.txt").write_text("1.jpg\n2.jpg\n")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    for suffix in IMAGES:
+        draw_face(3, 24).save(folder / f"face.{suffix}", exif=exif)
+    published = ROOT / "configs" / "main_config" / "train" / "celeb_t2f_gaus1.2.yaml"
+    return {
+        "config": (folder / "config.yaml", load_config, UserError),
+        "published config": (published, load_config, UserError),
+        "checkpoint": (folder / "0000100.pt", load_denoiser, UserError),
+        "safetensors": (folder / "model.safetensors", load_denoiser, UserError),
+        "torch file": (folder / "weights.pth", read_tensors, ValueError),
+        "archive": (folder / "archive.pt", read_tensors, ValueError),
+        "statistics": (folder / "ref.npz", load_stats, UserError),
+        "image mean": (folder / "mean.npy", lambda path: read_image_mean(path, 16), UserError),
+        "pickled names": (folder / "names.pickle", read_names, UserError),
+        "JSON names": (folder / "names.json", read_names, UserError),
+        "names": (folder / "names.txt", read_names, UserError),
+        **{suffix: (folder / f"face.{suffix}", load_image, UserError) for suffix in IMAGES},
+    }
+
+
+def fault_of(read: Callable[[Path], object], path: Path, allowed: type[Exception]) -> str | None:
+    """What is wrong with how a file is refused, if anything."""
+    try:
+        read(path)
+    except allowed as error:
+        lines = str(error).splitlines()
+        if not lines or (allowed is UserError and any(len(line) > 1000 for line in lines)):
+            return f"a message of {len(lines)} lines, {len(str(error))} characters"
+        # A config's faults are a line each, and each names the file.
+        if len(lines) > 1 and not all(str(path) in line for line in lines):
+            return f"a line that does not name the file: {error}"
+    except Exception:  # noqa: BLE001 - this is what is looked for
+        return traceback.format_exc()
+    return None
+
+
+def fuzz(names: list[str], seconds: float, first_seed: int, folder: Path) -> tuple[int, int]:
+    """Try files for that long; returns how many, and how many were read as they should not be."""
+    readers = make_readers(folder)
+    deadline, tried, faults = time.monotonic() + seconds, 0, 0
+    while time.monotonic() < deadline:
+        for name in names or readers:
+            seed = first_seed + tried // len(names or readers)
+            original, read, allowed = readers[name]
+            path = folder / f"fuzz-{seed}-{name.replace(' ', '-')}{original.suffix}"
+            path.write_bytes(damaged_file(original.read_bytes(), random.Random(f"{seed}/{name}")))
+            print(f"{name} --seed {seed}", file=sys.stderr, flush=True)
+            tried += 1
+            if fault := fault_of(read, path, allowed):
+                faults += 1
+                print(f"FAULT: --only {name!r} --seed {seed} ({path}): {fault}", flush=True)
+            else:
+                path.unlink()
+    return tried, faults
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
+    parser.add_argument("--only", action="append", default=[], help="name of a reader")
+    args = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    print(f"--seed {args.seed}", flush=True)
+    tried, faults = fuzz(args.only, args.seconds, args.seed, folder)
+    print(f"{tried} files, {faults} faults")
+    sys.exit(faults > 0)
+
+
+if __name__ == "__main__":
+    main()
