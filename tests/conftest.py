@@ -56,3 +56,37 @@ def tiny_faces(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
         return images, captions
 
     return make
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory) -> Path:
+    """A config file for latents (4, 8, 8) of 40 images, two embeddings each, and their databases.
+
+    Each latent is one colour, which follows from the embeddings: there is something to learn.
+    """
+    from tiny import DIM, make_tiny_config  # slow to import, and few tests need it
+
+    from utils.latent_lmdb import LMDBWriter
+
+    folder = tmp_path_factory.mktemp("faces")
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(40, DIM)).astype(np.float32)
+    colours = means @ rng.normal(size=(DIM, 4)).astype(np.float32) / 8
+    latents = np.broadcast_to(colours[:, :, None, None], (40, 4, 8, 8))
+    for split in ("train", "test"):
+        with LMDBWriter(folder / "lmdb" / split / "z", "z", {}, 40) as writer:
+            writer.append(latents)
+        for name in ("clip_img", "clip_txt"):
+            with LMDBWriter(folder / "lmdb" / split / name, "y", {}, 40) as writer:
+                writer.append([m + 0.1 * rng.normal(size=(2, DIM)) for m in means])
+    config = make_tiny_config(
+        folder,
+        data={"resolution": 64},
+        model={"in_size": 8, "unmasked_tail": 0.25},
+        train={"max_num_steps": 12, "perturbation": 0.5, "ema_rampup": 0.1, "grad_accum": 2},
+        eval={"caption_dir": None},
+        log={"log_every": 4, "ckpt_every": 6, "sample_every": 0, "use_tensorboard": False},
+    )
+    path = folder / "config.yaml"
+    path.write_text(config.to_yaml())
+    return path
