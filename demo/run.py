@@ -108,7 +108,7 @@ def stages() -> list[Stage]:
         Stage(
             "evaluate checkpoints",
             ["eval_latent_t2f.py", "--amp", "bf16"],
-            RESULTS / "evaluation" / "curve.png",
+            RESULTS / "evaluation" / "report.html",
             _evaluation,
         ),
         Stage(
@@ -147,7 +147,7 @@ def main() -> None:
     for stage in plan:
         print(f"{stage.name:<22}{done[stage.name]:8.0f}  {stage.result()}")
     print(f"{'all':<22}{sum(done[stage.name] for stage in plan):8.0f}")
-    print(f"\nLook at {plan[-1].leaves} and {RESULTS / 'evaluation' / 'curve.png'}")
+    print(f"\nLook at {plan[-1].leaves} and {RESULTS / 'evaluation' / 'report.html'}")
 
 
 if __name__ == "__main__":

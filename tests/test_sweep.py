@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from faults.harness import Run, seeded
+from faults.harness import Run, fill_disk, seeded, small_disk
 from PIL import Image
 from tiny import RESOLUTION, make_tiny_checkpoint, make_tiny_config, make_tiny_evaluation_data
 
@@ -221,6 +221,19 @@ def test_a_damaged_part_is_named_and_made_again(sweep, experiment, monkeypatch, 
     assert record["images_drawn"] == 40 + 16
     (experiment / "evaluation" / "results.jsonl").unlink()
     assert figures_of([record]) == figures_of(sweep("--ckpt_ids", 10, "--num_expected", 40))
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(sweep, experiment, capsys):
+    with small_disk(experiment / "evaluation", 400_000) as disk:
+        filler = fill_disk(disk, leave=120_000)
+        with pytest.raises(SystemExit) as stop:
+            sweep("--ckpt_ids", 10, "--num_expected", 400)
+        assert stop.value.code == 2
+        assert "No space left on device); make room" in capsys.readouterr().err
+        before = drawn_so_far(experiment)
+        filler.unlink()
+        (record,) = sweep("--ckpt_ids", 10, "--num_expected", 400)
+        assert before >= 16 and record["images_drawn"] <= 400 + 8
 
 
 def test_blocks_come_back_in_order_whatever_the_order_in_which_they_were_made(tmp_path):

@@ -98,3 +98,18 @@ def test_progress_names_what_it_counts(capsys):
     assert list(progress(range(3), "embedding", unit="image")) == [0, 1, 2]
     shown = capsys.readouterr().err
     assert "embedding" in shown and "3/3" in shown and "image/s" in shown
+
+
+def test_every_figure_of_an_evaluation_is_a_scalar_and_no_setting_is(tmp_path):
+    log = RunLog(tmp_path)
+    figures = {"frechet_distance": 5.0, "clip_score": None, "kid": 0.25, "recall_dinov2": 0.5}
+    log.evaluation(30, "guidance 2", {"n": 256, "cfg_scale": 2.0, "seconds": 3.0, **figures})
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    logged = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
+    group = "eval, guidance 2"
+    assert logged == {
+        f"{group}/frechet_distance": 5.0,
+        f"{group}/kid": 0.25,
+        f"{group}/recall_dinov2": 0.5,
+    }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -308,14 +309,30 @@ def evaluate_into(
         if is_main:  # a kill may have come between the record and the end
             shutil.rmtree(partial, ignore_errors=True)
         return record
-    partial.mkdir(parents=True, exist_ok=True)
-    with FolderLock(partial, "evaluation") if is_main else nullcontext():
+    with disk_errors(results.folder), ExitStack() as stack:
+        partial.mkdir(parents=True, exist_ok=True)
+        if is_main:
+            stack.enter_context(FolderLock(partial, "evaluation"))
         figures = evaluate_checkpoint(denoiser(), config, judge, partial, kept=kept)
         record = {**what, **figures, "images": f"images/{name}", "config": config.to_dict()}
         if is_main:
             results.add(record)
             shutil.rmtree(partial)
     return record
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """A disk that is full, or may not be written to, is one clear line."""
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise UserError(
+            f"{folder}: cannot be written ({fault.strerror}); make room or set its rights, and "
+            "start again: it goes on from there"
+        ) from fault
 
 
 def folder_name(what: Record) -> str:

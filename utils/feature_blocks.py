@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from utils.checkpoint import write_whole
 from utils.errors import note
@@ -60,10 +60,9 @@ class FeatureBlocks:
         tensors = {name: row.contiguous().cpu() for name, row in rows.items()}
         tensors[POSITIONS] = torch.tensor(list(positions))
         metadata = {"seconds": repr(took), "crc": str(_checksum(tensors))}
-        write_whole(
-            self.folder / f"{positions[0]:08d}.safetensors",
-            lambda path: save_file(tensors, path, metadata=metadata),
-        )
+        content = save(tensors, metadata)
+        path = self.folder / f"{positions[0]:08d}.safetensors"
+        write_whole(path, lambda temporary: temporary.write_bytes(content))
 
     @property
     def images_drawn(self) -> int:

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.figure_names import figures_in
 
 if TYPE_CHECKING:
     from utils.step_guard import Verdict
@@ -190,12 +191,11 @@ class RunLog:
         self.info(metrics_line(step, figures))
         self.scalars(step, figures, "train")
 
-    def evaluation(self, step: int, guidance: str, record: Mapping[str, Any]) -> None:
-        """How good the weights of `step` are: a line, and TensorBoard scalars."""
-        self.info(f"step {step:>8d}  {guidance}: {figures_text(record)}")
-        figures = {name: record[name] for name in ("frechet_distance", "clip_score")}
-        figures = {name: value for name, value in figures.items() if value is not None}
-        self.scalars(step, figures, f"eval, {guidance}")
+    def evaluation(self, step: int, way: str, record: Mapping[str, Any]) -> None:
+        """How good the weights of `step` are, sampled in this way: a line, and scalars."""
+        self.info(f"step {step:>8d}  {way}: {figures_text(record)}")
+        figures = {name: record[name] for name in figures_in([record])}
+        self.scalars(step, figures, f"eval, {way}")
 
     def scalars(self, step: int, figures: Mapping[str, float], group: str) -> None:
         """Figures for TensorBoard and Weights & Biases only, drawn as `group/name`."""
