@@ -189,7 +189,8 @@ class Eval(Section):
     split_file: LocalPath | None = None
     root: LocalPath | None = None  # latents of the test images (LMDB folder)
     image_feat_path: LocalPath | None = None  # embeddings of the test images (LMDB folder)
-    feature_network: Literal["inception", "clip"] = "inception"
+    feature_network: Literal["inception", "inception-tf", "clip", "dinov2"] = "inception"
+    more_ref_paths: list[LocalPath] = []  # references of other networks, judged by as well
 
 
 class Log(Section):
@@ -222,7 +223,8 @@ class Encoders(Section):
     # larger than those it was trained on: less memory, and with tiles slightly other pixels.
     vae_memory: Literal["full", "sliced", "tiled"] = "full"
     image_mean: LocalPath | None = None  # npy that clip_encode_img.py writes; moves captions there
-    inception: LocalPath | None = None
+    inception: LocalPath | None = None  # weights of pytorch-fid or torch-fidelity, they are alike
+    dinov2: LocalPath | None = None  # weights of any size of DINOv2
 
 
 # What `sampling.preset` stands for; figures in docs/sampling.md.
