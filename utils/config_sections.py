@@ -229,11 +229,18 @@ class Encoders(Section):
 
 # What `sampling.preset` stands for; figures in docs/sampling.md.
 SAMPLING_PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"solver": "heun", "num_steps": 40, "guidance_interval": None, "amp": "no"},
+    "paper": {
+        "solver": "heun",
+        "num_steps": 40,
+        "guidance_interval": None,
+        "sigma_min": None,
+        "amp": "no",
+    },
     "fast": {
         "solver": "dpmpp_2m",
         "num_steps": 10,
-        "guidance_interval": (0.3, 1000.0),
+        "guidance_interval": (0.3, 1000.0),  # below it guidance changes nothing that can be seen
+        "sigma_min": 0.02,
         "amp": "bf16",
     },
 }
@@ -242,7 +249,7 @@ SAMPLING_PRESETS: dict[str, dict[str, Any]] = {
 class Sampling(Section):
     """Sampler settings; any of the last three chooses the ablation sampler."""
 
-    # Values of solver, num_steps, guidance_interval and amp where they are not set themselves.
+    # Values of solver, num_steps, guidance_interval, sigma_min, amp where these are not set.
     preset: Literal["fast", "paper"] = "paper"
     solver: Solver = "heun"
     num_steps: PositiveInt = 40
