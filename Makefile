@@ -4,12 +4,13 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help demo test lint check clean
+.PHONY: help demo test soak lint check clean
 
 help:
 	@echo "make demo    render faces, train, evaluate, sample (15 minutes on 2 cores; resumes)"
 	@echo "make test    install, lint, run the whole test suite"
 	@echo "make check   how often the shipped model's pictures show what the sentence asked"
+	@echo "make soak    kill trainings at random moments, hundreds of times; nothing may be lost"
 	@echo "make lint    ruff only"
 	@echo "make clean   remove the demo's data and results (not .venv)"
 
@@ -32,6 +33,9 @@ test: lint
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+soak: .venv/.dev
+	$(BIN)/python tests/faults/soak.py
 
 check: .venv/.run
 	$(BIN)/python demo/make_faces.py

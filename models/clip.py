@@ -110,16 +110,11 @@ class ClipEncoder:
         Returns:
             (N, D) float32 on the CPU.
         """
-        images = self.resized(images)
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            images = torch.stack([self._resized(image) for image in images.cpu()])
         pixels = (images.to(self.device).float() / 255 - self._mean) / self._std
         with self._autocast():
             return self.model.encode_image(pixels.to(self.dtype)).float().cpu()
-
-    def resized(self, images: Tensor) -> Tensor:
-        """uint8 (N, 3, H, W) at the model's size, as encode_images does it."""
-        if images.shape[-2:] == (self.image_size, self.image_size):
-            return images
-        return torch.stack([self._resized(image) for image in images.cpu()])
 
     def _resized(self, image: Tensor) -> Tensor:
         """One uint8 (3, H, W) at the model's size, by Pillow: torch's bicubic rounds otherwise."""

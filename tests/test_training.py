@@ -1,12 +1,11 @@
 """Whole trainings: what they learn and leave, how they are interrupted, continued and shared."""
 
+import contextlib
 import json
 import shutil
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +25,19 @@ from utils.latent_lmdb import LMDBWriter
 from utils.tracking import CLOCK_FIELDS
 from utils.training_data import DataOrder, open_data, training_batches
 
-ROOT = Path(__file__).resolve().parents[1]
+
+@contextlib.contextmanager
+def fresh_process() -> Iterator[None]:
+    """What a training finds and leaves as if this process were for it alone."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    handlers = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
 
 
 def run(
@@ -37,15 +48,8 @@ def run(
     enable_eval: bool = False,
 ) -> Path:
     """Train in this process, as a new one would."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    handlers = [signal.getsignal(number) for number in numbers]
-    try:
+    with fresh_process():
         assert train(load_config(config, overrides), folder, start_from, enable_eval) == 0
-    finally:
-        for number, handler in zip(numbers, handlers, strict=True):
-            signal.signal(number, handler)
     return folder
 
 
@@ -220,69 +224,6 @@ def test_gradient_accumulation_trains_like_one_batch(faces, finished, tmp_path):
     for one, other in zip(whole, metrics(finished), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=0.3)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.5)
-
-
-def command(config: Path, folder: Path, *extra: str) -> list[str]:
-    where = [
-        "--config",
-        str(config),
-        "--results_dir",
-        str(folder.parent),
-        "--exp_name",
-        folder.name,
-    ]
-    return [sys.executable, "train_latent_t2f.py", *where, *extra]
-
-
-def stop_after_a_log_line(number: signal.Signals, folder: Path, command: list[str]) -> int:
-    """Start a training, send it a signal once it has logged, and return its exit code."""
-    process = subprocess.Popen(command, cwd=ROOT)
-    try:
-        while not ((folder / "metrics.jsonl").exists() and metrics(folder)):
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(number)
-        return process.wait(300)
-    finally:
-        process.kill()
-
-
-def assert_same_training(folder: Path, other: Path, step: int) -> None:
-    """Both hold a checkpoint of this step, equal in all that training goes on from."""
-    name = f"checkpoints/{step:07d}.pt"
-    states = [load_checkpoint(f / name) for f in (folder, other)]
-    for key in ("model", "ema", "opt", "rng", "step", "images_seen", "data_position"):
-        assert flat(states[0][key]) == flat(states[1][key])
-
-
-ENDLESS = ("train.max_num_steps=100000", "log.ckpt_every=100000", "model.unmasked_tail=0")
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_saves_the_step_in_hand(faces, tmp_path, number):
-    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    code = stop_after_a_log_line(number, stopped, command(faces, stopped, *ENDLESS))
-    assert code == 128 + number
-    (step,) = list_checkpoints(stopped / "checkpoints")
-    assert 0 <= step - metrics(stopped)[-1]["step"] < 4
-    run(faces, whole, *ENDLESS, f"train.max_num_steps={step}")
-    assert_same_training(stopped, whole, step)
-
-
-@pytest.mark.e2e
-def test_two_processes_train_like_one_and_stop_together(faces, finished, tmp_path):
-    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    two = ("--num_process_per_node", "2", *ENDLESS)
-    stop_after_a_log_line(signal.SIGTERM, stopped, command(faces, stopped, *two))
-    (step,) = list_checkpoints(stopped / "checkpoints")
-    again = command(faces, whole, *two, f"train.max_num_steps={step}")
-    assert subprocess.run(again, cwd=ROOT, timeout=600).returncode == 0
-    assert_same_training(stopped, whole, step)
-    assert "2 process(es) x 2 x 2" in (whole / "log.txt").read_text()
-    for one, both in zip(metrics(finished)[:2], metrics(whole)[:2], strict=True):
-        assert one["loss"] == pytest.approx(both["loss"], rel=0.3)
-        assert one["grad_norm"] == pytest.approx(both["grad_norm"], rel=0.5)
 
 
 def call_main(monkeypatch, *arguments: str) -> int:

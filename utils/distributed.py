@@ -72,6 +72,7 @@ def start_accelerator(amp: str, grad_accum: int, all_weights_used: bool) -> Acce
     `amp`: 'bf16', 'fp16' or 'no'. `all_weights_used`: every step has a gradient for each weight,
     which spares several processes a search.
     """
+    _join_after_restart()
     wrapper = DistributedDataParallelKwargs(find_unused_parameters=not all_weights_used)
     try:
         return Accelerator(
@@ -83,6 +84,19 @@ def start_accelerator(amp: str, grad_accum: int, all_weights_used: bool) -> Acce
         )
     except ValueError as error:
         raise UserError(f"train.amp: {amp}: {error}") from error
+
+
+def _join_after_restart() -> None:
+    """Meet the other processes under names of this restart's own, if torchrun has restarted them.
+
+    torchrun keeps one store for all restarts, in which the addresses of dead processes still stand.
+    """
+    restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if restart == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    store, rank, processes = next(torch.distributed.rendezvous("env://"))
+    store = torch.distributed.PrefixStore(f"restart_{restart}", store)
+    torch.distributed.init_process_group(store=store, rank=rank, world_size=processes)
 
 
 def images_per_forward(batchsize: int, processes: int, grad_accum: int) -> int:

@@ -59,7 +59,8 @@ def shard_training(
     ema.follow(denoiser)
     parameters = [p for p in denoiser.parameters() if p.requires_grad]
     options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
-    new = type(optimizer)(parameters, **{k: options[k] for k in optimizer.defaults})
+    new = type(optimizer)(parameters, fused=True)
+    new.param_groups[0].update(options)
     whole = [p for group in optimizer.param_groups for p in group["params"]]
     for old, parameter in zip(whole, parameters, strict=True):
         new.state[parameter] = {

@@ -72,7 +72,7 @@ class Run:
 
     `script` is a path from the project's root, `folder` where it runs (the root by default).
     `cold`: started as users do, by a new Python, with `launcher` before the script if given, such
-    as `("-m", "torch.distributed.run", "--nproc_per_node", "2")`.
+    as `("-m", "torch.distributed.run", "--nproc_per_node", "2")`, and `prefix` before Python.
     """
 
     def __init__(
@@ -85,11 +85,12 @@ class Run:
         folder: Path = ROOT,
         cold: bool = False,
         launcher: Sequence[str] = (),
+        prefix: Sequence[str] = (),
     ) -> None:
         self.output, self.environment = output, environment or {}
         words = [str(argument) for argument in arguments]
-        if cold or launcher:
-            command = [sys.executable, *launcher, str(ROOT / script), *words]
+        if cold or launcher or prefix:
+            command = [*prefix, sys.executable, *launcher, str(ROOT / script), *words]
             with open(output, "ab") as file:
                 self._process = subprocess.Popen(
                     command,
@@ -176,6 +177,43 @@ def signal_all_within(
     for run in runs:
         run.kill() if number == signal.SIGKILL else run.send(number)
     return [run.wait() for run in runs]
+
+
+@contextlib.contextmanager
+def two_hosts() -> Iterator[list[tuple[list[str], str, dict[str, str]]]]:
+    """Prefix of commands, address, and environment of two hosts of a network.
+
+    They are network namespaces, or where those need rights this host twice.
+    """
+    names, devices = (
+        [f"t2f{os.getpid()}{end}" for end in "ab"],
+        [f"v{os.getpid()}{e}" for e in "ab"],
+    )
+    try:
+        for name in names:
+            subprocess.run(["ip", "netns", "add", name], check=True, capture_output=True)
+        veth = ["ip", "link", "add", devices[0], "type", "veth", "peer", "name", devices[1]]
+        subprocess.run(veth, check=True, capture_output=True)
+        hosts = []
+        for number, (name, device) in enumerate(zip(names, devices, strict=True), 1):
+            inside = ["ip", "netns", "exec", name]
+            address = f"10.77.0.{number}"
+            for command in (
+                ["ip", "link", "set", device, "netns", name],
+                [*inside, "ip", "link", "set", "lo", "up"],
+                [*inside, "ip", "address", "add", f"{address}/24", "dev", device],
+                [*inside, "ip", "link", "set", device, "up"],
+            ):
+                subprocess.run(command, check=True, capture_output=True)
+            hosts.append((inside, address, {"GLOO_SOCKET_IFNAME": device}))
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        hosts = [([], "localhost", {})] * 2
+    try:
+        yield hosts
+    finally:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
 @contextlib.contextmanager

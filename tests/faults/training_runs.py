@@ -11,7 +11,7 @@ from harness import Run, signal_all_within
 from test_training import final_state, metrics
 
 SCRIPT = "train_latent_t2f.py"
-STEPS, CKPT_EVERY = 36, 5
+STEPS, CKPT_EVERY = 50, 5
 SETTINGS = (
     f"train.max_num_steps={STEPS}",
     f"log.ckpt_every={CKPT_EVERY}",

@@ -1,0 +1,111 @@
+"""The long form of the fault tests: a demo-size training, killed again and again.
+
+    make soak        (or: python tests/faults/soak.py --kills 30)
+
+Three trainings are interrupted at random moments: by kill -9, by SIGTERM, and by kill -9 of both of
+two processes. Each time the same command is started again. In the end weights, averages, optimizer
+and every figure of metrics.jsonl that does not depend on the clock must be those of a training that
+nothing interrupted, bit for bit. The network and its settings are the demo's; so is the data if it
+is there, else it is random numbers of the same shapes. FAULT_SEED repeats a run.
+"""
+
+import argparse
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from harness import Run, seeded, signal_all_within
+from training_runs import outcome, start, start_ranks
+
+from utils.checkpoint import list_checkpoints
+from utils.latent_lmdb import LMDBWriter
+
+CONFIG = ROOT / "configs" / "demo" / "demo.yaml"
+STEPS_PER_KILL = 6
+MOMENTS = 8.0  # seconds from the start of a process among which one is drawn
+
+
+def random_faces(folder: Path, count: int = 1000) -> Path:
+    """Databases of the demo's shapes."""
+    rng = np.random.default_rng(0)
+    with LMDBWriter(folder / "train" / "z", "z", {}, count) as writer:
+        writer.append(rng.normal(size=(count, 4, 16, 16)).astype(np.float32))
+    with LMDBWriter(folder / "train" / "clip_img", "y", {}, count) as writer:
+        writer.append(rng.normal(size=(count, 1, 256)).astype(np.float32))
+    return folder
+
+
+def endure(
+    begin: Callable[[], list[Run]], rng: random.Random, number: signal.Signals, kills: int
+) -> int:
+    """Interrupt a training `kills` times, then let it finish; how often it was interrupted."""
+    allowed = {-number, 0} if number == signal.SIGKILL else {-number, 128 + number, 0}
+    for done in range(kills):
+        codes = signal_all_within(MOMENTS, rng, number, begin())
+        if not set(codes) <= allowed:
+            raise SystemExit(f"after {number.name} a process ended with {codes}")
+        if codes == [0] * len(codes):
+            return done
+    codes = [run.wait(3600) for run in begin()]
+    if any(codes):
+        raise SystemExit(f"the last start ended with {codes}")
+    return kills
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=30, help="of each training (default: 30)")
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo" / "lmdb")
+    args = parser.parse_args()
+    rng = seeded("soak")
+    with tempfile.TemporaryDirectory(prefix="soak_") as name:
+        folder = Path(name)
+        data = args.data if (args.data / "train" / "z").exists() else random_faces(folder / "lmdb")
+        settings = (
+            f"data.root={data / 'train' / 'z'}",
+            f"data.feat_path={data / 'train' / 'clip_img'}",
+            f"train.max_num_steps={STEPS_PER_KILL * args.kills}",
+            "log.log_every=2",
+            "log.ckpt_every=3",
+            "log.keep_last=3",
+            "log.sample_every=0",
+        )
+
+        def one(name: str) -> list[Run]:
+            return [start(CONFIG, folder / name, *settings)]
+
+        def two(name: str) -> list[Run]:
+            return start_ranks(CONFIG, folder / name, *settings)
+
+        failed = False
+        for title, begin, number in (
+            ("kill -9", one, signal.SIGKILL),
+            ("SIGTERM", one, signal.SIGTERM),
+            ("kill -9, two processes", two, signal.SIGKILL),
+        ):
+            reference, tried = folder / f"whole_{begin.__name__}", folder / title.replace(" ", "_")
+            began = time.monotonic()
+            if not reference.exists():
+                assert not any([run.wait(3600) for run in begin(reference.name)])
+            count = endure(lambda: begin(tried.name), rng, number, args.kills)  # noqa: B023
+            same = outcome(tried) == outcome(reference)
+            failed |= not same or not list_checkpoints(tried / "checkpoints")
+            print(
+                f"{title}: interrupted {count} times, then finished: "
+                f"{'bit-identical' if same else 'DIFFERENT'} ({time.monotonic() - began:.0f} s)",
+                flush=True,
+            )
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Networks spread over the processes (FSDP): the same training, and checkpoints for anyone."""
+
+import signal
+
+import pytest
+import torch
+from harness import seeded
+from test_training import metrics, run
+from tiny import DIM
+from training_runs import SETTINGS, STEPS, interrupt, start, start_ranks
+
+from utils.checkpoint import list_checkpoints, load_checkpoint, load_denoiser
+
+pytestmark = pytest.mark.e2e
+SHARD = "train.shard=true"
+
+
+def shapes(value: dict) -> dict:
+    return {name: tensor.shape for name, tensor in value.items()}
+
+
+def test_a_sharded_training_equals_one_process_and_its_checkpoint_goes_on_alone(faces, tmp_path):
+    rng, folder = seeded("sharded"), tmp_path / "sharded"
+    whole = run(faces, tmp_path / "whole", *SETTINGS)
+    ranks = start_ranks(faces, folder, SHARD)
+    ranks[0].wait_until(lambda: list_checkpoints(folder / "checkpoints"))
+    interrupt(ranks, folder, rng, signal.SIGKILL, within=0.1)
+    assert [rank.wait() for rank in start_ranks(faces, folder, SHARD)] == [0, 0]
+    assert "sharded" in (folder / "log.txt").read_text()
+    for one, both in zip(metrics(whole), metrics(folder), strict=True):
+        assert both == pytest.approx(one, rel=1e-3)
+    last = f"checkpoints/{STEPS:07d}.pt"
+    state, expected = load_checkpoint(folder / last), load_checkpoint(whole / last)
+    for name in ("model", "ema"):
+        assert shapes(state[name]) == shapes(expected[name])
+        for key, tensor in state[name].items():
+            torch.testing.assert_close(tensor, expected[name][key], rtol=0.02, atol=2e-3)
+    denoiser, _ = load_denoiser(folder / last)
+    assert denoiser(torch.randn(2, 4, 8, 8), 1.0, torch.randn(2, DIM)).isfinite().all()
+    longer = f"train.max_num_steps={STEPS + 4}"
+    for done in (folder, whole):
+        with start(faces, done, longer) as training:
+            assert training.wait() == 0, training.said()
+    assert metrics(folder)[-1] == pytest.approx(metrics(whole)[-1], rel=1e-3)
