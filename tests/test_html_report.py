@@ -119,7 +119,18 @@ def test_the_table_holds_every_result_and_tints_the_best(made):
     rows = [row for row in Page(made.path.read_text()).rows if row[1]]
     assert len(rows) == 6
     assert [cells[:2] for kind, cells in rows if kind == "best"] == [["600", "1.5"]]
-    assert rows[4][1] == ["600", "1.5", "10 dpmpp_2m", "240", "19.10", "256", "61 s"]
+    assert rows[4][1] == ["600", "1.5", "10 dpmpp_2m", "240", "19.10", "61 s"]
+
+
+def test_every_figure_has_a_column_and_a_curve_and_its_spread_stands_below(made):
+    more = {"frechet_distance_low": 226.0, "frechet_distance_high": 255.4, "recall_dinov2": 0.25}
+    made.results.add(record(900, 1.5, 200.0, kid=0.0123, kid_std=0.0041, cmmd=None, **more))
+    page = Page(write_report(made.results, made.config, made.clip).read_text())
+    (cells,) = [cells for kind, cells in page.rows if kind == "best"]
+    assert cells[3:5] == ["200", "226 – 255.4"]
+    assert cells[5:9] == ["0.0123", "± 0.0041", "19.50", "0.250"]
+    assert "Recall (DINOv2)" in page.text and "CMMD" not in page.text
+    assert sum(uri.startswith("data:image/svg+xml") for uri in page.loads) == 4 + 1
 
 
 def test_captions_are_shown_as_they_are_written(made):

@@ -35,7 +35,8 @@ from utils.results import Record, Results, best_of, comparable, curves, draw_cur
 
 TEMPLATES = Path(__file__).with_name("templates")
 PAIRS = 8  # generated images that are shown beside the nearest training image
-CHART = (5.6, 3.4)  # inches
+CHARTS = {True: (5.6, 3.4), False: (4.1, 2.9)}  # inches; there are few of them, or many
+HIGHLIGHTS = ("frechet_distance", "kid", "recall", "clip_score")
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,15 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
         facts=facts(records, config),
         best=best,
         best_way=dict(zip(map(id, records), way_names(records), strict=True))[id(best)],
-        figures=figures,
         header=[about.label for about in figures.values()],
         rows=table_rows(records, figures),
-        curves=[curve_chart(records, key) for key in figures],
+        highlights={key: figures[key] for key in HIGHLIGHTS if best.get(key) is not None},
+        curves=[curve_chart(records, key, CHARTS[len(figures) <= 4]) for key in figures],
         legend=[(name, to_hex(f"C{i % 10}")) for i, name in enumerate(lines)],
         trade_off=trade_off_chart(records),
         pictures=[Picture(data_uri(path.read_bytes()), text) for path, text in images],
         neighbours=neighbours([path for path, _ in images], config, clip),
+        counts_differ=len({record["n"] for record in records}) > 1,
         left_out=len(results.records) - len(comparable(results.records)),
         made=time.strftime("%d %B %Y, %H:%M"),
     )
@@ -148,9 +150,9 @@ def table_rows(records: Sequence[Record], figures: dict[str, FigureInfo]) -> lis
     return rows
 
 
-def curve_chart(records: Sequence[Record], key: str) -> str:
-    """One figure over the training, as a data URI."""
-    figure = Figure(figsize=CHART, layout="constrained")
+def curve_chart(records: Sequence[Record], key: str, size: tuple[float, float]) -> str:
+    """One figure over the training, `size` in inches, as a data URI."""
+    figure = Figure(figsize=size, layout="constrained")
     draw_curves(figure.subplots(), records, key)
     return svg_uri(figure)
 
@@ -162,7 +164,7 @@ def trade_off_chart(records: Sequence[Record]) -> str | None:
         return None
     steps = sorted({record["step"] for record in points})
     colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.8, len(steps)))
-    figure = Figure(figsize=(2 * CHART[0], 4.6), layout="constrained")
+    figure = Figure(figsize=(11.2, 4.6), layout="constrained")
     axis = figure.subplots()
     for step, colour in zip(steps, colours, strict=True):
         of_step = [record for record in points if record["step"] == step]

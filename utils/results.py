@@ -121,6 +121,8 @@ def draw_curves(axis: Axes, records: Sequence[Record], key: str) -> None:
     for label, line in curves(records).items():
         values = np.array([record.get(key) for record in line.values()], float)  # None is nan
         axis.plot(list(line), values, marker="o", markersize=4, linewidth=1.8, label=label)
+        ends = [[record.get(f"{key}_{end}") for record in line.values()] for end in ("low", "high")]
+        axis.fill_between(list(line), *np.array(ends, float), alpha=0.1, linewidth=0)
     about = figure_info(key)
     tidy(axis, about.label, f"{about.better} is better")
     axis.set_xlabel("training step")
