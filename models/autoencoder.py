@@ -54,7 +54,7 @@ class Autoencoder:
         # Convolutions are faster with the channels innermost, on CPUs by half.
         self.vae = vae.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         if dtype != torch.float32:
-            self.vae.to(dtype=dtype)
+            torch.nn.Module.to(self.vae, dtype)  # the library's own says that nothing is special
         if memory != "full":
             self.vae.enable_slicing()
         if memory == "tiled":

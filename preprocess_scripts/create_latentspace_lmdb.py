@@ -95,7 +95,9 @@ def main() -> None:
     args = parse_args()
     config = load_config(args.config, args.overrides)
     shard = shard_of(args)
-    todo = [(job, *find_images(job, args)) for job in find_jobs(args, config, "z")]
+    jobs = find_jobs(args, config, "z")
+    embeddings = [embeddings_of(job, config) if args.with_clip else None for job in jobs]
+    todo = [(job, *find_images(job, args)) for job in jobs]
     vae = load_config_autoencoder(config, args.device)
     check_size(config, vae)
     clip = load_clip_that_fits(config, args.device) if args.with_clip else None
@@ -112,16 +114,16 @@ def main() -> None:
     def encode_mirrored(images: torch.Tensor, first: int) -> np.ndarray:
         return encode(images.flip(3), first)
 
-    for job, paths, names in todo:
+    for (job, paths, names), clip_img in zip(todo, embeddings, strict=True):
         targets = [Target(job.out, "z", meta, encode)]
         if args.xflip:
             mirrored = job.out.with_name(f"{job.out.name}_xflip")
             targets.append(Target(mirrored, "z", meta | {"xflip": True}, encode_mirrored))
-        if clip:
-            embeddings = embeddings_of(job, config)
-            targets.append(image_embeddings(embeddings, clip, config, args))
-        if fill(job, names, targets, partial(image_batches, paths, config, args), shard) and clip:
-            write_image_mean(embeddings)
+        if clip_img:
+            targets.append(image_embeddings(clip_img, clip, config, args))
+        read = partial(image_batches, paths, config, args)
+        if fill(job, names, targets, read, shard) and clip_img:
+            write_image_mean(clip_img)
 
 
 def embeddings_of(job: Job, config: Config) -> Path:
