@@ -7,6 +7,7 @@ Some checkpoints:   python eval_latent_t2f.py --ckpt_id_start 5000 --ckpt_id_end
 A sweep:            python eval_latent_t2f.py --cfg_scale 2.0,None --num_steps 10,40 \\
                         --solver heun,dpmpp_2m
 Several processes:  python eval_latent_t2f.py --num_process_per_node 4
+Images from a folder:  python eval_latent_t2f.py --images DIR --ref X.npz
 
 Writes report.html (open it in a browser), results.jsonl, results.csv and curve.png into
 <experiment_dir>/evaluation/. What is in results.jsonl already, for the same checkpoint and
@@ -36,6 +37,7 @@ from utils.distributed import add_launch_arguments, relaunch
 from utils.errors import UserError, one_line_errors
 from utils.evaluation import Judge, evaluate_into, ways_of_sampling
 from utils.experiment import experiment_name
+from utils.folder_evaluation import add_folder_arguments, judge_folder
 from utils.html_report import write_report
 from utils.published_flags import (
     EVALUATION_VOID,
@@ -89,6 +91,7 @@ def parse_args() -> argparse.Namespace:
     }
     published = ("train_global_batch", "local_rank", *SAMPLING)
     add_published_flags(parser, published, **own, **EVALUATION_VOID)
+    add_folder_arguments(parser)
     add_launch_arguments(parser)
     return parser.parse_intermixed_args()
 
@@ -169,7 +172,11 @@ def main() -> None:
     flags = flag_settings(args)
     if args.save_images:
         flags["--save_images"] = {"eval.save_images": args.save_images}
-    config = load_config(args.config, args.overrides, require=("eval.ref_path",), flags=flags)
+    required = () if args.images else ("eval.ref_path",)
+    config = load_config(args.config, args.overrides, required, flags)
+    if args.images:
+        relaunch(args)
+        return judge_folder(args, config)
     ways = ways_of_sampling(config)
     folder = folder_of(args, config)
     checkpoints = checkpoints_to_judge(

@@ -110,11 +110,16 @@ class ClipEncoder:
         Returns:
             (N, D) float32 on the CPU.
         """
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            images = torch.stack([self._resized(image) for image in images.cpu()])
+        images = self.resized(images)
         pixels = (images.to(self.device).float() / 255 - self._mean) / self._std
         with self._autocast():
             return self.model.encode_image(pixels.to(self.dtype)).float().cpu()
+
+    def resized(self, images: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) at the model's size, as encode_images does it."""
+        if images.shape[-2:] == (self.image_size, self.image_size):
+            return images
+        return torch.stack([self._resized(image) for image in images.cpu()])
 
     def _resized(self, image: Tensor) -> Tensor:
         """One uint8 (3, H, W) at the model's size, by Pillow: torch's bicubic rounds otherwise."""

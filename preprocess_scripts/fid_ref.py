@@ -3,45 +3,66 @@
 The demo:          python preprocess_scripts/fid_ref.py
 Your config:       python preprocess_scripts/fid_ref.py --config X.yaml
 One folder:        python preprocess_scripts/fid_ref.py --images photos --out photos.npz
+Another network:   python preprocess_scripts/fid_ref.py --out dino.npz eval.feature_network=dinov2
+As pytorch-fid:    python preprocess_scripts/fid_ref.py --images photos --out photos.npz --no_crop
+ADM's batches:     python preprocess_scripts/fid_ref.py --images VIRTUAL.npz --out X.npz --features
 
 The feature network is eval.feature_network: Inception if encoders.inception names its weights,
 else the image tower of the config's CLIP. The npz holds mu and sigma (float64) as pytorch-fid's
-files do, and which network, how many images, their side in pixels and a hash of their names.
+files do, and which network, how many images, their side in pixels and a hash of their names; with
+Inception mu_s and sigma_s for sFID; with --features the features of up to 10,000 images, which KID,
+precision, recall, density, coverage and CMMD need.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.config import load_config
 from utils.errors import UserError, one_line_errors
-from utils.images import iterate_batches
+from utils.features import load_feature_network
+from utils.image_source import NpzImages, image_batches
 from utils.latent_lmdb import names_hash
-from utils.metrics import (
-    FeatureStats,
-    image_features,
-    load_feature_network,
-    load_stats,
-    save_stats,
-)
+from utils.metrics import ImageSet
 from utils.preprocessing import advise_skip_bad, find_images, find_jobs, make_parser
+from utils.references import load_stats, save_stats
 from utils.tracking import progress
 
 
 @one_line_errors
 def main() -> None:
-    args = make_parser(__doc__, "ref", batch_size=64).parse_intermixed_args()
+    parser = make_parser(__doc__, "ref", batch_size=64)
+    parser.add_argument(
+        "--features", action="store_true", help="keep features of up to 10,000 images as well"
+    )
+    parser.add_argument(
+        "--no_crop",
+        action="store_true",
+        help="images as they are, as pytorch-fid takes them, not crops of data.resolution",
+    )
+    args = parser.parse_intermixed_args()
     config = load_config(args.config, args.overrides)
     (job,) = find_jobs(args, config, "ref")
-    paths, names = find_images(job, args)
+    if job.images.suffix == ".npz" and job.images.is_file():
+        source, size = NpzImages(job.images), None
+        side, identity = source.side, source.checksum
+    else:
+        source, names = find_images(job, args)
+        size = None if args.no_crop else config.data.resolution
+        side, identity = size or 0, names_hash(names)
     network = load_feature_network(config, args.device)
-    about = {
-        "n": len(paths),
-        "network": network.name,
-        "resolution": config.data.resolution,
-        "source": names_hash(names),
-    }
+    about = {"n": len(source), "network": network.name, "resolution": side, "source": identity}
+    statistics = None  # of more images than are here, as in ADM's reference batches
+    if isinstance(source, NpzImages) and source.has_statistics:
+        if network.name != "inception-tf":
+            raise UserError(
+                f"{job.images}: its statistics are those of ADM's evaluator, whose network is "
+                f"inception-tf, not {network.name}; add eval.feature_network=inception-tf and "
+                "encoders.inception=FILE"
+            )
+        statistics, about["n"] = load_stats(job.images), None
     if job.out.exists():
         there = load_stats(job.out)
         different = [
@@ -54,17 +75,20 @@ def main() -> None:
                 f"{job.out}: made differently before ({'; '.join(different)}); "
                 "delete it or choose another --out"
             )
-        print(f"{job.out}: complete already ({len(paths)} images, {network.name})")
-        return
-    stats = FeatureStats()
-    batches = iterate_batches(paths, config.data.resolution, args.batch_size, args.num_workers)
-    bar = progress(None, f"{job.split}: statistics", len(paths), "images")
+        if there.features is not None or not args.features:
+            print(f"{job.out}: complete already ({len(source)} images, {network.name})")
+            return
+    images = ImageSet([network])
+    batches = image_batches(source, size, args.batch_size, args.num_workers)
+    bar = progress(None, f"{job.split}: statistics", len(source), "images")
     with bar, advise_skip_bad():
-        for features in image_features(network, batches):
-            stats.update(features)
-            bar.update(len(features))
-    save_stats(job.out, stats.mu, stats.sigma, **about)
-    print(f"{job.out}: {len(paths)} images, features of {network.name}")
+        for indices, batch in batches:
+            images.update(batch, indices)
+            bar.update(len(indices))
+    made = images.references()[0]
+    features = made.features if args.features else None
+    save_stats(job.out, replace(statistics or made, **about, features=features))
+    print(f"{job.out}: {len(source)} images, features of {network.name}")
 
 
 if __name__ == "__main__":

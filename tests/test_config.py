@@ -111,6 +111,7 @@ def test_defaults_are_the_published_behaviour(write):
 def test_a_sampling_preset_fills_in_what_is_not_set(write):
     fast = load_config(write("sampling: {preset: fast, num_steps: 7}")).sampling
     assert (fast.solver, fast.num_steps, fast.amp) == ("dpmpp_2m", 7, "bf16")
+    assert fast.guidance_interval == (0.3, 1000)
     paper = load_config(write("sampling: {preset: paper}")).sampling
     assert paper == Sampling()
     assert config_from_dict({"sampling": fast.model_dump(mode="json")}).sampling == fast

@@ -23,8 +23,9 @@ from models.samplers import SeededNoise
 from utils.config import Config
 from utils.errors import UserError
 from utils.evaluation import Judge, draw_from_captions, evaluate_checkpoint
+from utils.figures import clip_score
+from utils.frechet import frechet_distance
 from utils.generate import draw_images, latent_shape, sampler_settings
-from utils.metrics import clip_score, frechet_distance
 from utils.tracking import figures_text
 
 

@@ -1,230 +1,212 @@
-"""Features -> statistics -> figure."""
+"""An image set: batches in, all figures out, however the images were shared."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
-from tiny import DIM, make_tiny_config
-from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
+from tiny import DIM, RESOLUTION, make_tiny_config
 
+from utils.encoders import load_config_clip
 from utils.errors import UserError
-from utils.metrics import (
-    FeatureStats,
-    check_comparable,
-    clip_score,
-    distance_to,
-    frechet_distance,
-    image_features,
-    load_feature_network,
-    load_stats,
-    save_stats,
-)
+from utils.features import ClipFeatures, FeatureNetwork, Outputs
+from utils.frechet import frechet_distance
+from utils.metrics import ImageSet, few_samples_note, load_judges
+from utils.references import Reference, save_stats
 
-ABOUT = {"n": 30, "network": "clip x", "resolution": 16, "source": "abc"}
+N = 130  # enough for R-precision
 
 
-def features(n: int, dim: int, seed: int) -> np.ndarray:
-    """Correlated, non-Gaussian features of very different scales."""
-    generator = np.random.default_rng(seed)
-    mixing = generator.normal(size=(dim, dim)) * np.exp(-np.arange(dim) / dim * 4)
-    return np.maximum(generator.normal(size=(n, dim)) @ mixing.T, -0.3) + generator.normal()
+class MeanColours(FeatureNetwork):
+    """Features of another dimension, with logits and spatial features as Inception has."""
 
+    name = "inception"
+    device = torch.device("cpu")
 
-def statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return values.mean(axis=0), np.cov(values, rowvar=False)
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float() / 255
 
-
-def by_sqrtm(mu1, sigma1, mu2, sigma2) -> float:
-    """The textbook formula, on a matrix that is not symmetric."""
-    root = scipy.linalg.sqrtm(sigma1 @ sigma2).real
-    return np.sum((mu1 - mu2) ** 2) + np.trace(sigma1 + sigma2 - 2 * root)
-
-
-def test_streaming_statistics_equal_those_of_all_features_at_once():
-    values = features(101, 12, seed=0) + 1e4  # far from zero, where sums of squares cancel
-    stats = FeatureStats()
-    for batch in np.array_split(values, 7):
-        stats.update(batch)
-    mu, sigma = statistics(values)
-    assert stats.n == 101
-    np.testing.assert_allclose(stats.mu, mu, rtol=1e-12)
-    np.testing.assert_allclose(stats.sigma, sigma, rtol=1e-9, atol=1e-9)
-
-
-def test_merged_statistics_do_not_depend_on_how_images_were_shared():
-    values = features(50, 8, seed=1)
-    whole = FeatureStats()
-    whole.update(values)
-    merged = FeatureStats()
-    for rank in range(3):
-        part = FeatureStats()
-        for batch in np.array_split(values[rank::3], 2):
-            part.update(torch.from_numpy(batch))
-        merged.merge(part)
-    merged.merge(FeatureStats())  # a process that had no images
-    np.testing.assert_allclose(merged.mu, whole.mu, rtol=1e-12)
-    np.testing.assert_allclose(merged.sigma, whole.sigma, rtol=1e-12, atol=1e-14)
-
-
-def test_features_that_are_not_finite_are_refused():
-    with pytest.raises(UserError, match="NaN"):
-        FeatureStats().update(np.array([[0.0, np.nan]]))
-
-
-def test_a_single_image_has_no_covariance():
-    stats = FeatureStats()
-    stats.update(features(1, 4, seed=0))
-    with pytest.raises(UserError, match="at least two images"):
-        _ = stats.sigma
-
-
-@pytest.mark.parametrize(("dim", "n"), [(4, 500), (64, 200), (200, 2000)])
-def test_frechet_distance_equals_the_matrix_square_root(dim, n):
-    args = *statistics(features(n, dim, seed=2)), *statistics(features(n + 7, dim, seed=3))
-    assert frechet_distance(*args) == pytest.approx(by_sqrtm(*args), rel=1e-6)
-
-
-def test_frechet_distance_of_known_gaussians():
-    diagonal = np.array([1.0, 4.0]), np.array([9.0, 16.0])  # (1 - 3)^2 + (2 - 4)^2 and a shift of 5
-    mus = np.array([0.0, 0.0]), np.array([3.0, 4.0])
-    value = frechet_distance(mus[0], np.diag(diagonal[0]), mus[1], np.diag(diagonal[1]))
-    assert value == pytest.approx(25 + 4 + 4)
-
-
-@pytest.mark.parametrize("swap", [False, True])
-def test_frechet_distance_is_sane_when_covariances_lack_rank(swap):
-    few, many = features(20, 64, seed=4), features(500, 64, seed=5)
-    pair = (statistics(few), statistics(many))
-    first, second = pair[::-1] if swap else pair
-    # Adding a tiny multiple of the identity makes the square root well defined.
-    nudged = [(mu, sigma + 1e-9 * np.eye(64)) for mu, sigma in (first, second)]
-    expected = by_sqrtm(*nudged[0], *nudged[1])
-    assert frechet_distance(*first, *second) == pytest.approx(expected, rel=1e-3)
-    assert frechet_distance(*first, *second) == pytest.approx(frechet_distance(*second, *first))
-
-
-@pytest.mark.parametrize("n", [20, 500])
-def test_frechet_distance_to_itself_is_zero(n):
-    mu, sigma = statistics(features(n, 64, seed=6))
-    assert frechet_distance(mu, sigma, mu, sigma) == pytest.approx(0, abs=1e-9 * np.trace(sigma))
-
-
-def test_clip_score_is_the_mean_cosine_in_percent():
-    image = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
-    text = torch.tensor([[0.5, 0.0], [-3.0, 0.0]])
-    assert clip_score(image, text) == pytest.approx(100 * (1 - 0.5**0.5) / 2)
-
-
-def test_saved_statistics_come_back_with_where_they_are_from(tmp_path: Path):
-    mu, sigma = statistics(features(30, 5, seed=7))
-    save_stats(tmp_path / "made" / "ref.npz", mu, sigma, **ABOUT)
-    loaded = load_stats(tmp_path / "made" / "ref.npz")
-    np.testing.assert_array_equal(loaded.mu, mu)
-    np.testing.assert_array_equal(loaded.sigma, sigma)
-    assert (loaded.n, loaded.network, loaded.resolution, loaded.source) == (30, "clip x", 16, "abc")
-
-
-def test_plain_pytorch_fid_statistics_are_read_and_compared(tmp_path: Path):
-    values = features(30, 5, seed=8)
-    np.savez(tmp_path / "plain.npz", mu=values.mean(axis=0), sigma=np.cov(values, rowvar=False))
-    reference = load_stats(tmp_path / "plain.npz")
-    check_comparable(reference, "inception", 256, "plain.npz")
-    stats = FeatureStats()
-    stats.update(values)
-    assert distance_to(reference, stats, "plain.npz") == pytest.approx(0, abs=1e-9)
-
-
-def test_reference_that_holds_objects_is_refused(tmp_path: Path):
-    np.savez(tmp_path / "bad.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
-    with pytest.raises(UserError, match=r"bad\.npz: not readable"):
-        load_stats(tmp_path / "bad.npz")
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"text"])
-def test_damaged_reference_gives_a_clear_line(tmp_path: Path, content: bytes):
-    (tmp_path / "bad.npz").write_bytes(content)
-    with pytest.raises(UserError, match=r"bad\.npz: not readable"):
-        load_stats(tmp_path / "bad.npz")
-
-
-def test_missing_reference_says_which_command_makes_it(tmp_path: Path):
-    with pytest.raises(UserError, match=r"fid_ref\.py"):
-        load_stats(tmp_path / "none.npz")
-
-
-def test_references_of_another_network_resolution_or_dimension_are_refused(tmp_path: Path):
-    save_stats(tmp_path / "ref.npz", np.zeros(3), np.eye(3), **ABOUT)
-    reference = load_stats(tmp_path / "ref.npz")
-    check_comparable(reference, "clip x", 16, "ref.npz")
-    with pytest.raises(UserError, match="clip x.*inception"):
-        check_comparable(reference, "inception", 16, "ref.npz")
-    with pytest.raises(UserError, match="16 pixels.*32"):
-        check_comparable(reference, "clip x", 32, "ref.npz")
-    stats = FeatureStats()
-    stats.update(features(9, 4, seed=9))
-    with pytest.raises(UserError, match="3 dimensions, the features 4"):
-        distance_to(reference, stats, "ref.npz")
-
-
-def test_the_clip_of_the_config_is_the_feature_network_without_inception_weights(tmp_path: Path):
-    config = make_tiny_config(tmp_path, eval={"feature_network": "inception"})
-    network = load_feature_network(config)
-    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
-    assert network.name.startswith("clip")
-    (batch,) = image_features(network, [images])
-    assert batch.shape == (5, DIM) and batch.dtype == torch.float64
+    def run(self, inputs: torch.Tensor) -> Outputs:
+        quarters = torch.nn.functional.avg_pool2d(inputs, RESOLUTION // 2).flatten(1)
+        return Outputs(quarters[:, :9], 9 * quarters, quarters[:, 3:])
 
 
 @pytest.fixture(scope="module")
-def inception_weights(tmp_path_factory) -> Path:
-    """Random weights in the published format of the FID Inception network."""
-    path = tmp_path_factory.mktemp("inception") / "pt_inception.pth"
-
-    class Unloaded(FeatureExtractorInceptionV3):
-        def load_state_dict(self, state_dict):
-            del state_dict
-
-    torch.manual_seed(0)
-    torch.save({}, path)
-    network = Unloaded("inception", ["2048"], str(path))
-    for layer in network.modules():
-        if isinstance(layer, BasicConv2d):
-            torch.nn.init.kaiming_normal_(layer.conv.weight)
-    torch.save(network.state_dict(), path)
-    return path
+def clip(tmp_path_factory):
+    return load_config_clip(make_tiny_config(tmp_path_factory.mktemp("clip")))
 
 
-def test_inception_gives_the_pooled_features_of_the_published_network(
-    tmp_path: Path, inception_weights: Path
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    size = (N, 3, RESOLUTION, RESOLUTION)
+    return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def captions() -> torch.Tensor:
+    return torch.randn(N, DIM, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def networks(clip) -> list[FeatureNetwork]:
+    return [ClipFeatures(clip), MeanColours()]
+
+
+@pytest.fixture(scope="module")
+def references(networks, images) -> list[Reference]:
+    made = ImageSet(networks)
+    made.update(255 - images[:80] // 2, range(80))
+    return made.references()
+
+
+@pytest.fixture(scope="module")
+def whole(networks, clip, images, captions) -> ImageSet:
+    made = ImageSet(networks, clip)
+    made.update(images, range(N), captions)
+    return made
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        numeric = isinstance(value, float)
+        assert found[key] == (pytest.approx(value, rel=1e-6) if numeric else value), key
+
+
+def test_all_figures_that_can_be_told_are_told(whole, references):
+    figures = whole.figures(references)
+    untold = {key for key, value in figures.items() if value is None}
+    assert untold == {"inception_score", "inception_score_std", "sfid"}  # CLIP has no classes
+    assert figures["n"] == N and figures["network"].startswith("clip-")
+    low, high = figures["frechet_distance_low"], figures["frechet_distance_high"]
+    assert low < figures["frechet_distance"] < high
+    assert figures["sfid_inception"] > 0 and figures["inception_score_inception"] > 1
+
+
+def test_the_distance_is_that_of_the_features_themselves(whole, clip, images, references):
+    features = clip.encode_images(images).double().numpy()
+    expected = frechet_distance(
+        features.mean(axis=0),
+        np.cov(features, rowvar=False),
+        references[0].mu,
+        references[0].sigma,
+    )
+    assert whole.figures(references)["frechet_distance"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_figures_depend_neither_on_batches_nor_on_processes(
+    networks, clip, images, captions, references, whole, batch_size
 ):
-    config = make_tiny_config(
-        tmp_path,
-        eval={"feature_network": "inception"},
-        encoders={
-            "vae": tmp_path / "vae",
-            "clip": tmp_path / "clip",
-            "inception": inception_weights,
-        },
-    )
-    network = load_feature_network(config)
-    # At 299 pixels no resizing takes place, and only the input's scale tells the two apart.
-    images = torch.randint(0, 256, (2, 3, 299, 299), dtype=torch.uint8)
-    published = FeatureExtractorInceptionV3("inception", ["2048"], str(inception_weights))
-    (expected,) = published(images)
-    assert network.name == "inception"
-    assert network(images).shape == (2, 2048)
-    torch.testing.assert_close(network(images), expected, rtol=0.05, atol=0.05)
-    assert network(images[:, :, ::3, ::3]).shape == (2, 2048)
+    parts = [ImageSet(networks, clip) for _ in range(2)]
+    for rank, part in enumerate(parts):
+        for indices in np.arange(rank, N, 2)[::-1].copy().reshape(-1)[None]:
+            for some in np.array_split(indices, -(-len(indices) // batch_size)):
+                part.update(images[some], some, captions[some])
+    parts[0].merge(parts[1])
+    assert_same(parts[0].figures(references), whole.figures(references))
 
 
-def test_a_file_that_is_not_inception_is_refused(tmp_path: Path):
-    torch.save({"model": torch.zeros(1)}, tmp_path / "other.pth")
-    config = make_tiny_config(
-        tmp_path,
-        eval={"feature_network": "inception"},
-        encoders={"inception": tmp_path / "other.pth"},
-    )
-    with pytest.raises(UserError, match=r"other\.pth: not the FID Inception weights"):
-        load_feature_network(config)
+def test_a_set_goes_on_from_its_saved_state(
+    tmp_path: Path, networks, clip, images, captions, references, whole
+):
+    first, second = ImageSet(networks, clip), ImageSet(networks, clip)
+    first.update(images[:50], range(50), captions[:50])
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    left = np.setdiff1d(np.arange(N), second.seen)
+    second.update(images[left], left, captions[left])
+    assert_same(second.figures(references), whole.figures(references))
+
+
+def test_features_may_be_kept_and_taken_in_later(
+    networks, clip, images, captions, references, whole
+):
+    later = ImageSet(networks, clip)
+    parts = [
+        (later.features(images[i : i + 40], captions[i : i + 40]), range(i, min(i + 40, N)))
+        for i in range(0, N, 40)
+    ]
+    assert later.n == 0
+    for features, indices in reversed(parts):
+        later.add(features, indices)
+    assert_same(later.figures(references), whole.figures(references))
+
+
+def test_one_process_gathers_what_it_has(whole, references):
+    assert_same(whole.gathered().figures(references), whole.figures(references))
+
+
+def test_an_image_is_not_counted_twice(networks, images):
+    made = ImageSet(networks)
+    made.update(images[:4], range(4))
+    with pytest.raises(ValueError, match="image 3 is counted twice"):
+        made.update(images[:4], range(3, 7))
+
+
+def test_a_state_of_other_networks_is_refused(networks, whole):
+    with pytest.raises(UserError, match="other feature networks"):
+        ImageSet(networks[:1]).load_state_dict(whole.state_dict())
+
+
+def test_without_captions_and_features_of_the_reference_the_rest_is_told(networks, images):
+    bare = Reference(np.zeros(DIM), np.eye(DIM))
+    made = ImageSet(networks[:1])
+    made.update(images[:30], range(30))
+    figures = made.figures([bare])
+    told = {key for key, value in figures.items() if value is not None}
+    assert told == {
+        *("n", "network"),
+        *("frechet_distance", "frechet_distance_low", "frechet_distance_high"),
+    }
+
+
+def test_a_single_image_is_refused(networks, images, references):
+    made = ImageSet(networks[:1])
+    made.update(images[:1], [0])
+    with pytest.raises(UserError, match="at least two images, got 1"):
+        made.figures(references[:1])
+
+
+def test_a_reference_of_another_dimension_is_refused(networks, images):
+    made = ImageSet(networks[:1])
+    made.update(images[:3], range(3))
+    with pytest.raises(UserError, match=f"has 5 dimensions, the features {DIM}"):
+        made.figures([Reference(np.zeros(5), np.eye(5))])
+
+
+def test_features_that_are_not_finite_name_the_image(networks, images):
+    made = ImageSet(networks[:1])
+    features = made.features(images[:3])
+    features["0.pooled"] = features["0.pooled"].index_fill(1, torch.tensor([2]), float("nan"))
+    with pytest.raises(UserError, match=r"image 7: the feature network clip-\w+ gave NaN"):
+        made.add(features, [7, 8, 9])
+
+
+def test_pictures_that_are_all_the_same_are_remarked(networks, images, references, capsys):
+    made = ImageSet(networks[:1])
+    grey = torch.full((20, 3, RESOLUTION, RESOLUTION), 128, dtype=torch.uint8)
+    made.update(grey, range(20))
+    figures = made.figures(references[:1])
+    assert figures["frechet_distance"] > 0
+    assert "all 20 images have the same clip features" in capsys.readouterr().err
+
+
+def test_few_images_come_with_a_remark():
+    assert "500 images are few" in few_samples_note(500)
+    assert few_samples_note(10_000) is None
+
+
+def test_more_references_are_judged_by_as_well(tmp_path: Path, clip):
+    config = make_tiny_config(tmp_path)
+    save_stats(config.eval.ref_path, Reference(np.zeros(DIM), np.eye(DIM), network=clip.identity))
+    unnamed = tmp_path / "unnamed.npz"
+    save_stats(unnamed, Reference(np.zeros(3), np.eye(3)))
+    networks, (reference,) = load_judges(config)
+    assert [network.name for network in networks] == [clip.identity]
+    assert reference.path == config.eval.ref_path
+    for path, message in ((unnamed, "does not say"), (reference.path, "two references")):
+        changed = config.eval.model_copy(update={"more_ref_paths": [path]})
+        with pytest.raises(UserError, match=message):
+            load_judges(config.model_copy(update={"eval": changed}))

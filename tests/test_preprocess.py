@@ -20,7 +20,7 @@ from models.clip import load_clip
 from utils.images import iterate_batches, list_images, load_image
 from utils.latent_dataset import LatentDataset
 from utils.latent_lmdb import LMDBReader, read_info
-from utils.metrics import load_stats
+from utils.references import load_stats
 
 Z, IMG, TXT = "create_latentspace_lmdb", "clip_encode_img", "clip_encode_text"
 N_TRAIN, N_TEST = 9, 5

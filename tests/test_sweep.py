@@ -224,7 +224,7 @@ def test_a_damaged_part_is_named_and_made_again(sweep, experiment, monkeypatch, 
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(sweep, experiment, capsys):
-    with small_disk(experiment / "evaluation", 400_000) as disk:
+    with small_disk(experiment / "evaluation", 800_000) as disk:
         filler = fill_disk(disk, leave=120_000)
         with pytest.raises(SystemExit) as stop:
             sweep("--ckpt_ids", 10, "--num_expected", 400)

@@ -6,6 +6,7 @@ that reduces 8 times, as all the project's do), CLIP embeddings of 16 numbers.
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -17,8 +18,10 @@ from models.edm import EDMPrecond, build_denoiser
 from utils.checkpoint import save_checkpoint
 from utils.config import Config, config_from_dict
 from utils.encoders import load_config_clip
+from utils.features import ClipFeatures
 from utils.latent_lmdb import LMDBWriter
-from utils.metrics import FeatureStats, load_feature_network, save_stats
+from utils.metrics import ImageSet
+from utils.references import save_stats
 
 RESOLUTION = 16  # pixels
 LATENT_SIZE = 2
@@ -166,15 +169,7 @@ def make_tiny_evaluation_data(config: Config, count: int = 10) -> None:
     for path, samples in embeddings.items():
         with LMDBWriter(path, "y", {"encoder": clip.identity}, count) as writer:
             writer.append(samples)
-    stats = FeatureStats()
-    stats.update(clip.encode_images(images.byte()))
-    network = load_feature_network(config, clip=clip)
-    save_stats(
-        config.eval.ref_path,
-        stats.mu,
-        stats.sigma,
-        n=count,
-        network=network.name,
-        resolution=RESOLUTION,
-        source="tiny",
-    )
+    made = ImageSet([ClipFeatures(clip)])
+    made.update(images.byte(), range(count))
+    reference = replace(made.references()[0], resolution=RESOLUTION, source="tiny")
+    save_stats(config.eval.ref_path, reference)

@@ -11,8 +11,8 @@ import torch
 
 from models.clip import ClipEncoder
 from utils.errors import UserError, note
+from utils.figures import clip_similarities
 from utils.images import iterate_batches, list_images, load_image, png_text
-from utils.metrics import clip_similarities
 from utils.results import Record
 from utils.tracking import progress
 

@@ -189,7 +189,8 @@ class Eval(Section):
     split_file: LocalPath | None = None
     root: LocalPath | None = None  # latents of the test images (LMDB folder)
     image_feat_path: LocalPath | None = None  # embeddings of the test images (LMDB folder)
-    feature_network: Literal["inception", "clip"] = "inception"
+    feature_network: Literal["inception", "inception-tf", "clip", "dinov2"] = "inception"
+    more_ref_paths: list[LocalPath] = []  # references of other networks, judged by as well
 
 
 class Log(Section):
@@ -222,16 +223,24 @@ class Encoders(Section):
     # larger than those it was trained on: less memory, and with tiles slightly other pixels.
     vae_memory: Literal["full", "sliced", "tiled"] = "full"
     image_mean: LocalPath | None = None  # npy that clip_encode_img.py writes; moves captions there
-    inception: LocalPath | None = None
+    inception: LocalPath | None = None  # weights of pytorch-fid or torch-fidelity, they are alike
+    dinov2: LocalPath | None = None  # weights of any size of DINOv2
 
 
 # What `sampling.preset` stands for; figures in docs/sampling.md.
 SAMPLING_PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"solver": "heun", "num_steps": 40, "guidance_interval": None, "amp": "no"},
+    "paper": {
+        "solver": "heun",
+        "num_steps": 40,
+        "guidance_interval": None,
+        "sigma_min": None,
+        "amp": "no",
+    },
     "fast": {
         "solver": "dpmpp_2m",
         "num_steps": 10,
-        "guidance_interval": (0.3, 1000.0),
+        "guidance_interval": (0.3, 1000.0),  # below it guidance changes nothing that can be seen
+        "sigma_min": 0.02,
         "amp": "bf16",
     },
 }
@@ -240,7 +249,7 @@ SAMPLING_PRESETS: dict[str, dict[str, Any]] = {
 class Sampling(Section):
     """Sampler settings; any of the last three chooses the ablation sampler."""
 
-    # Values of solver, num_steps, guidance_interval and amp where they are not set themselves.
+    # Values of solver, num_steps, guidance_interval, sigma_min, amp where these are not set.
     preset: Literal["fast", "paper"] = "paper"
     solver: Solver = "heun"
     num_steps: PositiveInt = 40

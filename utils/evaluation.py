@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
@@ -30,15 +29,7 @@ from utils.generate import draw_images, latent_shape, parse_seeds, sampler_setti
 from utils.kept_images import KeptImages
 from utils.latent_lmdb import LMDBReader
 from utils.locks import FolderLock
-from utils.metrics import (
-    ClipFeatures,
-    FeatureStats,
-    check_comparable,
-    clip_similarities,
-    distance_to,
-    load_feature_network,
-    load_stats,
-)
+from utils.metrics import ImageSet, load_judges
 from utils.results import Record, Results, way_names
 from utils.tracking import progress
 
@@ -68,11 +59,10 @@ class Judge:
             )
         self.device = torch.device(device)
         self.ref_path = config.eval.ref_path
-        self.reference = load_stats(self.ref_path)
         self.captions = LMDBReader(config.eval.feat_path) if has_captions else None
         self.clip = load_config_clip(config, device)
-        self.network = load_feature_network(config, device, self.clip)
-        check_comparable(self.reference, self.network.name, config.data.resolution, self.ref_path)
+        self.networks, self.references = load_judges(config, device, self.clip)
+        self.network, self.reference = self.networks[0], self.references[0]
         if self.captions is not None:
             made_by = self.captions.info.meta.get("encoder", self.clip.identity)
             if made_by != self.clip.identity or self.captions.info.shape != (self.clip.dim,):
@@ -90,26 +80,14 @@ class Judge:
 
     def rows(self, images: torch.Tensor, captions: torch.Tensor | None) -> Rows:
         """(B, H, W, 3) uint8, (B, D) -> what the networks say of them, a row for each image."""
-        batch = images.permute(0, 3, 1, 2)
-        if captions is None:
-            return {"features": self.network(batch).cpu()}
-        embeddings = self.clip.encode_images(batch)
-        is_clip = isinstance(self.network, ClipFeatures)  # then run it once for both figures
-        features = embeddings if is_clip else self.network(batch).cpu()
-        return {"features": features, "clip_score": clip_similarities(embeddings, captions)}
+        return ImageSet(self.networks, self.clip).features(images.permute(0, 3, 1, 2), captions)
 
     def figures(self, batches: Iterable[tuple[torch.Tensor, Rows]]) -> dict[str, Any]:
         """Figures of all images, from the positions (B,) and rows of their batches."""
-        stats, scores = FeatureStats(), []
-        for _, rows in batches:
-            stats.update(rows["features"])
-            scores += rows["clip_score"].tolist() if "clip_score" in rows else []
-        return {
-            "frechet_distance": distance_to(self.reference, stats, self.ref_path),
-            "clip_score": float(np.mean(scores)) if scores else None,
-            "n": stats.n,
-            "network": self.network.name,
-        }
+        images = ImageSet(self.networks, self.clip)
+        for positions, rows in batches:
+            images.add(rows, positions)
+        return images.figures(self.references)
 
 
 class Drawn(NamedTuple):
@@ -135,9 +113,8 @@ def evaluate_checkpoint(
     `partial`: folder for what is done so far; a call that was killed goes on from there, whatever
     the number of processes. Figures are the same as without. `kept`: where images are written.
 
-    Returns `frechet_distance` (to `eval.ref_path`, in features of `network`), `clip_score` (mean
-    cosine x 100 of an image's embedding and its caption's; None without captions), `n` images,
-    `images_drawn` (more than n only after a kill), and `seconds`.
+    Returns the figures of `utils.metrics.ImageSet`, `images_drawn` (more than the `n` images only
+    after a kill), and `seconds`.
     """
     started = time.perf_counter()
     processes = PartialState()
@@ -207,18 +184,17 @@ def draw_and_judge(
 ) -> tuple[Drawn, Rows]:
     """The images of a batch of seeds, and what the networks say of them; see CPU_GROUP."""
     group = CPU_GROUP if judge.device.type == "cpu" else len(seeds)
-    parts, judged = [], []
+    parts = []
     for start in range(0, len(seeds), group):
         padded = [seeds[min(i, len(seeds) - 1)] for i in range(start, start + group)]
         noise = SeededNoise(padded, judge.device)
         parts.append(draw_from_captions(denoiser, config, judge, noise))
-        judged.append(judge.rows(parts[-1].images, parts[-1].captions))
 
     def join(values: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
         return None if values[0] is None else torch.cat(values)[: len(seeds)]
 
     drawn = Drawn(*map(join, zip(*parts, strict=True)))
-    return drawn, {name: join([rows[name] for rows in judged]) for name in judged[0]}
+    return drawn, judge.rows(drawn.images, drawn.captions)
 
 
 def draw_from_captions(
@@ -357,6 +333,7 @@ def evaluation_settings(config: Config, judge: Judge) -> dict[str, Any]:
         "n": config.eval.fid_sample_size,
         "network": judge.network.name,
         "reference": judge.reference.source or str(judge.ref_path),
+        **more_references(judge),
         "captions": captions,
         "norm_feature": config.data.norm_feature,
         **config.encoders.model_dump(mode="json", include={"image_mean"}, exclude_none=True),
@@ -364,6 +341,16 @@ def evaluation_settings(config: Config, judge: Judge) -> dict[str, Any]:
         "vae": judge.autoencoder.identity,
         "amp": sampling.amp,
     }
+
+
+def more_references(judge: Judge) -> dict[str, Any]:
+    """What else figures are told by: features of the reference, references of other networks."""
+    told: dict[str, Any] = {}
+    if judge.reference.features is not None:
+        told["reference_features"] = len(judge.reference.features)
+    if others := judge.references[1:]:
+        told["more_references"] = [f"{r.network} {r.source or r.path}" for r in others]
+    return told
 
 
 def file_hash(path: Path) -> str:

@@ -25,6 +25,7 @@ from utils.config import Config
 from utils.errors import UserError, note
 from utils.images import iterate_batches
 from utils.latent_lmdb import Kind, LMDBReader, LMDBWriter, is_complete, names_hash
+from utils.out_of_memory import Halving
 from utils.preprocessing import Job, advise_skip_bad
 from utils.tracking import progress
 
@@ -118,13 +119,18 @@ def _fill_range(
         if not all(complete):
             label = f"{job.split}: {', '.join(target.out.name for target in targets)}"
             bar = progress(None, label, len(names), "images", position)
+            in_memory = Halving("encoding")
+
+            def encoded(target: Target, inputs: Any, index: int) -> list[Samples]:
+                return in_memory(lambda a, b: target.encode(inputs[a:b], index + a), len(inputs))
+
             with bar, advise_skip_bad():
                 for inputs in read(first + position, first + len(names)):
                     for target, writer in zip(targets, writers, strict=True):
                         # A database may be ahead of the others, if it was filled alone before.
                         rest = inputs[max(writer.done - position, 0) :]
-                        if len(rest):
-                            writer.append(target.encode(rest, first + writer.done))
+                        for part in encoded(target, rest, first + writer.done):
+                            writer.append(part)
                     position += len(inputs)
                     bar.update(len(inputs))
     for target, was_complete in zip(targets, complete, strict=True):

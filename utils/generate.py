@@ -16,6 +16,7 @@ from models.edm import EDMPrecond
 from models.samplers import SamplerSettings, SeededNoise, guided, sample
 from utils.config_sections import Sampling
 from utils.errors import UserError
+from utils.out_of_memory import Halving
 from utils.read_ahead import read_ahead
 
 MOST_SEEDS = 10_000_000  # in one list; more is a slip of the pen
@@ -85,13 +86,20 @@ def generate(
     """Yield finished batches: positions in `seeds`, and their images (B, H, W, 3) uint8 on the CPU.
 
     `conds`: (N, D), one for each seed, or None for an unconditional model. See draw_images.
+    A batch that does not fit into memory is drawn in halves.
     """
     batches = [
         range(start, min(start + batch_size, len(seeds)))
         for start in range(0, len(seeds), batch_size)
     ]
 
+    in_memory = Halving("sampling")
+
     def draw(positions: range) -> torch.Tensor:
+        parts = in_memory(lambda a, b: draw_part(positions[a:b]), len(positions))
+        return torch.cat(parts)
+
+    def draw_part(positions: range) -> torch.Tensor:
         noise = SeededNoise([seeds[p] for p in positions], device)
         latents = noise.randn(latent_shape(denoiser))
         batch = None if conds is None else conds[positions.start : positions.stop].to(device)

@@ -1,284 +1,295 @@
-"""Figures of merit of generated images, in three steps: features -> statistics -> figure.
+"""Everything that is said about a set of images, gathered in one pass over them.
 
-A feature network is any object with a `.name` and a call `uint8 (B, 3, H, W) -> (B, D)`; it runs
-once per image set. `FeatureStats` gathers its features in memory that does not grow with their
-number, and the functions below turn statistics into figures. Reference statistics live in npz files
-that `pytorch-fid` reads, and its own files are read here.
+Features (utils/features.py) -> statistics (utils/statistics.py) -> figures (utils/figures.py,
+utils/frechet.py). `ImageSet` holds the middle: batches go in, the figures against any reference
+come out, and its memory does not grow with the number of images.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+from accelerate.utils import gather_object
+from torch import Tensor
 
 from models.clip import ClipEncoder
-from utils.checkpoint import write_whole
 from utils.config import Config
-from utils.encoders import load_config_clip
-from utils.errors import UserError, note, refusing
+from utils.errors import UserError, note
+from utils.features import ClipFeatures, FeatureNetwork, kind_of, load_feature_network
+from utils.figures import (
+    clip_similarities,
+    cmmd,
+    inception_score,
+    kid,
+    manifold_figures,
+    r_precision,
+)
+from utils.frechet import bootstrap_interval, frechet_distance, frechet_infinity, influences
+from utils.references import Reference, check_comparable, check_dimension, load_stats
+from utils.statistics import SAMPLE_LIMIT, ClassStats, FeatureStats, Sample, State
+
+MANY_IMAGES = 10_000  # from which on the bias of a Fréchet distance is usually left unsaid
 
 
-class FeatureNetwork(Protocol):
-    """What every metric asks of a network: a name that tells two networks apart, and features."""
+class NetworkStats:
+    """What is kept of one network's outputs."""
 
-    name: str
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, 3, H, W) -> (B, D) features."""
-
-
-class ClipFeatures:
-    """The image tower of a CLIP: its embeddings, not normalised."""
-
-    def __init__(self, clip: ClipEncoder):
-        self.clip = clip
-        self.name = clip.identity
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        return self.clip.encode_images(images)
+    def __init__(self, limit: int = SAMPLE_LIMIT) -> None:
+        self.pooled, self.spatial = FeatureStats(), FeatureStats()
+        self.classes, self.sample = ClassStats(), Sample(limit)
 
 
-class InceptionFeatures:
-    """The 2048 pooled features of the FID Inception network, fed as `pytorch-fid` feeds it.
+class ImageSet:
+    """One set of images, as seen by some networks.
 
-    That is: bilinear resize to 299x299 without antialiasing, values in [-1, 1].
+    Every image has an index, its place in the whole evaluation; figures depend on indices and
+    pixels alone, not on the order, the batch size or the number of processes.
     """
 
-    name = "inception"
-
-    def __init__(self, weights: str | Path, device: torch.device | str = "cpu"):
-        """`weights`: pt_inception-2015-12-05-*.pth as published for pytorch-fid."""
-        # Costs a second at import, and most runs never need it.
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-        try:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
-            # torch-fidelity would unpickle the file; it gets a copy that holds tensors only.
-            tensors_only = io.BytesIO()
-            torch.save(state, tensors_only)
-            tensors_only.seek(0)
-            network = FeatureExtractorInceptionV3("inception", ["2048"], tensors_only)
-        except Exception as fault:
-            reason = str(fault).splitlines()[0]
-            raise UserError(f"{weights}: not the FID Inception weights ({reason})") from fault
-        layers = [layer for name, layer in network.named_children() if name != "fc"]
-        self.layers = torch.nn.Sequential(*layers, torch.nn.Flatten()).eval().to(device)
-        self.device = torch.device(device)
-
-    @torch.inference_mode()
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        x = images.to(self.device).float() / 255
-        x = F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
-        return self.layers(2 * x - 1)
-
-
-def load_feature_network(
-    config: Config, device: torch.device | str = "cpu", clip: ClipEncoder | None = None
-) -> FeatureNetwork:
-    """The network that `eval.feature_network` asks for; CLIP stands in where Inception is missing.
-
-    `clip`: the config's CLIP where it is already loaded. Its `.name` tells which network it is.
-    """
-    weights = config.encoders.inception
-    if config.eval.feature_network == "inception":
-        if weights and weights.is_file():
-            return InceptionFeatures(weights, device)
-        missing = f"{weights} is not there" if weights else "encoders.inception is not set"
-        note(f"{missing}: the feature network is the CLIP image tower, figures are not FID")
-    return ClipFeatures(clip or load_config_clip(config, device))
-
-
-def image_features(
-    network: FeatureNetwork, batches: Iterable[torch.Tensor]
-) -> Iterator[torch.Tensor]:
-    """(B, D) float64 features on the CPU for each uint8 (B, 3, H, W) batch."""
-    for images in batches:
-        yield network(images).double().cpu()
-
-
-class FeatureStats:
-    """Streaming mean and covariance in float64, the same whatever the batches or processes.
-
-    Updates and merges are those of Chan, Golub & LeVeque 1983 (equation 2.1), which do not cancel
-    as sums of squares do.
-    """
-
-    def __init__(self) -> None:
-        self.n = 0
-        self.mu = np.zeros(0)  # (D,)
-        self.scatter = np.zeros((0, 0))  # (D, D), sum of outer products about the mean
-
-    def update(self, features: torch.Tensor | np.ndarray) -> None:
-        """Add a batch of (B, D) features; raises UserError if one is not finite."""
-        features = np.asarray(features, dtype=np.float64)
-        if not np.isfinite(features).all():
-            raise UserError("the feature network gave NaN or infinite features for an image")
-        batch = FeatureStats()
-        batch.n = len(features)
-        batch.mu = features.mean(axis=0)
-        centred = features - batch.mu
-        batch.scatter = centred.T @ centred
-        self.merge(batch)
-
-    def merge(self, other: FeatureStats) -> None:
-        """Add what another one (of another process) has gathered."""
-        if self.n == 0 or other.n == 0:
-            if other.n:
-                self.n, self.mu, self.scatter = other.n, other.mu, other.scatter
-            return
-        n = self.n + other.n
-        shift = other.mu - self.mu
-        self.mu = self.mu + shift * (other.n / n)
-        between = np.outer(shift, shift) * (self.n * other.n / n)
-        self.scatter = self.scatter + other.scatter + between
-        self.n = n
+    def __init__(
+        self,
+        networks: Sequence[FeatureNetwork],
+        clip: ClipEncoder | None = None,
+        limit: int = SAMPLE_LIMIT,
+    ) -> None:
+        """`clip`: for CLIP scores. `limit`: images whose features are kept."""
+        self.networks = list(networks)
+        self.limit = limit
+        self.stats = [NetworkStats(limit) for _ in networks]
+        tower = [n for n in networks if isinstance(n, ClipFeatures) and n.clip is clip]
+        self.tower = None if clip is None else tower[0] if tower else ClipFeatures(clip)
+        self.similarity = FeatureStats()  # of images and their captions, one dimension
+        self.pairs = Sample(limit)  # rows of image embedding, then caption embedding
+        self.seen = np.zeros(0, np.int64)  # indices, ascending
 
     @property
-    def sigma(self) -> np.ndarray:
-        """(D, D) unbiased covariance; raises UserError with fewer than two images."""
-        if self.n < 2:
-            raise UserError(f"a covariance needs at least two images, got {self.n}")
-        return self.scatter / (self.n - 1)
+    def n(self) -> int:
+        return len(self.seen)
 
+    def features(
+        self, images: Tensor | Sequence[Tensor], captions: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What all networks give for some images, a row each; nothing is kept.
 
-def frechet_distance(
-    mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray
-) -> float:
-    """Squared Frechet distance of two Gaussians (Heusel 2017, equation 6).
+        Args:
+            images: uint8 (B, 3, H, W), or a (3, H, W) for each image if sizes differ.
+            captions: (B, D) embeddings of the images' captions by `clip`.
+        """
+        rows: dict[str, Tensor] = {}
+        embeddings = None
+        for i, network in enumerate(self.networks):
+            outputs = network(images)
+            named = outputs._asdict().items()
+            rows |= {f"{i}.{key}": value for key, value in named if value is not None}
+            if network is self.tower:
+                embeddings = outputs.pooled
+        if captions is not None and self.tower is not None:
+            if embeddings is None:
+                embeddings = self.tower(images).pooled
+            rows["pairs"] = torch.cat([embeddings, captions.float().cpu()], dim=1)
+        return rows
 
-    tr sqrt(S1 S2) is the sum of the root eigenvalues of R^T S2 R with S1 = R R^T, a symmetric
-    matrix, so nothing is ever complex. R has only as many columns as S1 has rank, and it is taken
-    from the matrix of lower rank: null directions then add no rounding noise.
-    """
-    root, other = _root(sigma1), sigma2
-    if root.shape[1] == len(root):
-        root2 = _root(sigma2)
-        if root2.shape[1] < len(root2):
-            root, other = root2, sigma1
-    product = np.linalg.eigvalsh(root.T @ other @ root)
-    mixed = np.sqrt(product.clip(min=0)).sum()
-    distance = np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * mixed
-    return max(float(distance), 0.0)
+    def add(
+        self, features: Mapping[str, Tensor], indices: Sequence[int] | np.ndarray | Tensor
+    ) -> None:
+        """Take in what `features` gave for images that are not there yet.
 
+        `indices`: (B,) places in the whole evaluation. Raises UserError if a network gave features
+        that are not finite.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        self._note_seen(indices)
+        for i, (network, stats) in enumerate(zip(self.networks, self.stats, strict=True)):
+            pooled = features[f"{i}.pooled"]
+            _check_finite(pooled, indices, network.name)
+            stats.pooled.update(pooled)
+            stats.sample.update(indices, pooled)
+            if (spatial := features.get(f"{i}.spatial")) is not None:
+                stats.spatial.update(spatial)
+            if (logits := features.get(f"{i}.logits")) is not None:
+                stats.classes.update(indices, logits)
+        if (pairs := features.get("pairs")) is not None:
+            self.similarity.update(clip_similarities(*pairs.chunk(2, dim=1))[:, None])
+            self.pairs.update(indices, pairs)
 
-def _root(sigma: np.ndarray) -> np.ndarray:
-    """(D, D) covariance of rank r -> (D, r) with R R^T = sigma."""
-    try:
-        return np.linalg.cholesky(sigma)  # an eighth of the time of the general way
-    except np.linalg.LinAlgError:
-        values, vectors = np.linalg.eigh(sigma)
-        kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
-        return vectors[:, kept] * np.sqrt(values[kept])
+    def update(
+        self,
+        images: Tensor | Sequence[Tensor],
+        indices: Sequence[int] | np.ndarray | Tensor,
+        captions: Tensor | None = None,
+    ) -> None:
+        """Both at once: add images that are not there yet."""
+        self.add(self.features(images, captions), indices)
 
+    def merge(self, other: ImageSet) -> None:
+        """Add another set, of the same networks and of other images."""
+        self._note_seen(other.seen)
+        for name, part in self._parts().items():
+            part.merge(other._parts()[name])
 
-def clip_similarities(image_emb: torch.Tensor, text_emb: torch.Tensor) -> torch.Tensor:
-    """100 x cosine between each image and its text: (N, D), (N, D) -> (N,) float64."""
-    return 100 * F.cosine_similarity(image_emb.double(), text_emb.double())
+    def gathered(self) -> ImageSet:
+        """The set of all processes together; all of them call this, and all get it."""
+        whole = ImageSet(self.networks, None, self.limit)
+        for state in gather_object([self.state_dict()]):
+            part = ImageSet(self.networks, None, self.limit)
+            part.load_state_dict(state)
+            whole.merge(part)
+        return whole
 
+    def state_dict(self) -> State:
+        """Everything, as tensors."""
+        state = {"seen": torch.from_numpy(self.seen)}
+        for name, part in self._parts().items():
+            state |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
+        return state
 
-def clip_score(image_emb: torch.Tensor, text_emb: torch.Tensor) -> float:
-    """Mean cosine x 100 of paired (N, D) embeddings."""
-    return float(clip_similarities(image_emb, text_emb).mean())
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Statistics of a set of images; what a plain pytorch-fid file does not say is None."""
-
-    mu: np.ndarray  # (D,) float64
-    sigma: np.ndarray  # (D, D) float64
-    n: int | None = None  # images
-    network: str | None = None  # FeatureNetwork.name
-    resolution: int | None = None  # pixels, side of the images
-    source: str | None = None  # hash that tells one set of images from another
-
-
-def save_stats(
-    path: str | Path,
-    mu: np.ndarray,
-    sigma: np.ndarray,
-    *,
-    n: int,
-    network: str,
-    resolution: int,
-    source: str,
-) -> None:
-    """Write reference statistics as an npz that pytorch-fid reads too; see Reference."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            np.savez(
-                file, mu=mu, sigma=sigma, n=n, network=network, resolution=resolution, source=source
+    def load_state_dict(self, state: State) -> None:
+        """Take the place of what is there; raises UserError if the state has other networks."""
+        parts = self._parts()
+        if {key.rpartition(".")[0] for key in state} - {""} != parts.keys():
+            raise UserError("saved features are of other feature networks; delete them")
+        self.seen = state["seen"].numpy().copy()
+        for name, part in parts.items():
+            part.load_state_dict(
+                {k.rpartition(".")[2]: v for k, v in state.items() if k.rpartition(".")[0] == name}
             )
 
-    write_whole(Path(path), write)
+    def figures(self, references: Sequence[Reference]) -> dict[str, Any]:
+        """All figures against the references, one for each network and in the same order.
 
+        The first one's have plain names, of the others `_<kind of network>` is added, for example
+        `frechet_distance_dinov2`. What cannot be told is None: kernel and manifold figures without
+        the reference's features, `sfid` and `inception_score` without an Inception network,
+        `fid_infinity` with fewer than 4 images a dimension, `clip_score` and `r_precision` without
+        captions.
 
-def load_stats(path: str | Path) -> Reference:
-    """Read reference statistics, ours or those of pytorch-fid (`mu` and `sigma` only).
-
-    Raises UserError if the file is missing or holds anything else.
-    """
-    try:
-        with (
-            refusing(f"{path}: not readable as reference statistics"),
-            np.load(path, allow_pickle=False) as file,
+        Raises UserError with fewer than two images, or if a reference is of another dimension.
+        """
+        if self.n < 2:
+            raise UserError(f"statistics need at least two images, got {self.n}")
+        found: dict[str, Any] = {"n": self.n, "network": self.networks[0].name, "cmmd": None}
+        for i, (network, stats, reference) in enumerate(
+            zip(self.networks, self.stats, references, strict=True)
         ):
-            if not {"mu", "sigma"} <= set(file.files):
-                raise UserError(f"{path}: holds no 'mu' and 'sigma', so it is not a reference")
-            mu, sigma = (file[name].astype(np.float64) for name in ("mu", "sigma"))
-            about = {
-                name: kind(file[name])
-                for name, kind in (
-                    ("n", int),
-                    ("network", str),
-                    ("resolution", int),
-                    ("source", str),
-                )
-                if name in file.files
-            }
-    except FileNotFoundError:
+            kind = kind_of(network.name)
+            figures = _figures_of(stats, reference, kind)
+            cmmd_here = figures.pop("cmmd")
+            found["cmmd"] = cmmd_here if found["cmmd"] is None else found["cmmd"]
+            found |= {f"{key}_{kind}" if i else key: value for key, value in figures.items()}
+        found |= {"clip_score": None, "r_precision": None}
+        if self.similarity.n:
+            images, captions = torch.from_numpy(self.pairs.rows).chunk(2, dim=1)
+            found["clip_score"] = float(self.similarity.mu[0])
+            found["r_precision"] = r_precision(images, captions)
+        return found
+
+    def references(self) -> list[Reference]:
+        """This set as what others are compared with, for each network; raises as `figures`."""
+        made = []
+        for network, stats in zip(self.networks, self.stats, strict=True):
+            pooled, spatial = stats.pooled, stats.spatial
+            reference = Reference(
+                pooled.mu, pooled.sigma, self.n, network.name, features=stats.sample.rows
+            )
+            if spatial.n:
+                reference = replace(reference, mu_s=spatial.mu, sigma_s=spatial.sigma)
+            made.append(reference)
+        return made
+
+    def _parts(self) -> dict[str, FeatureStats | ClassStats | Sample]:
+        parts = {"similarity": self.similarity, "pairs": self.pairs}
+        for i, (network, stats) in enumerate(zip(self.networks, self.stats, strict=True)):
+            parts |= {f"{i}.{network.name}.{key}": part for key, part in vars(stats).items()}
+        return parts
+
+    def _note_seen(self, indices: np.ndarray) -> None:
+        seen, counts = np.unique(np.concatenate([self.seen, indices]), return_counts=True)
+        if (counts > 1).any():
+            raise ValueError(f"image {seen[counts > 1][0]} is counted twice")
+        self.seen = seen
+
+
+def _check_finite(features: Tensor, indices: np.ndarray, network: str) -> None:
+    bad = ~features.isfinite().all(dim=1)
+    if bad.any():
         raise UserError(
-            f"{path}: no such reference statistics; make them with "
-            "python preprocess_scripts/fid_ref.py, or set eval.ref_path"
-        ) from None
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise UserError(f"{path}: mu {mu.shape} and sigma {sigma.shape} are not of one dimension")
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise UserError(f"{path}: the reference statistics hold NaN or infinite values")
-    return Reference(mu, sigma, **about)
+            f"image {indices[bad.numpy()][0]}: the feature network {network} gave NaN or infinite "
+            "features; are its weights whole?"
+        )
 
 
-def check_comparable(reference: Reference, network: str, resolution: int, path: str | Path) -> None:
-    """Raise UserError if the reference at `path` was made by another network or at another size.
+def _figures_of(stats: NetworkStats, reference: Reference, kind: str) -> dict[str, Any]:
+    """The figures of one network."""
+    pooled = stats.pooled
+    check_dimension(reference, len(pooled.mu))
+    if not pooled.scatter.any():
+        note(f"all {pooled.n} images have the same {kind} features: are they one picture?")
+    given = (pooled.mu, pooled.sigma, reference.mu, reference.sigma)
+    distance = frechet_distance(*given)
+    rows = stats.sample.rows
+    low, high = bootstrap_interval(influences(rows.astype(np.float64), *given), pooled.n)
+    figures: dict[str, Any] = {
+        "frechet_distance": distance,
+        "frechet_distance_low": max(distance + low, 0.0),
+        "frechet_distance_high": distance + high,
+        "fid_infinity": frechet_infinity(rows, reference.mu, reference.sigma),
+        **dict.fromkeys(("kid", "kid_std", "precision", "recall", "density", "coverage", "cmmd")),
+    }
+    if reference.features is not None:
+        images, others = (torch.from_numpy(x).double() for x in (rows, reference.features))
+        figures["kid"], figures["kid_std"] = kid(images, others)
+        figures |= manifold_figures(images, others)
+        if kind == "clip":
+            figures["cmmd"] = cmmd(images, others)
+    if kind in ("inception", "inception-tf"):
+        score, deviation = inception_score(stats.classes)
+        figures |= {"inception_score": score, "inception_score_std": deviation, "sfid": None}
+        if reference.mu_s is not None:
+            spatial = stats.spatial
+            figures["sfid"] = frechet_distance(
+                spatial.mu, spatial.sigma, reference.mu_s, reference.sigma_s
+            )
+    else:
+        figures |= dict.fromkeys(("inception_score", "inception_score_std", "sfid"))
+    return figures
 
-    Files that do not say (pytorch-fid's) are taken at their word.
+
+def load_judges(
+    config: Config, device: torch.device | str = "cpu", clip: ClipEncoder | None = None
+) -> tuple[list[FeatureNetwork], list[Reference]]:
+    """What a config's images are judged by: feature networks, and a reference for each.
+
+    The first are `eval.feature_network` and `eval.ref_path`, then come `eval.more_ref_paths`, whose
+    files say which network they are of. Raises UserError if something is missing or does not fit.
     """
-    again = "make it again with python preprocess_scripts/fid_ref.py"
-    if reference.network not in (None, network):
-        raise UserError(
-            f"{path}: features are from '{reference.network}' but images are judged by "
-            f"'{network}'; such figures cannot be compared: {again}, or set eval.feature_network"
-        )
-    if reference.resolution not in (None, resolution):
-        raise UserError(
-            f"{path}: images are {reference.resolution} pixels wide but data.resolution is "
-            f"{resolution}; such figures cannot be compared: {again}"
-        )
+    resolution = config.data.resolution
+    networks = [load_feature_network(config, device, clip)]
+    references = [load_stats(config.eval.ref_path)]
+    for path in config.eval.more_ref_paths:
+        reference = load_stats(path)
+        if reference.network is None:
+            raise UserError(
+                f"{path}: does not say which network it is of, so it can only be eval.ref_path"
+            )
+        networks.append(load_feature_network(config, device, clip, kind_of(reference.network)))
+        references.append(reference)
+    for network, reference in zip(networks, references, strict=True):
+        check_comparable(reference, network.name, resolution, reference.path)
+    kinds = [kind_of(network.name) for network in networks]
+    if len(set(kinds)) < len(kinds):
+        raise UserError(f"eval.more_ref_paths: two references of the network {kinds[-1]}")
+    return networks, references
 
 
-def distance_to(reference: Reference, stats: FeatureStats, path: str | Path) -> float:
-    """Frechet distance of features to a reference; raises UserError if dimensions differ."""
-    if len(reference.mu) != len(stats.mu):
-        raise UserError(
-            f"{path}: the reference has {len(reference.mu)} dimensions, the features "
-            f"{len(stats.mu)}; they come from different networks"
-        )
-    return frechet_distance(stats.mu, stats.sigma, reference.mu, reference.sigma)
+def few_samples_note(n: int) -> str | None:
+    """What to tell whoever reads distances of `n` images, or None if there are many."""
+    if n >= MANY_IMAGES:
+        return None
+    return (
+        f"{n} images are few: Fréchet distances and CMMD come out too high, the more so the fewer; "
+        "compare at equal n only, or by fid_infinity and KID, which have no such bias"
+    )

@@ -38,8 +38,8 @@ from utils.config import load_config
 from utils.embeddings import read_image_mean
 from utils.errors import UserError
 from utils.images import load_image
-from utils.metrics import load_stats
 from utils.name_lists import read_names
+from utils.references import load_stats
 
 IMAGES = ["png", "jpg", "webp"]
 MEMORY = 8 << 30  # bytes that a reader may take

@@ -1,0 +1,260 @@
+"""Preprocessing: embeddings, latents and decoded images a second, against one by one in float32.
+
+    python benchmarks/preprocess.py                    # full-size encoders with random weights
+    python benchmarks/preprocess.py --only memory      # the demo's encoders, 1,000 to 10,000 images
+
+Images are those of the demo, enlarged to JPEGs of 512x512, and every rate includes reading them.
+The baseline is what a plain script does: decode one image, run the library's network on it in
+float32. Deviations are from the baseline's results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from benchmarks import timing
+from benchmarks.sampling import sd_vae
+from models.autoencoder import LDM_SCALE_FACTOR, Autoencoder
+from models.clip import ClipEncoder
+from utils.errors import UserError, one_line_errors
+from utils.images import iterate_batches, list_images, load_captions, to_uint8_array
+
+SIZE = 256  # pixels
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HALF = torch.bfloat16
+
+
+def make_jpegs(source: Path, folder: Path, count: int) -> list[Path]:
+    """The first images of `source`, enlarged."""
+    if not source.is_dir():
+        raise UserError(f"{source} is not there; make the faces: python demo/make_faces.py")
+    paths = []
+    for i, path in enumerate(list_images(source)[:count]):
+        paths.append(folder / f"{i}.jpg")
+        large = Image.open(path).convert("RGB").resize((512, 512), Image.Resampling.BICUBIC)
+        large.save(paths[-1], quality=90)
+    return paths
+
+
+def cosine_deviation(a: torch.Tensor, b: torch.Tensor) -> str:
+    """Largest 1 - cosine of rows."""
+    return f"1 − cosine ≤ {(1 - torch.cosine_similarity(a.double(), b.double())).max():.1g}"
+
+
+def relative_deviation(a: torch.Tensor, b: torch.Tensor) -> str:
+    """Root mean square of the difference, relative to that of the second."""
+    return f"{100 * (a - b).square().mean().sqrt() / b.square().mean().sqrt():.2g} % (rms)"
+
+
+def rows_of(
+    variants: dict[str, timing.Work],
+    count: int,
+    unit: str,
+    deviation: Callable[[torch.Tensor, torch.Tensor], str] | None,
+    repeats: int,
+) -> list[dict]:
+    """Times the variants, the first of which is the baseline."""
+    timings = timing.interleaved(variants, repeats)
+    baseline = next(iter(timings.values()))
+    rows = []
+    for name, taken in timings.items():
+        row = {
+            "variant": name,
+            f"{unit}/s": count / taken.median,
+            "times as fast": baseline.median / taken.median,
+        }
+        if deviation:
+            row["deviation"] = deviation(taken.result, baseline.result)
+        rows.append(row)
+    return rows
+
+
+def clip_encoders() -> tuple[torch.nn.Module, dict[torch.dtype, ClipEncoder]]:
+    """A plain ViT-B/32 with random weights, and ours with the same ones."""
+    torch.manual_seed(0)
+    plain = open_clip.create_model("ViT-B-32").eval().requires_grad_(False).to(DEVICE)
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    ours = {
+        dtype: ClipEncoder(copy.deepcopy(plain), tokenizer, DEVICE, dtype)
+        for dtype in (torch.float32, HALF)
+    }
+    return plain, ours
+
+
+@torch.inference_mode()
+def images_with_clip(paths: list[Path], repeats: int) -> list[dict]:
+    plain, ours = clip_encoders()
+    to_tensor = transforms.Compose(
+        [
+            transforms.Resize(224, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
+        ]
+    )
+
+    def one_by_one() -> torch.Tensor:
+        images = (Image.fromarray(to_uint8_array(path, SIZE)) for path in paths)
+        return torch.cat(
+            [plain.encode_image(to_tensor(image)[None].to(DEVICE)).cpu() for image in images]
+        )
+
+    def batched(clip: ClipEncoder) -> torch.Tensor:
+        return torch.cat([clip.encode_images(batch) for batch in iterate_batches(paths, SIZE, 64)])
+
+    variants = {
+        "one by one, float32": one_by_one,
+        "batches of 64, float32": partial(batched, ours[torch.float32]),
+        "batches of 64, bf16": partial(batched, ours[HALF]),
+    }
+    return rows_of(variants, len(paths), "images", cosine_deviation, repeats)
+
+
+@torch.inference_mode()
+def captions_with_clip(texts: list[str], repeats: int) -> list[dict]:
+    plain, ours = clip_encoders()
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+
+    def one_by_one() -> torch.Tensor:
+        return torch.cat([plain.encode_text(tokenizer([t]).to(DEVICE)).cpu() for t in texts])
+
+    variants = {
+        "one by one, float32": one_by_one,
+        "sorted batches of 64, float32": lambda: ours[torch.float32].encode_texts(texts),
+        "sorted batches of 64, bf16": lambda: ours[HALF].encode_texts(texts),
+    }
+    return rows_of(variants, len(texts), "captions", cosine_deviation, repeats)
+
+
+@torch.inference_mode()
+def latents(paths: list[Path], repeats: int) -> list[dict]:
+    torch.manual_seed(0)
+    plain = sd_vae().eval().requires_grad_(False).to(DEVICE)
+    ours = {
+        dtype: Autoencoder(copy.deepcopy(plain), LDM_SCALE_FACTOR, DEVICE, dtype)
+        for dtype in (torch.float32, HALF)
+    }
+
+    def one_by_one() -> torch.Tensor:
+        found = []
+        for path in paths:
+            image = torch.tensor(to_uint8_array(path, SIZE)).permute(2, 0, 1)[None].to(DEVICE)
+            distribution = plain.encode(image.float() / 127.5 - 1).latent_dist
+            found.append(distribution.mean.cpu() * LDM_SCALE_FACTOR)
+        return torch.cat(found)
+
+    def batched(vae: Autoencoder) -> torch.Tensor:
+        batches = iterate_batches(paths, SIZE, 8)
+        return torch.cat(
+            [vae.mean_latents(vae.encode_moments(b.float() / 127.5 - 1)).cpu() for b in batches]
+        )
+
+    variants = {
+        "one by one, float32": one_by_one,
+        "batches of 8, float32": partial(batched, ours[torch.float32]),
+        "batches of 8, bf16": partial(batched, ours[HALF]),
+    }
+    return rows_of(variants, len(paths), "images", relative_deviation, repeats)
+
+
+def decoding(paths: list[Path], repeats: int) -> list[dict]:
+    """Read, decode and crop alone; processes hand their pixels over."""
+
+    def threads(count: int, draft: bool = False) -> None:
+        assert sum(map(len, iterate_batches(paths, SIZE, 64, count, draft=draft))) == len(paths)
+
+    with ProcessPoolExecutor(2) as pool:
+
+        def processes() -> None:
+            arrays = pool.map(partial(to_uint8_array, size=SIZE), paths, chunksize=8)
+            while batch := list(itertools.islice(arrays, 64)):
+                torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()
+
+        variants = {
+            "one thread": partial(threads, 1),
+            "two threads": partial(threads, 2),
+            "two processes": processes,
+            "two threads, --jpeg_draft": partial(threads, 2, True),
+        }
+        return rows_of(variants, len(paths), "images", None, repeats)
+
+
+def memory(source: Path) -> list[dict]:
+    """Peak memory of create_latentspace_lmdb.py --with_clip, a process each."""
+    names = [path.stem for path in list_images(source)]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (1000, 10_000):
+            chosen = Path(folder, f"{count}.txt")
+            chosen.write_text("\n".join(names[:count]))
+            command = [sys.executable, "preprocess_scripts/create_latentspace_lmdb.py"]
+            command += ["--split", "train", "--images", str(source), "--split_file", str(chosen)]
+            command += ["--out", f"{folder}/{count}/z", "--with_clip", "encoders.precision=bf16"]
+            process = subprocess.Popen(command, cwd=timing.ROOT, stderr=subprocess.DEVNULL)
+            _, status, usage = os.wait4(process.pid, 0)
+            if status:
+                raise UserError(f"failed: {' '.join(command)}")
+            rows.append({"images": count, "peak memory, GB": usage.ru_maxrss * 1024 / 1e9})
+    return rows
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    timing.add_arguments(parser)
+    tables = ("clip", "captions", "vae", "decoding", "memory")
+    parser.add_argument("--only", choices=tables, help="one of the tables (all)")
+    parser.add_argument("--data", type=Path, default=Path("data/demo"), help="from make_faces.py")
+    args = parser.parse_args()
+    timing.start(args)
+    wanted = [args.only] if args.only else tables
+    found: dict[str, list[dict]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = make_jpegs(args.data / "test" / "images", Path(folder), 256)
+        images = list_images(args.data / "test" / "images")[:40]
+        lines = load_captions(
+            images, args.data / "test" / "images", args.data / "test" / "captions", all_images=False
+        )
+        texts = [text for captions in lines for text in captions][:128]
+        for name in wanted:
+            found[name] = {
+                "clip": lambda: images_with_clip(paths[:64], args.repeats),
+                "captions": lambda: captions_with_clip(texts, args.repeats),
+                "vae": lambda: latents(paths[:8], args.repeats),
+                "decoding": lambda: decoding(paths, args.repeats),
+                "memory": lambda: memory(args.data / "train" / "images"),
+            }[name]()
+    titles = {
+        "clip": "CLIP ViT-B/32, images of 512×512 read, cropped to 256×256 and embedded",
+        "captions": "CLIP ViT-B/32, captions",
+        "vae": "Stable Diffusion's VAE, images to latents of 4×32×32",
+        "decoding": "JPEGs of 512×512 to 256×256 pixels, no network",
+        "memory": "Peak memory of latents and embeddings in one pass, the demo's encoders in bf16",
+    }
+    for name, rows in found.items():
+        out = args.out and args.out.with_name(f"{args.out.stem}_{name}{args.out.suffix}")
+        timing.report(out, f"Preprocessing: {titles[name]}", rows)
+
+
+if __name__ == "__main__":
+    main()

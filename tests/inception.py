@@ -1,0 +1,40 @@
+"""A random FID Inception network in the published format, and pytorch-fid's use of it."""
+
+from pathlib import Path
+
+import pytorch_fid.inception
+import torch
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+
+class _Unloaded(FeatureExtractorInceptionV3):
+    def load_state_dict(self, state_dict):
+        del state_dict
+
+
+def make_inception_weights(path: Path) -> Path:
+    """Weights and batch statistics at random, so that every part of the network tells."""
+    torch.save({}, path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = _Unloaded("inception", ["2048"], str(path))
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(layer.weight)
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.running_mean.normal_(0, 0.3)
+                layer.running_var.uniform_(0.7, 1.3)
+                layer.weight.uniform_(0.8, 1.2)
+                layer.bias.normal_(0, 0.1)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def published_network(weights: Path, monkeypatch) -> torch.nn.Module:
+    """pytorch-fid's network with these weights in the place of those that it would download."""
+    monkeypatch.setattr(
+        pytorch_fid.inception,
+        "load_state_dict_from_url",
+        lambda url, progress: torch.load(weights, weights_only=True),
+    )
+    return pytorch_fid.inception.InceptionV3().eval()
