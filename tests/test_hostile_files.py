@@ -18,8 +18,9 @@ from utils.config import load_config
 from utils.embeddings import read_image_mean
 from utils.encoders import load_config_autoencoder, load_config_clip
 from utils.errors import UserError
-from utils.metrics import InceptionFeatures, load_stats
+from utils.features import DinoFeatures, InceptionFeatures
 from utils.name_lists import read_names
+from utils.references import load_stats
 
 
 class Payload:
@@ -106,6 +107,7 @@ def clip_folder(path: Path, payload: Payload) -> None:
         ("clip_folder", clip_folder, load_clip),
         ("pt_inception.pth", torch_file, InceptionFeatures),
         ("pt_inception.pth", old_torch_file, InceptionFeatures),
+        ("dinov2.pth", torch_file, DinoFeatures),
         ("names.pickle", plain_pickle, read_names),
         ("ref.npz", npz, load_stats),
         ("ref.npz", plain_pickle, load_stats),
