@@ -1,0 +1,133 @@
+"""The Fréchet distance beside SciPy's matrix root, and the memory of an evaluation of many images.
+
+python benchmarks/metrics.py --repeats 3 --out docs/benchmarks/metrics.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import scipy.linalg
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import timing
+from utils.features import FeatureNetwork, Outputs
+from utils.frechet import frechet_distance
+from utils.metrics import ImageSet
+from utils.references import Reference
+
+INCEPTION = 2048  # dimensions of the distance
+CHEAP = 512  # dimensions of the features of the memory runs
+COUNTS = (5_000, 10_000, 20_000, 50_000)
+BATCH = 250
+
+
+class CheapFeatures(FeatureNetwork):
+    """The pixels themselves, so that nothing but the metrics takes time and memory."""
+
+    name = "clip-cheap"
+    device = torch.device("cpu")
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float() / 255
+
+    def run(self, inputs: torch.Tensor) -> Outputs:
+        return Outputs(inputs.flatten(1)[:, :CHEAP])
+
+
+def images_of(start: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(start)
+    size = (BATCH, 3, 16, 16)
+    return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+
+
+def evaluation(count: int) -> timing.Work:
+    """All figures of `count` images that come in batches."""
+    reference = Reference(np.full(CHEAP, 0.5), np.eye(CHEAP) / 10)
+
+    def work() -> float:
+        images = ImageSet([CheapFeatures()])
+        for start in range(0, count, BATCH):
+            images.update(images_of(start), range(start, start + BATCH))
+        return images.figures([reference])["frechet_distance"]
+
+    return work
+
+
+def all_at_once(count: int) -> timing.Work:
+    """The usual way: every feature is held, then mean and covariance are taken."""
+    network, reference = CheapFeatures(), (np.full(CHEAP, 0.5), np.eye(CHEAP) / 10)
+
+    def work() -> float:
+        batches = [network(images_of(start)).pooled for start in range(0, count, BATCH)]
+        features = torch.cat(batches).double().numpy()
+        return frechet_distance(features.mean(axis=0), np.cov(features, rowvar=False), *reference)
+
+    return work
+
+
+def statistics(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of non-negative features whose scales differ, as pooled ones do."""
+    generator = np.random.default_rng(seed)
+    scale = np.exp(-3 * np.arange(INCEPTION) / INCEPTION)
+    features = np.maximum(generator.normal(0.1 * seed, size=(count, INCEPTION)), 0) * scale
+    return features.mean(axis=0), np.cov(features, rowvar=False)
+
+
+def by_sqrtm(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
+    root = scipy.linalg.sqrtm(sigma1 @ sigma2)
+    return float(np.square(mu1 - mu2).sum() + np.trace(sigma1 + sigma2) - 2 * np.trace(root).real)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    timing.add_arguments(parser)
+    args = parser.parse_args()
+    timing.start(args)
+    rows = []
+    for count in (4000, 500):
+        given = (*statistics(count, 0), *statistics(count, 1))
+        ways = {"ours": partial(frechet_distance, *given), "usual": partial(by_sqrtm, *given)}
+        taken = timing.interleaved(ways, args.repeats, warmup=0)
+        ours, usual = taken["ours"], taken["usual"]
+        rows.append(
+            {
+                "what": f"Fréchet distance, {INCEPTION} dimensions, of {count} images: seconds",
+                "ours": ours.median,
+                "usual": usual.median,
+                "usual / ours": usual.median / ours.median,
+                "relative difference": f"{abs(ours.result / usual.result - 1):.1e}",
+            }
+        )
+    for count in COUNTS:
+        setups = {"ours": partial(evaluation, count), "usual": partial(all_at_once, count)}
+        taken = timing.compare(setups, repeats=1, warmup=0)
+        ours, usual = taken["ours"], taken["usual"]
+        rows.append(
+            {
+                "what": f"evaluation of {count:,} images: peak memory, MB",
+                "ours": ours.peak / 1e6,
+                "usual": usual.peak / 1e6,
+                "usual / ours": usual.peak / ours.peak,
+                "relative difference": f"{abs(ours.result / usual.result - 1):.1e}",
+            }
+        )
+    notes = [
+        f"Usual: SciPy's sqrtm of S1 S2; all features held at once. Memory: {CHEAP} cheap features "
+        "an image and all figures that need no features of the reference (ours; up to 10,000 "
+        "images have theirs kept), the distance alone (usual); with what Python and PyTorch take.",
+    ]
+    timing.report(args.out, "Metrics", rows, notes)
+
+
+if __name__ == "__main__":
+    main()
