@@ -95,7 +95,7 @@ def stages() -> list[Stage]:
         ),
         Stage(
             "reference statistics",
-            ["preprocess_scripts/fid_ref.py"],
+            ["preprocess_scripts/fid_ref.py", "--features"],
             Path("data/demo/ref_clip_test.npz"),
             lambda: "mean and covariance of CLIP image features, test faces",
         ),
