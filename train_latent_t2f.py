@@ -67,6 +67,7 @@ from utils.results import Results
 from utils.sample_grid import SampleGrid
 from utils.schedules import always_masked, lr_after, mask_ratio_after, number_of_steps
 from utils.sharding import host_copy, shard_training, wants_shards, whole
+from utils.speed import speed_up
 from utils.step_guard import StepGuard, diverged, skip_unless
 from utils.tracking import RunLog, Window, memory_gb, require_wandb
 from utils.training_data import (
@@ -181,8 +182,7 @@ def train(
         not_read = f"; {start_from} is not read" if start_from else ""
         notes.append(f"continuing {folder} from step {step}{not_read}")
     state = None  # its memory
-    if options.compile:
-        denoiser.model.compile()
+    notes += speed_up(denoiser.model, config, device)
     if sharded:
         trained, optimizer = shard_training(denoiser, ema, optimizer)
         model, optimizer = denoiser, accelerator.prepare(optimizer)

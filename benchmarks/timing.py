@@ -61,34 +61,54 @@ def interleaved(variants: Mapping[str, Work], repeats: int = 5, warmup: int = 1)
     return timings
 
 
-def compare(setups: Mapping[str, Callable[[], Work]], repeats: int = 5, warmup: int = 1) -> dict:
+def compare(
+    setups: Mapping[str, Callable[[], Work]], repeats: int = 5, warmup: int = 1, *, rounds: int = 0
+) -> dict:
     """As `interleaved`, with a process for each variant and its peak memory: name -> Timing.
 
     setups: picklable functions that build the work, which returns picklable things. They run one at
     a time, with as many threads as this process. Peaks are taken after the warm-up.
+    rounds: 0 = all are in memory at once and take turns. Otherwise each is alone there, started
+    anew in so many rounds of `repeats`, for variants of which only one fits.
     """
+    timings = {name: Timing() for name in setups}
+    if rounds:
+        for _ in range(rounds):
+            for name, setup in setups.items():
+                _take_turns({name: setup}, timings, repeats, warmup)
+    else:
+        _take_turns(setups, timings, repeats, warmup)
+    return timings
+
+
+def _take_turns(
+    setups: Mapping[str, Callable[[], Work]], timings: dict, repeats: int, warmup: int
+) -> None:
+    """Start a process per variant, and add its repetitions to `timings`."""
     context = multiprocessing.get_context("spawn")
     workers = {}
     for name, setup in setups.items():
         ours, theirs = context.Pipe()
         arguments = (setup, theirs, torch.get_num_threads(), warmup)
-        workers[name] = (context.Process(target=_serve, args=arguments, daemon=False), ours)
-    timings = {name: Timing() for name in setups}
+        process = context.Process(target=_serve, args=arguments, daemon=False)
+        workers[name] = (process, ours, theirs)
     try:
-        for name, (process, connection) in workers.items():
+        for name, (process, connection, theirs) in workers.items():
             process.start()
+            theirs.close()  # so that its end is noticed
             _answer(name, connection)  # ready: built and warmed up
         for _ in range(repeats):
-            for name, (_, connection) in workers.items():
+            for name, (_, connection, _) in workers.items():
                 connection.send(True)
-                seconds, timings[name].result, timings[name].peak = _answer(name, connection)
-                timings[name].seconds.append(seconds)
+                seconds, result, peak = _answer(name, connection)
+                timing = timings[name]
+                timing.seconds.append(seconds)
+                timing.result, timing.peak = result, max(peak, timing.peak)
     finally:
-        for process, connection in workers.values():
+        for process, connection, _ in workers.values():
             connection.close()
             if process.pid:
                 process.join(timeout=30)
-    return timings
 
 
 def _answer(name: str, connection: Connection) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.blocks import (
     Block,
@@ -164,6 +165,7 @@ class MaskDiT(nn.Module):
         self.num_patches = self.grid**2
         self.use_decoder, self.pad_cls_token = use_decoder, pad_cls_token
         self.self_cond, self.perturbation = self_cond, perturbation
+        self.activation_checkpointing = False  # compute blocks again in the backward pass
 
         # In the published order, as optimizers number the weights.
         self.x_embedder = PatchEmbed(in_channels, hidden_size, patch_size)
@@ -256,15 +258,25 @@ class MaskDiT(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """x (N, C, H, W), c (N, D) -> tokens (N, L or K, D), and the class token or None."""
         first = int(self.pad_cls_token)
-        x = self.x_embedder(x) + self.pos_embed[:, first:]  # (N, L, D)
-        if mask is not None:
-            x = x.gather(1, mask.ids_keep[:, :, None].expand(-1, -1, x.shape[2]))  # (N, K, D)
+        positions = self.pos_embed[0, first:]  # (L, D)
+        if mask is None:
+            x = self.x_embedder(x) + positions  # (N, L, D)
+        else:
+            x = self.x_embedder(x, mask.ids_keep) + positions[mask.ids_keep]  # (N, K, D)
         if self.pad_cls_token:
             cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
             x = torch.cat([cls_token.to(x.dtype), x], dim=1)
-        for block in self.blocks:
-            x = block(x, c)
+        x = self._run(self.blocks, x, c)
         return (x[:, 1:], x[:, 0]) if self.pad_cls_token else (x, None)
+
+    def _run(self, blocks: nn.ModuleList, x: Tensor, c: Tensor) -> Tensor:
+        """Tokens (N, T, D) through blocks; with checkpointing only their inputs are remembered."""
+        for block in blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, c, use_reentrant=False)
+            else:
+                x = block(x, c)
+        return x
 
     def summary(self, x: Tensor, t_cond: Tensor, cond: Tensor | None = None) -> Tensor:
         """The encoder's normalised mean token of whole images (N, D); arguments as of `forward`."""
@@ -305,8 +317,7 @@ class MaskDiT(nn.Module):
             elif self.training and self.mask_token is not None:
                 x = x + 0 * self.mask_token  # DistributedDataParallel wants a gradient of each
             x = x + self.decoder_pos_embed
-            for block in self.decoder_blocks:
-                x = block(x, c)
+            x = self._run(self.decoder_blocks, x, c)
         x = self.final_layer(x, c)  # (N, L or K, p * p * C)
         if mask is not None and not self.use_decoder:
             x = restore(x, None, mask)  # (N, L, p * p * C)

@@ -150,7 +150,9 @@ class Train(Section):
     ema_rampup: PositiveFloat | None = None  # half-life at most this fraction of the images seen
     seed: NonNegativeInt = 0
     num_workers: NonNegativeInt = 0  # threads that read batches ahead; 0 = one
-    compile: bool = False
+    # Compile the blocks: auto = if that is possible here. Same results, minutes of start-up.
+    compile: bool | Literal["auto"] = False
+    activation_checkpointing: bool = False  # blocks are computed twice: slower, far less memory
     step_timeout: PositiveFloat = 50.0  # seconds; then another process counts as lost
     shard: bool = False  # weights, averages and moments spread over the processes (FSDP)
 

@@ -15,7 +15,14 @@ from utils.tracking import is_main_process
 
 # What may change between the start of a run and its continuation.
 FREE_SECTIONS = ("log", "eval", "sampling")
-FREE_KEYS = ("train.num_workers", "train.max_bad_steps", "train.step_timeout", "train.shard")
+FREE_KEYS = (
+    "train.num_workers",
+    "train.max_bad_steps",
+    "train.step_timeout",
+    "train.shard",
+    "train.compile",
+    "train.activation_checkpointing",
+)
 GROWING_KEYS = ("train.max_num_steps", "train.epochs")
 
 

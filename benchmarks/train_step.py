@@ -1,0 +1,204 @@
+"""Training steps of our network beside those of a plain one (benchmarks/plain_network.py).
+
+    python benchmarks/train_step.py --out docs/benchmarks/train_step.json
+    python benchmarks/train_step.py --sizes L --batch 4 --variants float32,autocast,ours
+
+A step is forward, loss, backward, optimizer and weight average, on 32x32x4 latents with conditions
+of 512 numbers. Each variant has a process of its own; they take turns on the same cores. First,
+both networks are given the same weights and draws, and must have the same loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.plain_network import PlainMaskDiT, PlainTraining
+from benchmarks.timing import add_arguments, compare, matmul_rate, report, start
+from models.edm import EDMPrecond, build_denoiser, edm_loss
+from models.maskdit import MODEL_SIZES
+from utils.config import HelpFormatter, config_from_dict
+from utils.ema import EMA
+from utils.speed import speed_up
+
+VARIANTS = {
+    "float32": "plain, eager, float32",
+    "autocast": "plain, eager, bf16 autocast",
+    "sdpa": "plain with PyTorch's attention, bf16 autocast",
+    "eager": "ours, not compiled, bf16 autocast",
+    "ours": "ours, compiled, bf16 autocast",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained: a size of MODEL_SIZES (S, B, L, XL), with or without the decoder."""
+
+    size: str
+    mask_ratio: float
+    decoder: bool = True
+    batch: int = 16
+    side: int = 32  # of the latents
+    mae_loss_coef: float = 0.1
+
+    def data(self) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        latents = 0.5 * torch.randn(self.batch, 4, self.side, self.side, generator=generator)
+        return latents, torch.randn(self.batch, 512, generator=generator)
+
+    def ours(self) -> EDMPrecond:
+        torch.manual_seed(0)
+        name = f"DiT-{self.size}/2"
+        return build_denoiser(name, self.side, 4, 512, use_decoder=self.decoder).train()
+
+    def plain(self, attention: str = "explicit") -> PlainMaskDiT:
+        torch.manual_seed(0)
+        depth, width, _, heads = MODEL_SIZES[f"DiT-{self.size}/2"]
+        return PlainMaskDiT(self.side, depth, width, heads, self.decoder, attention)
+
+
+def plain_step(case: Case, kind: str) -> Callable[[], float]:
+    """A step of the baseline; `kind` is one of VARIANTS."""
+    torch.manual_seed(0)
+    network = case.plain("sdpa" if kind == "sdpa" else "explicit")
+    training, data = PlainTraining(network, autocast=kind != "float32"), case.data()
+    return lambda: training.step(*data, case.mask_ratio)
+
+
+def our_step(case: Case, compiled: bool) -> Callable[[], None]:
+    """A step as in train_latent_t2f.py, without reading data."""
+    denoiser, (latents, cond) = case.ours(), case.data()
+    ema, trained = EMA(denoiser), [p for p in denoiser.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
+    config = config_from_dict({"train": {"compile": compiled}}, "benchmark")
+    speed_up(denoiser.model, config, latents.device)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = edm_loss(
+                denoiser,
+                latents,
+                cond,
+                mask_ratio=case.mask_ratio,
+                mae_loss_coef=case.mae_loss_coef,
+            ).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, float("inf"))
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(0.9999)
+
+    return step
+
+
+def setup(case: Case, kind: str) -> Callable[[], object]:
+    if kind in ("ours", "eager"):
+        return our_step(case, compiled=kind == "ours")
+    return plain_step(case, kind)
+
+
+def step_flops(case: Case) -> int:
+    """FLOPs of forward and backward, counted without computing them."""
+    with torch.device("meta"):
+        denoiser = case.ours()
+        latents, cond = torch.empty(1, 4, case.side, case.side), torch.empty(1, 512)
+        with FlopCounterMode(display=False) as counter:
+            options = {"mask_ratio": case.mask_ratio, "mae_loss_coef": case.mae_loss_coef}
+            edm_loss(denoiser, latents, cond, **options).sum().backward()
+    return case.batch * counter.get_total_flops()
+
+
+def largest_loss_difference(case: Case) -> float:
+    """|ours - plain| / plain of the loss with equal weights and draws, in float32."""
+    denoiser, plain, (latents, cond) = case.ours(), case.plain(), case.data()
+    with torch.no_grad():
+        for weight in denoiser.parameters():
+            if weight.requires_grad:  # fresh ones are zero in places, which would hide faults
+                weight.normal_(std=0.1)
+        plain.load_state_dict(denoiser.model.state_dict())
+    training = PlainTraining(plain, autocast=False)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        options = {"mask_ratio": case.mask_ratio, "mae_loss_coef": case.mae_loss_coef}
+        ours = edm_loss(denoiser, latents, cond, **options).mean().item()
+    torch.manual_seed(1)
+    theirs = training.step(latents, cond, case.mask_ratio)
+    return abs(ours - theirs) / theirs
+
+
+def measure(case: Case, kinds: list[str], repeats: int, rates: dict[str, float]) -> list[dict]:
+    """One row per variant, of which only one is in memory at a time."""
+    setups = {kind: partial(setup, case, kind) for kind in kinds}
+    timings = compare(setups, repeats, warmup=2, rounds=2)
+    flops, rows = step_flops(case), []
+    for kind, timing in timings.items():
+        achieved = flops / timing.median
+        rate = rates["float32" if kind == "float32" else "bf16"]
+        row = {
+            "network": f"DiT-{case.size}/2" + ("" if case.decoder else ", no decoder"),
+            "latents": f"{case.side}x{case.side}",
+            "mask": str(case.mask_ratio),
+            "batch": case.batch,
+            "variant": VARIANTS[kind],
+            "images/s": case.batch / timing.median,
+            "peak GB": timing.peak / 1e9,
+            "GFLOP/s": achieved / 1e9,
+            "of the matrix rate": f"{achieved / rate:.0%}",
+        }
+        for base in ("float32", "autocast"):
+            if base in timings:
+                row[f"x plain {base}"] = f"{timings[base].median / timing.median:.2f}"
+        rows.append(row)
+    return rows
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--sizes", default="S,B", help="of the network: S, B, L, XL")
+    parser.add_argument("--masks", default="0.5", help="mask ratios")
+    parser.add_argument("--batch", default="16", help="batch sizes")
+    parser.add_argument("--sides", default="32", help="sides of the latents: 32, 64")
+    parser.add_argument("--decoders", default="yes", help="yes, no, or both: yes,no")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="what to compare")
+    parser.add_argument("--title", default="Training step", help="of the table")
+    add_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    start(args)
+    kinds = args.variants.split(",")
+    small = Case("S", 0.5, batch=2)
+    worst = max(largest_loss_difference(replace(small, mask_ratio=r)) for r in (0.0, 0.5))
+    rates = {"float32": matmul_rate(torch.float32), "bf16": matmul_rate(torch.bfloat16)}
+    rows = []
+    for size in args.sizes.split(","):
+        for side in map(int, args.sides.split(",")):
+            for decoder in args.decoders.split(","):
+                for mask in map(float, args.masks.split(",")):
+                    for batch in map(int, args.batch.split(",")):
+                        case = Case(size, mask, decoder == "yes", batch, side)
+                        rows += measure(case, kinds, args.repeats, rates)
+                        print(rows[-len(kinds) :], flush=True)
+    rates_note = " and ".join(f"{rate / 1e9:.0f} in {name}" for name, rate in rates.items())
+    notes = [
+        f"Matrix products of 2048 x 2048 reach here, GFLOP/s: {rates_note}.",
+        f"From equal weights and draws the losses of both networks differ by {worst:.0e} at most.",
+        "FLOPs are counted by torch.utils.flop_counter; peak memory is that of the whole process.",
+    ]
+    report(args.out, args.title, rows, notes)
+
+
+if __name__ == "__main__":
+    main()
