@@ -50,6 +50,7 @@ from utils.published_flags import (
     step_or_none,
 )
 from utils.results import Record, Results, best_of, table, way_names
+from utils.speed import compile_for_sampling
 from utils.tracking import figures_text
 
 
@@ -163,7 +164,9 @@ def denoiser_of(path: Path, config: Config, device: torch.device) -> EDMPrecond:
     """A checkpoint's network; how it is built is the training's business, all else the config's."""
     trained_with = read_weights(path)[1] or config
     check_trained_with(path, trained_with, config)
-    return load_denoiser(path, device, config=trained_with)[0]
+    denoiser, _ = load_denoiser(path, device, config=trained_with)
+    compile_for_sampling(denoiser, config, device)
+    return denoiser
 
 
 @one_line_errors

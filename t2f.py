@@ -39,6 +39,7 @@ from utils.encoders import load_config_autoencoder, load_config_clip, usable_dev
 from utils.errors import UserError, one_line_errors
 from utils.generate import generate, parse_scale, parse_seeds, sampler_settings
 from utils.images import labelled_grid, save_png
+from utils.speed import compile_for_sampling
 from utils.tracking import progress
 
 FROM_CONFIG = "as the checkpoint's config says"
@@ -148,6 +149,7 @@ def main() -> None:
     given = load_config(args.config) if args.config else None
     denoiser, config = load_denoiser(args.ckpt, device, config=given)
     config = with_sampling(config, args)
+    compile_for_sampling(denoiser, config, device)
     sampling, settings = config.sampling, sampler_settings(config.sampling)
     seeds = args.seeds or range(sampling.seed, sampling.seed + args.num)
     clip = load_config_clip(config, device)

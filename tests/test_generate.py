@@ -10,6 +10,7 @@ from models.samplers import SamplerSettings
 from utils.encoders import load_config_autoencoder
 from utils.errors import UserError
 from utils.generate import generate, parse_scale, parse_seeds, sampler_settings
+from utils.speed import compile_for_sampling
 
 HEUN = SamplerSettings(num_steps=4)
 CHURN = SamplerSettings(num_steps=4, S_churn=4)
@@ -102,6 +103,17 @@ def test_half_precision_changes_pixels_by_little(denoiser, autoencoder, conds, a
     exact, rounded = images_of(*args), images_of(*args, amp=amp)
     assert 0 < (exact - rounded).abs().float().mean() < 4  # of 255
     assert exact.float().std() > 30
+
+
+def test_a_compiled_network_draws_the_same_images(autoencoder, conds, tmp_path):
+    config = make_tiny_config(tmp_path, sampling={"compile": "auto"})
+    plain, compiled = make_tiny_denoiser(), make_tiny_denoiser()
+    compile_for_sampling(compiled, config, torch.device("cpu"))
+    expected, images = (
+        images_of(d, autoencoder, conds, SEEDS, HEUN, cfg_scale=2.0, batch_size=5)
+        for d in (plain, compiled)
+    )
+    assert (expected - images).abs().max() <= 1
 
 
 def test_what_goes_wrong_while_drawing_reaches_the_caller(denoiser, autoencoder):

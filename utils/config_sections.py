@@ -258,7 +258,7 @@ class Sampling(Section):
     cfg_scale: float | None = None  # guidance; null = conditional only
     guidance_interval: tuple[NonNegativeFloat, PositiveFloat] | None = None  # sigma, low to high
     amp: Annotated[Literal["bf16", "fp16", "no"], BeforeValidator(_amp_name)] = "no"
-    compile: bool = False  # the network, with torch.compile: minutes at the start
+    compile: bool | Literal["auto"] = False  # the network; auto = where there is a compiler
     seed: NonNegativeInt = 0
     sigma_min: PositiveFloat | None = None  # noise levels; null = the discretization's own range,
     sigma_max: PositiveFloat | None = None  # 0.002 to 80 for edm

@@ -1,15 +1,17 @@
-"""What makes a training step faster without changing its results."""
+"""What makes training and sampling faster without changing their results."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Literal
 
 import torch
 
+from models.edm import EDMPrecond
 from models.maskdit import MaskDiT
 from utils.config import Config
-from utils.errors import UserError
+from utils.errors import UserError, note
 
 # Parameters of glibc's mallopt
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -21,25 +23,48 @@ def speed_up(model: MaskDiT, config: Config, device: torch.device) -> list[str]:
     Names in the state dict stay as they are. Raises UserError if `compile` is true, not auto, and
     nothing can be compiled here.
     """
-    notes, options = [], config.train
+    options = config.train
     model.activation_checkpointing = options.activation_checkpointing
     if device.type == "cpu":
         keep_freed_memory()
-    if options.compile:
-        fault = compiler_fault(device)
-        if fault is None:
-            compile_blocks(model, varying_tokens=config.model.mask_ratio_fn != "constant")
-        elif options.compile == "auto":
-            notes.append(f"train.compile: not compiled, as {fault}")
-        else:
-            raise UserError(f"train.compile: {fault}; set it to auto or false")
-    return notes
+    varying = config.model.mask_ratio_fn != "constant"
+    return compile_if(options.compile, "train.compile", model, device, varying_tokens=varying)
+
+
+def compile_for_sampling(denoiser: EDMPrecond, config: Config, device: torch.device) -> None:
+    """As `sampling.compile` says; for batches of any size."""
+    wish = config.sampling.compile
+    for line in compile_if(wish, "sampling.compile", denoiser.model, device, varying_tokens=True):
+        note(line)
+
+
+def compile_if(
+    wish: bool | Literal["auto"],
+    key: str,
+    model: MaskDiT,
+    device: torch.device,
+    *,
+    varying_tokens: bool = False,
+) -> list[str]:
+    """Compile a network's blocks if the config's `key` says so; returns what there is to tell.
+
+    Raises UserError if it says true, not auto, and nothing can be compiled here.
+    """
+    if not wish:
+        return []
+    if fault := compiler_fault(device):
+        if wish is True:
+            raise UserError(f"{key}: {fault}; set it to auto or false")
+        return [f"{key}: not compiled, as {fault}"]
+    compile_blocks(model, varying_tokens=varying_tokens)
+    return []
 
 
 def compile_blocks(model: MaskDiT, *, varying_tokens: bool = False) -> None:
     """Compile each block in place; blocks of one width share their code.
 
-    `varying_tokens`: one program for any number of tokens, as mask schedules need it.
+    `varying_tokens`: one program for any number of tokens and images, as mask schedules and
+        sampling need it.
     """
     for block in [*model.blocks, *getattr(model, "decoder_blocks", [])]:
         block.compile(dynamic=varying_tokens)
