@@ -156,14 +156,19 @@ def draw_plot(rows: list[dict], band: tuple[float, float], path: Path, title: st
     for axis, key in zip(axes, keys, strict=True):
         for curve in dict.fromkeys(row["curve"] for row in rows if row["curve"]):
             points = sorted((r["cost"], r[key]) for r in rows if r["curve"] == curve)
-            style = "o-" if len(points) > 1 else "*" if "fast" in curve else "s"
-            axis.plot(*zip(*points, strict=True), style, markersize=5, label=curve.replace("`", ""))
+            label, style = curve.replace("`", ""), "*" if "fast" in curve else "o-"
+            size = 11 if "fast" in curve else 4
+            axis.plot(*zip(*points, strict=True), style, markersize=size, label=label)
         axis.set_xscale("log")
         axis.set_xticks([10, 20, 40, 80, 160], ["10", "20", "40", "80", "160"])
         axis.minorticks_off()
         axis.set_xlabel("network evaluations a picture, guidance counted double")
         axis.set_ylabel(key)
         axis.grid(alpha=0.3)
+    # Settings that fail would hide the differences among those that do not.
+    paper = next(row for row in rows if row["setting"] == "paper")
+    axes[0].set_ylim(0.5 * paper[keys[0]], 2.5 * paper[keys[0]])
+    axes[1].set_ylim(paper[keys[1]] - 14, paper[keys[1]] + 4)
     axes[0].axhspan(*band, color="gray", alpha=0.2, label="40 Heun steps, 95 %")
     axes[0].legend(fontsize=8)
     figure.suptitle(title, fontsize=9)
