@@ -125,12 +125,14 @@ def test_the_table_holds_every_result_and_tints_the_best(made):
 def test_every_figure_has_a_column_and_a_curve_and_its_spread_stands_below(made):
     more = {"frechet_distance_low": 226.0, "frechet_distance_high": 255.4, "recall_dinov2": 0.25}
     made.results.add(record(900, 1.5, 200.0, kid=0.0123, kid_std=0.0041, cmmd=None, **more))
-    page = Page(write_report(made.results, made.config, made.clip).read_text())
+    text = write_report(made.results, made.config, made.clip).read_text()
+    page = Page(text)
     (cells,) = [cells for kind, cells in page.rows if kind == "best"]
     assert cells[3:5] == ["200", "226 – 255.4"]
     assert cells[5:9] == ["0.0123", "± 0.0041", "19.50", "0.250"]
-    assert "Recall (DINOv2)" in page.text and "CMMD" not in page.text
+    assert "Recall (DINOv2)" in page.text and "<th>CMMD</th>" not in text
     assert sum(uri.startswith("data:image/svg+xml") for uri in page.loads) == 4 + 1
+    assert " images are few: " in page.text
 
 
 def test_captions_are_shown_as_they_are_written(made):

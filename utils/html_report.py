@@ -24,6 +24,7 @@ from utils.config import Config
 from utils.figure_names import FigureInfo, figures_in, network_name
 from utils.images import load_image, png_text, to_uint8_array
 from utils.kept_images import FEW
+from utils.metrics import few_samples_note
 from utils.neighbours import (
     nearest,
     open_training_embeddings,
@@ -89,6 +90,7 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
         pictures=[Picture(data_uri(path.read_bytes()), text) for path, text in images],
         neighbours=neighbours([path for path, _ in images], config, clip),
         counts_differ=len({record["n"] for record in records}) > 1,
+        bias=few_samples_note(min(record["n"] for record in records)),
         left_out=len(results.records) - len(comparable(results.records)),
         made=time.strftime("%d %B %Y, %H:%M"),
     )

@@ -291,5 +291,5 @@ def few_samples_note(n: int) -> str | None:
         return None
     return (
         f"{n} images are few: Fréchet distances and CMMD come out too high, the more so the fewer; "
-        "compare at equal n only, or by fid_infinity and KID, which have no such bias"
+        "compare at equal n only, or by FID∞ and KID, which have no such bias"
     )

@@ -1,0 +1,250 @@
+"""How fast does a recipe learn? Published and our training settings, the same time for each.
+
+    python benchmarks/time_to_quality.py                 # needs the data of make demo
+    python benchmarks/time_to_quality.py --seconds 900 --out docs/benchmarks/time_to_quality.json
+
+Both train the demo's network on the demo's faces. At equal intervals their weights draw the
+pictures of held-out captions: the Fréchet distance to held-out faces and the share of stated
+attributes that are shown are plotted against the seconds of training. Of the published recipe the
+weights without averaging are judged as well, as its average has hardly left the random start by
+then. Whatever is done already, also a part of a training, is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from benchmarks.timing import add_arguments, report, start
+from demo.check_prompts import agreement, choose_captions
+from demo.classifier import classify, codes_of, load_classifier, load_faces
+from utils.checkpoint import list_checkpoints, load_denoiser
+from utils.conditions import caption_conditions
+from utils.config import DEFAULT_CONFIG, Config, HelpFormatter, load_config
+from utils.encoders import load_config_autoencoder, load_config_clip
+from utils.errors import UserError, one_line_errors
+from utils.frechet import frechet_distance
+from utils.generate import generate, sampler_settings
+from utils.references import load_stats
+from utils.report import save_figure, tidy
+from utils.statistics import FeatureStats
+from utils.tracking import progress
+
+# The published settings, where the demo's config has others; batch and network are the demo's.
+PUBLISHED = [
+    "model.cond_init_std=0.02",
+    "model.unmasked_tail=0",
+    "train.lr=1e-4",
+    "train.lr_rampup_kimg=0",
+    "train.lr_schedule=constant",
+    "train.betas=[0.9,0.999]",
+    "train.grad_clip=null",
+    "train.ema_decay=0.9999",
+    "train.ema_rampup=null",
+    "train.perturbation=1.2",
+    "train.P_mean=-1.2",
+    "train.P_std=1.2",
+    "encoders.image_mean=null",
+]
+RECIPES = {"published": PUBLISHED, "ours": []}
+CURVES = {
+    "published": ("published", "ema"),
+    "published, not averaged": ("published", "model"),
+    "ours": ("ours", "ema"),
+}
+JUDGE = Path("results/check_prompts/classifier.safetensors")  # as demo/check_prompts.py keeps it
+PROBE_STEPS = 60
+
+
+def run_training(folder: Path, name: str, overrides: list[str]) -> list[dict[str, Any]]:
+    """Train, or go on, in `folder`/`name`, and return the lines of its metrics.jsonl."""
+    script = ["train_latent_t2f.py", "--results_dir", str(folder), "--exp_name", name]
+    if subprocess.run([sys.executable, *script, *overrides], cwd=ROOT).returncode:
+        raise UserError(f"the training in {folder / name} stopped; the same command goes on")
+    lines = (folder / name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def steps_in(seconds: float, folder: Path, name: str, config: Config) -> int:
+    """How many steps of a recipe take `seconds`, by the rate of short trainings."""
+    every = ["log.sample_every=0", f"log.log_every={PROBE_STEPS // 3}"]
+    rates = {}
+    for mask_ratio in {config.model.mask_ratio, 0.0} if config.model.unmasked_tail else {0.5}:
+        options = [f"train.max_num_steps={PROBE_STEPS}", f"model.mask_ratio={mask_ratio}"]
+        options += ["model.unmasked_tail=0", *every]
+        metrics = run_training(folder, f"probe_{name}_{mask_ratio:g}", RECIPES[name] + options)
+        rates[mask_ratio] = max(line["images_per_s"] for line in metrics)
+    tail = config.model.unmasked_tail
+    per_image = (1 - tail) / rates[config.model.mask_ratio] + tail / rates.get(0.0, math.inf)
+    return round(seconds / (per_image * config.train.batchsize))
+
+
+def seconds_at(metrics: list[dict[str, Any]], batchsize: int) -> dict[int, float]:
+    """Step -> seconds of training until then, without evaluation and sample grids."""
+    found, seconds, before = {}, 0.0, 0
+    for line in metrics:
+        seconds += (line["step"] - before) * batchsize / line["images_per_s"]
+        before = line["step"]
+        found[before] = seconds
+    return found
+
+
+class Jury:
+    """Held-out faces and their captions, and what pictures of the captions are judged with."""
+
+    def __init__(self, config: Config, data: Path, count: int) -> None:
+        self.records = load_faces(data / "test", count)[1]
+        texts, self.stated = choose_captions(self.records)
+        self.codes = codes_of(self.records)
+        self.clip, self.vae = load_config_clip(config), load_config_autoencoder(config)
+        self.texts = self.clip.encode_texts(texts)
+        self.reference = load_stats(config.eval.ref_path)
+        self.classifier = load_classifier(JUDGE, data / "train")
+
+    def judge(self, denoiser: nn.Module, config: Config) -> dict[str, float]:
+        """Fréchet distance in CLIP features and percent of stated attributes shown."""
+        sampling = config.sampling
+        batches = generate(
+            denoiser,
+            self.vae,
+            caption_conditions(self.texts, config),
+            range(len(self.records)),
+            sampler_settings(sampling),
+            cfg_scale=sampling.cfg_scale,
+            interval=sampling.guidance_interval,
+            batch_size=64,
+            amp="bf16",
+        )
+        pictures = torch.cat([images for _, images in batches]).permute(0, 3, 1, 2)
+        stats = FeatureStats()
+        for part in pictures.split(64):
+            stats.update(self.clip.encode_images(part))
+        ours, reference = (stats.mu, stats.sigma), (self.reference.mu, self.reference.sigma)
+        shown = agreement(classify(self.classifier, pictures), self.codes, self.stated)
+        return {"frechet_distance": frechet_distance(*ours, *reference), **shown}
+
+
+def judge_curve(
+    folder: Path, which: str, config: Config, jury: Jury, clock: dict[int, float], label: str
+) -> list[dict[str, Any]]:
+    """A record for each checkpoint of a training, kept beside them."""
+    kept = folder / f"quality_{which}.json"
+    done = {r["step"]: r for r in json.loads(kept.read_text())} if kept.exists() else {}
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    for step in progress(checkpoints, f"judge {label}", len(checkpoints), "checkpoints"):
+        if step not in done:
+            denoiser, _ = load_denoiser(checkpoints[step], which=which, config=config)
+            figures = jury.judge(denoiser, config)
+            done[step] = {"recipe": label, "step": step, "seconds": clock[step], **figures}
+            kept.write_text(json.dumps(list(done.values())))
+    return list(done.values())
+
+
+def reached(curve: list[dict[str, Any]], distance: float) -> float:
+    """Seconds at which a curve first is at or below a distance, straight between its points."""
+    before = None
+    for record in curve:
+        if record["frechet_distance"] <= distance:
+            if before is None:
+                return record["seconds"]
+            fall = before["frechet_distance"] - record["frechet_distance"]
+            share = (before["frechet_distance"] - distance) / fall
+            return before["seconds"] + share * (record["seconds"] - before["seconds"])
+        before = record
+    return math.inf
+
+
+def plot(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Both figures against the seconds of training."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = (
+        ("frechet_distance", "Fréchet distance (CLIP features)", "lower is better"),
+        ("mean", "stated attributes that are shown, %", "higher is better"),
+    )
+    for axis, (key, title, hint) in zip(figure.subplots(1, 2), panels, strict=True):
+        for label, curve in curves.items():
+            seconds, values = zip(*((r["seconds"], r[key]) for r in curve), strict=True)
+            axis.plot(seconds, values, marker="o", markersize=4, linewidth=1.8, label=label)
+        tidy(axis, title, hint)
+        axis.set_xlabel("seconds of training")
+        axis.set_xlim(left=0)
+        if key == "frechet_distance":
+            axis.set_yscale("log")
+            axis.legend(frameon=False)
+    save_figure(figure, path)
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--seconds", type=float, default=480, help="training of each recipe, s")
+    parser.add_argument("--points", type=int, default=8, help="checkpoints that are judged")
+    parser.add_argument("--num", type=int, default=500, help="held-out captions drawn for each")
+    parser.add_argument("--data", type=Path, default=Path("data/demo"), help="rendered faces")
+    parser.add_argument(
+        "--work", type=Path, default=Path("results/time_to_quality"), help="folder of the trainings"
+    )
+    parser.add_argument(
+        "--plot", type=Path, help="picture; None = time_to_quality.png in --work", metavar="FILE"
+    )
+    add_arguments(parser)
+    args = parser.parse_args()
+    start(args)
+    jury, curves, rows = None, {}, []
+    metrics, configs = {}, {}
+    for name, overrides in RECIPES.items():
+        config = configs[name] = load_config(DEFAULT_CONFIG, overrides)
+        kept = args.work / name / "steps.json"
+        if not kept.exists():
+            steps = steps_in(args.seconds, args.work, name, config)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(max(steps // args.points, 1)))
+        every = json.loads(kept.read_text())
+        lengths = [f"train.max_num_steps={args.points * every}", "log.sample_every=0"]
+        lengths += [f"log.ckpt_every={every}", f"log.log_every={every}"]
+        metrics[name] = run_training(args.work, name, overrides + lengths)
+    jury = Jury(configs["ours"], args.data, args.num)
+    for label, (name, which) in CURVES.items():
+        clock = seconds_at(metrics[name], configs[name].train.batchsize)
+        curve = judge_curve(args.work / name, which, configs[name], jury, clock, label)
+        curves[label] = curve
+    target = min(curves[label][-1]["frechet_distance"] for label in list(CURVES)[:2])
+    total = curves["published"][-1]["seconds"]
+    for label, curve in curves.items():
+        last, when = curve[-1], reached(curve, target)
+        rows.append(
+            {
+                "recipe": label,
+                "steps": last["step"],
+                "seconds": round(last["seconds"]),
+                "Fréchet distance": last["frechet_distance"],
+                "attributes shown, %": last["mean"],
+                f"seconds to {target:.0f}": "-" if math.isinf(when) else round(when),
+                "of published": "-" if math.isinf(when) else f"{when / total:.2f}",
+            }
+        )
+    picture = args.plot or args.work / "time_to_quality.png"
+    plot(curves, picture)
+    notes = [
+        f"{args.num} pictures from held-out captions for each point, same seeds.",
+        "Seconds are those of training steps; evaluation is not counted.",
+        "Published settings: lr 1e-4, EMA 0.9999, mask ratio 0.5 throughout, perturbation 1.2.",
+    ]
+    report(args.out, "Time to quality on the demo: published recipe and ours", rows, notes)
+    print(f"plot: {picture}")
+
+
+if __name__ == "__main__":
+    main()
