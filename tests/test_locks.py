@@ -71,6 +71,7 @@ def test_a_folder_without_lock_has_no_writer(tmp_path):
         (socket.gethostname(), os.getpid(), True),
         (socket.gethostname(), 2**22 + 1, False),  # above the highest number that Linux gives
     ],
+    ids=["of another host", "alive", "dead"],
 )
 def test_a_file_system_without_locks_goes_by_host_and_process(
     tmp_path: Path, monkeypatch, host, pid, is_held
