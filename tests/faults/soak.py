@@ -27,6 +27,7 @@ from harness import Run, seeded, signal_all_within
 from training_runs import outcome, start, start_ranks
 
 from utils.checkpoint import list_checkpoints
+from utils.errors import LOST_PROCESS
 from utils.latent_lmdb import LMDBWriter
 
 CONFIG = ROOT / "configs" / "demo" / "demo.yaml"
@@ -48,7 +49,8 @@ def endure(
     begin: Callable[[], list[Run]], rng: random.Random, number: signal.Signals, kills: int
 ) -> int:
     """Interrupt a training `kills` times, then let it finish; how often it was interrupted."""
-    allowed = {-number, 0} if number == signal.SIGKILL else {-number, 128 + number, 0}
+    # One of two may see that the other is gone before it is killed itself.
+    allowed = {-number, 0, LOST_PROCESS if number == signal.SIGKILL else 128 + number}
     for done in range(kills):
         codes = signal_all_within(MOMENTS, rng, number, begin())
         if not set(codes) <= allowed:
@@ -64,6 +66,7 @@ def endure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30, help="of each training (default: 30)")
+    parser.add_argument("--only", help="the one to run: SIGTERM, for example")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo" / "lmdb")
     args = parser.parse_args()
     rng = seeded("soak")
@@ -92,6 +95,8 @@ def main() -> None:
             ("SIGTERM", one, signal.SIGTERM),
             ("kill -9, two processes", two, signal.SIGKILL),
         ):
+            if args.only not in (None, title):
+                continue
             reference, tried = folder / f"whole_{begin.__name__}", folder / title.replace(" ", "_")
             began = time.monotonic()
             if not reference.exists():
