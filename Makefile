@@ -27,8 +27,9 @@ help:
 demo: .venv/.run
 	$(BIN)/python demo/run.py
 
+# Two processes of one thread each: two cores, and memory for two full-size networks.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ neither time nor memory. What a GPU makes of them is an estimate at a stated sha
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 
 from benchmarks.timing import table
 from benchmarks.train_step import Case, step_flops
+from utils.config import HelpFormatter
 
 PAGE = ROOT / "docs" / "scaling.md"
 BEGIN, END = "<!-- written by benchmarks/cost_model.py -->", "<!-- end -->"
@@ -52,6 +54,7 @@ def rows() -> Iterator[dict]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n\n{table(rows())}\n\n{END}{rest.split(END)[1]}")

@@ -34,6 +34,7 @@ from benchmarks import timing
 from benchmarks.sampling import sd_vae
 from models.autoencoder import LDM_SCALE_FACTOR, Autoencoder
 from models.clip import ClipEncoder
+from utils.config import HelpFormatter
 from utils.errors import UserError, one_line_errors
 from utils.images import iterate_batches, list_images, load_captions, to_uint8_array
 
@@ -218,12 +219,10 @@ def memory(source: Path) -> list[dict]:
 
 @one_line_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     timing.add_arguments(parser)
     tables = ("clip", "captions", "vae", "decoding", "memory")
-    parser.add_argument("--only", choices=tables, help="one of the tables (all)")
+    parser.add_argument("--only", choices=tables, help="one of the tables; None = all")
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="from make_faces.py")
     args = parser.parse_args()
     timing.start(args)

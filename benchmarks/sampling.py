@@ -25,6 +25,7 @@ from models.autoencoder import LDM_SCALE_FACTOR, Autoencoder
 from models.edm import EDMPrecond, build_denoiser
 from models.samplers import nfe
 from utils.checkpoint import load_denoiser
+from utils.config import HelpFormatter
 from utils.config_sections import Sampling
 from utils.encoders import load_config_autoencoder
 from utils.generate import generate, sampler_settings
@@ -86,9 +87,7 @@ def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     timing.add_arguments(parser)
     parser.add_argument("--network", default=SHIPPED, help="a size such as DiT-S/2; or the shipped")
     parser.add_argument("--count", type=int, default=16, help="pictures of a batch")

@@ -16,6 +16,7 @@ import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -33,11 +34,14 @@ from demo.classifier import classify, codes_of, load_classifier, load_faces
 from models.samplers import SamplerSettings
 from utils.checkpoint import load_denoiser
 from utils.conditions import caption_conditions
+from utils.config import HelpFormatter
 from utils.config_sections import Sampling
 from utils.encoders import load_config_autoencoder, load_config_clip
 from utils.errors import one_line_errors
+from utils.figures import clip_similarities
+from utils.frechet import frechet_distance
 from utils.generate import generate, sampler_settings
-from utils.metrics import FeatureStats, clip_similarities, frechet_distance
+from utils.statistics import FeatureStats
 from utils.tracking import progress
 
 CHUNK = 50  # images drawn and kept at a time
@@ -98,6 +102,8 @@ class Pictures:
 
     def __init__(self, args: argparse.Namespace):
         self.folder, self.num = args.out_dir, args.num
+        self.judge_file = args.judge or args.out_dir / "classifier.safetensors"
+        self.train_faces = args.data / "train"
         self.denoiser, self.config = load_denoiser(args.ckpt)
         self.vae = load_config_autoencoder(self.config)
         self.clip = load_config_clip(self.config)
@@ -109,6 +115,11 @@ class Pictures:
         self.conditions = caption_conditions(self.texts, self.config)
         self.real = FeatureStats()
         self.real.update(torch.cat([self.clip.encode_images(part) for part in images.split(CHUNK)]))
+
+    @cached_property
+    def classifier(self) -> torch.nn.Module:
+        """The judge of attributes, trained on first use."""
+        return load_classifier(self.judge_file, self.train_faces)
 
     def draw(self, name: str, setting: Setting) -> torch.Tensor:
         """(N, H, W, 3) uint8, those that are not kept already."""
@@ -178,18 +189,27 @@ def draw_plot(rows: list[dict], band: tuple[float, float], path: Path, title: st
 
 @one_line_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--num", type=int, default=500, help="pictures of each setting (500)")
-    parser.add_argument("--only", help="names of settings, separated by semicolons (all)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--num", type=int, default=500, help="pictures of each setting")
+    parser.add_argument("--only", help="names of settings, separated by semicolons; None = all")
     parser.add_argument("--only_draw", action="store_true", help="keep pictures, judge later")
-    parser.add_argument("--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"))
-    parser.add_argument("--data", type=Path, default=Path("data/demo"), help="from make_faces.py")
-    parser.add_argument("--judge", type=Path, help="trained classifier (trained on first use)")
-    parser.add_argument("--out_dir", type=Path, default=Path("results/sampling_quality"))
-    parser.add_argument("--plot", type=Path, help="PNG to write")
-    parser.add_argument("--out", type=Path, help="JSON of the table to write")
+    parser.add_argument(
+        "--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"), help="network to ask"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/demo"), help="folder that make_faces.py wrote"
+    )
+    parser.add_argument(
+        "--judge", type=Path, help="trained classifier; None = in --out_dir, trained on first use"
+    )
+    parser.add_argument(
+        "--out_dir",
+        type=Path,
+        default=Path("results/sampling_quality"),
+        help="where pictures are kept",
+    )
+    parser.add_argument("--plot", type=Path, help="PNG to write; None = none")
+    parser.add_argument("--out", type=Path, help="JSON of the table to write; None = none")
     args = parser.parse_args()
     args.out_dir.mkdir(parents=True, exist_ok=True)
     settings = settings_to_compare()
@@ -201,8 +221,6 @@ def main() -> None:
     drawn = {name: pictures.draw(name, setting) for name, setting in settings.items()}
     if args.only_draw:
         return
-    judge = args.judge or args.out_dir / "classifier.safetensors"
-    pictures.classifier = load_classifier(judge, args.data / "train")
     judged = {name: pictures.judge(images) for name, images in drawn.items()}
 
     everything, rng = np.arange(args.num), np.random.default_rng(0)

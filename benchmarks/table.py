@@ -5,6 +5,7 @@ python benchmarks/table.py      after any benchmark was run with --out
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import table
+from utils.config import HelpFormatter
 
 PAGE = ROOT / "docs" / "performance.md"
 FIGURES = ROOT / "docs" / "benchmarks"
@@ -49,6 +51,7 @@ def rank(path: Path) -> tuple[int, str]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
     files = sorted(FIGURES.glob("*.json"), key=rank)
     PAGE.write_text("\n".join([HEAD, *(section(path) for path in files)]))
     print(f"{PAGE.relative_to(ROOT)}: {len(files)} tables")

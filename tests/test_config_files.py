@@ -12,7 +12,12 @@ from utils.experiment import experiment_name
 from utils.schedules import lr_after
 
 CONFIGS = ROOT / "configs"
-FILES = {str(path.relative_to(CONFIGS)): path for path in sorted(CONFIGS.rglob("*.yaml"))}
+OF_THE_LAUNCHER = "accelerate/"  # not experiments
+FILES = {
+    name: path
+    for path in sorted(CONFIGS.rglob("*.yaml"))
+    if not (name := str(path.relative_to(CONFIGS))).startswith(OF_THE_LAUNCHER)
+}
 FACES = {name: path for name, path in FILES.items() if "t2f" in name}
 TRAININGS = {name: path for name, path in FILES.items() if "test" not in Path(name).parts}
 
