@@ -10,7 +10,7 @@ help:
 	@echo "make demo    render faces, train, evaluate, sample (15 minutes on 2 cores; resumes)"
 	@echo "make test    install, lint, run the whole test suite"
 	@echo "make check   how often the shipped model's pictures show what the sentence asked"
-	@echo "make soak    kill trainings at random moments, hundreds of times; nothing may be lost"
+	@echo "make soak    all long fault tests: kills, hostile files, odd values (hours)"
 	@echo "make lint    ruff only"
 	@echo "make clean   remove the demo's data and results (not .venv)"
 
@@ -37,6 +37,10 @@ lint: .venv/.dev
 
 soak: .venv/.dev
 	$(BIN)/python tests/faults/soak.py
+	FAULT_KILLS=20 $(BIN)/python -m pytest -s tests/faults/test_preprocessing_kills.py
+	FAULT_KILLS=20 $(BIN)/python -m pytest -s tests/test_sweep.py -k killed
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/test_properties.py tests/test_odd_images.py
+	$(BIN)/python tests/faults/fuzz_readers.py --seconds 600
 
 check: .venv/.run
 	$(BIN)/python demo/make_faces.py

@@ -12,23 +12,65 @@ else the image tower of the config's CLIP. The npz holds mu and sigma (float64) 
 files do, and which network, how many images, their side in pixels and a hash of their names; with
 Inception mu_s and sigma_s for sFID; with --features the features of up to 10,000 images, which KID,
 precision, recall, density, coverage and CMMD need.
+
+Until it is complete, what the network gave for each batch lies in a folder X.npz.partial beside
+it (20 kB an image with Inception); if interrupted, start it again: it goes on from there.
 """
 
+import argparse
+import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.checkpoint import write_whole
 from utils.config import load_config
 from utils.errors import UserError, one_line_errors
-from utils.features import load_feature_network
+from utils.feature_blocks import FeatureBlocks
+from utils.features import FeatureNetwork, load_feature_network
 from utils.image_source import NpzImages, image_batches
 from utils.latent_lmdb import names_hash
+from utils.locks import FolderLock
 from utils.metrics import ImageSet
 from utils.preprocessing import advise_skip_bad, find_images, find_jobs, make_parser
-from utils.references import load_stats, save_stats
+from utils.references import Reference, load_stats, save_stats
 from utils.tracking import progress
+
+
+def statistics_of(
+    source: list[Path] | NpzImages,
+    size: int | None,
+    network: FeatureNetwork,
+    partial: Path,
+    about: dict[str, Any],
+    args: argparse.Namespace,
+) -> Reference:
+    """Statistics of images, cropped to `size` if given.
+
+    What the network gives lies in the folder `partial`, and is taken from there if it was made
+    from the same, which `about` tells.
+    """
+    made_of, now = partial / "about.json", json.dumps(about, default=str)
+    if not made_of.exists() or made_of.read_text() != now:
+        for block in partial.glob("*.safetensors"):
+            block.unlink()
+        write_whole(made_of, lambda temporary: temporary.write_text(now))
+    blocks = FeatureBlocks(partial, len(source))
+    missing, _ = blocks.check()
+    images, done = ImageSet([network]), len(source) - len(missing)
+    bar = progress(None, f"{args.split}: statistics", len(source), "images", done)
+    with bar, advise_skip_bad():
+        batches = image_batches(source, size, args.batch_size, args.num_workers, missing)
+        for indices, batch in batches:
+            blocks.add(indices, images.features(batch))
+            bar.update(len(indices))
+    for positions, rows in blocks:
+        images.add(rows, positions)
+    return images.references()[0]
 
 
 @one_line_errors
@@ -78,16 +120,13 @@ def main() -> None:
         if there.features is not None or not args.features:
             print(f"{job.out}: complete already ({len(source)} images, {network.name})")
             return
-    images = ImageSet([network])
-    batches = image_batches(source, size, args.batch_size, args.num_workers)
-    bar = progress(None, f"{job.split}: statistics", len(source), "images")
-    with bar, advise_skip_bad():
-        for indices, batch in batches:
-            images.update(batch, indices)
-            bar.update(len(indices))
-    made = images.references()[0]
-    features = made.features if args.features else None
-    save_stats(job.out, replace(statistics or made, **about, features=features))
+    partial = job.out.with_name(f"{job.out.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    with FolderLock(partial, "reference"):
+        made = statistics_of(source, size, network, partial, {**about, "images": job.images}, args)
+        features = made.features if args.features else None
+        save_stats(job.out, replace(statistics or made, **about, features=features))
+        shutil.rmtree(partial)
     print(f"{job.out}: {len(source)} images, features of {network.name}")
 
 

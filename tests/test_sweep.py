@@ -1,5 +1,6 @@
 """A sweep: what is judged, that nothing is drawn twice, and what is left of it on disk."""
 
+import contextlib
 import json
 import random
 import signal
@@ -10,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from faults.harness import Run, fill_disk, seeded, small_disk
+from faults.harness import KILLS, Run, fill_disk, seeded, small_disk
 from PIL import Image
 from tiny import RESOLUTION, make_tiny_checkpoint, make_tiny_config, make_tiny_evaluation_data
 
@@ -66,9 +67,14 @@ def figures_of(records: list[dict]) -> list[dict]:
 
 
 def drawn_so_far(experiment: Path) -> int:
-    """Images that unfinished evaluations have begun."""
-    files = (experiment / "evaluation" / "partial").glob("*/drawn-*.txt")
-    return sum(int(size) for file in files for size in file.read_text().split())
+    """Images that evaluations have begun, while they may be writing."""
+    folder, begun = experiment / "evaluation", 0
+    for file in (folder / "partial").glob("*/drawn-*.txt"):
+        with contextlib.suppress(FileNotFoundError):
+            begun += sum(map(int, file.read_text().split()))
+    results = folder / "results.jsonl"
+    records = results.read_text().split("\n")[:-1] if results.exists() else []
+    return begun + sum(json.loads(record)["images_drawn"] for record in records)
 
 
 # --- What is judged
@@ -161,19 +167,20 @@ def test_an_npz_holds_all_images_in_order(sweep, experiment):
 @pytest.mark.e2e
 def test_a_sweep_killed_at_any_moment_goes_on_and_gives_the_same(sweep, experiment, tmp_path):
     rng = seeded("sweep")
-    flags = ("--cfg_scale", "None,2", "--num_expected", 120, "--ckpt_ids", 10)
+    count = 40 * KILLS  # images of each of two guidance scales
+    flags = ("--cfg_scale", "None,2", "--num_expected", count, "--ckpt_ids", 10)
     kills = 0
-    for _ in range(3):
-        start = drawn_so_far(experiment)
-        goal = start + 8 * rng.randrange(1, 20)
+    for _ in range(KILLS):
+        goal = drawn_so_far(experiment) + 8 * rng.randrange(1, 10)
         with Run(SCRIPT, arguments(experiment, *flags), tmp_path / "said.txt") as run:
             there = run.wait_until(lambda goal=goal: drawn_so_far(experiment) >= goal)
             if there:
                 kills += run.signal_within(0.05, rng, signal.SIGKILL) == -signal.SIGKILL
+    print(f"killed {kills} times")
     assert kills > 0
     resumed = sweep(*flags)
     drawn = sum(record["images_drawn"] for record in resumed)
-    assert drawn <= 2 * 120 + 8 * kills  # at most a batch of eight is lost each time
+    assert drawn <= 2 * count + 8 * kills  # at most a batch of eight is lost each time
     assert not list((experiment / "evaluation" / "partial").iterdir())
     (experiment / "evaluation" / "results.jsonl").unlink()
     assert figures_of(resumed) == figures_of(sweep(*flags))

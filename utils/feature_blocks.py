@@ -55,7 +55,9 @@ class FeatureBlocks:
         with open(self.folder / DRAWN.format(process), "a") as file:
             file.write(f"{size}\n")
 
-    def add(self, positions: Sequence[int], rows: Mapping[str, torch.Tensor], took: float) -> None:
+    def add(
+        self, positions: Sequence[int], rows: Mapping[str, torch.Tensor], took: float = 0.0
+    ) -> None:
         """Keep a batch: `rows` of the images at `positions`, judged in `took` seconds."""
         tensors = {name: row.contiguous().cpu() for name, row in rows.items()}
         tensors[POSITIONS] = torch.tensor(list(positions))

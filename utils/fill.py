@@ -68,7 +68,7 @@ def fill(
     _fill_range(job, parts, names[first:stop], read, first)
     # One process at a time: the last one that comes finds all parts complete.
     with _alone(targets[0].out) as lock_file:
-        merged = all([_merge(job, target, names, count) for target in missing])
+        merged = all([_merge(job, target, names, count) for target in targets])
         if merged:
             lock_file.unlink(missing_ok=True)
         return merged
@@ -146,7 +146,8 @@ def _merge(job: Job, target: Target, names: list[str], count: int) -> bool:
         for number, bounds in enumerate(ranges)
         if bounds[0] < bounds[1]
     }
-    if is_complete(target.out):
+    if is_complete(target.out):  # perhaps by a process that was killed right after
+        _remove_parts(target)
         return True
     if waiting := [part.name for part in parts if not is_complete(part)]:
         note(f"{target.out}: {len(waiting)} of {count} parts are not there yet: {waiting[0]}, …")
@@ -163,9 +164,13 @@ def _merge(job: Job, target: Target, names: list[str], count: int) -> bool:
 
     copied = replace(target, encode=lambda samples, _: samples)
     _fill_range(job, [copied], names, stored, 0)
+    _remove_parts(target)
+    return True
+
+
+def _remove_parts(target: Target) -> None:
     for part in target.out.parent.glob(f"{target.out.name}.part*of*"):
         shutil.rmtree(part)
-    return True
 
 
 def image_meta(config: Config, args: argparse.Namespace) -> dict[str, Any]:

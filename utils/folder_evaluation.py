@@ -127,8 +127,7 @@ def evaluate_folder(
             size,
             config.eval.batchsize,
             workers,
-            processes.process_index,
-            processes.num_processes,
+            range(processes.process_index, len(source), processes.num_processes),
             enlarge=False,
         ):
             mine.update(batch, indices, None if embeddings is None else embeddings[indices])

@@ -62,31 +62,33 @@ def image_batches(
     size: int | None,
     batch_size: int,
     workers: int = 2,
-    first: int = 0,
-    step: int = 1,
+    positions: Sequence[int] | None = None,
     enlarge: bool = True,
 ) -> Iterator[Batch]:
-    """Every `step`-th image from the `first` on, with its index among all, in batches.
+    """Images with their indices, in batches.
 
     Args:
         source: image files, or the images of an npz.
         size: side of the centre crops; None = every image as it is.
         workers: threads that decode files, at most two batches ahead.
+        positions: ascending indices of the images that are wanted; None = all.
         enlarge: images smaller than `size` are enlarged.
 
     Raises UserError at the first image that cannot be read or, unless `enlarge`, is too small.
     """
-    chosen = itertools.islice(source, first, None, step)
+    indices = iter(range(len(source)) if positions is None else positions)
     if isinstance(source, NpzImages):
+        wanted = range(len(source)) if positions is None else set(positions)
+        chosen = (x for i, x in enumerate(source) if i in wanted)
         pixels = (_cropped(Image.fromarray(x), size, enlarge, source.path) for x in chosen)
     else:
+        chosen = source if positions is None else (source[i] for i in positions)
         pixels = read_ahead(
             lambda path: _cropped(load_image(path), size, enlarge, path),
             chosen,
             workers,
             2 * batch_size,
         )
-    indices = itertools.count(first, step)
     images = (torch.from_numpy(x).permute(2, 0, 1) for x in pixels)
     while batch := list(itertools.islice(images, batch_size)):
         same = len({image.shape for image in batch}) == 1

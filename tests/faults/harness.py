@@ -4,6 +4,7 @@
     run = Run("train_latent_t2f.py", arguments, output=tmp_path / "out.txt")
     code = run.signal_within(0.5, rng, signal.SIGKILL)
     with small_disk(tmp_path / "disk", 1_000_000) as folder: …
+    Run(…, before=partial(count_calls, file, {"ClipEncoder.encode_texts"}))  # see called()
 
 Scripts are forked from a process that has imported what all of them import, so a start takes a
 tenth of a second instead of many; from there on they are processes like any other.
@@ -21,12 +22,15 @@ import subprocess
 import sys
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+KILLS = int(os.environ.get("FAULT_KILLS", "3"))  # of each script; `make soak` asks for more
 PRELOADED = ["train_latent_t2f", "eval_latent_t2f", "utils.preprocessing"]
 
 
@@ -52,8 +56,53 @@ def _forking() -> multiprocessing.context.BaseContext:
     return context
 
 
+def count_calls(file: Path, functions: set[str]) -> None:
+    """From now on note each call of these functions in `file`, and how long its argument is.
+
+    They are named by their code (`Class.method`), and called by the main thread.
+    """
+    notes = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def on_event(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and (name := frame.f_code.co_qualname) in functions:
+            argument = frame.f_locals[frame.f_code.co_varnames[1]]  # the first is self
+            os.write(notes, f"{name} {len(argument)}\n".encode())
+
+    sys.setprofile(on_event)
+
+
+def called(file: Path) -> Counter[str]:
+    """Function -> the lengths of all its arguments together, as count_calls noted them."""
+    total = Counter()
+    for line in file.read_text().splitlines() if file.exists() else []:
+        name, length = line.split()
+        total[name] += int(length)
+    return total
+
+
+def die_after(function: str, events: int) -> None:
+    """kill -9 of this process after so many calls and returns since `function` was entered."""
+    left: int | None = None
+
+    def on_event(frame: FrameType, event: str, _: object) -> None:
+        nonlocal left
+        if left is None and event == "call" and frame.f_code.co_qualname == function:
+            left = events
+        if left is not None:
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(on_event)
+
+
 def _become(
-    script: str, arguments: list[str], output: str, environment: dict[str, str], folder: str
+    script: str,
+    arguments: list[str],
+    output: str,
+    environment: dict[str, str],
+    folder: str,
+    before: Callable[[], None] | None,
 ) -> None:
     """Be that script: same arguments, output, environment and exit code."""
     os.setsid()  # a group of its own, which can be killed whole
@@ -64,6 +113,8 @@ def _become(
     os.chdir(folder)
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(ROOT / Path(script).parent))
+    if before is not None:
+        before()
     runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
@@ -73,6 +124,7 @@ class Run:
     `script` is a path from the project's root, `folder` where it runs (the root by default).
     `cold`: started as users do, by a new Python, with `launcher` before the script if given, such
     as `("-m", "torch.distributed.run", "--nproc_per_node", "2")`, and `prefix` before Python.
+    `before` is called in the process, unless it is started cold, before the script begins.
     """
 
     def __init__(
@@ -86,6 +138,7 @@ class Run:
         cold: bool = False,
         launcher: Sequence[str] = (),
         prefix: Sequence[str] = (),
+        before: Callable[[], None] | None = None,
     ) -> None:
         self.output, self.environment = output, environment or {}
         words = [str(argument) for argument in arguments]
@@ -101,7 +154,7 @@ class Run:
                     start_new_session=True,
                 )
         else:
-            target = (script, words, str(output), self.environment, str(folder))
+            target = (script, words, str(output), self.environment, str(folder), before)
             self._process = _forking().Process(target=_become, args=target)
             self._process.start()
         self.pid = self._process.pid

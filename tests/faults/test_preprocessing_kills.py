@@ -1,25 +1,50 @@
-"""Preprocessing killed at any moment and started again: the same databases, nothing done twice."""
+"""Preprocessing killed at any moment and started again: the same files, nothing done twice."""
 
-import os
 import re
 import shutil
 import signal
 import time
+from collections import Counter
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import lmdb
 import pytest
 from conftest import draw_face
-from harness import Run, seeded
+from harness import KILLS, Run, called, count_calls, die_after, seeded, signal_all_within
 from tiny import make_tiny_config
 
-KILLS = int(os.environ.get("FAULT_KILLS", "3"))  # of each script; `make soak` asks for more
+from utils.celeba import ATTRIBUTES
+from utils.feature_blocks import FeatureBlocks
+
 COUNT, BATCH = 96, 4  # images
-SCRIPTS = {
-    "create_latentspace_lmdb": "z",
-    "clip_encode_img": "clip_img",
-    "clip_encode_text": "clip_txt",
+WITH_CLIP = "create_latentspace_lmdb --with_clip"
+# What is started -> what it makes, in the folder of its --out, which is the first.
+PRODUCTS = {
+    "create_latentspace_lmdb": ["z"],
+    WITH_CLIP: ["z", "clip_img"],
+    "clip_encode_img": ["clip_img"],
+    "clip_encode_text": ["clip_txt"],
+    "fid_ref": ["ref.npz"],
 }
+# Functions that encode, a batch at a time.
+ENCODERS = {
+    "Autoencoder.encode_moments",
+    "ClipEncoder.encode_images",
+    "ClipEncoder.encode_texts",
+    "FeatureNetwork.__call__",
+}
+LONGEST = {"ClipEncoder.encode_texts": 3 * BATCH, "ClipEncoder.encode_images": 16}  # else BATCH
+
+
+class Whole(NamedTuple):
+    """What an uninterrupted run made, and how."""
+
+    folder: Path
+    seconds: float
+    encoded: Counter[str]  # how much, by each of ENCODERS
 
 
 @pytest.fixture(scope="module")
@@ -38,57 +63,157 @@ def faces(tmp_path_factory) -> Path:
     return folder
 
 
-def start(script: str, faces: Path, out: Path) -> Run:
+@pytest.fixture(scope="module")
+def whole(faces) -> Callable[[str], Whole]:
+    """`whole(command)`: what it gives if nothing interrupts it."""
+
+    @cache
+    def make(command: str) -> Whole:
+        folder = faces / command.replace(" ", "")
+        started = time.monotonic()
+        assert start(command, faces, folder).wait() == 0
+        seconds = time.monotonic() - started
+        assert samples_in(command, folder) == COUNT
+        return Whole(folder, seconds, called(folder.with_suffix(".calls")))
+
+    return make
+
+
+def start(
+    command: str, faces: Path, folder: Path, *flags: object, die: tuple[str, int] | None = None
+) -> Run:
+    """Start it; what it says and which encoders it calls goes to files beside the folder."""
+    folder.mkdir(exist_ok=True)
+    script, *more = command.split()
     arguments = ["--config", faces / "config.yaml", "--split", "train", "--num_workers", "2"]
-    arguments += ["--batch_size", str(BATCH), "--out", out, "data.text_feat_path=x"]
-    return Run(f"preprocess_scripts/{script}.py", arguments, out.with_suffix(".txt"))
+    arguments += ["--batch_size", BATCH, "--out", folder / PRODUCTS[command][0], *more, *flags]
+    before = partial(count_calls, folder.with_suffix(".calls"), ENCODERS)
+    return Run(
+        f"preprocess_scripts/{script}.py",
+        [*arguments, "data.text_feat_path=x"],
+        folder.with_suffix(".txt"),
+        before=partial(die_after, *die) if die else before,
+    )
 
 
-def content(database: Path) -> dict[bytes, bytes]:
-    with lmdb.open(str(database), readonly=True, lock=False) as env, env.begin() as txn:
-        return {bytes(key): bytes(value) for key, value in txn.cursor()}
-
-
-def samples_in(database: Path) -> int:
-    """How many samples are there, 0 if there is no database yet."""
+def records(database: Path) -> dict[bytes, bytes]:
+    """What is in a database, nothing if there is none yet."""
     try:
-        keys = content(database)
+        with lmdb.open(str(database), readonly=True, lock=False) as env, env.begin() as txn:
+            return {bytes(key): bytes(value) for key, value in txn.cursor()}
     except lmdb.Error:
-        return 0
-    return len({key.split(b"-")[1] for key in keys if b"-" in key})
+        return {}
+
+
+def content(folder: Path) -> dict[str, object]:
+    """All that is in a folder, but for locks, which are stale, and unfinished files."""
+    left_out = {"writer.lock", "lock.mdb"}
+    return {
+        str(path.relative_to(folder)): records(path.parent)
+        if path.name == "data.mdb"
+        else path.is_dir() or path.read_bytes()
+        for path in folder.rglob("*")
+        if path.name not in left_out and not path.name.endswith(".tmp")
+    }
+
+
+def samples_in(command: str, folder: Path) -> int:
+    """How many samples all the products have."""
+    if command == "fid_ref":
+        if (folder / "ref.npz").exists():
+            return COUNT
+        return COUNT - len(FeatureBlocks(folder / "ref.npz.partial", COUNT).check()[0])
+    keys = [records(folder / name) for name in PRODUCTS[command]]
+    return min(len({key.split(b"-")[1] for key in found if b"-" in key}) for found in keys)
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_killed_at_random_moments_it_makes_the_same_database(script, faces, tmp_path):
-    rng = seeded(script)
-    whole, cut = tmp_path / "whole" / SCRIPTS[script], tmp_path / "cut" / SCRIPTS[script]
-    for database in (whole, cut):
-        database.parent.mkdir()
-    started = time.monotonic()
-    assert start(script, faces, whole).wait() == 0
-    seconds = time.monotonic() - started
-    assert samples_in(whole) == COUNT
-
-    kills = done = 0
-    while kills < KILLS or done < COUNT:
+@pytest.mark.parametrize("command", PRODUCTS)
+def test_killed_at_random_moments_it_makes_the_same_files(command, faces, whole, tmp_path):
+    rng = seeded(command)
+    expected, cut = whole(command), tmp_path / "cut"
+    kills, goes, finished = 0, 0, False
+    while kills < KILLS or not finished:
+        if finished:
+            shutil.rmtree(cut)
+        done = 0 if finished or not cut.exists() else samples_in(command, cut)
         cut.with_suffix(".txt").unlink(missing_ok=True)
-        run = start(script, faces, cut)
-        code = run.signal_within(seconds, rng) if kills < KILLS else run.wait()
+        run = start(command, faces, cut)
+        code = run.signal_within(expected.seconds, rng) if kills < KILLS else run.wait()
         assert code in (0, -signal.SIGKILL), run.said()
-        kills += code != 0
+        kills, goes, finished = kills + (code != 0), goes + (code == 0), code == 0
         # The bar starts at the first sample that is encoded: none of those that were there.
         if bar := re.search(rf" (\d+)/{COUNT} ", run.said()):
             assert int(bar[1]) == done
-        there = samples_in(cut)
+        there = samples_in(command, cut)
         assert there >= done and (there % BATCH == 0 or there == COUNT)
-        done = there
+        if finished:
+            assert content(cut) == content(expected.folder)
+    encoded = called(cut.with_suffix(".calls"))
+    assert encoded.keys() == expected.encoded.keys()
+    for encoder, once in expected.encoded.items():  # each kill costs no more than the batch in hand
+        assert goes * once <= encoded[encoder] <= goes * once + kills * LONGEST.get(encoder, BATCH)
+
+
+@pytest.mark.e2e
+def test_shards_killed_at_random_moments_and_while_they_are_merged_make_the_same_database(
+    faces, whole, tmp_path
+):
+    rng = seeded("shards")
+    expected, cut, ready = whole(WITH_CLIP), tmp_path / "cut", tmp_path / "ready"
+
+    def shard(number: int, **more) -> Run:
+        return start(WITH_CLIP, faces, cut, "--num_shards", 2, "--shard", number, **more)
+
+    kills = 0
+    while kills < KILLS:
+        runs = [shard(0), shard(1)]
+        codes = signal_all_within(expected.seconds, rng, signal.SIGKILL, runs)
+        assert set(codes) <= {0, -signal.SIGKILL}, runs[0].said()
+        kills += any(codes)
+        if not any(codes):
+            assert content(cut) == content(expected.folder)
+            shutil.rmtree(cut)
+    if not (cut / "z" / "data.mdb").exists():  # else the kill came while they were merged
+        assert shard(0).wait() == 0
+        assert shard(1, die=("_merge", 0)).wait() == -signal.SIGKILL
+    shutil.copytree(cut, ready)
+
+    kills = 0
+    while kills < KILLS:
+        code = shard(1, die=("_merge", int(10 ** rng.uniform(0, 3.5)))).wait()
+        assert code in (0, -signal.SIGKILL)
+        kills += code != 0
+        if code == 0 or kills == KILLS:
+            assert code == 0 or shard(1).wait() == 0
+            assert content(cut) == content(expected.folder)
+            shutil.rmtree(cut)
+            shutil.copytree(ready, cut)
+
+
+@pytest.mark.e2e
+def test_captions_killed_at_random_moments_are_the_same_and_none_is_written_twice(tmp_path):
+    rng = seeded("captions")
+    names = sorted(ATTRIBUTES)
+    rows = [f"{i}.jpg " + " ".join(rng.choice(["1", "-1"]) for _ in names) for i in range(600)]
+    attributes = tmp_path / "attributes.txt"
+    attributes.write_text("\n".join([str(len(rows)), " ".join(names), *rows, ""]))
+
+    def run(out: Path) -> Run:
+        given = ["--attributes", attributes, "--out", out]
+        return Run("preprocess_scripts/celeba_captions.py", given, tmp_path / "said.txt")
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    started = time.monotonic()
+    assert run(whole).wait() == 0
+    seconds = time.monotonic() - started
+    kills, code = 0, None
+    while kills < KILLS or code != 0:
+        before = {path: path.stat().st_mtime_ns for path in cut.glob("*.txt")}
+        code = run(cut).signal_within(seconds, rng) if kills < KILLS else run(cut).wait()
+        assert code in (0, -signal.SIGKILL)
+        kills += code != 0
+        assert all(path.stat().st_mtime_ns == written for path, written in before.items())
         if code == 0:
             assert content(cut) == content(whole)
-            if kills < KILLS:
-                shutil.rmtree(cut)
-                done = 0
-    names = [sorted(path.name for path in folder.iterdir()) for folder in (cut, whole)]
-    assert names[0] == names[1]
-    for name in set(names[0]) - {"data.mdb", "lock.mdb"}:
-        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+            shutil.rmtree(cut)
