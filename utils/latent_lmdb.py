@@ -283,7 +283,7 @@ class LMDBReader:
         indices = np.asarray(indices)
         feature = np.broadcast_to(feature, indices.shape)
         if self._table is not None:
-            return self._table[self._first_row[indices] + feature]
+            return self._table.take(self._first_row[indices] + feature, axis=0)
         if self._key == Y_KEY:
             pairs = zip(indices.tolist(), feature.tolist(), strict=True)
             keys = [self._key % pair for pair in pairs]
