@@ -4,8 +4,8 @@
 
 Both deliver shuffled batches of latents and perturbed conditions, some of them dropped, on the CPU
 as the device. The plain way reads sample after sample and perturbs it with NumPy; ours is what
-train_latent_t2f.py does. Databases are synthetic. Each variant is started anew for its turn, so that
-none reads ahead while another is timed.
+train_latent_t2f.py does. Databases are synthetic. Each variant is started anew for its turn,
+so that none reads ahead while another is timed.
 """
 
 from __future__ import annotations
