@@ -34,7 +34,7 @@ from utils.feature_blocks import FeatureBlocks
 from utils.features import FeatureNetwork, load_feature_network
 from utils.image_source import NpzImages, image_batches
 from utils.latent_lmdb import names_hash
-from utils.locks import FolderLock
+from utils.locks import FolderLock, writer_of
 from utils.metrics import ImageSet
 from utils.preprocessing import advise_skip_bad, find_images, find_jobs, make_parser
 from utils.references import Reference, load_stats, save_stats
@@ -105,6 +105,7 @@ def main() -> None:
                 "encoders.inception=FILE"
             )
         statistics, about["n"] = load_stats(job.images), None
+    partial = job.out.with_name(f"{job.out.name}.partial")
     if job.out.exists():
         there = load_stats(job.out)
         different = [
@@ -118,9 +119,10 @@ def main() -> None:
                 "delete it or choose another --out"
             )
         if there.features is not None or not args.features:
+            if not writer_of(partial):  # left if the end was killed
+                shutil.rmtree(partial, ignore_errors=True)
             print(f"{job.out}: complete already ({len(source)} images, {network.name})")
             return
-    partial = job.out.with_name(f"{job.out.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     with FolderLock(partial, "reference"):
         made = statistics_of(source, size, network, partial, {**about, "images": job.images}, args)

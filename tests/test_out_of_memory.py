@@ -1,45 +1,25 @@
 """Shortage of memory: batches are done in halves, with the same results."""
 
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from open_clip.transformer import VisionTransformer
+from tiny import DIM, make_tiny_config, make_tiny_denoiser, make_tiny_evaluation_data
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from models.maskdit import MaskDiT
+from utils.encoders import load_config_autoencoder
 from utils.errors import UserError
+from utils.evaluation import Judge, evaluate_checkpoint
 from utils.fill import Target, fill
+from utils.folder_evaluation import evaluate_folder
+from utils.generate import generate, sampler_settings
 from utils.latent_lmdb import LMDBReader
 from utils.out_of_memory import Halving, is_out_of_memory
 from utils.preprocessing import Job
-
-SCARCE = """
-import contextlib, io, resource, sys
-from pathlib import Path
-import torch
-from tiny import make_tiny_config
-from utils.checkpoint import denoiser_from_config
-from utils.encoders import load_config_autoencoder
-from utils.generate import generate, sampler_settings
-
-torch.manual_seed(0)
-config = make_tiny_config(Path(sys.argv[1]), model={"in_size": 16}, data={"resolution": 128})
-denoiser, vae = denoiser_from_config(config).eval(), load_config_autoencoder(config)
-conds = torch.randn(64, 16)
-
-def draw(batch_size):
-    settings = sampler_settings(config.sampling)
-    parts = generate(denoiser, vae, conds, range(64), settings, batch_size=batch_size)
-    return torch.cat([images for _, images in parts]).int()
-
-expected = draw(8)
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, 2 * (used + 80 * 2**20,))
-difference = (draw(64) - expected).abs()
-print("largest", difference.max().item(), "differ", difference.bool().float().mean().item())
-"""
 
 
 def allocate(items: int) -> torch.Tensor:
@@ -69,19 +49,74 @@ def test_a_batch_that_does_not_fit_is_done_in_halves_and_this_is_said_once(capsy
     assert len(halving(work, 4)) == 2 and capsys.readouterr().err == ""
 
 
-def test_images_drawn_in_scarce_memory_are_the_same(tmp_path):
-    """The process is allowed 80 MB more than it holds; 64 images at once take more."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    run = subprocess.run(
-        [sys.executable, "-c", SCARCE, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "note: sampling: 64 at once do not fit into memory; now 32" in run.stderr
-    _, largest, _, differ = run.stdout.split()
-    assert int(largest) <= 1 and float(differ) < 1e-3  # another batch size rounds otherwise
+@contextmanager
+def scarce_memory() -> Iterator[None]:
+    """Denoisers and CLIP's image towers find no memory for more than three images at once."""
+
+    def take(network: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(network, MaskDiT | VisionTransformer):
+            allocate(len(inputs[0]))
+
+    hook = register_module_forward_pre_hook(take)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def test_images_drawn_in_scarce_memory_are_the_same(tmp_path, capsys):
+    config = make_tiny_config(tmp_path)
+    denoiser, vae = make_tiny_denoiser(), load_config_autoencoder(config)
+    conds = torch.randn(20, DIM, generator=torch.Generator().manual_seed(0))
+
+    def draw(batch_size: int) -> torch.Tensor:
+        settings = sampler_settings(config.sampling)
+        parts = generate(denoiser, vae, conds, range(20), settings, batch_size=batch_size)
+        return torch.cat([images for _, images in parts]).int()
+
+    expected = draw(16)
+    with scarce_memory():
+        difference = (draw(16) - expected).abs()
+    assert difference.max() <= 1  # another batch size rounds otherwise
+    assert difference.bool().float().mean() < 1e-3
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "memory" in line] == [
+        f"note: sampling: {n} at once do not fit into memory; now {n // 2}" for n in (16, 8, 4)
+    ]
+
+
+def test_a_checkpoint_judged_in_scarce_memory_has_the_same_figures(tmp_path, capsys):
+    config = make_tiny_config(tmp_path)
+    make_tiny_evaluation_data(config)
+    denoiser, judge = make_tiny_denoiser(), Judge(config)
+    expected = evaluate_checkpoint(denoiser, config, judge, tmp_path / "ample")
+    with scarce_memory():
+        figures = evaluate_checkpoint(denoiser, config, judge, tmp_path / "scarce")
+    assert_same(figures, expected)
+    said = capsys.readouterr().err
+    assert said.count("note: sampling: 8 at once do not fit into memory; now 4") == 1
+    assert said.count(f"features of {judge.network.name}: 16 at once do not fit") == 1
+
+
+def test_a_folder_judged_in_scarce_memory_has_the_same_figures(tmp_path, tiny_faces, capsys):
+    config, (images, captions) = make_tiny_config(tmp_path), tiny_faces(20)
+    make_tiny_evaluation_data(config)
+
+    def judge() -> dict[str, object]:
+        return evaluate_folder(config, images, [config.eval.ref_path], captions=captions)
+
+    expected = judge()
+    with scarce_memory():
+        assert_same(judge(), expected)
+    assert capsys.readouterr().err.count("16 at once do not fit into memory; now 8") == 1
+
+
+def assert_same(figures: dict[str, object], expected: dict[str, object]) -> None:
+    """Networks round otherwise with other batch sizes; nothing else may differ."""
+    for key in expected.keys() - {"seconds"}:
+        is_float = isinstance(expected[key], float)
+        same = pytest.approx(expected[key], rel=1e-4, abs=1e-6) if is_float else expected[key]
+        assert figures[key] == same, key
 
 
 def test_databases_filled_in_scarce_memory_are_the_same(tmp_path, capsys):

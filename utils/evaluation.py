@@ -30,6 +30,7 @@ from utils.kept_images import KeptImages
 from utils.latent_lmdb import LMDBReader
 from utils.locks import FolderLock
 from utils.metrics import ImageSet, load_judges
+from utils.out_of_memory import Halving
 from utils.results import Record, Results, way_names
 from utils.tracking import progress
 
@@ -71,6 +72,7 @@ class Judge:
                     "make them again with python preprocess_scripts/clip_encode_text.py"
                 )
         self.autoencoder = load_config_autoencoder(config, device)
+        self.in_memory = Halving("sampling")
 
     def choose_captions(self, noise: SeededNoise) -> torch.Tensor:
         """(B, 2): each seed draws a test image, then which of its captions."""
@@ -182,13 +184,20 @@ def seeds_to_judge(config: Config) -> Sequence[int]:
 def draw_and_judge(
     denoiser: EDMPrecond, config: Config, judge: Judge, seeds: Sequence[int]
 ) -> tuple[Drawn, Rows]:
-    """The images of a batch of seeds, and what the networks say of them; see CPU_GROUP."""
+    """The images of a batch of seeds, and what the networks say of them; see CPU_GROUP.
+
+    What does not fit into memory is drawn in halves.
+    """
     group = CPU_GROUP if judge.device.type == "cpu" else len(seeds)
+    padded = [*seeds, *[seeds[-1]] * (-len(seeds) % group)]
+
+    def draw(first: int, stop: int) -> Drawn:
+        noise = SeededNoise(padded[first:stop], judge.device)
+        return draw_from_captions(denoiser, config, judge, noise)
+
     parts = []
-    for start in range(0, len(seeds), group):
-        padded = [seeds[min(i, len(seeds) - 1)] for i in range(start, start + group)]
-        noise = SeededNoise(padded, judge.device)
-        parts.append(draw_from_captions(denoiser, config, judge, noise))
+    for start in range(0, len(padded), group):
+        parts += judge.in_memory(lambda a, b, at=start: draw(at + a, at + b), group)
 
     def join(values: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
         return None if values[0] is None else torch.cat(values)[: len(seeds)]

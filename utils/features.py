@@ -11,6 +11,7 @@ import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -26,6 +27,7 @@ from utils.assets import advice
 from utils.config import Config
 from utils.encoders import load_config_clip
 from utils.errors import UserError, note
+from utils.out_of_memory import Halving
 
 BLOCK = 16  # images
 
@@ -52,7 +54,12 @@ class FeatureNetwork(ABC):
 
     @abstractmethod
     def run(self, inputs: Tensor) -> Outputs:
-        """Prepared (BLOCK, 3, S, S) -> outputs."""
+        """Prepared (BLOCK, 3, S, S) -> outputs; fewer at once where memory runs out."""
+
+    @cached_property
+    def in_memory(self) -> Halving:
+        """How many images fit."""
+        return Halving(f"features of {self.name}")
 
     @torch.inference_mode()
     def __call__(self, images: Tensor | Sequence[Tensor]) -> Outputs:
@@ -65,9 +72,16 @@ class FeatureNetwork(ABC):
             else:
                 inputs = self.prepare(block)
             filling = inputs[:1].expand(BLOCK - len(inputs), -1, -1, -1)
-            outputs = self.run(torch.cat([inputs, filling]))
-            parts.append([None if x is None else x[: len(inputs)].float().cpu() for x in outputs])
-        return Outputs(*(None if x[0] is None else torch.cat(x) for x in zip(*parts, strict=True)))
+            whole = torch.cat([inputs, filling])
+            parts += self.in_memory(lambda a, b, x=whole: self._run_to_cpu(x[a:b]), BLOCK)
+
+        def join(values: Sequence[Tensor | None]) -> Tensor | None:
+            return None if values[0] is None else torch.cat(values)[: len(images)]
+
+        return Outputs(*map(join, zip(*parts, strict=True)))
+
+    def _run_to_cpu(self, inputs: Tensor) -> Outputs:
+        return Outputs(*(None if x is None else x.float().cpu() for x in self.run(inputs)))
 
 
 class ClipFeatures(FeatureNetwork):
@@ -136,6 +150,7 @@ class InceptionFeatures(FeatureNetwork):
         return 2 * F.interpolate(x / 255, size, mode="bilinear", align_corners=False) - 1
 
     def run(self, inputs: Tensor) -> Outputs:
+        self.mixed_6.clear()  # of a run that memory did not suffice for
         pooled = self.layers(inputs)
         spatial = self.mixed_6.pop().permute(0, 2, 3, 1).flatten(1)  # in TensorFlow's order
         return Outputs(pooled, pooled @ self.class_weights, spatial)

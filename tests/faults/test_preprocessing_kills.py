@@ -156,6 +156,15 @@ def test_killed_at_random_moments_it_makes_the_same_files(command, faces, whole,
 
 
 @pytest.mark.e2e
+def test_a_reference_whose_end_was_killed_leaves_nothing_behind(faces, whole, tmp_path):
+    killed = start("fid_ref", faces, tmp_path / "cut", die=("rmtree", 20))
+    assert killed.wait() == -signal.SIGKILL
+    assert (tmp_path / "cut" / "ref.npz.partial").exists()
+    assert start("fid_ref", faces, tmp_path / "cut").wait() == 0
+    assert content(tmp_path / "cut") == content(whole("fid_ref").folder)
+
+
+@pytest.mark.e2e
 def test_shards_killed_at_random_moments_and_while_they_are_merged_make_the_same_database(
     faces, whole, tmp_path
 ):
