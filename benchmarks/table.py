@@ -41,6 +41,8 @@ def section(path: Path) -> str:
     ]
     lines += [table(content["rows"]), ""]
     lines += [f"- {note}" for note in content["notes"]]
+    if (PAGE.parent / f"{path.stem}.png").exists():
+        lines += ["", f"![{content['title']}]({path.stem}.png)"]
     return "\n".join(lines).rstrip() + "\n"
 
 
