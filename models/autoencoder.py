@@ -7,6 +7,7 @@ variance is near 1; "scaled" below means after that.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def load_autoencoder(
 
     Raises FileNotFoundError if there is nothing at a path, ValueError if it is not a VAE.
     """
-    path, device = Path(source).expanduser(), torch.device(device)
+    path, device = Path(os.path.expanduser(source)), torch.device(device)
     if path.is_file():
         vae = from_ldm(_vae_tensors(path), str(path))
         return Autoencoder(vae, scale_factor or LDM_SCALE_FACTOR, device, dtype, memory)

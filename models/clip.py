@@ -7,6 +7,7 @@ sampling; both come from the towers loaded here.
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -170,7 +171,7 @@ def load_clip(
         FileNotFoundError: no such folder or file.
         ValueError: the folder or file does not hold a CLIP, or the name is not known.
     """
-    path, device = Path(source).expanduser(), torch.device(device)
+    path, device = Path(os.path.expanduser(source)), torch.device(device)
     if path.is_dir():
         return ClipEncoder(*_from_folder(path), device, dtype)
     if path.is_file():

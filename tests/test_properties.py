@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from utils.config import Config, config_from_dict, load_config
@@ -76,6 +76,7 @@ def test_an_unknown_key_is_always_one_line(name, section):
     scales=st.lists(st.floats(0, 20), min_size=1, max_size=4),
     tag=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=20),
 )
+@example(lr=0.1, batchsize=1, root="~nobody-of-that-name/z", scales=[1.0], tag="")
 def test_a_config_comes_back_from_its_yaml(lr, batchsize, root, scales, tag):
     entries = {"train": {"lr": lr, "batchsize": batchsize}, "eval": {"cfg_scales": scales}}
     entries |= {"data": {"root": root}, "log": {"tag": tag}}

@@ -229,7 +229,7 @@ def needed_by(config: Config) -> Needs:
         sources["data.root"] = str(root / "data.mdb")
     needs = Needs([], [], [])
     for key, source in sources.items():
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))
         name, _, weights = source.partition(":")
         asset = next((a for a in ASSETS if source in a.same_as or _is_named(path, a)), None)
         target = asset.file if asset and source in asset.same_as else path

@@ -1,5 +1,6 @@
 """The sections of the configuration: every key, its type, its default and its unit."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,12 @@ from pydantic import (
     model_validator,
 )
 
-LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]  # relative to the current directory
+
+def _from_home(path: Path) -> Path:
+    return Path(os.path.expanduser(path))  # Path's own method fails where there is no such user
+
+
+LocalPath = Annotated[Path, AfterValidator(_from_home)]  # relative to the current directory
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Perturbation = Literal["fixed", "gaussian", "uniform", "truncated", "learnable"]
 Solver = Literal["heun", "euler", "dpmpp_2m"]

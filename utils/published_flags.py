@@ -25,7 +25,7 @@ def none_or_text(text: str) -> str | None:
 
 def path_or_none(text: str) -> Path | None:
     """Type of a flag that names a file or folder."""
-    return None if text == "None" else Path(text).expanduser()
+    return None if text == "None" else Path(os.path.expanduser(text))
 
 
 def step_or_none(text: str) -> int | None:
