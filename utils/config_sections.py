@@ -53,10 +53,10 @@ def _rate_or_switch(value: Any) -> Any:
     """0 and 1 are no learning rates."""
     try:
         rate = value if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         rate = -1
     if rate < 0:
-        raise ValueError(f"should be a learning rate, true or false, got {value!r}")
+        raise ValueError(f"should be a learning rate, true or false, got {value!r:.40}")
     return bool(rate) if rate in (0, 1) else rate
 
 
