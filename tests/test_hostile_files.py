@@ -153,6 +153,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("data: {resolution: 2001-99-99}\n", "not valid YAML: month must be in"),
         ("train: {lr: 0x" + "f" * 5000 + "}\n", r"train\.lr"),
         ("train: {lr: " + "9" * 5000 + "}\n", "Exceeds the limit"),
+        ("train: {lr_warmup: 1" + "0" * 400 + "}\n", r"train\.lr_warmup: should be a learning"),
         ("data: {resolution: !!int x}\n", "not valid YAML"),
         ('"two\\nlines": 1\n', "unknown key"),
         ("1: 2\n", "1: unknown key"),
@@ -161,7 +162,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("data\0: 1\n", "not valid YAML"),
         ("data: 1\ndata: 2\n", "given twice"),
     ],
-    ids=range(19),
+    ids=range(20),
 )
 def test_a_hostile_config_is_refused_in_short_lines(tmp_path, text, said):
     path = tmp_path / "config.yaml"
