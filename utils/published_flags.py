@@ -135,7 +135,9 @@ TRAINING = (
 # What seeds and workers meant to the training means nothing to the evaluation.
 EVALUATION_VOID = {
     "global_seed": Flag("seed", void="each image has a seed of its own, see --seeds"),
-    "num_workers": Flag("image loaders", void="images are judged without being written"),
+    "num_workers": Flag(
+        "image loaders", void="what is drawn is judged from memory, there is nothing to load"
+    ),
 }
 
 
