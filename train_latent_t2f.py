@@ -67,7 +67,7 @@ from utils.results import Results
 from utils.sample_grid import SampleGrid
 from utils.schedules import always_masked, lr_after, mask_ratio_after, number_of_steps
 from utils.sharding import host_copy, shard_training, wants_shards, whole
-from utils.speed import speed_up
+from utils.speed import best_amp, speed_up
 from utils.step_guard import StepGuard, diverged, skip_unless
 from utils.tracking import RunLog, Window, memory_gb, require_wandb
 from utils.training_data import (
@@ -132,8 +132,9 @@ def train(
     A new run starts from the checkpoint `start_from`, if given; `strict`: see finetune.start_from.
     """
     options, every = config.train, config.log
-    sharded = wants_shards(options.shard, options.amp)
-    accelerator = start_accelerator(options.amp, options.grad_accum, always_masked(config))
+    amp = best_amp(options.amp)
+    sharded = wants_shards(options.shard, amp)
+    accelerator = start_accelerator(amp, options.grad_accum, always_masked(config))
     rank, processes = accelerator.process_index, accelerator.num_processes
     device, is_main = accelerator.device, accelerator.is_main_process
     team = Team()
@@ -177,7 +178,7 @@ def train(
             window.load(state["window"])
             guard.load(state["guard"])
         generator.set_state(state["rng"][0])
-        if accelerator.scaler is not None:
+        if accelerator.scaler is not None and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
         not_read = f"; {start_from} is not read" if start_from else ""
         notes.append(f"continuing {folder} from step {step}{not_read}")
@@ -196,7 +197,7 @@ def train(
     notes.append(
         f"{size:.1f} M trained parameters; {data.length} images; {max_steps - first_step} steps of "
         f"{options.batchsize} = {processes} process(es) x {options.grad_accum} x {share}; "
-        f"{device.type}, amp {options.amp}{', sharded' if sharded else ''}"
+        f"{device.type}, amp {amp}{', sharded' if sharded else ''}"
     )
     if samples is None:
         notes.append("no sample grids: eval.feat_path is not set, or log.sample_every is 0")

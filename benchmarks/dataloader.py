@@ -85,10 +85,13 @@ def plain_batches(folder: Path, length: int, side: int, workers: int, batch: int
         yield from loader
 
 
-def our_batches(folder: Path, in_memory: bool, perturbed: bool, batch: int) -> Batches:
+def our_batches(
+    folder: Path, in_memory: bool, perturbed: bool, threads: int, batch: int
+) -> Batches:
     config, generator = config_from_dict(CONFIG, "benchmark"), torch.Generator()
     data = LatentDataset(folder / "z", folder / "y", in_memory=in_memory)
-    for z, y in training_batches(data, DataOrder(data.length, seed=0), 0, batch):
+    order = DataOrder(data.length, seed=0)
+    for z, y in training_batches(data, order, 0, batch, threads=threads):
         yield z, make_condition(y, config, generator) if perturbed else y
 
 
@@ -140,13 +143,14 @@ def measure(folder: Path, length: int, args: argparse.Namespace) -> list[dict]:
         f"plain, {workers} workers": partial(plain_batches, plain, length, args.side, workers)
         for workers in map(int, args.workers.split(","))
     } | {
-        "ours, from disk": partial(our_batches, plain, False, True),
-        "ours, in memory": partial(our_batches, plain, True, True),
-        "ours, in memory, not perturbed": partial(our_batches, plain, True, False),
+        "ours, from disk": partial(our_batches, plain, False, True, 1),
+        "ours, in memory": partial(our_batches, plain, True, True, 1),
+        "ours, in memory, not perturbed": partial(our_batches, plain, True, False, 1),
+        "ours, same with 2 threads": partial(our_batches, plain, True, False, 2),
     }
     if args.moments:
         make_database(moments, length, args.side, "moments")
-        variants["ours, in memory, fresh latents"] = partial(our_batches, moments, True, True)
+        variants["ours, in memory, fresh latents"] = partial(our_batches, moments, True, True, 1)
     setups = {
         name: partial(sustained, batches, args.batch, args.batches, args.seconds)
         for name, batches in variants.items()

@@ -46,7 +46,13 @@ def perturb(
         level = draw_level(whole[0], kind, scale, mean, trunc_a, trunc_b, generator, **options)[own]
     elif level.ndim == 1:
         level = level[:, None]
-    return F.normalize(F.normalize(y, dim=1) + level * F.normalize(noise, dim=1), dim=1)
+    turned = torch.addcdiv(noise * (level / _length(noise)), y, _length(y))
+    return turned / _length(turned)
+
+
+def _length(x: Tensor) -> Tensor:
+    """(N, D) -> (N, 1), never zero."""
+    return torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
 
 
 def draw_level(

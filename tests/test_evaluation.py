@@ -20,6 +20,7 @@ from tiny import (
 
 import eval_latent_t2f
 from models.samplers import SeededNoise
+from utils import evaluation
 from utils.config import Config
 from utils.errors import UserError
 from utils.evaluation import Judge, draw_from_captions, evaluate_checkpoint
@@ -97,6 +98,17 @@ def test_figures_do_not_depend_on_the_batch_size(config, tmp_path):
     for key in ("frechet_distance", "clip_score"):
         values = [found[key] for found in figures]
         assert values == pytest.approx(values[:1] * 3, rel=1e-9)
+
+
+def test_figures_are_the_same_if_the_next_batch_is_drawn_meanwhile(config, tmp_path, monkeypatch):
+    denoiser, judge = make_tiny_denoiser(), Judge(config)
+    config = with_eval(config, batchsize=8)
+    figures = []
+    for ahead in (True, False):
+        monkeypatch.setattr(evaluation, "draws_ahead", lambda device, ahead=ahead: ahead)
+        figures.append(evaluate_checkpoint(denoiser, config, judge, tmp_path / str(ahead)))
+        del figures[-1]["seconds"]
+    assert figures[0] == figures[1]
 
 
 def test_a_seed_draws_latent_then_image_then_caption(config):

@@ -15,7 +15,7 @@ from models.edm import edm_loss
 from models.maskdit import random_mask
 from utils.checkpoint import load_checkpoint
 from utils.config import config_from_dict
-from utils.speed import compile_blocks, speed_up
+from utils.speed import best_amp, compile_blocks, speed_up
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -145,3 +145,10 @@ def test_a_compiled_run_is_continued_by_a_plain_one(faces, tmp_path, fresh_compi
     run(faces, plain)
     losses = [[line["loss"] for line in metrics(f)] for f in (folder, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_auto_precision_is_bf16_unless_a_gpu_only_emulates_it(monkeypatch):
+    assert [best_amp(wish) for wish in ("auto", "no", "fp16")] == ["bf16", "no", "fp16"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    assert [best_amp(wish) for wish in ("auto", "bf16")] == ["fp16", "bf16"]

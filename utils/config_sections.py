@@ -125,7 +125,8 @@ class Train(Section):
     """Optimisation and the perturbation of the condition."""
 
     tf32: bool = True
-    amp: Annotated[Literal["bf16", "fp16", "no"], BeforeValidator(_amp_name)] = "bf16"
+    # auto = bf16, or fp16 with a loss scaler where the device has no bf16
+    amp: Annotated[Literal["auto", "bf16", "fp16", "no"], BeforeValidator(_amp_name)] = "auto"
     batchsize: PositiveInt = 128  # images per optimiser step, all processes together
     grad_accum: PositiveInt = 1
     epochs: PositiveInt | None = None

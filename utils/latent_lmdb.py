@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import lmdb
 import numpy as np
+import torch
 
 from utils.class_labels import read_labels, stored_length
 from utils.errors import UserError
@@ -223,7 +224,7 @@ class LMDBReader:
             self.info = self._read_info(txn, channels)
         # Row of a sample's first embedding, when all embeddings stand below each other.
         self._first_row = np.cumsum(self.info.counts) - self.info.counts
-        self._table: np.ndarray | None = None
+        self._table: torch.Tensor | None = None
 
     def _read_info(self, txn: lmdb.Transaction, channels: int) -> LMDBInfo:
         meta = json.loads(txn.get(b"meta") or "{}")
@@ -271,7 +272,7 @@ class LMDBReader:
             for start in range(0, rows, CHUNK):
                 part = slice(start, start + CHUNK)
                 table[part] = self.read(samples[part], features[part])
-            self._table = table
+            self._table = torch.from_numpy(table)
 
     def read(
         self, indices: Sequence[int] | np.ndarray, feature: int | Sequence[int] | np.ndarray = 0
@@ -283,7 +284,8 @@ class LMDBReader:
         indices = np.asarray(indices)
         feature = np.broadcast_to(feature, indices.shape)
         if self._table is not None:
-            return self._table.take(self._first_row[indices] + feature, axis=0)
+            rows = torch.from_numpy(self._first_row[indices] + feature)
+            return self._table.index_select(0, rows).numpy()  # faster than NumPy's take
         if self._key == Y_KEY:
             pairs = zip(indices.tolist(), feature.tolist(), strict=True)
             keys = [self._key % pair for pair in pairs]

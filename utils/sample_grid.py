@@ -14,6 +14,7 @@ from utils.encoders import load_config_autoencoder
 from utils.generate import generate, sampler_settings
 from utils.images import labelled_grid
 from utils.latent_lmdb import LMDBReader
+from utils.speed import best_amp
 
 
 class SampleGrid:
@@ -68,7 +69,7 @@ class SampleGrid:
             interval=sampling.guidance_interval,
             batch_size=self.config.eval.batchsize,
             device=self.device,
-            amp=self.config.train.amp,
+            amp=best_amp(self.config.train.amp),
         )
         images = torch.cat([images for _, images in batches])
         scale = sampling.cfg_scale

@@ -31,6 +31,16 @@ def speed_up(model: MaskDiT, config: Config, device: torch.device) -> list[str]:
     return compile_if(options.compile, "train.compile", model, device, varying_tokens=varying)
 
 
+def best_amp(wish: str) -> str:
+    """`train.amp` -> 'bf16', 'fp16' or 'no'; auto is bf16 unless a GPU would only emulate it."""
+    if wish != "auto":
+        return wish
+    emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(
+        including_emulation=False
+    )
+    return "fp16" if emulated else "bf16"
+
+
 def compile_for_sampling(denoiser: EDMPrecond, config: Config, device: torch.device) -> None:
     """As `sampling.compile` says; for batches of any size."""
     wish = config.sampling.compile

@@ -123,7 +123,8 @@ def make_condition(
         y = F.normalize(y, dim=1)
     draw = torch.rand(total or len(y), 1, device=y.device, generator=generator)
     draw = draw[first : first + len(y)]
-    return torch.cat([y * (draw >= config.model.class_dropout_prob), features], dim=1)
+    y = y * (draw >= config.model.class_dropout_prob)
+    return torch.cat([y, features], dim=1) if features.shape[1] else y
 
 
 def open_data(config: Config) -> LatentDataset:
