@@ -38,6 +38,8 @@ VARIANTS = {
     "eager": "ours, not compiled, bf16 autocast",
     "ours": "ours, compiled, bf16 autocast",
 }
+NO_DECODER = ", no decoder"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Case:
     def data(self) -> tuple[torch.Tensor, torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
         latents = 0.5 * torch.randn(self.batch, 4, self.side, self.side, generator=generator)
-        return latents, torch.randn(self.batch, 512, generator=generator)
+        cond = torch.randn(self.batch, 512, generator=generator)
+        return latents.to(DEVICE), cond.to(DEVICE)
 
     def ours(self) -> EDMPrecond:
         torch.manual_seed(0)
@@ -71,20 +74,21 @@ def plain_step(case: Case, kind: str) -> Callable[[], float]:
     """A step of the baseline; `kind` is one of VARIANTS."""
     torch.manual_seed(0)
     network = case.plain("sdpa" if kind == "sdpa" else "explicit")
-    training, data = PlainTraining(network, autocast=kind != "float32"), case.data()
+    training = PlainTraining(network.to(DEVICE), autocast=kind != "float32")
+    data = case.data()
     return lambda: training.step(*data, case.mask_ratio)
 
 
 def our_step(case: Case, compiled: bool) -> Callable[[], None]:
     """A step as in train_latent_t2f.py, without reading data."""
-    denoiser, (latents, cond) = case.ours(), case.data()
+    denoiser, (latents, cond) = case.ours().to(DEVICE), case.data()
     ema, trained = EMA(denoiser), [p for p in denoiser.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
     config = config_from_dict({"train": {"compile": compiled}}, "benchmark")
-    speed_up(denoiser.model, config, latents.device)
+    speed_up(denoiser.model, config, DEVICE)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE.type, torch.bfloat16):
             loss = edm_loss(
                 denoiser,
                 latents,
@@ -120,7 +124,8 @@ def step_flops(case: Case) -> int:
 
 def largest_loss_difference(case: Case) -> float:
     """|ours - plain| / plain of the loss with equal weights and draws, in float32."""
-    denoiser, plain, (latents, cond) = case.ours(), case.plain(), case.data()
+    denoiser, plain = case.ours().to(DEVICE), case.plain().to(DEVICE)
+    latents, cond = case.data()
     with torch.no_grad():
         for weight in denoiser.parameters():
             if weight.requires_grad:  # fresh ones are zero in places, which would hide faults
@@ -145,7 +150,7 @@ def measure(case: Case, kinds: list[str], repeats: int, rates: dict[str, float])
         achieved = flops / timing.median
         rate = rates["float32" if kind == "float32" else "bf16"]
         row = {
-            "network": f"DiT-{case.size}/2" + ("" if case.decoder else ", no decoder"),
+            "network": f"DiT-{case.size}/2" + ("" if case.decoder else NO_DECODER),
             "latents": f"{case.side}x{case.side}",
             "mask": str(case.mask_ratio),
             "batch": case.batch,
@@ -163,15 +168,20 @@ def measure(case: Case, kinds: list[str], repeats: int, rates: dict[str, float])
 
 
 def add_gain_of_masking(rows: list[dict]) -> None:
-    """Say of each row how many times as fast it is as the same without a mask, where measured."""
+    """Say of each row how many times as fast it is as without mask and decoder, where measured."""
 
     def same(row: dict) -> tuple:
-        return tuple(row[key] for key in ("network", "latents", "batch", "variant"))
+        size = row["network"].removesuffix(NO_DECODER)
+        return size, *(row[key] for key in ("latents", "batch", "variant"))
 
-    unmasked = {same(row): row["images/s"] for row in rows if row["mask"] == "0.0"}
+    unmasked = {
+        same(row): row["images/s"]
+        for row in rows
+        if row["mask"] == "0.0" and row["network"].endswith(NO_DECODER)
+    }
     if len(unmasked) < len(rows) and all(same(row) in unmasked for row in rows):
         for row in rows:
-            row["x unmasked"] = f"{row['images/s'] / unmasked[same(row)]:.2f}"
+            row["x unmasked, no decoder"] = f"{row['images/s'] / unmasked[same(row)]:.2f}"
 
 
 def parse_args() -> argparse.Namespace:

@@ -20,14 +20,14 @@ from utils.speed import best_amp, compile_blocks, speed_up
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def loss_and_gradients(denoiser, mask_ratio: float, amp: bool = False) -> tuple:
+def loss_and_gradients(denoiser, mask_ratio: float, amp: torch.dtype | None = None) -> tuple:
     """Of one batch with fixed draws; gradients as one vector."""
     generator = torch.Generator().manual_seed(0)
     clean = torch.randn(4, 4, 8, 8, generator=generator)
     cond = torch.randn(4, 6, generator=generator)
     options = {"mask_ratio": mask_ratio, "mae_loss_coef": 0.1, "generator": generator}
     denoiser.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+    with torch.autocast("cpu", amp, enabled=amp is not None):
         loss = edm_loss(denoiser, clean, cond, **options).mean()
     loss.backward()
     trained = [p for p in denoiser.parameters() if p.requires_grad]
@@ -54,12 +54,13 @@ def test_compiled_blocks_give_the_same_loss_and_gradients_at_every_mask_ratio(fr
     assert 0 < counters["stats"]["unique_graphs"] <= 4  # not one for each ratio and width
 
 
-def test_compiled_blocks_stay_as_close_to_float32_as_plain_ones_under_autocast(fresh_compiler):
+@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
+def test_compiled_blocks_stay_as_close_to_float32_as_plain_ones_under_autocast(amp, fresh_compiler):
     plain, compiled = small_denoiser().train(), small_denoiser().train()
     compile_blocks(compiled.model)
     exact_loss, exact = loss_and_gradients(plain, 0.5)
     for denoiser in (plain, compiled):
-        loss, gradients = loss_and_gradients(denoiser, 0.5, amp=True)
+        loss, gradients = loss_and_gradients(denoiser, 0.5, amp)
         assert abs(loss - exact_loss) / exact_loss < 0.01
         assert torch.cosine_similarity(gradients, exact, dim=0) > 0.999
 

@@ -58,9 +58,11 @@ def test_a_kill_costs_no_more_than_the_steps_since_the_last_checkpoint(faces, tm
     assert load_checkpoint(folder / "checkpoints" / f"{saved:07d}.pt")["step"] == saved
 
 
-def test_two_processes_see_and_draw_what_one_does(faces, whole, tmp_path):
+@pytest.mark.parametrize("compile", ["false", "auto"])
+def test_two_processes_see_and_draw_what_one_does(faces, whole, tmp_path, compile):
     folder = tmp_path / "two"
-    codes = [training.wait() for training in start_ranks(faces, folder)]
+    ranks = start_ranks(faces, folder, f"train.compile={compile}")
+    codes = [training.wait() for training in ranks]
     assert codes == [0, 0]
     for one, two in zip(metrics(whole), metrics(folder), strict=True):
         assert two == pytest.approx(one, rel=1e-3)
