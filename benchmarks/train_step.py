@@ -141,10 +141,12 @@ def largest_loss_difference(case: Case) -> float:
     return abs(ours - theirs) / theirs
 
 
-def measure(case: Case, kinds: list[str], repeats: int, rates: dict[str, float]) -> list[dict]:
+def measure(
+    case: Case, kinds: list[str], repeats: int, rounds: int, rates: dict[str, float]
+) -> list[dict]:
     """One row per variant, of which only one is in memory at a time."""
     setups = {kind: partial(setup, case, kind) for kind in kinds}
-    timings = compare(setups, repeats, warmup=2, rounds=2)
+    timings = compare(setups, repeats, warmup=2, rounds=rounds)
     flops, rows = step_flops(case), []
     for kind, timing in timings.items():
         achieved = flops / timing.median
@@ -192,6 +194,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--sides", default="32", help="sides of the latents: 32, 64")
     parser.add_argument("--decoders", default="yes", help="yes, no, or both: yes,no")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="what to compare")
+    parser.add_argument("--rounds", type=int, default=2, help="in which variants start anew")
     parser.add_argument("--title", default="Training step", help="of the table")
     add_arguments(parser)
     return parser.parse_args()
@@ -211,7 +214,7 @@ def main() -> None:
                 for mask in map(float, args.masks.split(",")):
                     for batch in map(int, args.batch.split(",")):
                         case = Case(size, mask, decoder == "yes", batch, side)
-                        rows += measure(case, kinds, args.repeats, rates)
+                        rows += measure(case, kinds, args.repeats, args.rounds, rates)
                         print(rows[-len(kinds) :], flush=True)
     add_gain_of_masking(rows)
     rates_note = " and ".join(f"{rate / 1e9:.0f} in {name}" for name, rate in rates.items())
