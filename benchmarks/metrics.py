@@ -1,4 +1,4 @@
-"""The Fréchet distance beside SciPy's matrix root, and the memory of an evaluation of many images.
+"""FID beside pytorch-fid, its distance beside SciPy's matrix root, and the memory of many images.
 
 python benchmarks/metrics.py --repeats 3 --out docs/benchmarks/metrics.json
 """
@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import scipy.linalg
 import torch
+from PIL import Image
+from pytorch_fid.fid_score import calculate_fid_given_paths
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from inception import make_inception_weights
 
 from benchmarks import timing
-from utils.config import HelpFormatter
-from utils.features import FeatureNetwork, Outputs
+from utils.config import HelpFormatter, config_from_dict
+from utils.features import FeatureNetwork, Outputs, load_feature_network
 from utils.frechet import frechet_distance
+from utils.image_source import image_batches
 from utils.metrics import ImageSet
 from utils.references import Reference
 
@@ -28,6 +35,7 @@ INCEPTION = 2048  # dimensions of the distance
 CHEAP = 512  # dimensions of the features of the memory runs
 COUNTS = (5_000, 10_000, 20_000, 50_000)
 BATCH = 250
+PICTURES = 128  # in each of two folders whose FID is measured
 
 
 class CheapFeatures(FeatureNetwork):
@@ -87,26 +95,65 @@ def by_sqrtm(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.nd
     return float(np.square(mu1 - mu2).sum() + np.trace(sigma1 + sigma2) - 2 * np.trace(root).real)
 
 
+def seconds_row(what: str, ways: dict[str, timing.Work], repeats: int) -> dict:
+    """The row of two ways to the same number."""
+    taken = timing.interleaved(ways, repeats, warmup=0)
+    ours, usual = taken["ours"], taken["usual"]
+    return {
+        "what": f"{what}: seconds",
+        "ours": ours.median,
+        "usual": usual.median,
+        "usual / ours": usual.median / ours.median,
+        "relative difference": f"{abs(ours.result / usual.result - 1):.1e}",
+    }
+
+
+def draw(folder: Path, seed: int) -> Path:
+    """A folder of random smooth pictures of 256x256."""
+    folder.mkdir()
+    generator = np.random.default_rng(seed)
+    for number in range(PICTURES):
+        small = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        picture = Image.fromarray(small).resize((256, 256), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{number:03d}.png")
+    return folder
+
+
+def by_pytorch_fid(folders: list[Path], weights: Path, threads: int) -> float:
+    """FID, with the given weights in the place of those that the package would download."""
+    tensors = torch.load(weights, weights_only=True)
+    with patch("pytorch_fid.inception.load_state_dict_from_url", lambda url, progress: tensors):
+        return calculate_fid_given_paths(list(map(str, folders)), 50, "cpu", INCEPTION, threads)
+
+
+def by_us(folders: list[Path], weights: Path, threads: int) -> float:
+    """FID, with all other figures of the same features."""
+    sections = {"eval": {"feature_network": "inception"}, "encoders": {"inception": str(weights)}}
+    network = load_feature_network(config_from_dict(sections, "benchmark"))
+    generated, reference = ImageSet([network]), ImageSet([network])
+    for images, folder in zip((generated, reference), folders, strict=True):
+        for indices, batch in image_batches(sorted(folder.iterdir()), None, 48, threads):
+            images.update(batch, indices)
+    return generated.figures(reference.references())["frechet_distance"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     timing.add_arguments(parser)
     args = parser.parse_args()
     timing.start(args)
     rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        folders = [draw(folder / str(seed), seed) for seed in (0, 1)]
+        given = (folders, make_inception_weights(folder / "inception.pth"), args.threads)
+        ways = {"ours": partial(by_us, *given), "usual": partial(by_pytorch_fid, *given)}
+        rows.append(seconds_row(f"FID of 2 x {PICTURES} pictures", ways, args.repeats))
     for count in (4000, 500):
         given = (*statistics(count, 0), *statistics(count, 1))
         ways = {"ours": partial(frechet_distance, *given), "usual": partial(by_sqrtm, *given)}
-        taken = timing.interleaved(ways, args.repeats, warmup=0)
-        ours, usual = taken["ours"], taken["usual"]
-        rows.append(
-            {
-                "what": f"Fréchet distance, {INCEPTION} dimensions, of {count} images: seconds",
-                "ours": ours.median,
-                "usual": usual.median,
-                "usual / ours": usual.median / ours.median,
-                "relative difference": f"{abs(ours.result / usual.result - 1):.1e}",
-            }
-        )
+        what = f"Fréchet distance, {INCEPTION} dimensions, of {count} images"
+        rows.append(seconds_row(what, ways, args.repeats))
     for count in COUNTS:
         setups = {"ours": partial(evaluation, count), "usual": partial(all_at_once, count)}
         taken = timing.compare(setups, repeats=1, warmup=0)
@@ -121,9 +168,11 @@ def main() -> None:
             }
         )
     notes = [
-        f"Usual: SciPy's sqrtm of S1 S2; all features held at once. Memory: {CHEAP} cheap features "
-        "an image and all figures that need no features of the reference (ours; up to 10,000 "
-        "images have theirs kept), the distance alone (usual); with what Python and PyTorch take.",
+        "Usual: pytorch-fid, with the same random weights; SciPy's sqrtm of S1 S2; all features "
+        "held at once. Ours takes all other figures of the same features besides.",
+        f"Memory: {CHEAP} cheap features an image and all figures that need no features of the "
+        "reference (ours; up to 10,000 images have theirs kept), the distance alone (usual); with "
+        "what Python and PyTorch take.",
     ]
     timing.report(args.out, "Metrics", rows, notes)
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain_network import PlainMaskDiT, PlainTraining
@@ -38,6 +39,7 @@ VARIANTS = {
     "eager": "ours, not compiled, bf16 autocast",
     "ours": "ours, compiled, bf16 autocast",
 }
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 NO_DECODER = ", no decoder"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -141,6 +143,21 @@ def largest_loss_difference(case: Case) -> float:
     return abs(ours - theirs) / theirs
 
 
+def time_in_products(case: Case, kind: str) -> Callable[[], float]:
+    """Work that profiles a step: share of its time in matrix products."""
+    step = setup(case, kind)
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (DEVICE.type == "cuda")]
+    clock = "self_device_time_total" if DEVICE.type == "cuda" else "self_cpu_time_total"
+
+    def work() -> float:
+        with profile(activities=activities) as profiler:
+            step()
+        times = {event.key: getattr(event, clock) for event in profiler.key_averages()}
+        return sum(times.get(name, 0) for name in PRODUCTS) / sum(times.values())
+
+    return work
+
+
 def measure(
     case: Case, kinds: list[str], repeats: int, rounds: int, rates: dict[str, float]
 ) -> list[dict]:
@@ -169,6 +186,14 @@ def measure(
     return rows
 
 
+def add_time_in_products(case: Case, kinds: list[str], rows: list[dict]) -> None:
+    """Say of each variant what share of a step, profiled, goes to matrix products."""
+    setups = {kind: partial(time_in_products, case, kind) for kind in kinds}
+    shares = compare(setups, repeats=1, warmup=2, rounds=1)
+    for kind, row in zip(kinds, rows, strict=True):
+        row["time in products"] = f"{shares[kind].result:.0%}"
+
+
 def add_gain_of_masking(rows: list[dict]) -> None:
     """Say of each row how many times as fast it is as without mask and decoder, where measured."""
 
@@ -195,6 +220,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--decoders", default="yes", help="yes, no, or both: yes,no")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="what to compare")
     parser.add_argument("--rounds", type=int, default=2, help="in which variants start anew")
+    parser.add_argument(
+        "--profile", action="store_true", help="tell the time in matrix products apart"
+    )
     parser.add_argument("--title", default="Training step", help="of the table")
     add_arguments(parser)
     return parser.parse_args()
@@ -214,8 +242,11 @@ def main() -> None:
                 for mask in map(float, args.masks.split(",")):
                     for batch in map(int, args.batch.split(",")):
                         case = Case(size, mask, decoder == "yes", batch, side)
-                        rows += measure(case, kinds, args.repeats, args.rounds, rates)
-                        print(rows[-len(kinds) :], flush=True)
+                        measured = measure(case, kinds, args.repeats, args.rounds, rates)
+                        if args.profile:
+                            add_time_in_products(case, kinds, measured)
+                        rows += measured
+                        print(measured, flush=True)
     add_gain_of_masking(rows)
     rates_note = " and ".join(f"{rate / 1e9:.0f} in {name}" for name, rate in rates.items())
     notes = [
