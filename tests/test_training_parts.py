@@ -144,6 +144,7 @@ def test_only_what_changes_the_run_counts_as_a_difference():
     assert differences(longer, before) == ["train.max_num_steps is 20 there and 10 here"]
     other = config_with(train={"max_num_steps": 10, "lr": 2e-4})
     assert differences(before, other) == ["train.lr is 0.0001 there and 0.0002 here"]
+    assert differences(config_with(train={"amp": "bf16"}), config_with()) == []
 
 
 def test_a_folder_with_published_checkpoints_is_not_continued(tmp_path, golden):

@@ -11,6 +11,7 @@ from utils.checkpoint import write_whole
 from utils.config import Config, config_from_dict, load_config
 from utils.errors import UserError
 from utils.locks import FolderLock
+from utils.speed import best_amp
 from utils.tracking import is_main_process
 
 # What may change between the start of a run and its continuation.
@@ -43,7 +44,8 @@ def experiment_name(config: Config) -> str:
 
 def _flat(config: Config) -> dict[str, Any]:
     sections = config.to_dict().items()
-    return {f"{name}.{key}": value for name, keys in sections for key, value in keys.items()}
+    flat = {f"{name}.{key}": value for name, keys in sections for key, value in keys.items()}
+    return flat | {"train.amp": best_amp(config.train.amp)}
 
 
 def differences(before: Config, now: Config) -> list[str]:
