@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import math
 import os
 import signal
 import sys
@@ -121,7 +120,11 @@ def clip(
     accelerator: Accelerator, parameters: list[torch.nn.Parameter], limit: float | None
 ) -> torch.Tensor:
     """Scale the gradients to a norm of at most `limit`, if any; returns what it was, (), of all."""
-    norm = accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+    if limit is None:  # spares a pass over the gradients
+        accelerator.unscale_gradients()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    else:
+        norm = accelerator.clip_grad_norm_(parameters, limit)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
