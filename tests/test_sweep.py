@@ -193,8 +193,10 @@ def test_another_number_of_processes_may_finish_and_gives_the_same(sweep, experi
     said = tmp_path / "said.txt"
     with Run(SCRIPT, arguments(experiment, *flags), said, launcher=launcher) as run:
         assert run.wait_until(lambda: drawn_so_far(experiment) >= 40), run.said()
-        for worker in psutil.Process(run.pid).children(recursive=True):
+        workers = psutil.Process(run.pid).children(recursive=True)
+        for worker in workers:
             worker.kill()
+        psutil.wait_procs(workers, timeout=30)  # a dying process still holds its locks
     (alone,) = sweep(*flags)
     assert 120 <= alone["images_drawn"] <= 120 + 2 * 8
     (experiment / "evaluation" / "results.jsonl").unlink()
