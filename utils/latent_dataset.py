@@ -64,6 +64,7 @@ class LatentDataset:
         self.n_features = self._y.info.n_features if self._y is not None else 0
         if self._y is not None:
             self._counts = np.minimum(self._y.info.counts, num_features or self._y.info.counts)
+            self._choose = self._counts.max() > 1
         readers = [reader for reader in (self._z, self._y) if reader is not None]
         if in_memory is True or (in_memory == "auto" and _fits(sum(r.nbytes for r in readers))):
             for reader in readers:
@@ -94,8 +95,8 @@ class LatentDataset:
             return z, None
         y = [one_hot(self._z.info.labels[rows], self._classes)] if self._classes else []
         if self._y is not None:
-            feature = np.zeros_like(rows)
-            if self._counts.max() > 1:
+            feature = 0
+            if self._choose:
                 draw = torch.rand(total, generator=generator)[own].numpy()
                 feature = (draw * self._counts[rows].astype(np.float32)).astype(np.int64)
             y.append(self._y.read(rows, feature))

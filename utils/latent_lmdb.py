@@ -282,10 +282,10 @@ class LMDBReader:
         `feature` chooses among a sample's embeddings, one number for all or one for each.
         """
         indices = np.asarray(indices)
-        feature = np.broadcast_to(feature, indices.shape)
         if self._table is not None:
             rows = torch.from_numpy(self._first_row[indices] + feature)
             return self._table.index_select(0, rows).numpy()  # faster than NumPy's take
+        feature = np.broadcast_to(feature, indices.shape)
         if self._key == Y_KEY:
             pairs = zip(indices.tolist(), feature.tolist(), strict=True)
             keys = [self._key % pair for pair in pairs]
