@@ -1,6 +1,8 @@
 """FID beside pytorch-fid, its distance beside SciPy's matrix root, and the memory of many images.
 
 python benchmarks/metrics.py --repeats 3 --out docs/benchmarks/metrics.json
+
+Needs requirements-dev.txt, which brings pytorch-fid.
 """
 
 from __future__ import annotations

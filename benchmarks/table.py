@@ -25,6 +25,7 @@ HEAD = """# How fast each stage is
 Every table below was written by the command above it, and compares with a plain, honest baseline in
 the same run: repetitions take turns, medians are shown. Run a command on your machine, then
 `python benchmarks/table.py`, and this page holds your figures. Ratios carry over better than rates.
+`benchmarks/metrics.py` needs `requirements-dev.txt` (pytorch-fid).
 """
 
 
