@@ -38,8 +38,8 @@ lint: .venv/.dev
 soak: .venv/.dev
 	$(BIN)/python tests/faults/soak.py
 	FAULT_KILLS=20 $(BIN)/python -m pytest -s tests/faults/test_preprocessing_kills.py
-	FAULT_KILLS=20 $(BIN)/python -m pytest -s tests/test_sweep.py -k killed
-	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/test_properties.py tests/test_odd_images.py
+	FAULT_KILLS=20 $(BIN)/python -m pytest -s tests/evaluation/test_sweep.py -k killed
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/faults/test_properties.py tests/data/test_odd_images.py
 	$(BIN)/python tests/faults/fuzz_readers.py --seconds 600
 
 check: .venv/.run

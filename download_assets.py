@@ -17,10 +17,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from utils.assets import ASSETS, BY_NAME, Asset, fetch, fetch_from_hub, needed_by
-from utils.config import HelpFormatter, add_config_arguments, load_config
-from utils.downloads import Patience
-from utils.errors import UserError, note, one_line_errors
+from utils.base.errors import UserError, note, one_line_errors
+from utils.config.command_line import HelpFormatter, add_config_arguments
+from utils.config.load import load_config
+from utils.pretrained.assets import ASSETS, BY_NAME, Asset, fetch, fetch_from_hub, needed_by
+from utils.pretrained.downloads import Patience
 
 
 def parse_args() -> argparse.Namespace:

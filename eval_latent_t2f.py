@@ -25,33 +25,31 @@ import torch
 from accelerate import PartialState
 
 from models.edm import EDMPrecond
-from utils.checkpoint import list_checkpoints, load_denoiser, read_weights
-from utils.config import (
-    DEFAULT_CONFIG,
-    Config,
-    HelpFormatter,
-    add_config_arguments,
-    load_config,
-)
-from utils.distributed import add_launch_arguments, relaunch
-from utils.errors import UserError, one_line_errors
-from utils.evaluation import Judge, evaluate_into, ways_of_sampling
-from utils.experiment import experiment_name
-from utils.folder_evaluation import add_folder_arguments, judge_folder
-from utils.html_report import write_report
-from utils.published_flags import (
+from utils.base.errors import UserError, one_line_errors
+from utils.base.launch import add_launch_arguments, relaunch
+from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter, add_config_arguments
+from utils.config.load import load_config
+from utils.config.parsing import path_or_none, step_or_none
+from utils.config.published_flags import (
     EVALUATION_VOID,
     SAMPLING,
     Flag,
     add_published_flags,
     flag_settings,
     note_void_flags,
-    path_or_none,
-    step_or_none,
 )
-from utils.results import Record, Results, best_of, table, way_names
-from utils.speed import compile_for_sampling
-from utils.tracking import figures_text
+from utils.config.schema import Config
+from utils.evaluation.checkpoints import evaluate_into, ways_of_sampling
+from utils.evaluation.folder import add_folder_arguments, judge_folder
+from utils.evaluation.html_report import write_report
+from utils.evaluation.judge import Judge
+from utils.evaluation.metric_names import metrics_text
+from utils.evaluation.results import Record, Results, best_of, table, way_names
+from utils.pretrained.checkpoint_files import read_weights
+from utils.pretrained.denoisers import load_denoiser
+from utils.sampling.compile import compile_for_sampling
+from utils.training.checkpoint import list_checkpoints
+from utils.training.experiment import experiment_name
 
 
 def parse_args() -> argparse.Namespace:
@@ -200,7 +198,7 @@ def main() -> None:
             record = evaluate_into(results, path, denoiser, way, judge)
             is_new = len(results.records) > known
             processes.print(
-                f"step {step}, {name}: {figures_text(record)}{'' if is_new else ' (there already)'}"
+                f"step {step}, {name}: {metrics_text(record)}{'' if is_new else ' (there already)'}"
             )
             records.append(record)
 

@@ -24,23 +24,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.checkpoint import load_denoiser
-from utils.conditions import (
-    arrange,
-    describe,
-    embed_rows,
-    image_source,
-    prompt_source,
-    read_prompts,
-)
-from utils.config import Config, HelpFormatter, load_config
-from utils.config_sections import SAMPLING_PRESETS
-from utils.encoders import load_config_autoencoder, load_config_clip, usable_device
-from utils.errors import UserError, one_line_errors
-from utils.generate import generate, parse_scale, parse_seeds, sampler_settings
-from utils.images import labelled_grid, save_png
-from utils.speed import compile_for_sampling
-from utils.tracking import progress
+from utils.base.errors import UserError, one_line_errors
+from utils.base.progress import progress
+from utils.config.command_line import HelpFormatter
+from utils.config.load import load_config
+from utils.config.parsing import parse_scale, parse_seeds
+from utils.config.schema import Config
+from utils.config.sections import SAMPLING_PRESETS
+from utils.pretrained.denoisers import load_denoiser
+from utils.pretrained.encoders import load_config_autoencoder, load_config_clip, usable_device
+from utils.sampling.compile import compile_for_sampling
+from utils.sampling.conditions import embed_rows
+from utils.sampling.generate import generate, sampler_settings
+from utils.sampling.pictures import labelled_grid, save_png
+from utils.sampling.prompts import arrange, describe, image_prompt, read_prompts, text_prompt
 
 FROM_CONFIG = "as the checkpoint's config says"
 MOST_COLUMNS = 8  # of a grid whose rows have one picture each
@@ -53,12 +50,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--prompt", action="append", dest="sources", help="what to draw; may be given repeatedly",
-        type=prompt_source, metavar="TEXT",
+        type=text_prompt, metavar="TEXT",
     )  # fmt: skip
     parser.add_argument("--prompts_file", type=Path, help="text file with a prompt a line")
     parser.add_argument(
         "--image", action="append", dest="sources", help="draw faces like this; may be repeated",
-        type=image_source, metavar="FILE",
+        type=image_prompt, metavar="FILE",
     )  # fmt: skip
     parser.add_argument(
         "--mix", action="append", default=None, metavar="W,W",
@@ -141,7 +138,7 @@ def main() -> None:
     args = parse_args()
     sources = args.sources or []
     if args.prompts_file:
-        sources += map(prompt_source, read_prompts(args.prompts_file))
+        sources += map(text_prompt, read_prompts(args.prompts_file))
     rows = arrange(sources, args.mix or [], args.interpolate)
     if args.num < 1 or args.batch_size < 1:
         raise UserError("--num and --batch_size must be at least 1")

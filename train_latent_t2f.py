@@ -27,56 +27,47 @@ from pathlib import Path
 import torch
 
 from models.edm import EDMPrecond, edm_loss
-from utils import experiment, finetune
-from utils.checkpoint import (
-    checkpoint_path,
-    denoiser_from_config,
-    export_safetensors,
-    latest_checkpoint,
-    load_checkpoint,
-    load_weights,
-    tidy,
-)
-from utils.checkpoint_writer import CheckpointWriter
-from utils.config import Config, HelpFormatter, add_config_arguments, load_config
-from utils.distributed import (
-    StopSignal,
-    Team,
-    Watchdog,
-    add_launch_arguments,
-    allow_tf32,
-    clip,
-    ending_if_a_process_is_lost,
-    images_per_forward,
-    relaunch,
-    start_accelerator,
-)
-from utils.ema import EMA, ema_decay_at
-from utils.errors import DIVERGED, NOT_SAVED, UserError, one_line_errors
-from utils.evaluation import Judge, evaluate_into, ways_of_sampling
-from utils.published_flags import (
+from utils.base.errors import DIVERGED, NOT_SAVED, UserError, one_line_errors
+from utils.base.launch import add_launch_arguments, relaunch
+from utils.config.command_line import HelpFormatter, add_config_arguments
+from utils.config.load import load_config
+from utils.config.parsing import path_or_none, true_or_false
+from utils.config.published_flags import (
     SAMPLING,
     TRAINING,
     add_published_flags,
     flag_settings,
     note_void_flags,
-    path_or_none,
-    true_or_false,
 )
-from utils.results import Results
-from utils.sample_grid import SampleGrid
-from utils.schedules import always_masked, lr_after, mask_ratio_after, number_of_steps
-from utils.sharding import host_copy, shard_training, wants_shards, whole
-from utils.speed import best_amp, speed_up
-from utils.step_guard import StepGuard, diverged, skip_unless
-from utils.tracking import RunLog, Window, memory_gb, require_wandb
-from utils.training_data import (
-    DataOrder,
-    derived_seed,
-    make_condition,
-    open_data,
-    training_batches,
+from utils.config.schema import Config
+from utils.data.latent_dataset import open_data
+from utils.evaluation.checkpoints import evaluate_into, ways_of_sampling
+from utils.evaluation.judge import Judge
+from utils.evaluation.results import Results
+from utils.pretrained.checkpoint_files import load_checkpoint, load_weights
+from utils.pretrained.denoisers import denoiser_from_config, export_safetensors
+from utils.training import experiment, finetune
+from utils.training.batches import DataOrder, derived_seed, make_condition, training_batches
+from utils.training.checkpoint import checkpoint_path, discard_leftovers, latest_checkpoint
+from utils.training.checkpoint_writer import CheckpointWriter
+from utils.training.distributed import (
+    StopSignal,
+    Team,
+    Watchdog,
+    allow_tf32,
+    clip,
+    ending_if_a_process_is_lost,
+    images_per_forward,
+    start_accelerator,
 )
+from utils.training.ema import EMA, ema_decay_at
+from utils.training.run_log import RunLog, require_wandb
+from utils.training.sample_grid import SampleGrid
+from utils.training.schedules import always_masked, lr_after, mask_ratio_after, number_of_steps
+from utils.training.sharding import host_copy, shard_training, wants_shards, whole
+from utils.training.speed import best_amp, speed_up
+from utils.training.step_guard import StepGuard, diverged, skip_unless
+from utils.training.step_window import Window, memory_gb
 
 
 def parse_args() -> argparse.Namespace:
@@ -206,7 +197,7 @@ def train(
     team.wait()
     if is_main:
         experiment.write_config(folder, config)
-        tidy(checkpoints, step if latest else -1)
+        discard_leftovers(checkpoints, step if latest else -1)
     log = RunLog(
         folder,
         step,

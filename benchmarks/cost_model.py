@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.timing import table
 from benchmarks.train_step import Case, step_flops
-from utils.config import HelpFormatter
+from utils.config.command_line import HelpFormatter
 
 PAGE = ROOT / "docs" / "scaling.md"
 BEGIN, END = "<!-- written by benchmarks/cost_model.py -->", "<!-- end -->"

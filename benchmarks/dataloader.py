@@ -31,10 +31,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.timing import add_arguments, compare, report, start
-from utils.config import HelpFormatter, config_from_dict
-from utils.latent_dataset import LatentDataset
-from utils.latent_lmdb import LMDBWriter
-from utils.training_data import DataOrder, make_condition, training_batches
+from utils.config.command_line import HelpFormatter
+from utils.config.load import config_from_dict
+from utils.data.latent_dataset import LatentDataset
+from utils.data.lmdb_writer import LMDBWriter
+from utils.training.batches import DataOrder, make_condition, training_batches
 
 DIM, EMBEDDINGS, SCALE, DROPOUT = 512, 1, 1.2, 0.1  # so many embeddings of an image
 CHUNK = 1000  # samples written at once

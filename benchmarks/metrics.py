@@ -21,17 +21,18 @@ from PIL import Image
 from pytorch_fid.fid_score import calculate_fid_given_paths
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from inception import make_inception_weights
 
 from benchmarks import timing
-from utils.config import HelpFormatter, config_from_dict
-from utils.features import FeatureNetwork, Outputs, load_feature_network
-from utils.frechet import frechet_distance
-from utils.image_source import image_batches
-from utils.metrics import ImageSet
-from utils.references import Reference
+from utils.config.command_line import HelpFormatter
+from utils.config.load import config_from_dict
+from utils.data.image_batches import image_batches
+from utils.evaluation.feature_networks import FeatureNetwork, Outputs, load_feature_network
+from utils.evaluation.frechet import frechet_distance
+from utils.evaluation.image_set import ImageSet
+from utils.evaluation.references import Reference
 
 INCEPTION = 2048  # dimensions of the distance
 CHEAP = 512  # dimensions of the features of the memory runs

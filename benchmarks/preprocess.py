@@ -34,9 +34,11 @@ from benchmarks import timing
 from benchmarks.sampling import sd_vae
 from models.autoencoder import LDM_SCALE_FACTOR, Autoencoder
 from models.clip import ClipEncoder
-from utils.config import HelpFormatter
-from utils.errors import UserError, one_line_errors
-from utils.images import iterate_batches, list_images, load_captions, to_uint8_array
+from utils.base.errors import UserError, one_line_errors
+from utils.config.command_line import HelpFormatter
+from utils.data.captions import load_captions
+from utils.data.image_batches import iterate_batches
+from utils.data.images import list_images, to_uint8_array
 
 SIZE = 256  # pixels
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

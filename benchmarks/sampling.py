@@ -24,11 +24,11 @@ from benchmarks import timing
 from models.autoencoder import LDM_SCALE_FACTOR, Autoencoder
 from models.edm import EDMPrecond, build_denoiser
 from models.samplers import nfe
-from utils.checkpoint import load_denoiser
-from utils.config import HelpFormatter
-from utils.config_sections import Sampling
-from utils.encoders import load_config_autoencoder
-from utils.generate import generate, sampler_settings
+from utils.config.command_line import HelpFormatter
+from utils.config.sections import Sampling
+from utils.pretrained.denoisers import load_denoiser
+from utils.pretrained.encoders import load_config_autoencoder
+from utils.sampling.generate import generate, sampler_settings
 
 SHIPPED = "assets/demo/dit.safetensors"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

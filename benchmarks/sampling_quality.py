@@ -32,17 +32,17 @@ from benchmarks import timing
 from demo.check_prompts import choose_captions
 from demo.classifier import classify, codes_of, load_classifier, load_faces
 from models.samplers import SamplerSettings
-from utils.checkpoint import load_denoiser
-from utils.conditions import caption_conditions
-from utils.config import HelpFormatter
-from utils.config_sections import Sampling
-from utils.encoders import load_config_autoencoder, load_config_clip
-from utils.errors import one_line_errors
-from utils.figures import clip_similarities
-from utils.frechet import frechet_distance
-from utils.generate import generate, sampler_settings
-from utils.statistics import FeatureStats
-from utils.tracking import progress
+from utils.base.errors import one_line_errors
+from utils.base.progress import progress
+from utils.config.command_line import HelpFormatter
+from utils.config.sections import Sampling
+from utils.evaluation.feature_statistics import FeatureStats
+from utils.evaluation.frechet import frechet_distance
+from utils.evaluation.metrics import clip_similarities
+from utils.pretrained.denoisers import load_denoiser
+from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
+from utils.sampling.conditions import caption_conditions
+from utils.sampling.generate import generate, sampler_settings
 
 CHUNK = 50  # images drawn and kept at a time
 DRAWS = 200  # of the bootstrap

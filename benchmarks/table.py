@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import table
-from utils.config import HelpFormatter
+from utils.config.command_line import HelpFormatter
 
 PAGE = ROOT / "docs" / "performance.md"
 FIGURES = ROOT / "docs" / "benchmarks"

@@ -30,17 +30,20 @@ from torch import nn
 from benchmarks.timing import add_arguments, report, start
 from demo.check_prompts import agreement, choose_captions
 from demo.classifier import classify, codes_of, load_classifier, load_faces
-from utils.checkpoint import list_checkpoints, load_denoiser
-from utils.conditions import caption_conditions
-from utils.config import DEFAULT_CONFIG, Config, HelpFormatter, load_config
-from utils.encoders import load_config_autoencoder, load_config_clip
-from utils.errors import UserError, one_line_errors
-from utils.frechet import frechet_distance
-from utils.generate import generate, sampler_settings
-from utils.references import load_stats
-from utils.report import save_figure, tidy
-from utils.statistics import FeatureStats
-from utils.tracking import progress
+from utils.base.errors import UserError, one_line_errors
+from utils.base.progress import progress
+from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter
+from utils.config.load import load_config
+from utils.config.schema import Config
+from utils.evaluation.feature_statistics import FeatureStats
+from utils.evaluation.frechet import frechet_distance
+from utils.evaluation.plots import save_plot, style_axis
+from utils.evaluation.references import load_stats
+from utils.pretrained.denoisers import load_denoiser
+from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
+from utils.sampling.conditions import caption_conditions
+from utils.sampling.generate import generate, sampler_settings
+from utils.training.checkpoint import list_checkpoints
 
 # The published settings, where the demo's config has others; batch and network are the demo's.
 PUBLISHED = [
@@ -177,13 +180,13 @@ def plot(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
         for label, curve in curves.items():
             seconds, values = zip(*((r["seconds"], r[key]) for r in curve), strict=True)
             axis.plot(seconds, values, marker="o", markersize=4, linewidth=1.8, label=label)
-        tidy(axis, title, hint)
+        style_axis(axis, title, hint)
         axis.set_xlabel("seconds of training")
         axis.set_xlim(left=0)
         if key == "frechet_distance":
             axis.set_yscale("log")
             axis.legend(frameon=False)
-    save_figure(figure, path)
+    save_plot(figure, path)
 
 
 @one_line_errors

@@ -28,9 +28,10 @@ from benchmarks.plain_network import PlainMaskDiT, PlainTraining
 from benchmarks.timing import add_arguments, compare, matmul_rate, report, start
 from models.edm import EDMPrecond, build_denoiser, edm_loss
 from models.maskdit import MODEL_SIZES
-from utils.config import HelpFormatter, config_from_dict
-from utils.ema import EMA
-from utils.speed import speed_up
+from utils.config.command_line import HelpFormatter
+from utils.config.load import config_from_dict
+from utils.training.ema import EMA
+from utils.training.speed import speed_up
 
 VARIANTS = {
     "float32": "plain, eager, float32",

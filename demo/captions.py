@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from utils.grammar import choose_word, enumerate_phrases, mend_articles
+from utils.data.caption_grammar import choose_word, enumerate_phrases, mend_articles
 
 # Words for each value; the first one is the name a newcomer would use.
 HAIR_COLOR = {

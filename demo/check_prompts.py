@@ -40,13 +40,15 @@ from demo.classifier import (
     train_probe,
 )
 from demo.make_faces import ATTRIBUTES
-from utils.checkpoint import load_denoiser
-from utils.conditions import caption_conditions
-from utils.config import DEFAULT_CONFIG, HelpFormatter, load_config
-from utils.encoders import load_config_autoencoder, load_config_clip
-from utils.errors import UserError, one_line_errors
-from utils.generate import generate, parse_scale, sampler_settings
-from utils.tracking import progress
+from utils.base.errors import UserError, one_line_errors
+from utils.base.progress import progress
+from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter
+from utils.config.load import load_config
+from utils.config.parsing import parse_scale
+from utils.pretrained.denoisers import load_denoiser
+from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
+from utils.sampling.conditions import caption_conditions
+from utils.sampling.generate import generate, sampler_settings
 
 COARSE = ("hair_style", "hair_color", "headwear", "skin", "background", "clothes_color")
 CHUNK = 200  # images encoded at a time

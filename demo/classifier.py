@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from demo.make_faces import ATTRIBUTES, encode_attributes
 from models.perturbation import perturb
-from utils.errors import UserError
-from utils.images import iterate_batches, list_images
-from utils.tracking import progress
+from utils.base.errors import UserError
+from utils.base.progress import progress
+from utils.data.image_batches import iterate_batches
+from utils.data.images import list_images
 
 SIZES = [len(values) for values in ATTRIBUTES.values()]
 CHUNK = 200  # images classified at a time

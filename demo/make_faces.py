@@ -31,9 +31,9 @@ from dicebear import Avatar, Style
 from PIL import Image
 
 from demo.captions import make_caption
-from utils.config import HelpFormatter
-from utils.errors import UserError, one_line_errors
-from utils.tracking import progress
+from utils.base.errors import UserError, one_line_errors
+from utils.base.progress import progress
+from utils.config.command_line import HelpFormatter
 
 SIZE = 128
 # The window of the 280×280 drawing that is shown: the head with its hat, and the shoulders.

@@ -4,7 +4,6 @@ While training, the encoder sees only the kept tokens; a narrower decoder puts m
 gaps and predicts every patch. Parameter names are those of the published checkpoints.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +32,6 @@ MODEL_SIZES: dict[str, tuple[int, int, int, int]] = {
     )
     for patch in (2, 4, 8)
 } | {"DiT-T/2": (6, 192, 2, 3)}  # tiny, for the demo
-
-MASK_SCHEDULES = ("constant", "linear", "exp", *(f"cosine{power}" for power in range(2, 7)))
 
 
 @dataclass(frozen=True)
@@ -73,25 +70,6 @@ def random_mask(
     order = torch.rand(n, length, device=device, generator=generator).argsort(dim=1)
     ids_restore = order.argsort(dim=1)
     return TokenMask((ids_restore >= kept).float(), order[:, :kept], ids_restore)
-
-
-def mask_ratio_at(schedule: str, progress: float, ratio: float, ratio_min: float) -> float:
-    """Mask ratio at `progress` (0 = start of training, 1 = its end).
-
-    Every schedule falls from `ratio` towards `ratio_min`, but "linear", which climbs from
-    `ratio_min` to `ratio`. Raises ValueError for a name that is not in MASK_SCHEDULES.
-    """
-    if schedule not in MASK_SCHEDULES:
-        raise ValueError(f"mask schedule '{schedule}' is not one of {', '.join(MASK_SCHEDULES)}")
-    if schedule == "constant":
-        share = 1.0
-    elif schedule == "linear":
-        share = progress
-    elif schedule == "exp":
-        share = math.exp(-7 * progress)
-    else:
-        share = math.cos(math.pi / 2 * progress) ** int(schedule.removeprefix("cosine"))
-    return ratio_min + (ratio - ratio_min) * share
 
 
 def normalise(x: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.celeba import make_captions, read_attributes
-from utils.config import HelpFormatter
-from utils.errors import UserError, one_line_errors
-from utils.tracking import progress
+from utils.base.errors import UserError, one_line_errors
+from utils.base.progress import progress
+from utils.config.command_line import HelpFormatter
+from utils.data.celeba_captions import make_captions, read_attributes
 
 
 def parse_args() -> argparse.Namespace:

@@ -17,11 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.config import load_config
-from utils.embeddings import write_image_mean
-from utils.errors import one_line_errors
-from utils.fill import fill, image_batches, image_embeddings
-from utils.preprocessing import (
+from utils.base.errors import one_line_errors
+from utils.config.load import load_config
+from utils.data.embeddings import write_image_mean
+from utils.data.fill_databases import fill, image_embeddings, read_images
+from utils.data.preprocess_jobs import (
     find_images,
     find_jobs,
     load_clip_that_fits,
@@ -39,7 +39,7 @@ def main() -> None:
     clip = load_clip_that_fits(config, args.device)
     for job, paths, names in todo:
         target = image_embeddings(job.out, clip, config, args)
-        read = partial(image_batches, paths, config, args)
+        read = partial(read_images, paths, config, args)
         if fill(job, names, [target], read, shard):
             write_image_mean(job.out)
 

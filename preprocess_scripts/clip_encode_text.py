@@ -20,11 +20,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.config import load_config
-from utils.errors import note, one_line_errors
-from utils.fill import Target, fill
-from utils.images import load_captions
-from utils.preprocessing import (
+from utils.base.errors import note, one_line_errors
+from utils.config.load import load_config
+from utils.data.captions import load_captions
+from utils.data.fill_databases import Target, fill
+from utils.data.preprocess_jobs import (
     find_images,
     find_jobs,
     load_clip_that_fits,

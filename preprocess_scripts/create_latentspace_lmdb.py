@@ -23,12 +23,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.autoencoder import Autoencoder
-from utils.config import Config, load_config
-from utils.embeddings import write_image_mean
-from utils.encoders import load_config_autoencoder
-from utils.errors import UserError, one_line_errors
-from utils.fill import Target, fill, image_batches, image_embeddings, image_meta
-from utils.preprocessing import (
+from utils.base.errors import UserError, one_line_errors
+from utils.config.load import load_config
+from utils.config.schema import Config
+from utils.data.embeddings import write_image_mean
+from utils.data.fill_databases import Target, fill, image_embeddings, image_meta, read_images
+from utils.data.preprocess_jobs import (
     KEYS,
     Job,
     config_value,
@@ -38,6 +38,7 @@ from utils.preprocessing import (
     make_parser,
     shard_of,
 )
+from utils.pretrained.encoders import load_config_autoencoder
 
 
 def parse_args() -> argparse.Namespace:
@@ -121,7 +122,7 @@ def main() -> None:
             targets.append(Target(mirrored, "z", meta | {"xflip": True}, encode_mirrored))
         if clip_img:
             targets.append(image_embeddings(clip_img, clip, config, args))
-        read = partial(image_batches, paths, config, args)
+        read = partial(read_images, paths, config, args)
         if fill(job, names, targets, read, shard) and clip_img:
             write_image_mean(clip_img)
 

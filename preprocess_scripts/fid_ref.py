@@ -27,18 +27,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.checkpoint import write_whole
-from utils.config import load_config
-from utils.errors import UserError, one_line_errors
-from utils.feature_blocks import FeatureBlocks
-from utils.features import FeatureNetwork, load_feature_network
-from utils.image_source import NpzImages, image_batches
-from utils.latent_lmdb import names_hash
-from utils.locks import FolderLock, writer_of
-from utils.metrics import ImageSet
-from utils.preprocessing import advise_skip_bad, find_images, find_jobs, make_parser
-from utils.references import Reference, load_stats, save_stats
-from utils.tracking import progress
+from utils.base.errors import UserError, one_line_errors
+from utils.base.files import write_whole
+from utils.base.locks import FolderLock, writer_of
+from utils.base.progress import progress
+from utils.config.load import load_config
+from utils.data.image_batches import NpzImages, image_batches
+from utils.data.lmdb_layout import names_hash
+from utils.data.preprocess_jobs import advise_skip_bad, find_images, find_jobs, make_parser
+from utils.evaluation.feature_networks import FeatureNetwork, load_feature_network
+from utils.evaluation.feature_store import FeatureBlocks
+from utils.evaluation.image_set import ImageSet
+from utils.evaluation.references import Reference, load_stats, save_stats
 
 
 def statistics_of(

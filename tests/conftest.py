@@ -23,7 +23,7 @@ BACK = ["#65c9ff", "#ffffb1", "#c2f0c2", "#ffafb9"]
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of reference values computed once with the published code."""
-    inside = ROOT / "tests" / "data" / "golden"
+    inside = ROOT / "tests" / "golden"
     return inside if inside.exists() else ROOT.parent / "shared" / "golden"
 
 
@@ -66,7 +66,7 @@ def faces(tmp_path_factory) -> Path:
     """
     from tiny import DIM, make_tiny_config  # slow to import, and few tests need it
 
-    from utils.latent_lmdb import LMDBWriter
+    from utils.data.lmdb_writer import LMDBWriter
 
     folder = tmp_path_factory.mktemp("faces")
     rng = np.random.default_rng(0)

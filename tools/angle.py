@@ -21,11 +21,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from matplotlib.figure import Figure
 
-from utils.config import DEFAULT_CONFIG, HelpFormatter, load_config
-from utils.embeddings import open_embeddings, random_directions, read_some, some_samples
-from utils.errors import UserError, one_line_errors
-from utils.perturbations import PUBLISHED, distribution, parse_setting, turning_angles
-from utils.report import aligned, draw_histograms, save_figure, tidy, write_csv, write_json
+from tools.embeddings import open_embeddings, random_directions, read_some
+from tools.perturbations import PUBLISHED, distribution, parse_setting, turning_angles
+from tools.plots import draw_histograms
+from utils.base.errors import UserError, one_line_errors
+from utils.base.files import write_csv, write_json
+from utils.base.text_table import aligned
+from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter
+from utils.config.load import load_config
+from utils.data.embeddings import some_samples
+from utils.evaluation.plots import save_plot, style_axis
 
 HEADER = ("perturbation", "mean", "std", "5 %", "50 %", "95 %", "min", "max", "two draws")
 
@@ -77,10 +82,10 @@ def main() -> None:
     figure = Figure(figsize=(8, 1.2 + 0.75 * len(angles)), layout="constrained")
     axis = figure.subplots()
     draw_histograms(axis, angles, digits=1)
-    tidy(axis, "Angle to the perturbed embedding", source)
+    style_axis(axis, "Angle to the perturbed embedding", source)
     axis.set_xlabel("degrees; a dot is the median, a line spans 5 to 95 %")
     axis.set_xlim(left=0)
-    save_figure(figure, args.out / "angles.png")
+    save_plot(figure, args.out / "angles.png")
     write_json(args.out / "angles.json", {"embeddings": source, "n": len(y), "angles": records})
     write_csv(args.out / "angles.csv", records)
     print(f"\n{args.out}/: angles.png, angles.json, angles.csv")

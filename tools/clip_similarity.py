@@ -21,12 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from utils.clip_similarity import find_pictures, side_by_side, similarities, summarise
-from utils.conditions import read_prompts
-from utils.config import DEFAULT_CONFIG, HelpFormatter, load_config
-from utils.encoders import load_config_clip, usable_device
-from utils.errors import UserError, one_line_errors
-from utils.report import aligned, write_csv, write_json
+from tools.prompt_similarity import find_pictures, side_by_side, similarities, summarise
+from utils.base.errors import UserError, one_line_errors
+from utils.base.files import write_csv, write_json
+from utils.base.text_table import aligned
+from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter
+from utils.config.load import load_config
+from utils.pretrained.encoders import load_config_clip, usable_device
+from utils.sampling.prompts import read_prompts
 
 
 def parse_args() -> argparse.Namespace:

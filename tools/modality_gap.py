@@ -24,20 +24,16 @@ import torch
 from matplotlib.figure import Figure
 
 from models.geometry import Gap, gaussian_for_angle, level_for_angle, modality_gap
-from utils.config import DEFAULT_CONFIG, HelpFormatter, load_config
-from utils.embeddings import open_embeddings, read_pairs
-from utils.errors import UserError, note, one_line_errors
-from utils.latent_lmdb import LMDBReader
-from utils.perturbations import PUBLISHED, Setting, distribution, parse_setting, turning_angles
-from utils.report import (
-    aligned,
-    draw_histograms,
-    draw_shares_above,
-    save_figure,
-    tidy,
-    write_csv,
-    write_json,
-)
+from tools.embeddings import open_embeddings, read_pairs
+from tools.perturbations import PUBLISHED, Setting, distribution, parse_setting, turning_angles
+from tools.plots import draw_histograms, draw_shares_above
+from utils.base.errors import UserError, note, one_line_errors
+from utils.base.files import write_csv, write_json
+from utils.base.text_table import aligned
+from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter
+from utils.config.load import load_config
+from utils.data.lmdb_reader import LMDBReader
+from utils.evaluation.plots import save_plot, style_axis
 
 KEYS = {  # of the embeddings of images and texts
     "train": ("data.feat_path", "data.text_feat_path"),
@@ -96,7 +92,7 @@ def draw(gap: Gap, angles: dict[str, np.ndarray], path: Path) -> None:
     left, right = figure.subplots(1, 2)
     by_kind = {label: values.numpy() for label, values in cosines(gap).items()}
     draw_histograms(left, by_kind, digits=2)
-    tidy(left, "Cosine", f"means {gap.distance:.2f} apart")
+    style_axis(left, "Cosine", f"means {gap.distance:.2f} apart")
     left.set_xlabel("cosine; a dot is the median, a line spans 5 to 95 %")
 
     low, median, high = np.percentile(gap.angle.numpy(), (5, 50, 95))
@@ -105,12 +101,12 @@ def draw(gap: Gap, angles: dict[str, np.ndarray], path: Path) -> None:
         low, high, color="0.5", alpha=0.2, linewidth=0, label="image to its\ntext, 5–95 %"
     )
     right.axvline(median, color="0.3", linestyle="--", linewidth=1)
-    tidy(right, "Training angles above x", "dashed: median, image to its text")
+    style_axis(right, "Training angles above x", "dashed: median, image to its text")
     right.set_xlim(0, 90)
     right.set_xlabel("degrees")
     right.set_ylabel("%")
     right.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
-    save_figure(figure, path)
+    save_plot(figure, path)
 
 
 def cosines(gap: Gap) -> dict[str, torch.Tensor]:

@@ -1,1 +1,4 @@
-"""Files, data and bookkeeping around the mathematics in `models/`."""
+"""The rooms around the mathematics; docs/architecture.md draws them.
+
+Imports only point down: training, evaluation, sampling, data, pretrained, config, base.
+"""

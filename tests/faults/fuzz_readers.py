@@ -27,19 +27,19 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from conftest import draw_face
 from tiny import make_tiny_checkpoint, make_tiny_config
 
 from models.weights import read_tensors
-from utils.checkpoint import export_safetensors, load_denoiser
-from utils.config import load_config
-from utils.embeddings import read_image_mean
-from utils.errors import UserError
-from utils.images import load_image
-from utils.name_lists import read_names
-from utils.references import load_stats
+from utils.base.errors import UserError
+from utils.config.load import load_config
+from utils.data.embeddings import read_image_mean
+from utils.data.images import load_image
+from utils.data.name_lists import read_names
+from utils.evaluation.references import load_stats
+from utils.pretrained.denoisers import export_safetensors, load_denoiser
 
 IMAGES = ["png", "jpg", "webp"]
 MEMORY = 8 << 30  # bytes that a reader may take

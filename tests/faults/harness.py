@@ -31,7 +31,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("FAULT_KILLS", "3"))  # of each script; `make soak` asks for more
-PRELOADED = ["train_latent_t2f", "eval_latent_t2f", "utils.preprocessing"]
+PRELOADED = ["train_latent_t2f", "eval_latent_t2f", "utils.data.preprocess_jobs"]
 
 
 def seeded(name: str) -> random.Random:

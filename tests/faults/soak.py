@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from harness import Run, seeded, signal_all_within
 from training_runs import outcome, start, start_ranks
 
-from utils.checkpoint import list_checkpoints
-from utils.errors import LOST_PROCESS
-from utils.latent_lmdb import LMDBWriter
+from utils.base.errors import LOST_PROCESS
+from utils.data.lmdb_writer import LMDBWriter
+from utils.training.checkpoint import list_checkpoints
 
 CONFIG = ROOT / "configs" / "demo" / "demo.yaml"
 STEPS_PER_KILL = 6

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from harness import fill_disk, small_disk
 
-from utils.errors import UserError
-from utils.latent_lmdb import LMDBReader, LMDBWriter
+from utils.base.errors import UserError
+from utils.data.lmdb_reader import LMDBReader
+from utils.data.lmdb_writer import LMDBWriter
 
 Z = np.random.default_rng(0).standard_normal((50, 4, 64, 64), np.float32)  # 3.3 MB
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import psutil
 import pytest
 from harness import ROOT, Run, two_hosts
-from test_training import metrics, run
 from training_runs import SCRIPT, SETTINGS, STEPS, arguments
+from trainings import metrics, run
 
-from utils.checkpoint import list_checkpoints, load_checkpoint
+from utils.pretrained.checkpoint_files import load_checkpoint
+from utils.training.checkpoint import list_checkpoints
 
 pytestmark = pytest.mark.e2e
 ENDLESS = (*SETTINGS, "train.max_num_steps=100000", "model.unmasked_tail=0")

@@ -16,7 +16,7 @@ from conftest import draw_face
 from harness import KILLS, Run, called, count_calls, die_after, seeded, signal_all_within
 from tiny import make_tiny_config
 
-from utils.celeba import ATTRIBUTES
+from utils.data.celeba_captions import ATTRIBUTES
 
 COUNT, BATCH = 96, 4  # images
 WITH_CLIP = "create_latentspace_lmdb --with_clip"

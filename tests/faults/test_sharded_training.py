@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from harness import seeded
-from test_training import metrics, run
 from tiny import DIM
 from training_runs import SETTINGS, STEPS, interrupt, start, start_ranks
+from trainings import metrics, run
 
 from models.samplers import SamplerSettings, guided, sample
-from utils.checkpoint import list_checkpoints, load_checkpoint, load_denoiser
+from utils.pretrained.checkpoint_files import load_checkpoint
+from utils.pretrained.denoisers import load_denoiser
+from utils.training.checkpoint import list_checkpoints
 
 pytestmark = pytest.mark.e2e
 SHARD = "train.shard=true"

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from harness import fill_disk, seeded, small_disk
-from test_training import metrics, run
 from training_runs import (
     CKPT_EVERY,
     SETTINGS,
@@ -16,9 +15,11 @@ from training_runs import (
     start,
     start_ranks,
 )
+from trainings import metrics, run
 
-from utils.checkpoint import list_checkpoints, load_checkpoint
-from utils.errors import LOST_PROCESS, NOT_SAVED
+from utils.base.errors import LOST_PROCESS, NOT_SAVED
+from utils.pretrained.checkpoint_files import load_checkpoint
+from utils.training.checkpoint import list_checkpoints
 
 pytestmark = pytest.mark.e2e
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import Run, signal_all_within
-from test_training import final_state, metrics
+from trainings import final_state, metrics
 
 SCRIPT = "train_latent_t2f.py"
 STEPS, CKPT_EVERY = 50, 5

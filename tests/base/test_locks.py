@@ -1,0 +1,89 @@
+"""The lock of a folder that one process at a time may write to."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from utils.base.errors import UserError
+from utils.base.locks import LOCK_NAME, FolderLock, writer_of
+
+HOLD = (
+    "import sys; from pathlib import Path; from utils.base.locks import FolderLock\n"
+    "lock = FolderLock(Path(sys.argv[1]), 'database')\n"
+    "print('held', flush=True); sys.stdin.read()\n"
+)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the lock of `tmp_path` until it is killed."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_writer_is_told_who_the_first_is(tmp_path, holder):
+    owner = f"process {holder.pid} on host {socket.gethostname()}"
+    with pytest.raises(UserError, match=f"{tmp_path}: this database is being written by {owner}"):
+        FolderLock(tmp_path, "database")
+    assert writer_of(tmp_path) == owner
+
+
+def test_a_killed_owners_lock_is_stale_and_this_is_said(tmp_path, holder, capsys):
+    holder.kill()
+    holder.wait()
+    assert writer_of(tmp_path) is None
+    with FolderLock(tmp_path, "database"):
+        said = capsys.readouterr().err
+        assert f"left behind by process {holder.pid} on host" in said and "taken over" in said
+        assert f"process {os.getpid()} " in writer_of(tmp_path)
+
+
+def test_a_released_lock_leaves_nothing_behind(tmp_path, capsys):
+    for _ in range(2):
+        with FolderLock(tmp_path, "database"):
+            assert writer_of(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_without_lock_has_no_writer(tmp_path):
+    assert writer_of(tmp_path) is None
+    (tmp_path / LOCK_NAME).write_text("half a li")
+    assert writer_of(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "pid", "is_held"),
+    [
+        ("another", 1, True),
+        (socket.gethostname(), os.getpid(), True),
+        (socket.gethostname(), 2**22 + 1, False),  # above the highest number that Linux gives
+    ],
+    ids=["of another host", "alive", "dead"],
+)
+def test_a_file_system_without_locks_goes_by_host_and_process(
+    tmp_path: Path, monkeypatch, host, pid, is_held
+):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    (tmp_path / LOCK_NAME).write_text(json.dumps({"host": host, "pid": pid}))
+    assert (writer_of(tmp_path) is not None) == is_held
+    if is_held:
+        with pytest.raises(UserError, match=f"process {pid} on host {host}"):
+            FolderLock(tmp_path, "database")
+    else:
+        FolderLock(tmp_path, "database").release()

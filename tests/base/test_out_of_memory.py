@@ -1,0 +1,161 @@
+"""Shortage of memory: batches are done in halves, with the same results."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transformer import VisionTransformer
+from tiny import DIM, make_tiny_config, make_tiny_denoiser, make_tiny_evaluation_data
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from models.maskdit import MaskDiT
+from utils.base.errors import UserError
+from utils.base.out_of_memory import Halving, is_out_of_memory
+from utils.data.fill_databases import Target, fill
+from utils.data.lmdb_reader import LMDBReader
+from utils.data.preprocess_jobs import Job
+from utils.evaluation.checkpoints import evaluate_checkpoint
+from utils.evaluation.folder import evaluate_folder
+from utils.evaluation.judge import Judge
+from utils.pretrained.encoders import load_config_autoencoder
+from utils.sampling.generate import generate, sampler_settings
+
+
+def allocate(items: int) -> torch.Tensor:
+    """Half a terabyte for each of more than three items, really asked for."""
+    return (
+        torch.ones(items, dtype=torch.float64).expand(items)
+        if items <= 3
+        else torch.empty(items * 2**36, dtype=torch.float64)
+    )
+
+
+def test_a_batch_that_does_not_fit_is_done_in_halves_and_this_is_said_once(capsys):
+    halving, seen = Halving("encoding"), []
+
+    def work(first: int, stop: int) -> list[int]:
+        seen.append((first, stop))
+        allocate(stop - first)
+        return list(range(first, stop))
+
+    assert sum(halving(work, 10), []) == list(range(10))
+    assert seen == [(0, 10), (0, 5), (0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "note: encoding: 10 at once do not fit into memory; now 5",
+        "note: encoding: 5 at once do not fit into memory; now 2",
+    ]
+    assert len(halving(work, 4)) == 2 and capsys.readouterr().err == ""
+
+
+@contextmanager
+def scarce_memory() -> Iterator[None]:
+    """Denoisers and CLIP's image towers find no memory for more than three images at once."""
+
+    def take(network: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(network, MaskDiT | VisionTransformer):
+            allocate(len(inputs[0]))
+
+    hook = register_module_forward_pre_hook(take)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def test_images_drawn_in_scarce_memory_are_the_same(tmp_path, capsys):
+    config = make_tiny_config(tmp_path)
+    denoiser, vae = make_tiny_denoiser(), load_config_autoencoder(config)
+    conds = torch.randn(20, DIM, generator=torch.Generator().manual_seed(0))
+
+    def draw(batch_size: int) -> torch.Tensor:
+        settings = sampler_settings(config.sampling)
+        parts = generate(denoiser, vae, conds, range(20), settings, batch_size=batch_size)
+        return torch.cat([images for _, images in parts]).int()
+
+    expected = draw(16)
+    with scarce_memory():
+        difference = (draw(16) - expected).abs()
+    assert difference.max() <= 1  # another batch size rounds otherwise
+    assert difference.bool().float().mean() < 1e-3
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "memory" in line] == [
+        f"note: sampling: {n} at once do not fit into memory; now {n // 2}" for n in (16, 8, 4)
+    ]
+
+
+def test_a_checkpoint_judged_in_scarce_memory_has_the_same_figures(tmp_path, capsys):
+    config = make_tiny_config(tmp_path)
+    make_tiny_evaluation_data(config)
+    denoiser, judge = make_tiny_denoiser(), Judge(config)
+    expected = evaluate_checkpoint(denoiser, config, judge, tmp_path / "ample")
+    with scarce_memory():
+        figures = evaluate_checkpoint(denoiser, config, judge, tmp_path / "scarce")
+    assert_same(figures, expected)
+    said = capsys.readouterr().err
+    assert said.count("note: sampling: 8 at once do not fit into memory; now 4") == 1
+    assert said.count(f"features of {judge.network.name}: 16 at once do not fit") == 1
+
+
+def test_a_folder_judged_in_scarce_memory_has_the_same_figures(tmp_path, tiny_faces, capsys):
+    config, (images, captions) = make_tiny_config(tmp_path), tiny_faces(20)
+    make_tiny_evaluation_data(config)
+
+    def judge() -> dict[str, object]:
+        return evaluate_folder(config, images, [config.eval.ref_path], captions=captions)
+
+    expected = judge()
+    with scarce_memory():
+        assert_same(judge(), expected)
+    assert capsys.readouterr().err.count("16 at once do not fit into memory; now 8") == 1
+
+
+def assert_same(figures: dict[str, object], expected: dict[str, object]) -> None:
+    """Networks round otherwise with other batch sizes; nothing else may differ."""
+    for key in expected.keys() - {"seconds"}:
+        is_float = isinstance(expected[key], float)
+        within = {"rel": 1e-2} if key.endswith("_std") else {"rel": 1e-3, "abs": 1e-6}
+        same = pytest.approx(expected[key], **within) if is_float else expected[key]
+        assert figures[key] == same, key
+
+
+def test_databases_filled_in_scarce_memory_are_the_same(tmp_path, capsys):
+    def encode(inputs: list[int], first: int) -> np.ndarray:
+        assert inputs == list(range(first, first + len(inputs)))
+        allocate(len(inputs))
+        return np.repeat(np.float32(inputs), 16).reshape(-1, 4, 2, 2)
+
+    def read(first: int, stop: int) -> list[list[int]]:
+        return [list(range(i, min(i + 8, stop))) for i in range(first, stop, 8)]
+
+    job = Job("train", tmp_path, None, None, tmp_path / "z", tmp_path / "skipped.txt", True)
+    assert fill(job, [str(i) for i in range(20)], [Target(job.out, "z", {}, encode)], read)
+    assert "encoding: 8 at once do not fit into memory; now 4" in capsys.readouterr().err
+    assert LMDBReader(job.out).read(range(20))[:, 0, 0, 0].tolist() == list(range(20))
+
+
+def test_what_does_not_fit_alone_ends_with_one_line():
+    with pytest.raises(UserError, match="^sampling: not enough memory even for a batch of 1"):
+        Halving("sampling")(lambda a, b: torch.empty(2**45), 3)
+
+
+def test_other_faults_are_not_taken_for_a_shortage():
+    with pytest.raises(RuntimeError, match="size mismatch|must match"):
+        Halving("x")(lambda a, b: torch.ones(2) + torch.ones(3), 4)
+
+
+def test_every_library_says_it_in_its_own_way():
+    for allocate_too_much in (
+        lambda: torch.empty(2**45),
+        lambda: np.ones(2**45),
+        lambda: bytearray(2**50),
+        lambda: torch.nn.functional.conv2d(
+            torch.empty(1, 1, 1, 1).expand(2**20, 64, 512, 512), torch.ones(1, 64, 3, 3)
+        ),
+    ):
+        with pytest.raises((RuntimeError, MemoryError)) as fault:
+            allocate_too_much()
+        assert is_out_of_memory(fault.value), fault.value
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))

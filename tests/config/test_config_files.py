@@ -1,0 +1,154 @@
+"""The YAMLs under configs/, and what older published configs say that is said otherwise today."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from utils.base.errors import UserError
+from utils.config.load import config_from_dict, load_config
+from utils.training.experiment import experiment_name
+from utils.training.schedules import lr_after
+
+CONFIGS = ROOT / "configs"
+OF_THE_LAUNCHER = "accelerate/"  # not experiments
+FILES = {
+    name: path
+    for path in sorted(CONFIGS.rglob("*.yaml"))
+    if not (name := str(path.relative_to(CONFIGS))).startswith(OF_THE_LAUNCHER)
+}
+FACES = {name: path for name, path in FILES.items() if "t2f" in name}
+TRAININGS = {name: path for name, path in FILES.items() if "test" not in Path(name).parts}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_config_loads_without_a_word(name, capsys):
+    load_config(FILES[name])
+    assert capsys.readouterr().err == ""
+
+
+def test_trainings_go_into_folders_of_their_own():
+    names = [experiment_name(load_config(path)) for path in TRAININGS.values()]
+    assert len(set(names)) == len(names)
+
+
+def test_the_readme_lists_every_config_once_and_no_other():
+    text = (CONFIGS / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| \[(.+?)\]\((.+?)\) \| .+ \|$", text, re.MULTILINE)
+    assert sorted(name for name, _ in listed) == sorted(FILES)
+    assert all(name == link.replace("%2B", "+") for name, link in listed)
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_a_number_in_a_configs_name_is_its_setting(name):
+    config = load_config(FACES[name])
+    kinds = {"gaus": "gaussian", "gaussian": "gaussian", "perturb": "fixed", "fixed": "fixed"}
+    kinds |= {"uniform": "uniform"}
+    parts = re.findall(r"(trunc|gaussian|gaus|perturb|fixed|uniform)([0-9.]+)", Path(name).stem)
+    assert ("ffhq" if "/ffhq" in name else "mmceleb") == config.data.dataset
+    for kind, number in parts[-2:] if "from_ffhq" not in name else parts[-1:]:
+        number = float(number.rstrip("."))
+        if kind == "trunc":
+            assert (config.train.trunc_a, config.train.trunc_b) == (-number, number)
+        else:
+            assert config.train.perturbation == number
+            if "trunc" not in name:
+                assert config.train.perturbation_type == kinds[kind]
+    assert config.model.perturbation == ("learnable" in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "batch", "lr", "mask", "scale"),
+    [
+        ("train/celeb_t2f_gaus1.2", 300_000, 128, 1e-4, 0.5, 1.2),
+        ("train/ffhq_t2f_gaus1.5", 300_000, 128, 1e-4, 0.5, 1.5),
+        ("finetune/celeb_t2f_gaus1.2", 300_000, 64, 1e-5, 0.0, 1.2),
+    ],
+)
+def test_main_settings_are_the_published_ones(name, steps, batch, lr, mask, scale):
+    config = load_config(CONFIGS / "main_config" / f"{name}.yaml")
+    model, train = config.model, config.train
+    assert (train.max_num_steps, train.batchsize, train.lr) == (steps, batch, lr)
+    assert (model.mask_ratio, train.perturbation, train.perturbation_type) == (
+        mask,
+        scale,
+        "gaussian",
+    )
+    assert (model.model_type, model.in_size, model.in_channels) == ("DiT-XL/2", 32, 4)
+    assert (model.num_classes, model.use_decoder) == (512, True)
+    assert (model.mae_loss_coef, model.class_dropout_prob) == (0.1, 0.1)
+    assert config.data.norm_feature
+    assert config.eval.fid_sample_size == 1024
+
+
+def load(tmp_path: Path, text: str):
+    path = tmp_path / "old.yaml"
+    path.write_text(text)
+    return load_config(path)
+
+
+def test_bounds_that_do_not_matter_are_no_fault(tmp_path):
+    text = (
+        "train: {trunc_a: 0, trunc_b: 0, mean: 0, perturbation: 1.2, perturbation_type: gaussian}"
+    )
+    assert load(tmp_path, text).train.perturbation == 1.2
+
+
+def test_false_in_the_old_place_of_the_perturbation_is_no_level(tmp_path):
+    text = "model: {perturbation: False}\ntrain: {perturbation: 1.2, perturbation_type: gaussian}"
+    config = load(tmp_path, text)
+    assert (config.model.perturbation, config.train.perturbation) == (False, 1.2)
+
+
+def test_a_learned_perturbation_without_type_comes_after_a_fixed_one(tmp_path):
+    config = load(tmp_path, "model: {perturbation: True}\ntrain: {perturbation: 0.8}")
+    assert config.model.perturbation
+    assert (config.train.perturbation_type, config.train.perturbation) == ("fixed", 0.8)
+
+
+@pytest.mark.parametrize("kind", ["trunc_gaussian", "scipy_trunc_gaussian", "clip_trunc_gaussian"])
+def test_older_names_of_the_truncated_perturbation(tmp_path, kind):
+    text = f"train: {{perturbation_type: {kind}, trunc_a: 0.7, trunc_b: 0.9, perturbation: 0.001}}"
+    assert load(tmp_path, text).train.perturbation_type == "truncated"
+
+
+def test_one_truncation_bound_is_read_as_two_and_this_is_said(tmp_path, capsys):
+    text = "train: {perturbation_type: trunc_gaussian, truncation: 0.8, perturbation: 1.2}"
+    train = load(tmp_path, text).train
+    assert (train.trunc_a, train.trunc_b) == (-0.8, 0.8)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "train.truncation 0.8 is read as trunc_a -0.8, trunc_b 0.8" in said[0]
+
+
+@pytest.mark.parametrize("key", ["log: {fid_every: 10}", "data: {total_num: 5}", "wandb: {a: b}"])
+def test_a_key_without_effect_is_one_line(tmp_path, capsys, key):
+    load(tmp_path, key)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "have no effect here" in said[0]
+
+
+def test_no_perturbation_may_be_called_none(tmp_path):
+    text = "train: {perturbation: 0, truncation: 0, perturbation_type: none}"
+    assert load(tmp_path, text).train.perturbation == 0
+    with pytest.raises(UserError, match="perturbation_type: none contradicts train.perturbation"):
+        load(tmp_path, "train: {perturbation: 0.5, perturbation_type: none}")
+
+
+@pytest.mark.parametrize(
+    ("value", "early", "later"), [("5.0e-4", 5e-4, 1e-4), ("True", 5e-5, 1e-4), ("0", 1e-4, 1e-4)]
+)
+def test_warm_up_holds_a_rate_rises_or_is_off(tmp_path, value, early, later):
+    config = load(tmp_path, f"train: {{lr: 1.0e-4, lr_warmup: {value}, lr_warmup_steps: 20}}")
+    assert lr_after(10, 100, config) == pytest.approx(early)
+    assert lr_after(20, 100, config) == pytest.approx(later)
+    assert lr_after(310, 400, config, first_step=300) == pytest.approx(early)
+    assert lr_after(320, 400, config, first_step=300) == pytest.approx(later)
+
+
+@pytest.mark.parametrize("value", ["fast", -0.1, None])
+def test_a_bad_warm_up_is_one_line(value):
+    with pytest.raises(UserError, match=r"^x: train\.lr_warmup: should be a learning rate, true"):
+        config_from_dict({"train": {"lr_warmup": value}}, "x")

@@ -1,0 +1,138 @@
+"""The embedded demo: faces, captions, and how agreement with them is counted."""
+
+import json
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from demo.captions import make_caption
+from demo.check_prompts import agreement, choose_captions
+from demo.classifier import SIZES, attribute_loss, predict
+from demo.make_faces import ATTRIBUTES, draw_attributes, encode_attributes, hide, make_face, render
+from demo.make_weights.train_clip import contrastive_loss, make_group, truth
+
+
+def faces(count: int) -> list[dict[str, str]]:
+    return [draw_attributes(random.Random(i)) for i in range(count)]
+
+
+def test_a_face_depends_on_its_split_and_index_only():
+    assert make_face("train", 7, 3) == make_face("train", 7, 3)
+    assert make_face("train", 7, 3) != make_face("test", 7, 3)
+    face, _ = make_face("train", 7, 3)
+    assert np.array_equal(np.asarray(render(face)), np.asarray(render(face)))
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_every_value_of_an_attribute_can_be_seen(name):
+    """With everything else the same, each value gives another picture."""
+    face = faces(1)[0] | {"headwear": "none", "glasses": "none", "facial_hair": "none"}
+    if name == "headwear_color":
+        face["headwear"] = "hat"
+    pictures = {render(face | {name: value}).tobytes() for value in ATTRIBUTES[name]}
+    assert len(pictures) == len(ATTRIBUTES[name])
+
+
+def test_what_a_drawing_cannot_show_is_hidden():
+    face = faces(1)[0] | {"headwear": "turban", "facial_hair": "none", "glasses": "sunglasses"}
+    shown = hide(face)
+    assert [shown[n] for n in ("hair_style", "hair_color", "eyes")] == ["hidden"] * 3
+    assert encode_attributes(shown)[list(ATTRIBUTES).index("eyes")] == -1
+
+
+def test_a_caption_states_only_what_is_shown_and_names_what_it_must():
+    rng = random.Random(0)
+    for face in faces(300):
+        shown = hide(face)
+        caption = make_caption(shown, rng, must_name="expression")
+        assert "expression" in caption["states"]
+        assert all(shown[name] != "hidden" for name in caption["states"])
+
+
+def test_stated_colours_and_kinds_are_in_the_text():
+    rng = random.Random(1)
+    for face in faces(300):
+        shown = hide(face)
+        caption = make_caption(shown, rng)
+        for value in ("purple", "yellow"):  # fabric colours with no synonym but a close one
+            words = {"purple": ("purple", "violet"), "yellow": ("yellow",)}[value]
+            if "clothes_color" in caption["states"] and shown["clothes_color"] == value:
+                assert any(word in caption["text"] for word in words), caption
+
+
+def test_captions_vary_in_wording_and_in_what_they_name():
+    rng = random.Random(2)
+    captions = [make_caption(hide(faces(1)[0]), rng) for _ in range(50)]
+    assert len({c["text"] for c in captions}) > 45
+    assert len({tuple(c["states"]) for c in captions}) > 30
+
+
+def test_faces_of_a_group_differ_in_one_attribute():
+    for index in range(50):
+        variants, name = make_group(index)
+        for face in variants[1:]:
+            assert {n for n in ATTRIBUTES if face[n] != variants[0][n]} <= {name}
+
+
+def test_a_caption_is_true_of_every_face_that_agrees_with_what_it_states():
+    codes = np.array([[0, 1, 2], [0, 1, 0], [1, 1, 2]])
+    stated = np.array([[True, True, False], [True, True, True], [False, True, False]])
+    expected = [[True, True, False], [False, True, False], [True, True, True]]
+    assert truth(codes, stated).tolist() == expected
+
+
+def test_contrastive_loss_is_least_when_scores_follow_the_truth():
+    image = torch.nn.functional.normalize(torch.randn(6, 8), dim=1)
+    true = torch.eye(6, dtype=torch.bool)
+    scale = torch.tensor(20.0)
+    right = contrastive_loss(image, image, scale, true)
+    wrong = contrastive_loss(image, image.roll(1, 0), scale, true)
+    assert right < 0.5 < wrong
+
+
+def test_hidden_attributes_count_neither_in_loss_nor_in_agreement():
+    codes = torch.zeros(4, len(ATTRIBUTES), dtype=torch.long)
+    logits = torch.zeros(4, sum(SIZES))
+    base = attribute_loss(logits, codes)
+    codes[0] = -1
+    assert torch.allclose(attribute_loss(logits, codes), base)
+    stated = torch.zeros(4, len(ATTRIBUTES), dtype=torch.bool)
+    stated[1:, 0] = True
+    row = agreement(predict(logits), codes, stated)
+    assert row[next(iter(ATTRIBUTES))] == 100
+
+
+def test_captions_of_held_out_faces_are_taken_in_turn():
+    records = [make_face("test", i, num_captions=3)[1] for i in range(6)]
+    texts, stated = choose_captions(records)
+    assert texts[4] == records[4]["captions"][1]["text"]
+    assert stated.shape == (6, len(ATTRIBUTES))
+
+
+def run_make_faces(tmp_path, *options):
+    command = [sys.executable, "demo/make_faces.py", "--out", str(tmp_path), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_make_faces_writes_images_captions_and_attributes_and_resumes(tmp_path):
+    small = ("--num_train", "6", "--num_test", "2", "--num_captions", "3", "--workers", "1")
+    assert run_make_faces(tmp_path, *small).returncode == 0
+    records = [json.loads(x) for x in (tmp_path / "train" / "faces.jsonl").read_text().splitlines()]
+    captions = (tmp_path / "train" / "captions" / "000004.txt").read_text().splitlines()
+    assert captions == [c["text"] for c in records[4]["captions"]]
+    image = (tmp_path / "train" / "images" / "000004.png").read_bytes()
+    (tmp_path / "train" / "faces.jsonl").unlink()  # as if interrupted before the end
+    (tmp_path / "train" / "captions" / "000004.txt").unlink()
+    assert run_make_faces(tmp_path, *small).returncode == 0
+    assert (tmp_path / "train" / "images" / "000004.png").read_bytes() == image
+    assert (tmp_path / "train" / "faces.jsonl").exists()
+
+
+def test_make_faces_refuses_a_count_of_zero_in_one_line(tmp_path):
+    result = run_make_faces(tmp_path, "--num_train", "0")
+    assert result.returncode == 2
+    assert result.stderr.strip() == "error: --num_train must be at least 1, not 0"

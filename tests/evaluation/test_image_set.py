@@ -1,0 +1,212 @@
+"""An image set: batches in, all figures out, however the images were shared."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import DIM, RESOLUTION, make_tiny_config
+
+from utils.base.errors import UserError
+from utils.evaluation.feature_networks import ClipFeatures, FeatureNetwork, Outputs
+from utils.evaluation.frechet import frechet_distance
+from utils.evaluation.image_set import ImageSet, few_samples_note, load_judges
+from utils.evaluation.references import Reference, save_stats
+from utils.pretrained.encoders import load_config_clip
+
+N = 130  # enough for R-precision
+
+
+class MeanColours(FeatureNetwork):
+    """Features of another dimension, with logits and spatial features as Inception has."""
+
+    name = "inception"
+    device = torch.device("cpu")
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float() / 255
+
+    def run(self, inputs: torch.Tensor) -> Outputs:
+        quarters = torch.nn.functional.avg_pool2d(inputs, RESOLUTION // 2).flatten(1)
+        return Outputs(quarters[:, :9], 9 * quarters, quarters[:, 3:])
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return load_config_clip(make_tiny_config(tmp_path_factory.mktemp("clip")))
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    size = (N, 3, RESOLUTION, RESOLUTION)
+    return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def captions() -> torch.Tensor:
+    return torch.randn(N, DIM, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def networks(clip) -> list[FeatureNetwork]:
+    return [ClipFeatures(clip), MeanColours()]
+
+
+@pytest.fixture(scope="module")
+def references(networks, images) -> list[Reference]:
+    made = ImageSet(networks)
+    made.update(255 - images[:80] // 2, range(80))
+    return made.references()
+
+
+@pytest.fixture(scope="module")
+def whole(networks, clip, images, captions) -> ImageSet:
+    made = ImageSet(networks, clip)
+    made.update(images, range(N), captions)
+    return made
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        numeric = isinstance(value, float)
+        assert found[key] == (pytest.approx(value, rel=1e-6) if numeric else value), key
+
+
+def test_all_figures_that_can_be_told_are_told(whole, references):
+    figures = whole.figures(references)
+    untold = {key for key, value in figures.items() if value is None}
+    assert untold == {"inception_score", "inception_score_std", "sfid"}  # CLIP has no classes
+    assert figures["n"] == N and figures["network"].startswith("clip-")
+    low, high = figures["frechet_distance_low"], figures["frechet_distance_high"]
+    assert low < figures["frechet_distance"] < high
+    assert figures["sfid_inception"] > 0 and figures["inception_score_inception"] > 1
+
+
+def test_the_distance_is_that_of_the_features_themselves(whole, clip, images, references):
+    features = clip.encode_images(images).double().numpy()
+    expected = frechet_distance(
+        features.mean(axis=0),
+        np.cov(features, rowvar=False),
+        references[0].mu,
+        references[0].sigma,
+    )
+    assert whole.figures(references)["frechet_distance"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_figures_depend_neither_on_batches_nor_on_processes(
+    networks, clip, images, captions, references, whole, batch_size
+):
+    parts = [ImageSet(networks, clip) for _ in range(2)]
+    for rank, part in enumerate(parts):
+        for indices in np.arange(rank, N, 2)[::-1].copy().reshape(-1)[None]:
+            for some in np.array_split(indices, -(-len(indices) // batch_size)):
+                part.update(images[some], some, captions[some])
+    parts[0].merge(parts[1])
+    assert_same(parts[0].figures(references), whole.figures(references))
+
+
+def test_a_set_goes_on_from_its_saved_state(
+    tmp_path: Path, networks, clip, images, captions, references, whole
+):
+    first, second = ImageSet(networks, clip), ImageSet(networks, clip)
+    first.update(images[:50], range(50), captions[:50])
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    left = np.setdiff1d(np.arange(N), second.seen)
+    second.update(images[left], left, captions[left])
+    assert_same(second.figures(references), whole.figures(references))
+
+
+def test_features_may_be_kept_and_taken_in_later(
+    networks, clip, images, captions, references, whole
+):
+    later = ImageSet(networks, clip)
+    parts = [
+        (later.features(images[i : i + 40], captions[i : i + 40]), range(i, min(i + 40, N)))
+        for i in range(0, N, 40)
+    ]
+    assert later.n == 0
+    for features, indices in reversed(parts):
+        later.add(features, indices)
+    assert_same(later.figures(references), whole.figures(references))
+
+
+def test_one_process_gathers_what_it_has(whole, references):
+    assert_same(whole.gathered().figures(references), whole.figures(references))
+
+
+def test_an_image_is_not_counted_twice(networks, images):
+    made = ImageSet(networks)
+    made.update(images[:4], range(4))
+    with pytest.raises(ValueError, match="image 3 is counted twice"):
+        made.update(images[:4], range(3, 7))
+
+
+def test_a_state_of_other_networks_is_refused(networks, whole):
+    with pytest.raises(UserError, match="other feature networks"):
+        ImageSet(networks[:1]).load_state_dict(whole.state_dict())
+
+
+def test_without_captions_and_features_of_the_reference_the_rest_is_told(networks, images):
+    bare = Reference(np.zeros(DIM), np.eye(DIM))
+    made = ImageSet(networks[:1])
+    made.update(images[:30], range(30))
+    figures = made.figures([bare])
+    told = {key for key, value in figures.items() if value is not None}
+    assert told == {
+        *("n", "network"),
+        *("frechet_distance", "frechet_distance_low", "frechet_distance_high"),
+    }
+
+
+def test_a_single_image_is_refused(networks, images, references):
+    made = ImageSet(networks[:1])
+    made.update(images[:1], [0])
+    with pytest.raises(UserError, match="at least two images, got 1"):
+        made.figures(references[:1])
+
+
+def test_a_reference_of_another_dimension_is_refused(networks, images):
+    made = ImageSet(networks[:1])
+    made.update(images[:3], range(3))
+    with pytest.raises(UserError, match=f"has 5 dimensions, the features {DIM}"):
+        made.figures([Reference(np.zeros(5), np.eye(5))])
+
+
+def test_features_that_are_not_finite_name_the_image(networks, images):
+    made = ImageSet(networks[:1])
+    features = made.features(images[:3])
+    features["0.pooled"] = features["0.pooled"].index_fill(1, torch.tensor([2]), float("nan"))
+    with pytest.raises(UserError, match=r"image 7: the feature network clip-\w+ gave NaN"):
+        made.add(features, [7, 8, 9])
+
+
+def test_pictures_that_are_all_the_same_are_remarked(networks, images, references, capsys):
+    made = ImageSet(networks[:1])
+    grey = torch.full((20, 3, RESOLUTION, RESOLUTION), 128, dtype=torch.uint8)
+    made.update(grey, range(20))
+    figures = made.figures(references[:1])
+    assert figures["frechet_distance"] > 0
+    assert "all 20 images have the same clip features" in capsys.readouterr().err
+
+
+def test_few_images_come_with_a_remark():
+    assert "500 images are few" in few_samples_note(500)
+    assert few_samples_note(10_000) is None
+
+
+def test_more_references_are_judged_by_as_well(tmp_path: Path, clip):
+    config = make_tiny_config(tmp_path)
+    save_stats(config.eval.ref_path, Reference(np.zeros(DIM), np.eye(DIM), network=clip.identity))
+    unnamed = tmp_path / "unnamed.npz"
+    save_stats(unnamed, Reference(np.zeros(3), np.eye(3)))
+    networks, (reference,) = load_judges(config)
+    assert [network.name for network in networks] == [clip.identity]
+    assert reference.path == config.eval.ref_path
+    for path, message in ((unnamed, "does not say"), (reference.path, "two references")):
+        changed = config.eval.model_copy(update={"more_ref_paths": [path]})
+        with pytest.raises(UserError, match=message):
+            load_judges(config.model_copy(update={"eval": changed}))

@@ -1,0 +1,14 @@
+"""Random features and their statistics for tests of metrics."""
+
+import numpy as np
+
+
+def features(n: int, dim: int, seed: int) -> np.ndarray:
+    """Correlated, non-Gaussian features of very different scales."""
+    generator = np.random.default_rng(seed)
+    mixing = generator.normal(size=(dim, dim)) * np.exp(-np.arange(dim) / dim * 4)
+    return np.maximum(generator.normal(size=(n, dim)) @ mixing.T, -0.3) + generator.normal()
+
+
+def statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return values.mean(axis=0), np.cov(values, rowvar=False)

@@ -1,0 +1,176 @@
+"""Small real models, their config and databases for tests, in the formats that the project reads.
+
+Everything is built from a seed in a fraction of a second. Sizes: 16x16 images, latents 4x2x2 (a VAE
+that reduces 8 times, as all the project's do), CLIP embeddings of 16 numbers.
+"""
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import open_clip
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+
+from models.edm import EDMPrecond, build_denoiser
+from utils.config.load import config_from_dict
+from utils.config.schema import Config
+from utils.data.lmdb_writer import LMDBWriter
+from utils.evaluation.feature_networks import ClipFeatures
+from utils.evaluation.image_set import ImageSet
+from utils.evaluation.references import save_stats
+from utils.pretrained.encoders import load_config_clip
+from utils.training.checkpoint import save_checkpoint
+
+RESOLUTION = 16  # pixels
+LATENT_SIZE = 2
+DIM = 16  # of the CLIP embeddings
+CONTEXT_LENGTH = 24  # tokens that the CLIP reads, start and end included
+
+
+def make_tiny_clip(folder: Path, seed: int = 0) -> Path:
+    """A CLIP folder as `models.clip.load_clip` reads it; its vocabulary is bytes and one merge."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tower = {"layers": 1, "width": 16}
+    model_cfg = {
+        "embed_dim": DIM,
+        "vision_cfg": {**tower, "image_size": RESOLUTION, "patch_size": 8, "head_width": 16},
+        "text_cfg": {**tower, "context_length": CONTEXT_LENGTH, "vocab_size": 515, "heads": 1},
+    }
+    with gzip.open(folder / "merges.txt.gz", "wt") as file:
+        file.write("#version: tiny\nt h")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        weights = open_clip.CLIP(**model_cfg).state_dict()
+    save_file(weights, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
+    return folder
+
+
+def make_tiny_vae(folder: Path, seed: int = 0) -> Path:
+    """A diffusers AutoencoderKL folder: 8 times down, four latent channels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=RESOLUTION,
+            scaling_factor=0.5,
+        )
+    vae.save_pretrained(folder)
+    return folder
+
+
+def make_tiny_config(tmp_path: Path, **sections: dict) -> Config:
+    """A config whose encoders are the tiny ones in `tmp_path`, which are made if not there.
+
+    Paths of data lie in `tmp_path` too and are not made. `sections`: keys to set, by section.
+    """
+    if not (tmp_path / "clip").exists():
+        make_tiny_clip(tmp_path / "clip")
+        make_tiny_vae(tmp_path / "vae")
+    values = {
+        "data": {
+            "resolution": RESOLUTION,
+            "feat_dim": DIM,
+            "norm_feature": True,
+            "image_dir": tmp_path / "train" / "images",
+            "caption_dir": tmp_path / "train" / "captions",
+            "root": tmp_path / "lmdb" / "train" / "z",
+            "feat_path": tmp_path / "lmdb" / "train" / "clip_img",
+        },
+        "model": {
+            "model_type": "DiT-S/2",
+            "in_size": LATENT_SIZE,
+            "num_classes": DIM,
+            "depth": 2,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "decoder_hidden_size": 16,
+            "decoder_depth": 1,
+            "decoder_num_heads": 2,
+        },
+        "train": {"batchsize": 8, "amp": "no", "lr": 1e-3, "perturbation": 1.2},
+        "eval": {
+            "batchsize": 8,
+            "feature_network": "clip",
+            "fid_sample_size": 24,
+            "ref_path": tmp_path / "ref.npz",
+            "image_dir": tmp_path / "test" / "images",
+            "caption_dir": tmp_path / "test" / "captions",
+            "root": tmp_path / "lmdb" / "test" / "z",
+            "feat_path": tmp_path / "lmdb" / "test" / "clip_txt",
+            "image_feat_path": tmp_path / "lmdb" / "test" / "clip_img",
+        },
+        "log": {"use_tensorboard": False},
+        "encoders": {"vae": tmp_path / "vae", "clip": tmp_path / "clip"},
+        "sampling": {"num_steps": 3, "cfg_scale": 2.0},
+    }
+    plain = {
+        name: {key: str(v) if isinstance(v, Path) else v for key, v in keys.items()}
+        for name, keys in ((n, keys | sections.get(n, {})) for n, keys in values.items())
+    }
+    return config_from_dict(plain, "tiny config")
+
+
+def make_tiny_denoiser(seed: int = 0, cond_dim: int = DIM) -> EDMPrecond:
+    """A denoiser with random weights everywhere, so that its output depends on every input."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        denoiser = build_denoiser(
+            "DiT-S/2",
+            LATENT_SIZE,
+            4,
+            cond_dim,
+            depth=2,
+            hidden_size=32,
+            num_heads=2,
+            decoder_hidden_size=16,
+            decoder_depth=1,
+            decoder_num_heads=2,
+        )
+        for parameter in denoiser.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.2)
+    return denoiser.eval()
+
+
+def make_tiny_checkpoint(path: Path, config: Config, seed: int = 0) -> Path:
+    """A checkpoint `<step>.pt` of a random denoiser for `config`; its `ema` is what counts."""
+    denoiser = make_tiny_denoiser(seed, config.model.num_classes)
+    save_checkpoint(
+        path,
+        {
+            "model": make_tiny_denoiser(seed + 1000, config.model.num_classes).state_dict(),
+            "ema": denoiser.state_dict(),
+            "opt": {},
+            "step": int(path.stem),
+            "config": config.to_dict(),
+        },
+    )
+    return path
+
+
+def make_tiny_evaluation_data(config: Config, count: int = 10) -> None:
+    """The databases and reference statistics that evaluation reads, of random images and words."""
+    clip = load_config_clip(config)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, RESOLUTION, RESOLUTION), generator=generator)
+    captions = [[f"face {i}", f"a face with the number {i}"] for i in range(count)]
+    embeddings = {
+        config.eval.feat_path: [clip.encode_texts(lines).numpy() for lines in captions],
+        config.eval.image_feat_path: clip.encode_images(images.byte()).unsqueeze(1).numpy(),
+    }
+    for path, samples in embeddings.items():
+        with LMDBWriter(path, "y", {"encoder": clip.identity}, count) as writer:
+            writer.append(samples)
+    made = ImageSet([ClipFeatures(clip)])
+    made.update(images.byte(), range(count))
+    reference = replace(made.references()[0], resolution=RESOLUTION, source="tiny")
+    save_stats(config.eval.ref_path, reference)

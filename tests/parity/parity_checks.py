@@ -1,0 +1,264 @@
+"""The comparisons behind docs/parity.md: our results beside those of the published code."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
+
+from golden_models import GOLDEN_MODELS, golden_denoiser, golden_mask, small_denoiser
+from reference_network import denoised as plain_denoised
+
+from models.autoencoder import load_autoencoder
+from models.edm import edm_loss
+from models.maskdit import random_mask
+from models.perturbation import perturb
+from models.samplers import SamplerSettings, SeededNoise, guided, nfe, sample
+from utils.data.images import center_crop
+from utils.data.lmdb_reader import LMDBReader
+from utils.data.lmdb_writer import LMDBWriter
+from utils.pretrained.checkpoint_files import load_checkpoint
+from utils.training.schedules import mask_ratio_at
+
+RTOL, ATOL = 1e-4, 1e-5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: the largest deviations, and whether it is as close as it should be.
+
+    relative: over the values that are at least a hundredth of the largest one.
+    """
+
+    what: str
+    values: int
+    absolute: float
+    relative: float
+    passes: bool
+
+
+def compared(what: str, actual: object, expected: object, *, exact: bool = False) -> Row:
+    """A row for two arrays of equal shape; without `exact`, within RTOL and ATOL is enough."""
+    actual, expected = (np.asarray(values, np.float64) for values in (actual, expected))
+    if actual.shape != expected.shape:
+        raise ValueError(f"{what}: shape {actual.shape}, reference {expected.shape}")
+    deviation, size = np.abs(actual - expected), np.abs(expected)
+    large = size >= 0.01 * size.max()
+    relative = (deviation[large] / np.maximum(size[large], 1e-300)).max()
+    limit = 0 if exact else ATOL + RTOL * size
+    passes = bool((deviation <= limit).all())
+    return Row(what, expected.size, deviation.max(), relative, passes)
+
+
+class Golden:
+    """Finds reference files, and remembers those that are nowhere."""
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self.folders = list(folders)
+        self.missing: list[str] = []
+
+    def folder_of(self, *names: str) -> Path | None:
+        """The folder that holds all of `names`, or None."""
+        for folder in self.folders:
+            if all((folder / name).exists() for name in names):
+                return folder
+        self.missing += names
+        return None
+
+
+def guided_at_own_noise(denoiser: torch.nn.Module, t: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Guidance 4 with another noise level for each image, as in the reference."""
+
+    def denoise(x: torch.Tensor, _: float, cond: torch.Tensor) -> torch.Tensor:
+        return denoiser(x, t["sigma"].repeat(len(x) // len(t["sigma"])), cond)
+
+    return guided(denoise, t["labels"], 4.0)(t["x"], 1.0)
+
+
+def golden_loss(
+    name: str, denoiser: torch.nn.Module, t: dict[str, torch.Tensor], masked: bool
+) -> torch.Tensor:
+    """Training loss of each image with the reference's draws."""
+    draws = {"rnd_normal": t["loss/rnd_normal"], "noise": t["loss/noise"]}
+    coef = GOLDEN_MODELS[name].get("mae_loss_coef", 0.1)
+    mask = golden_mask(t) if masked else None
+    return edm_loss(denoiser, t["loss/clean"], t["labels"], mae_loss_coef=coef, mask=mask, **draws)
+
+
+def network_values(name: str, folder: Path) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """What a network of ours says, and what the published one said."""
+    denoiser, t = golden_denoiser(folder, name)
+    x, sigma, labels = t["x"], t["sigma"], t["labels"]
+    with torch.no_grad():
+        yield "denoised", denoiser(x, sigma, labels), t["eval/denoised"]
+        yield "no condition", denoiser(x, sigma), t["eval/denoised_unconditional"]
+        yield "one noise level", denoiser(x, 1.5, labels), t["eval/denoised_scalar_sigma"]
+        yield "guidance 4", guided_at_own_noise(denoiser, t), t["eval/cfg_scale_4"]
+        masked = denoiser(x, sigma, labels, golden_mask(t))
+        yield "masked forward", masked, t["train/denoised_masked"]
+        if "loss/per_sample_unmasked" in t:
+            loss = golden_loss(name, denoiser, t, masked=False)
+            yield "loss, no mask", loss, t["loss/per_sample_unmasked"]
+    loss = golden_loss(name, denoiser, t, masked=True)
+    yield "loss, masked", loss.detach(), t["loss/per_sample_masked"]
+    loss.mean().backward()
+    norms = [p.grad.norm() for p in denoiser.parameters() if p.grad is not None]
+    yield "its gradient's norm", torch.stack(norms).norm(), t["loss/grad_norm_masked"]
+
+
+def network_rows(golden: Golden, amp: bool) -> Iterator[Row]:
+    """The three networks in float32, or in bfloat16 autocast."""
+    for name in GOLDEN_MODELS:
+        if folder := golden.folder_of(f"{name}.safetensors"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+                for what, ours, theirs in network_values(name, folder):
+                    yield compared(f"`{name}`: {what}", ours.float(), theirs)
+
+
+def gaussian_denoiser(
+    x: torch.Tensor, sigma: float, cond: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The closed-form denoiser of the reference: images ~ N(mean of the condition, 0.5²)."""
+    mean = 0 if cond is None else cond.double().mean(dim=1)[:, None, None, None]
+    return (0.25 * x.double() + sigma**2 * mean) / (0.25 + sigma**2)
+
+
+def sampler_rows(golden: Golden) -> Iterator[Row]:
+    """Every sampler setting of the reference, and its number of network evaluations."""
+    if folder := golden.folder_of("samplers.safetensors"):
+        path = folder / "samplers.safetensors"
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            settings = {n: text for n, text in sorted(file.metadata().items()) if n in tensors}
+        for name, text in settings.items():
+            options = json.loads(text)
+            evaluations, cfg_scale = options.pop("nfe"), options.pop("cfg_scale", None)
+            del options["fn"], options["noise_draws"]
+            chosen = SamplerSettings(**options)
+            noise = torch.Generator().manual_seed(123)
+            denoise = guided(gaussian_denoiser, tensors["labels"], cfg_scale)
+            images = sample(
+                denoise,
+                tensors["latents"],
+                chosen,
+                lambda x, noise=noise: torch.randn(x.shape, generator=noise, dtype=x.dtype),
+            )
+            yield compared(f"`{name}`", images, tensors[name])
+            yield compared(f"`{name}`: evaluations", [nfe(chosen)], [evaluations], exact=True)
+
+
+def noise_rows(golden: Golden) -> Iterator[Row]:
+    """Each seed's own random numbers."""
+    if folder := golden.folder_of("per_seed_noise.safetensors"):
+        t = load_file(folder / "per_seed_noise.safetensors")
+        noise = SeededNoise(t["seeds"])
+        for what in ("first", "second"):
+            expected = t[f"{what}_randn_4x8x8"]
+            yield compared(f"{what} normal draw", noise.randn((4, 8, 8)), expected, exact=True)
+        drawn = noise.randint(100)
+        yield compared("integer draw", drawn, t["then_randint_100"].flatten(), exact=True)
+
+
+def vae_rows(golden: Golden) -> Iterator[Row]:
+    """An autoencoder under LDM names."""
+    names = ("ldm_vae_tiny.pth", "ldm_vae_tiny_io.safetensors")
+    if folder := golden.folder_of(*names):
+        vae, t = load_autoencoder(folder / names[0]), load_file(folder / names[1])
+        yield compared("moments", vae.encode_moments(t["image"]), t["moments"])
+        yield compared("decoded", vae.decode(t["scaled_latent"]), t["decoded"].clamp(-1, 1))
+
+
+def database_rows(golden: Golden) -> Iterator[Row]:
+    """The published LMDB layout, read and written."""
+    names = ("lmdb_seed_format", "lmdb_seed_format_expected.npz")
+    if folder := golden.folder_of(*names):
+        with np.load(folder / names[1]) as stored:
+            z, y = stored["z"], stored["y"]
+        latents, texts = (LMDBReader(folder / names[0] / part) for part in ("z", "clip_txt"))
+        yield compared("latents", latents.read(range(len(z))), z, exact=True)
+        rows, features = np.indices(y.shape[:2]).reshape(2, -1)
+        read = texts.read(rows, features).reshape(y.shape)
+        yield compared("embeddings", read, y, exact=True)
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / "y"
+            with LMDBWriter(path, "y", {}, len(y)) as writer:
+                writer.append(y)
+            read = LMDBReader(path).read(rows, features).reshape(y.shape)
+        yield compared("embeddings, written by us", read, y, exact=True)
+
+
+def checkpoint_rows(golden: Golden) -> Iterator[Row]:
+    """A published checkpoint's weights in our network."""
+    if folder := golden.folder_of("0000100.pt", "maskdit_decoder_mae.safetensors"):
+        state = load_checkpoint(folder / "0000100.pt")
+        denoiser, _ = golden_denoiser(folder, "maskdit_decoder_mae")
+        for which in ("model", "ema"):
+            denoiser.load_state_dict(state[which])
+            pairs = [(v, state[which][name]) for name, v in denoiser.state_dict().items()]
+            ours, theirs = (torch.cat([p[i].flatten() for p in pairs]) for i in (0, 1))
+            yield compared(f"`{which}` weights", ours, theirs, exact=True)
+
+
+def perturbation_rows(golden: Golden) -> Iterator[Row]:
+    """The perturbed condition with the reference's draws."""
+    if folder := golden.folder_of("perturbation.npz"):
+        t = {k: torch.from_numpy(v) for k, v in np.load(folder / "perturbation.npz").items()}
+        draws = {"noise": t["noise"], "level": t["level"]}
+        ours = perturb(t["embedding"].double(), "gaussian", 1.0, **draws)
+        yield compared("perturbed embeddings", ours, t["perturbed"])
+
+
+def small_rows(golden: Golden) -> Iterator[Row]:
+    """Mask schedules and crops."""
+    if folder := golden.folder_of("mask_schedules.json"):
+        t = json.loads((folder / "mask_schedules.json").read_text())
+        for schedule, values in t["value"].items():
+            ours = [mask_ratio_at(schedule, x, t["ratio"], t["ratio_min"]) for x in t["x"]]
+            yield compared(f"mask ratio, {schedule}", ours, values)
+    if folder := golden.folder_of("center_crop.npz"):
+        with np.load(folder / "center_crop.npz") as t:
+            for i in range(5):
+                ours = center_crop(Image.fromarray(t[f"in_{i}"]), 64)
+                height, width, _ = t[f"in_{i}"].shape
+                what = f"centre crop of {width} x {height}"
+                yield compared(what, np.asarray(ours), t[f"out64_{i}"], exact=True)
+
+
+def formula_rows() -> Iterator[Row]:
+    """Our own cross-checks: each option against tests/reference_network.py, masks, guidance."""
+    generator = torch.Generator().manual_seed(0)
+    x, cond, noise, features = (
+        torch.randn(shape, generator=generator) for shape in ((2, 4, 8, 8), (2, 6), (2, 6), (2, 5))
+    )
+    sigma = torch.tensor([0.1, 3.0])
+    for name, options in {
+        "decoder": {},
+        "`pad_cls_token`": {"pad_cls_token": True},
+        "`self_cond`": {"self_cond": True},
+        "`ext_feature_dim`": {"ext_feature_dim": 5},
+        "learned perturbation": {"perturbation": True},
+    }.items():
+        denoiser = small_denoiser(**options)
+        extra = features if "ext_feature_dim" in options else None
+        given = noise if "perturbation" in options else None
+        both = cond if extra is None else torch.cat([cond, extra], dim=1)
+        weights = denoiser.state_dict()
+        expected = plain_denoised(weights, x, sigma, cond, extra, given, heads=2, decoder_heads=2)
+        ours = denoiser(x, sigma, both, cond_noise=given)
+        yield compared(f"{name}: plain formulas", ours.detach(), expected.detach())
+    denoiser = small_denoiser(pad_cls_token=True)
+    all_kept = denoiser(x, sigma, cond, random_mask(2, 16, 0.0)).detach()
+    expected = denoiser(x, sigma, cond).detach()
+    yield compared("a mask that keeps every token: no mask", all_kept, expected)

@@ -1,0 +1,142 @@
+"""Seeds and conditions -> images, whatever the batches."""
+
+import pytest
+import torch
+from tiny import DIM, RESOLUTION, make_tiny_config, make_tiny_denoiser
+
+from models.autoencoder import Autoencoder
+from models.edm import EDMPrecond
+from models.samplers import SamplerSettings
+from utils.base.errors import UserError
+from utils.config.parsing import parse_scale, parse_seeds
+from utils.pretrained.encoders import load_config_autoencoder
+from utils.sampling.compile import compile_for_sampling
+from utils.sampling.generate import generate, sampler_settings
+
+HEUN = SamplerSettings(num_steps=4)
+CHURN = SamplerSettings(num_steps=4, S_churn=4)
+SEEDS = [5, 0, 17, 3, 2, 99, 7, 1]
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory) -> Autoencoder:
+    return load_config_autoencoder(make_tiny_config(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> EDMPrecond:
+    return make_tiny_denoiser()
+
+
+@pytest.fixture(scope="module")
+def conds() -> torch.Tensor:
+    return torch.randn(len(SEEDS), DIM, generator=torch.Generator().manual_seed(0))
+
+
+def images_of(*args, **kwargs) -> torch.Tensor:
+    return torch.cat([images for _, images in generate(*args, **kwargs)]).int()
+
+
+@pytest.mark.parametrize("settings", [HEUN, CHURN, SamplerSettings("dpmpp_2m", 4)])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_images_do_not_depend_on_the_batch_size(denoiser, autoencoder, conds, settings, batch_size):
+    args = denoiser, autoencoder, conds, SEEDS, settings
+    whole = images_of(*args, cfg_scale=2.0, batch_size=8)
+    parts = images_of(*args, cfg_scale=2.0, batch_size=batch_size)
+    assert whole.shape == (8, RESOLUTION, RESOLUTION, 3)
+    assert (whole - parts).abs().max() <= 1
+    assert (whole - parts).float().mean().abs() < 0.01
+
+
+@pytest.mark.parametrize("settings", [HEUN, CHURN])
+def test_an_image_depends_on_its_own_seed_and_condition_only(
+    denoiser, autoencoder, conds, settings
+):
+    images = images_of(denoiser, autoencoder, conds, SEEDS, settings)
+    order = [3, 0, 6]
+    others = images_of(
+        denoiser, autoencoder, conds[order], [SEEDS[k] for k in order], settings, batch_size=2
+    )
+    assert (images[order] - others).abs().max() <= 1
+
+
+@pytest.mark.parametrize("change", ["seed", "condition", "guidance", "settings", "churn"])
+def test_everything_an_image_depends_on_changes_it(denoiser, autoencoder, conds, change):
+    before = images_of(denoiser, autoencoder, conds[:1], [5], HEUN, cfg_scale=2.0)
+    after = images_of(
+        denoiser,
+        autoencoder,
+        conds[1:2] if change == "condition" else conds[:1],
+        [6] if change == "seed" else [5],
+        {"settings": SamplerSettings(num_steps=3), "churn": CHURN}.get(change, HEUN),
+        cfg_scale=5.0 if change == "guidance" else 2.0,
+    )
+    assert (before - after).abs().max() > 5
+
+
+def test_batches_come_with_their_positions(denoiser, autoencoder, conds):
+    batches = generate(denoiser, autoencoder, conds, SEEDS, HEUN, batch_size=3)
+    seen = [(list(positions), len(images)) for positions, images in batches]
+    assert seen == [([0, 1, 2], 3), ([3, 4, 5], 3), ([6, 7], 2)]
+
+
+def test_unconditional_models_need_no_conditions(autoencoder):
+    denoiser = make_tiny_denoiser(cond_dim=0)
+    images = images_of(denoiser, autoencoder, None, SEEDS, HEUN)
+    assert images.shape == (8, RESOLUTION, RESOLUTION, 3)
+
+
+def test_the_config_describes_the_sampler(tmp_path):
+    config = make_tiny_config(tmp_path, sampling={"solver": "euler", "num_steps": 7, "S_churn": 3})
+    settings = sampler_settings(config.sampling)
+    assert (settings.solver, settings.num_steps, settings.S_churn) == ("euler", 7, 3)
+
+
+def test_settings_that_exclude_each_other_give_a_clear_line(tmp_path):
+    config = make_tiny_config(tmp_path, sampling={"solver": "dpmpp_2m", "S_churn": 3})
+    with pytest.raises(UserError, match="sampling: solver 'dpmpp_2m' takes no S_churn"):
+        sampler_settings(config.sampling)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_half_precision_changes_pixels_by_little(denoiser, autoencoder, conds, amp):
+    args = denoiser, autoencoder, conds, SEEDS, HEUN
+    exact, rounded = images_of(*args), images_of(*args, amp=amp)
+    assert 0 < (exact - rounded).abs().float().mean() < 4  # of 255
+    assert exact.float().std() > 30
+
+
+def test_a_compiled_network_draws_the_same_images(autoencoder, conds, tmp_path):
+    config = make_tiny_config(tmp_path, sampling={"compile": "auto"})
+    plain, compiled = make_tiny_denoiser(), make_tiny_denoiser()
+    compile_for_sampling(compiled, config, torch.device("cpu"))
+    expected, images = (
+        images_of(d, autoencoder, conds, SEEDS, HEUN, cfg_scale=2.0, batch_size=5)
+        for d in (plain, compiled)
+    )
+    assert (expected - images).abs().max() <= 1
+
+
+def test_what_goes_wrong_while_drawing_reaches_the_caller(denoiser, autoencoder):
+    with pytest.raises(ValueError, match="the condition has 3 features"):
+        images_of(denoiser, autoencoder, torch.ones(8, 3), SEEDS, HEUN)
+
+
+def test_seed_lists():
+    assert parse_seeds("0-3,100, 2") == [0, 1, 2, 3, 100]
+
+
+@pytest.mark.parametrize("text", ["", "3-1", "a", "-4", "1,,2", "5000000000"])
+def test_bad_seed_lists_give_a_clear_line(text):
+    with pytest.raises(UserError, match="should look like 0-63,100"):
+        parse_seeds(text)
+
+
+def test_guidance_scales():
+    assert [parse_scale(text) for text in ("2.5", "0", "None", "null")] == [2.5, 0, None, None]
+
+
+@pytest.mark.parametrize("text", ["", "two", "nan", "inf"])
+def test_bad_guidance_scales_give_a_clear_line(text):
+    with pytest.raises(UserError, match="should be a number or None"):
+        parse_scale(text)

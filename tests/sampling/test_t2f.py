@@ -1,0 +1,297 @@
+"""From sentences and images to pictures, by the script."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import draw_face
+from PIL import Image
+from tiny import CONTEXT_LENGTH, RESOLUTION, make_tiny_checkpoint, make_tiny_config
+
+import t2f
+from models.clip import load_clip
+from utils.pretrained.denoisers import export_safetensors
+from utils.sampling.conditions import embed_rows
+from utils.sampling.prompts import arrange, image_prompt, text_prompt
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A released model whose encoders are the tiny ones."""
+    folder = tmp_path_factory.mktemp("released")
+    make_tiny_checkpoint(folder / "0000010.pt", make_tiny_config(folder))
+    export_safetensors(folder / "0000010.pt", folder / "dit.safetensors")
+    return folder / "dit.safetensors"
+
+
+@pytest.fixture
+def run(checkpoint, tmp_path, monkeypatch):
+    """Call the script's main() with flags; returns the folder it wrote into."""
+
+    def call(*flags: object) -> Path:
+        out = tmp_path / "out"
+        given = ["--ckpt", checkpoint, "--out", out, "--device", "cpu", *flags]
+        monkeypatch.setattr(sys, "argv", ["t2f.py", *map(str, given)])
+        t2f.main()
+        return out
+
+    return call
+
+
+def error_of(run, capsys, *flags: object) -> str:
+    """What a user's mistake prints: one line, exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        run(*flags)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_images_and_a_grid_are_written_for_every_prompt(run, capsys):
+    out = run("--prompt", "red hair", "--prompt", "a blue hat", "--num", 3, "--batch_size", 4)
+    names = sorted(path.name for path in out.iterdir())
+    assert names == [*(f"{p:02d}_{k:03d}.png" for p in (0, 1) for k in range(3)), "grid.png"]
+    assert Image.open(out / "01_002.png").size == (RESOLUTION, RESOLUTION)
+    assert str(out / "grid.png") in capsys.readouterr().out
+
+
+def test_settings_stand_in_the_png(run):
+    out = run("--prompt", "red hair", "--seeds", "4,7", "--num_steps", 2, "--cfg_scale", "None")
+    text = Image.open(out / "00_007.png").text
+    assert text["prompt"] == "red hair"
+    assert text["seed"] == "7"
+    assert (text["cfg_scale"], text["num_steps"], text["solver"]) == ("None", "2", "heun")
+    assert text["checkpoint"].endswith("dit.safetensors")
+
+
+def test_unset_settings_come_from_the_checkpoint(run):
+    out = run("--prompt", "red hair", "--num", 1)
+    text = Image.open(out / "00_000.png").text
+    assert (text["cfg_scale"], text["num_steps"], text["seed"]) == ("2.0", "3", "0")
+
+
+def test_a_preset_comes_before_the_checkpoint_and_flags_before_the_preset(run):
+    out = run("--prompt", "red hair", "--num", 1, "--preset", "fast", "--num_steps", 4)
+    text = Image.open(out / "00_000.png").text
+    assert (text["solver"], text["num_steps"], text["amp"]) == ("dpmpp_2m", "4", "bf16")
+
+
+def test_a_seed_gives_the_same_face_whatever_is_drawn_with_it(run):
+    pixels = []
+    for flags in (("--seeds", "3"), ("--seeds", "1-4", "--prompt", "another", "--batch_size", 3)):
+        out = run("--prompt", "red hair", *flags)
+        pixels.append(np.asarray(Image.open(out / "00_003.png")).astype(int))
+    assert np.abs(pixels[0] - pixels[1]).max() <= 1
+
+
+def test_prompts_come_from_a_file_too(run, tmp_path):
+    (tmp_path / "prompts.txt").write_text("red hair\n\n  a green hat \n")
+    out = run("--prompts_file", tmp_path / "prompts.txt", "--num", 1)
+    assert Image.open(out / "01_000.png").text["prompt"] == "a green hat"
+
+
+def test_a_long_prompt_is_cut_and_said_so(run, capsys):
+    words = "red hair and a hat " * CONTEXT_LENGTH
+    run("--prompt", words, "--prompt", "short", "--num", 1)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")]
+    assert len(notes) == 1
+    assert f"first {CONTEXT_LENGTH} tokens" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "say what to draw"),
+        (["--prompt", "  "], "--prompt is empty"),
+        (["--prompts_file", "none.txt"], "none.txt: cannot be read"),
+        (["--prompt", "x", "--ckpt", "none.pt"], "none.pt does not exist"),
+        (["--prompt", "x", "--num", 0], "--num and --batch_size must be at least 1"),
+        (["--prompt", "x", "--num_steps", 0], "num_steps is 0"),
+        (["--prompt", "x", "--num_steps", "many"], "--num_steps many"),
+        (["--prompt", "x", "--seed", -1], "--seed -1"),
+        (["--prompt", "x", "--solver", "rk45"], "solver 'rk45' is not one of heun"),
+        (["--prompt", "x", "--cfg_scale", "high"], "should be a number or None"),
+        (["--prompt", "x", "--seeds", "5-1"], "should look like 0-63,100"),
+        (["--prompt", "x", "--device", "toaster"], "--device toaster"),
+        (["--image", "none.png"], "none.png: unreadable image"),
+        (
+            ["--prompt", "x", "--prompt", "y", "--mix", "1"],
+            "number of weights is 1",
+        ),
+        (["--prompt", "x", "--prompt", "y", "--mix", "1,-1"], "the weights sum to 0"),
+        (["--prompt", "x", "--prompt", "y", "--mix", "0,0"], "the weights sum to 0"),
+        (["--prompt", "x", "--prompt", "y", "--mix", "a,b"], "should be numbers"),
+        (["--prompt", "x", "--prompt", "y", "--mix", "nan,1"], "should be numbers"),
+        (["--prompt", "x", "--interpolate", 3], "between two prompts or images, not 1"),
+        (["--prompt", "x", "--prompt", "y", "--interpolate", 1], "should be at least 2"),
+        (
+            ["--prompt", "x", "--prompt", "y", "--interpolate", 3, "--mix", "1,1"],
+            "--mix and --interpolate exclude each other",
+        ),
+    ],
+)
+def test_mistakes_give_one_clear_line(run, capsys, flags, message):
+    assert message in error_of(run, capsys, *flags)
+
+
+def test_an_empty_prompts_file_gives_one_clear_line(run, capsys, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n \n")
+    line = error_of(run, capsys, "--prompts_file", tmp_path / "prompts.txt")
+    assert "prompts.txt: holds no prompt" in line
+
+
+def test_missing_encoders_give_one_clear_line(run, capsys, tmp_path):
+    config = make_tiny_config(tmp_path, encoders={"clip": tmp_path / "gone" / "clip"})
+    path = make_tiny_checkpoint(tmp_path / "0000001.pt", config)
+    assert "encoders.clip: no CLIP at" in error_of(run, capsys, "--prompt", "x", "--ckpt", path)
+
+
+def test_a_checkpoint_of_another_clip_gives_one_clear_line(run, capsys, tmp_path):
+    config = make_tiny_config(tmp_path, model={"num_classes": 8}, data={"feat_dim": 8})
+    path = make_tiny_checkpoint(tmp_path / "0000001.pt", config)
+    line = error_of(run, capsys, "--prompt", "x", "--ckpt", path)
+    assert "takes conditions of 8 numbers" in line
+
+
+def test_a_checkpoint_without_config_takes_the_one_given(run, tmp_path):
+    config = make_tiny_config(tmp_path, sampling={"num_steps": 2})
+    path = make_tiny_checkpoint(tmp_path / "0000001.pt", config)
+    state = torch.load(path, weights_only=True)
+    del state["config"]
+    torch.save(state, path)
+    (tmp_path / "mine.yaml").write_text(config.to_yaml())
+    flags = ["--prompt", "x", "--num", 1, "--ckpt", path, "--config", tmp_path / "mine.yaml"]
+    assert Image.open(run(*flags) / "00_000.png").text["num_steps"] == "2"
+
+
+def test_the_prompt_decides_the_picture(run):
+    out = run("--prompt", "red hair", "--prompt", "glasses", "--seeds", "0", "--cfg_scale", 4)
+    first, second = (np.asarray(Image.open(out / f"0{p}_000.png")).astype(int) for p in (0, 1))
+    assert np.abs(first - second).max() > 2
+
+
+@pytest.fixture
+def face(tmp_path) -> Path:
+    """An image file, larger than the model's and not square."""
+    path = tmp_path / "face.png"
+    draw_face(3, 48).resize((60, 48)).save(path)
+    return path
+
+
+def pixels_of(out: Path, row: int, seed: int = 0) -> np.ndarray:
+    return np.asarray(Image.open(out / f"{row:02d}_{seed:03d}.png")).astype(int)
+
+
+def test_an_image_is_embedded_as_those_of_the_training(tmp_path, tiny_faces):
+    """Same crop, same CLIP, same normalisation as in the database of image embeddings."""
+    config = make_tiny_config(tmp_path)
+    clip = load_clip(tmp_path / "clip")
+    folder, _ = tiny_faces(1, RESOLUTION)
+    path = folder / "000000.png"
+    conditions = embed_rows(arrange([image_prompt(str(path))], [], None), clip, config)
+    pixels = torch.tensor(np.asarray(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None]
+    torch.testing.assert_close(conditions.embeddings, F.normalize(clip.encode_images(pixels)))
+
+
+def test_without_normalisation_embeddings_keep_their_length(tmp_path):
+    config = make_tiny_config(tmp_path, data={"norm_feature": False})
+    clip = load_clip(tmp_path / "clip")
+    sources = [text_prompt("red hair"), text_prompt("a hat")]
+    conditions = embed_rows(arrange(sources, ["1,0", "0.5,0.5"], None), clip, config)
+    plain = clip.encode_texts(["red hair", "a hat"])
+    torch.testing.assert_close(conditions.embeddings[0], plain[0])
+    lengths = plain.norm(dim=1)
+    assert conditions.embeddings[1].norm().item() == pytest.approx(lengths.mean().item(), rel=1e-5)
+
+
+def test_rows_come_in_the_order_of_prompts_and_images(run, face):
+    out = run("--prompt", "red hair", "--image", face, "--prompt", "a hat", "--num", 2)
+    texts = [Image.open(out / f"0{row}_001.png").text for row in range(3)]
+    assert [text.get("prompt") for text in texts] == ["red hair", None, "a hat"]
+    assert [text.get("image") for text in texts] == [None, str(face), None]
+    grid = Image.open(out / "grid.png").text
+    assert grid["prompt"] == "red hair\na hat"
+    assert grid["image"] == str(face)
+
+
+def test_the_image_decides_the_picture(run, face, tmp_path):
+    draw_face(9, 48).save(tmp_path / "other.png")
+    out = run("--image", face, "--image", tmp_path / "other.png", "--num", 1, "--cfg_scale", 4)
+    assert np.abs(pixels_of(out, 0) - pixels_of(out, 1)).max() > 2
+
+
+def test_the_grid_shows_the_image_that_is_asked_for(run, tmp_path):
+    Image.new("RGB", (RESOLUTION, RESOLUTION), (255, 0, 255)).save(tmp_path / "pink.png")
+
+    def pink(*flags: object) -> int:
+        grid = np.asarray(Image.open(run(*flags, "--num", 2) / "grid.png"))
+        return int((grid == (255, 0, 255)).all(axis=2).sum())
+
+    assert pink("--prompt", "pink.png") == 0
+    alone = pink("--image", tmp_path / "pink.png")
+    assert alone > 1000
+    assert pink("--prompt", "x", "--image", tmp_path / "pink.png", "--mix", "1,1") == alone
+
+
+def test_images_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    sources = [image_prompt("a/face.png"), image_prompt("b/face.png"), image_prompt("b/hat.png")]
+    labels = [row.label for row in arrange(sources, [], None)]
+    assert labels == ["a/face.png", "b/face.png", "hat.png"]
+
+
+def test_a_mixture_is_one_row_and_says_its_weights(run, face):
+    out = run("--image", face, "--prompt", "a hat", "--mix", "3,7", "--mix", "1,1", "--num", 1)
+    assert sorted(path.name for path in out.iterdir()) == ["00_000.png", "01_000.png", "grid.png"]
+    text = Image.open(out / "00_000.png").text
+    assert json.loads(text["mix"]) == [
+        {"image": str(face), "weight": pytest.approx(0.3)},
+        {"prompt": "a hat", "weight": pytest.approx(0.7)},
+    ]
+    assert (text["prompt"], text["image"]) == ("a hat", str(face))
+    rows = [json.loads(line) for line in Image.open(out / "grid.png").text["mix"].splitlines()]
+    assert [row[0]["weight"] for row in rows] == pytest.approx([0.3, 0.5])
+
+
+def test_labels_of_mixtures_tell_the_weights():
+    sources = [text_prompt("red hair"), image_prompt("a/face.png")]
+    rows = arrange(sources, ["3,7", "0,2", "-0.5,1.5"], None)
+    labels = [row.label for row in rows]
+    assert labels == [
+        "0.3 × red hair + 0.7 × face.png",
+        "face.png",
+        "− 0.5 × red hair + 1.5 × face.png",
+    ]
+
+
+def test_interpolation_begins_and_ends_with_its_two_conditions(run, face):
+    flags = ("--prompt", "red hair", "--image", face, "--seeds", "2", "--cfg_scale", 4)
+    ends = [pixels_of(run(*flags), row, 2) for row in (0, 1)]
+    out = run(*flags, "--interpolate", 3)
+    steps = [pixels_of(out, row, 2) for row in range(3)]
+    assert np.abs(steps[0] - ends[0]).max() <= 1
+    assert np.abs(steps[2] - ends[1]).max() <= 1
+    assert np.abs(steps[1] - steps[0]).max() > 1
+    assert "mix" not in Image.open(out / "00_002.png").text
+
+
+def test_prompts_of_a_file_can_be_mixed(run, tmp_path):
+    (tmp_path / "prompts.txt").write_text("red hair\na green hat\n")
+    out = run("--prompts_file", tmp_path / "prompts.txt", "--mix", "1,1", "--num", 1)
+    assert Image.open(out / "00_000.png").text["prompt"] == "red hair\na green hat"
+
+
+@pytest.mark.e2e
+def test_the_script_runs_as_users_run_it(checkpoint, tmp_path):
+    command = [sys.executable, "t2f.py", "--prompt", "red hair", "--num", "2", "--ckpt", checkpoint]
+    done = subprocess.run(
+        [*map(str, command), "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "grid.png").exists()

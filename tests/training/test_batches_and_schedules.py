@@ -1,0 +1,154 @@
+"""What a training is made of: order of the data, schedules, averages, names of experiments."""
+
+from itertools import islice
+
+import pytest
+import torch
+from tiny import make_tiny_denoiser
+
+from utils.base.errors import UserError
+from utils.base.read_ahead import read_ahead
+from utils.config.load import config_from_dict
+from utils.config.schema import Config
+from utils.pretrained.checkpoint_files import load_checkpoint
+from utils.training.batches import DataOrder, derived_seed
+from utils.training.distributed import images_per_forward
+from utils.training.ema import EMA, ema_decay_at
+from utils.training.experiment import claim, differences, experiment_name
+from utils.training.schedules import lr_after, mask_ratio_after, number_of_steps
+
+
+def config_with(**sections) -> Config:
+    return config_from_dict(sections, "test")
+
+
+# --- The order of the data
+
+
+def test_each_epoch_shows_every_image_once_in_a_new_order():
+    order = DataOrder(10, seed=0)
+    epochs = [order.indices(10 * e, 10).tolist() for e in range(3)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_the_order_does_not_depend_on_how_it_is_read():
+    whole = DataOrder(10, seed=0).indices(0, 60)
+    by_threes = [DataOrder(10, seed=0).indices(p, 3) for p in range(0, 60, 3)]
+    assert torch.equal(torch.cat(by_threes), whole)
+    assert not torch.equal(DataOrder(10, seed=1).indices(0, 60), whole)
+
+
+def test_seeds_differ_in_every_part():
+    parts = [(0, "order", 1), (0, "order", 2), (0, "noise", 1), (1, "order", 1), (0, "order", 11)]
+    assert len({derived_seed(*p) for p in parts}) == len(parts)
+    assert derived_seed(0, "order", 1) == derived_seed(0, "order", 1)
+
+
+def test_reading_ahead_keeps_order_and_passes_errors_on():
+    def read(position: int) -> int:
+        if position == 4:
+            raise UserError("sample 4 is damaged")
+        return position
+
+    results = read_ahead(read, range(10))
+    assert list(islice(results, 4)) == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="sample 4"):
+        next(results)
+
+
+# --- Schedules
+
+
+def test_learning_rate_rises_over_the_given_images_then_stays():
+    config = config_with(train={"lr": 1e-3, "lr_rampup_kimg": 1, "batchsize": 100})
+    rates = [lr_after(step, 100, config) for step in (0, 5, 10, 99)]
+    assert rates == pytest.approx([0, 5e-4, 1e-3, 1e-3])
+
+
+def test_learning_rate_rises_over_the_given_steps_unless_switched_off():
+    train = {"lr": 1e-3, "lr_warmup_steps": 10}
+    assert lr_after(5, 100, config_with(train=train)) == pytest.approx(5e-4)
+    assert lr_after(5, 100, config_with(train={**train, "lr_warmup": False})) == 1e-3
+
+
+@pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.55), ("linear", 0.55)])
+def test_learning_rate_falls_to_its_minimum_at_the_last_step(schedule, half):
+    config = config_with(train={"lr": 1.0, "lr_schedule": schedule, "lr_min_ratio": 0.1})
+    rates = [lr_after(step, 100, config) for step in (0, 50, 100)]
+    assert rates == pytest.approx([1.0, half, 0.1])
+
+
+def test_the_tail_of_the_training_is_unmasked():
+    config = config_with(model={"mask_ratio": 0.5, "unmasked_tail": 0.25})
+    assert [mask_ratio_after(s, 8, config) for s in range(8)] == [0.5] * 6 + [0, 0]
+
+
+def test_the_mask_ratio_follows_its_schedule():
+    config = config_with(model={"mask_ratio": 0.5, "mask_ratio_fn": "cosine2"})
+    ratios = [mask_ratio_after(s, 2, config) for s in range(2)]
+    assert ratios == pytest.approx([0.5, 0.25])
+
+
+def test_the_shorter_of_epochs_and_steps_ends_the_training():
+    assert number_of_steps(config_with(train={"epochs": 3, "batchsize": 10}), 25) == 8
+    both = {"epochs": 3, "batchsize": 10, "max_num_steps": 5}
+    assert number_of_steps(config_with(train=both), 25) == 5
+    with pytest.raises(UserError, match=r"train\.max_num_steps"):
+        number_of_steps(config_with(), 25)
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused():
+    assert images_per_forward(128, processes=4, grad_accum=2) == 16
+    with pytest.raises(UserError, match=r"train\.batchsize: 100 .* multiple of 8"):
+        images_per_forward(100, processes=4, grad_accum=2)
+
+
+# --- The average of the weights
+
+
+def test_the_average_follows_the_weights_by_the_decay_and_leaves_fixed_tables():
+    denoiser = make_tiny_denoiser()
+    ema = EMA(denoiser)
+    before = {n: t.clone() for n, t in ema.module.state_dict().items()}
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(1.0)
+    ema.update(0.9)
+    for name, parameter in ema.module.named_parameters():
+        moved = 0.0 if name.endswith("pos_embed") else 0.1
+        torch.testing.assert_close(parameter.detach(), before[name] + moved)
+        assert not parameter.requires_grad
+
+
+def test_a_ramped_average_forgets_half_within_its_share_of_the_images():
+    assert ema_decay_at(1000, 100) == 0.9999
+    assert ema_decay_at(1000, 100, rampup=0.1) == 0.5
+    assert ema_decay_at(10**9, 100, rampup=0.1) == 0.9999
+
+
+# --- The experiment folder
+
+
+def test_an_experiment_is_named_after_what_makes_it_different():
+    config = config_with(
+        data={"dataset": "ffhq"}, train={"perturbation": 1.5}, log={"tag": "second try"}
+    )
+    name = experiment_name(config)
+    assert name == "ffhq_DiT-XL-2_mask0.5-constant_gaussian1.5_bs128_second try"
+
+
+def test_only_what_changes_the_run_counts_as_a_difference():
+    before = config_with(train={"max_num_steps": 10, "lr": 1e-4})
+    longer = config_with(train={"max_num_steps": 20, "lr": 1e-4}, log={"log_every": 1})
+    assert differences(before, longer) == []
+    assert differences(longer, before) == ["train.max_num_steps is 20 there and 10 here"]
+    other = config_with(train={"max_num_steps": 10, "lr": 2e-4})
+    assert differences(before, other) == ["train.lr is 0.0001 there and 0.0002 here"]
+    assert differences(config_with(train={"amp": "bf16"}), config_with()) == []
+
+
+def test_a_folder_with_published_checkpoints_is_not_continued(tmp_path, golden):
+    state = load_checkpoint(golden / "0000100.pt")
+    with pytest.raises(UserError, match="--ckpt_path"):
+        claim(tmp_path, config_with(), state, 10)

@@ -1,0 +1,52 @@
+"""Plots of distributions, for the tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+
+MOST_BINS = 120
+
+
+def draw_histograms(axis: Axes, values: Mapping[str, np.ndarray], digits: int) -> None:
+    """A histogram for each label, below each other on one scale of x, each as high as its row.
+
+    A line below marks the 5 to 95 % points, a dot the median, its value with `digits` decimals.
+    """
+    for row, (label, numbers) in enumerate(values.items()):
+        base, color = -float(row), f"C{row}"
+        counts, edges = np.histogram(numbers, histogram_edges(numbers))
+        shape = base + 0.72 * counts / counts.max()
+        axis.stairs(shape, edges, baseline=base, color=color, fill=True, alpha=0.25, label=label)
+        axis.stairs(shape, edges, baseline=base, color=color, linewidth=1.2)
+        p5, p50, p95 = np.percentile(numbers, (5, 50, 95))
+        axis.plot([p5, p95], [base - 0.08] * 2, color=color, linewidth=2.5, solid_capstyle="butt")
+        axis.plot([p50], [base - 0.08], color=color, marker="o", markersize=5)
+        axis.annotate(
+            f"{p50:.{digits}f}", (p50, base - 0.1), (0, -5), textcoords="offset points",
+            ha="center", va="top", fontsize=8, color="0.35",
+        )  # fmt: skip
+    axis.set_yticks([0.2 - row for row in range(len(values))], list(values))
+    axis.tick_params(axis="y", length=0)
+    axis.set_ylim(-len(values) + 0.55, 0.85)
+
+
+def histogram_edges(numbers: np.ndarray) -> np.ndarray:
+    """Bins of the width that Freedman & Diaconis 1981 advise, MOST_BINS at most."""
+    low, high = numbers.min(), numbers.max()
+    margin = 1e-6 * max(abs(low), abs(high), 1)  # a width, where all numbers are equal
+    quarter, three_quarters = np.percentile(numbers, (25, 75))
+    width = max(2 * (three_quarters - quarter) / len(numbers) ** (1 / 3), margin)
+    bins = min(max(int((high - low) / width), 1), MOST_BINS)
+    return np.linspace(low - margin, high + margin, bins + 1)
+
+
+def draw_shares_above(axis: Axes, values: Mapping[str, np.ndarray]) -> None:
+    """A curve for each label: which share of its numbers, in percent, is above x."""
+    for label, numbers in values.items():
+        ordered = np.sort(numbers)
+        above = 100 * (1 - np.arange(1, len(ordered) + 1) / len(ordered))
+        axis.plot(ordered, above, linewidth=1.8, label=label)
+    axis.set_ylim(0, 100)

@@ -1,0 +1,1 @@
+"""Tools that every room stands on; read errors.py first."""

@@ -1,0 +1,44 @@
+"""Start several processes from one command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from utils.base.errors import UserError
+
+SAVING_SECONDS = 120  # that processes have after a signal to finish their step and save
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags for starting several processes without `accelerate launch` or `torchrun`."""
+    group = parser.add_argument_group("several processes")
+    group.add_argument(
+        "--num_process_per_node", type=int, default=1, help="processes to start on this node"
+    )
+    group.add_argument("--num_proc_node", type=int, default=1, help="number of nodes")
+    group.add_argument("--node_rank", type=int, default=0, help="index of this node, from 0")
+    group.add_argument("--master_address", default="localhost", help="host name of node 0")
+    group.add_argument("--master_port", type=int, default=29500, help="free TCP port of node 0")
+
+
+def relaunch(args: argparse.Namespace) -> None:
+    """Become `torchrun` of this same command line if `args` ask for more than one process.
+
+    Returns if one process is asked for, or if a launcher has started this process already.
+    """
+    if args.num_process_per_node < 1 or args.num_proc_node < 1:
+        raise UserError("--num_process_per_node and --num_proc_node must be at least 1")
+    if args.num_process_per_node * args.num_proc_node == 1 or "LOCAL_RANK" in os.environ:
+        return
+    command = [sys.executable, "-m", "torch.distributed.run"]
+    command += ["--nproc_per_node", str(args.num_process_per_node)]
+    command += ["--signals_to_handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+    command += ["--shutdown_timeout", str(SAVING_SECONDS)]
+    if args.num_proc_node == 1:
+        command += ["--standalone"]  # picks a free port, so that two runs on a node do not collide
+    else:
+        command += ["--nnodes", str(args.num_proc_node), "--node_rank", str(args.node_rank)]
+        command += ["--master_addr", args.master_address, "--master_port", str(args.master_port)]
+    os.execv(sys.executable, command + sys.argv)

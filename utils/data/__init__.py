@@ -1,0 +1,1 @@
+"""From files to databases to batches; read lmdb_layout.py first."""

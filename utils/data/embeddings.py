@@ -1,0 +1,53 @@
+"""The mean of all image embeddings, and random samples of a feature database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from utils.base.errors import UserError, refusing
+from utils.base.files import write_whole
+from utils.data.lmdb_reader import LMDBReader
+
+IMAGE_MEAN = "image_mean.npy"
+BATCH = 4096  # embeddings read at a time
+
+
+def write_image_mean(database: Path) -> None:
+    """Write the mean of a database's normalised embeddings into its folder, `image_mean.npy`."""
+    reader = LMDBReader(database)
+    total = torch.zeros(reader.info.shape, dtype=torch.float64)
+    for rows in torch.arange(reader.info.length).split(BATCH):
+        y = torch.from_numpy(reader.read(rows.numpy()))
+        total += F.normalize(y.double(), dim=1).sum(dim=0)
+    mean = (total / reader.info.length).float().numpy()
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as file:
+            np.save(file, mean)
+
+    write_whole(database / IMAGE_MEAN, write)
+
+
+def read_image_mean(path: Path, dim: int) -> torch.Tensor:
+    """(dim,) float32 from a file of write_image_mean; raises UserError if it holds no such."""
+    if not path.is_file():
+        raise UserError(
+            f"encoders.image_mean: {path} is not there; preprocess_scripts/clip_encode_img.py "
+            f"writes {IMAGE_MEAN} beside the embeddings"
+        )
+    with refusing(f"encoders.image_mean: {path} cannot be read"):
+        mean = np.load(path, allow_pickle=False)
+    if not isinstance(mean, np.ndarray) or mean.shape != (dim,):
+        raise UserError(f"encoders.image_mean: {path} does not hold {dim} numbers, as CLIP gives")
+    if mean.dtype.kind not in "fiu":
+        raise UserError(f"encoders.image_mean: {path} holds {mean.dtype}, not numbers")
+    return torch.from_numpy(mean.astype(np.float32))
+
+
+def some_samples(reader: LMDBReader, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Which samples: (min(count, length),) int64, each once, in random order."""
+    return torch.randperm(reader.info.length, generator=generator)[:count]

@@ -1,0 +1,199 @@
+"""Filling databases from a stream of images or captions: several in one pass, or in shards.
+
+A shard is a contiguous range of the samples in a complete database of its own, beside the whole
+one: `z.part2of8`. Whoever finds all parts complete copies them into the whole, once, and removes
+them; so shards need no connection among each other, only a folder that all of them see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.clip import ClipEncoder
+from utils.base.errors import UserError, note
+from utils.base.out_of_memory import Halving
+from utils.base.progress import progress
+from utils.config.schema import Config
+from utils.data.image_batches import iterate_batches
+from utils.data.lmdb_layout import DatabaseKind, names_hash
+from utils.data.lmdb_reader import LMDBReader, is_complete
+from utils.data.lmdb_writer import LMDBWriter
+from utils.data.preprocess_jobs import Job, advise_skip_bad
+
+Samples = np.ndarray | Sequence[np.ndarray]  # as LMDBWriter.append takes them
+
+
+@dataclass(frozen=True)
+class Target:
+    """A database to fill: where it is, what it says of itself, and how its samples are made."""
+
+    out: Path
+    kind: DatabaseKind
+    meta: Mapping[str, Any]
+    encode: Callable[[Any, int], Samples]  # of a batch of inputs, and the index of its first
+
+
+def fill(
+    job: Job,
+    names: list[str],
+    targets: Sequence[Target],
+    read: Callable[[int, int], Iterable[Any]],
+    shard: tuple[int, int] = (0, 1),
+) -> bool:
+    """Fill a split's databases in one pass, or this process's shard of them, or what is missing.
+
+    `read(first, stop)` yields batches of inputs, things that can be sliced, from sample `first` up
+    to `stop`. Returns whether all databases are complete now.
+    Raises a UserError if what is there was made from something else, or an image is unreadable.
+    """
+    number, count = shard
+    if count == 1:
+        _fill_range(job, targets, names, read, 0)
+        return True
+    first, stop = _range(number, count, len(names))
+    with _alone(targets[0].out):
+        missing = [target for target in targets if not is_complete(target.out)]
+        # Says that they are complete, unless they were made from something else.
+        _fill_range(job, [t for t in targets if t not in missing], names, read, 0)
+    parts = [replace(target, out=_part(target.out, shard)) for target in missing]
+    _fill_range(job, parts, names[first:stop], read, first)
+    # One process at a time: the last one that comes finds all parts complete.
+    with _alone(targets[0].out) as lock_file:
+        merged = all([_merge(job, target, names, count) for target in targets])
+        if merged:
+            lock_file.unlink(missing_ok=True)
+        return merged
+
+
+def _range(number: int, count: int, length: int) -> tuple[int, int]:
+    """First sample of a shard, and the first one after it."""
+    return length * number // count, length * (number + 1) // count
+
+
+def _part(out: Path, shard: tuple[int, int]) -> Path:
+    return out.with_name("{}.part{}of{}".format(out.name, *shard))
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[Path]:
+    """Holds the other shards back, which may be on other nodes; yields the file that is locked."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.with_name(f"{out.name}.shards")
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield path
+
+
+def _about(job: Job, target: Target, names: list[str]) -> dict[str, Any]:
+    """What a database says of where it comes from."""
+    source = os.path.relpath(job.images)
+    return {**target.meta, "source": source, "names": names, "names_hash": names_hash(names)}
+
+
+def _fill_range(
+    job: Job,
+    targets: Sequence[Target],
+    names: list[str],
+    read: Callable[[int, int], Iterable[Any]],
+    first: int,
+) -> None:
+    """Fill databases with the samples `names`, the first of which is sample `first` of the job."""
+    if not names or not targets:
+        return  # more shards than samples, or nothing missing
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(LMDBWriter(t.out, t.kind, _about(job, t, names), len(names)))
+            for t in targets
+        ]
+        complete = [writer.complete for writer in writers]
+        position = min(writer.done for writer in writers)
+        if not all(complete):
+            label = f"{job.split}: {', '.join(target.out.name for target in targets)}"
+            bar = progress(None, label, len(names), "images", position)
+            in_memory = Halving("encoding")
+
+            def encoded(target: Target, inputs: Any, index: int) -> list[Samples]:
+                return in_memory(lambda a, b: target.encode(inputs[a:b], index + a), len(inputs))
+
+            with bar, advise_skip_bad():
+                for inputs in read(first + position, first + len(names)):
+                    for target, writer in zip(targets, writers, strict=True):
+                        # A database may be ahead of the others, if it was filled alone before.
+                        rest = inputs[max(writer.done - position, 0) :]
+                        for part in encoded(target, rest, first + writer.done):
+                            writer.append(part)
+                    position += len(inputs)
+                    bar.update(len(inputs))
+    for target, was_complete in zip(targets, complete, strict=True):
+        already = " already" if was_complete else ""
+        print(f"{target.out}: complete{already} ({len(names)} images)")
+
+
+def _merge(job: Job, target: Target, names: list[str], count: int) -> bool:
+    """Copy the parts into the whole if all are complete; tells whether the whole is."""
+    ranges = [_range(number, count, len(names)) for number in range(count)]
+    parts = {
+        _part(target.out, (number, count)): bounds
+        for number, bounds in enumerate(ranges)
+        if bounds[0] < bounds[1]
+    }
+    if is_complete(target.out):  # perhaps by a process that was killed right after
+        _remove_parts(target)
+        return True
+    if waiting := [part.name for part in parts if not is_complete(part)]:
+        note(f"{target.out}: {len(waiting)} of {count} parts are not there yet: {waiting[0]}, …")
+        return False
+    for part, (first, stop) in parts.items():
+        there, now = LMDBReader(part).info.meta, _about(job, target, names[first:stop])
+        if different := [key for key in now if there.get(key) != now[key]]:
+            raise UserError(f"{part}: made differently ({', '.join(different)}); delete it")
+
+    def stored(first: int, stop: int) -> Iterator[Samples]:
+        for part, (start, end) in parts.items():
+            if first < end:
+                yield from LMDBReader(part).all_samples(max(first - start, 0))
+
+    copied = replace(target, encode=lambda samples, _: samples)
+    _fill_range(job, [copied], names, stored, 0)
+    _remove_parts(target)
+    return True
+
+
+def _remove_parts(target: Target) -> None:
+    for part in target.out.parent.glob(f"{target.out.name}.part*of*"):
+        shutil.rmtree(part)
+
+
+def image_meta(config: Config, args: argparse.Namespace) -> dict[str, Any]:
+    """What databases made from images say of their pixels."""
+    draft = {"jpeg_draft": True} if args.jpeg_draft else {}
+    return {"resolution": config.data.resolution, **draft}
+
+
+def read_images(
+    paths: Sequence[Path], config: Config, args: argparse.Namespace, first: int, stop: int
+) -> Iterator[torch.Tensor]:
+    """Images `first` to `stop` as (B, 3, H, W) uint8 batches of `--batch_size`, read in threads."""
+    size = config.data.resolution
+    return iterate_batches(
+        paths[first:stop], size, args.batch_size, args.num_workers, draft=args.jpeg_draft
+    )
+
+
+def image_embeddings(
+    out: Path, clip: ClipEncoder, config: Config, args: argparse.Namespace
+) -> Target:
+    """The database of the images' own CLIP embeddings, one an image."""
+    meta = {"y_holds": "images", "encoder": clip.identity, **image_meta(config, args)}
+    return Target(out, "y", meta, lambda images, _: clip.encode_images(images).numpy()[:, None])

@@ -1,0 +1,148 @@
+"""What a training reads: latents with their conditions, a batch at a time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import psutil
+import torch
+
+from models.autoencoder import LDM_SCALE_FACTOR
+from utils.base.errors import UserError
+from utils.config.schema import Config
+from utils.data.lmdb_layout import one_hot
+from utils.data.lmdb_reader import LMDBReader, check_same_samples, expect_kind
+
+RAM_SHARE = 0.25  # of the available memory that a training set may take
+
+
+class LatentDataset:
+    """Reads batches by index.
+
+    A database that takes less than a quarter of the free memory is loaded once (`in_memory`:
+    'auto', True or False); batches are the same either way.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        feat_path: str | Path | None = None,
+        in_memory: bool | Literal["auto"] = "auto",
+        channels: int = 4,
+        num_features: int | None = None,
+        classes: int = 0,
+        scale_factor: float = 1.0,
+    ) -> None:
+        """`num_features`: draw among the first so many embeddings of an image; None = all.
+
+        `classes`: the condition is, or begins with, one-hot class labels of this width.
+        `scale_factor`: of latents that stand beside labels, which are stored unscaled.
+        Raises a UserError if latents and embeddings do not belong to the same images, or labels are
+        wanted and not there.
+        """
+        self._z = LMDBReader(root, channels)
+        self._y = LMDBReader(feat_path) if feat_path is not None else None
+        expect_kind(self._z, "z")
+        if self._y is not None:
+            expect_kind(self._y, "y")
+            check_same_samples(self._z, self._y)
+        self.length = self._z.info.length
+        self._classes, labels = classes, self._z.info.labels
+        if classes and labels is None:
+            raise UserError(
+                f"{self._z.path} holds no class labels for model.num_classes={classes}; set data."
+                "feat_path to the embeddings that are the condition, or model.num_classes=0"
+            )
+        if classes and labels.max() >= classes:
+            raise UserError(
+                f"{self._z.path} holds class {labels.max()}, but model.num_classes is {classes}"
+            )
+        self._is_moments = labels is not None or self._z.info.meta.get("z_holds") == "moments"
+        self._scale = 1.0 if labels is None else scale_factor
+        channels, *sides = self._z.info.shape
+        self.latent_shape = (channels // 2 if self._is_moments else channels, *sides)
+        self.cond_dim = classes + (self._y.info.shape[0] if self._y is not None else 0)
+        self.n_features = self._y.info.n_features if self._y is not None else 0
+        if self._y is not None:
+            self._counts = np.minimum(self._y.info.counts, num_features or self._y.info.counts)
+            self._choose = self._counts.max() > 1
+        readers = [reader for reader in (self._z, self._y) if reader is not None]
+        if in_memory is True or (in_memory == "auto" and _fits(sum(r.nbytes for r in readers))):
+            for reader in readers:
+                reader.load()
+
+    def batch(
+        self,
+        indices: torch.Tensor,
+        generator: torch.Generator | None = None,
+        first: int = 0,
+        total: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Latents (B, C, H, W) and conditions (B, D) or None, float32 on the CPU.
+
+        Conditions are one-hot labels, embeddings, or the embeddings after the labels.
+        `indices`: (B,) integers. Where a sample has several embeddings one is drawn with
+        `generator`; so is the latent where the database holds moments. The samples are those from
+        `first` on of a batch of `total`, for all of which is drawn.
+        """
+        rows, total = indices.numpy(), total or len(indices)
+        own = slice(first, first + len(indices))
+        z = torch.from_numpy(self._z.read(rows))
+        if self._is_moments:
+            mean, log_variance = z.chunk(2, dim=1)
+            noise = torch.randn(total, *mean.shape[1:], generator=generator)[own]
+            z = self._scale * (mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise)
+        if not self.cond_dim:
+            return z, None
+        y = [one_hot(self._z.info.labels[rows], self._classes)] if self._classes else []
+        if self._y is not None:
+            feature = 0
+            if self._choose:
+                draw = torch.rand(total, generator=generator)[own].numpy()
+                feature = (draw * self._counts[rows].astype(np.float32)).astype(np.int64)
+            y.append(self._y.read(rows, feature))
+        return z, torch.from_numpy(y[0] if len(y) == 1 else np.concatenate(y, axis=1))
+
+
+def _fits(nbytes: int) -> bool:
+    """Every process of a machine loads its own copy."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return nbytes * processes <= RAM_SHARE * psutil.virtual_memory().available
+
+
+def open_data(config: Config) -> LatentDataset:
+    """The configured latents and conditions; UserError unless they have the configured shapes."""
+    paths, model = config.data, config.model
+    width = model.num_classes + model.ext_feature_dim
+    feat_path = paths.feat_path if width else None
+    if model.ext_feature_dim and feat_path is None:
+        raise UserError("data.feat_path: set it to the features that model.ext_feature_dim means")
+    data = LatentDataset(
+        paths.root,
+        feat_path,
+        channels=model.in_channels,
+        num_features=paths.num_features_per_sample,
+        classes=model.num_classes if model.ext_feature_dim or feat_path is None else 0,
+        scale_factor=config.encoders.scale_factor or LDM_SCALE_FACTOR,
+    )
+    wanted = (model.in_channels, model.in_size, model.in_size)
+    if data.latent_shape != wanted:
+        raise UserError(
+            f"{paths.root} holds latents of shape {data.latent_shape}, but model.in_channels and "
+            f"model.in_size say {wanted}"
+        )
+    if feat_path and (paths.num_features_per_sample or 0) > data.n_features:
+        raise UserError(
+            f"data.num_features_per_sample: {paths.num_features_per_sample}, but {feat_path} holds "
+            f"{data.n_features} embedding(s) an image"
+        )
+    if data.cond_dim != width:
+        key = "ext_feature_dim" if model.ext_feature_dim else "num_classes"
+        raise UserError(
+            f"{feat_path} holds embeddings of {data.cond_dim - width + getattr(model, key)} "
+            f"numbers, but model.{key} says {getattr(model, key)}"
+        )
+    return data

@@ -1,0 +1,131 @@
+"""Databases of latents and embeddings (LMDB) in the published layout.
+
+`z-{i}` holds the latent of sample i, raw float32 C x H x W; `y-{i}-{j}` embedding j of sample i,
+raw float32; `length` and (embeddings only) `n_features` are 8-byte big-endian integers. Ours add
+`meta`, JSON about where the numbers come from; readers do without it. A database without `length`
+is incomplete. Databases with class labels are read too:
+those of MaskDiT's published ImageNet databases, as one-hot conditions. Beside the latents `z-{i}`,
+which are moments before scaling, stands the class `y-{i}` of each image in decimal digits; so does
+`length`. External features are `feat-{i}`, raw float32, with the same labels. The second half of
+these databases may repeat the first with mirrored images.
+"""
+
+import hashlib
+import itertools
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import lmdb
+import numpy as np
+
+from utils.base.errors import UserError
+from utils.base.locks import writer_of
+
+DatabaseKind = Literal["z", "y"]
+CHUNK = 1024  # samples read at once when a whole database is loaded
+Z_KEY, Y_KEY, FEATURE_KEY = b"z-%d", b"y-%d-%d", b"feat-%d"
+
+
+def names_hash(names: Iterable[str]) -> str:
+    """Identifies which samples a database holds, in which order (sha256 of the joined names)."""
+    # File names need not be UTF-8; what is not stays as it is on disk.
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def first_missing(txn: lmdb.Transaction, kind: DatabaseKind, length: int) -> int:
+    """Samples are written in order, so the first one that is not there is found by bisection."""
+    low, high = 0, length
+    while low < high:
+        middle = (low + high) // 2
+        if txn.get(b"z-%d" % middle if kind == "z" else b"y-%d-0" % middle) is None:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def count_all(txn: lmdb.Transaction, kind: DatabaseKind, done: int) -> list[int]:
+    """How many embeddings each sample has that is there."""
+    return [count_embeddings(txn, i) for i in range(done)] if kind == "y" else []
+
+
+def count_embeddings(txn: lmdb.Transaction, sample: int) -> int:
+    return next(j for j in itertools.count() if txn.get(b"y-%d-%d" % (sample, j)) is None)
+
+
+# LMDB forbids to open a database twice in one process, so its readers share one environment.
+_environments: weakref.WeakValueDictionary[Path, lmdb.Environment] = weakref.WeakValueDictionary()
+
+
+def open_database(path: Path) -> lmdb.Environment:
+    """Open a complete database for reading.
+
+    Raises a UserError if there is none at `path`, if it is damaged, or if it is being written.
+    """
+    # Published configs name the parent of the training split.
+    if not (path / "data.mdb").is_file() and (path / "train" / "data.mdb").is_file():
+        path = path / "train"
+    key = path.resolve()
+    environment = _environments.get(key)
+    if environment is None:
+        if writer := writer_of(path):
+            raise UserError(
+                f"{path}: incomplete database, being written by {writer}; wait until it is complete"
+            )
+        if not (path / "data.mdb").is_file():
+            raise UserError(
+                f"{path}: no database there; the scripts in preprocess_scripts/ make it"
+            )
+        try:
+            # No lock file: folders may be read-only, and nothing writes to a complete database.
+            environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+        except lmdb.Error as error:
+            raise UserError(f"{path}: not a readable database ({error})") from error
+        check_whole(path, environment)
+        _environments[key] = environment
+    return environment
+
+
+def check_whole(path: Path, environment: lmdb.Environment) -> None:
+    """Raise a UserError, and close, if the data file is shorter than its pages.
+
+    It is mapped into memory, so that touching what is missing would end the process (SIGBUS).
+    """
+    expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    size = (path / "data.mdb").stat().st_size
+    if size < expected:
+        environment.close()
+        raise UserError(
+            f"{path}: data.mdb is truncated, {size} of {expected} bytes are there; copy it again, "
+            "or delete the database and make it again"
+        )
+
+
+def stored_length(value: bytes) -> int:
+    """`length` as eight big-endian bytes or in decimal digits."""
+    return int(value) if value.isdigit() else int.from_bytes(value, "big")
+
+
+def read_labels(txn: lmdb.Transaction, length: int, path: Path) -> np.ndarray | None:
+    """Classes (length,) int64, or None if there are none; without those of mirrored images.
+
+    Raises a UserError naming a label that is missing or no number.
+    """
+    if txn.get(b"y-0") is None:
+        return None
+    stored = [txn.get(b"y-%d" % i, b"") for i in range(length)]
+    if damaged := [i for i, value in enumerate(stored) if not value.isdigit()]:
+        raise UserError(
+            f"{path}: label y-{damaged[0]} is missing or damaged; delete the database and make it "
+            "again"
+        )
+    labels = np.array(stored).astype(np.int64)
+    first, second = np.array_split(labels, 2)
+    return first if np.array_equal(first, second) else labels
+
+
+def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
+    """(B,) integers below `classes` -> (B, classes) float32."""
+    return (labels[:, None] == np.arange(classes)).astype(np.float32)

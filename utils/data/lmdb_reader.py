@@ -1,0 +1,200 @@
+"""Read databases of latents and embeddings in batches; lmdb_layout.py describes their layout."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import torch
+
+from utils.base.errors import UserError
+from utils.data.lmdb_layout import (
+    CHUNK,
+    FEATURE_KEY,
+    Y_KEY,
+    Z_KEY,
+    DatabaseKind,
+    count_embeddings,
+    first_missing,
+    open_database,
+    read_labels,
+    stored_length,
+)
+
+
+@dataclass(frozen=True)
+class LMDBInfo:
+    """What a complete database holds."""
+
+    kind: DatabaseKind
+    length: int  # samples
+    n_features: int  # embeddings that every sample has at least; 1 for latents
+    counts: np.ndarray  # (length,) embeddings of each sample; 1 for latents
+    shape: tuple[int, ...]  # of one latent (C, H, W) or one embedding (D,)
+    meta: Mapping[str, Any]  # empty for databases in the plain published layout
+    labels: np.ndarray | None = None  # (length,) int64 classes, where they stand in it
+
+
+def read_info(path: str | Path, channels: int = 4) -> LMDBInfo:
+    """Raises a UserError if there is no database at `path`, or an incomplete or damaged one."""
+    return LMDBReader(path, channels).info
+
+
+class LMDBReader:
+    """Reads batches by index; `info` tells what is there.
+
+    `channels` is needed only for latents without `meta`, whose shape is not recorded: such latents
+    are square. They are moments, of twice as many channels, where class labels stand beside them.
+    """
+
+    def __init__(self, path: str | Path, channels: int = 4) -> None:
+        self.path = Path(path)
+        self._env = open_database(self.path)
+        with self._env.begin() as txn:
+            self.info = self._read_info(txn, channels)
+        # Row of a sample's first embedding, when all embeddings stand below each other.
+        self._first_row = np.cumsum(self.info.counts) - self.info.counts
+        self._table: torch.Tensor | None = None
+
+    def _read_info(self, txn: lmdb.Transaction, channels: int) -> LMDBInfo:
+        meta = json.loads(txn.get(b"meta") or "{}")
+        length = txn.get(b"length")
+        kind: DatabaseKind = "z" if txn.get(b"z-0") is not None else "y"
+        starts = {key: txn.get(key.replace(b"%d", b"0")) for key in (Z_KEY, Y_KEY, FEATURE_KEY)}
+        self._key, first = next((item for item in starts.items() if item[1]), (Z_KEY, None))
+        if length is None:
+            total = meta.get("total", 0)
+            raise UserError(
+                f"{self.path}: incomplete database ({first_missing(txn, kind, total)} of {total} "
+                "samples); start the script that makes it again: it goes on from there"
+            )
+        if first is None:
+            raise UserError(f"{self.path}: holds neither latents (z-0) nor embeddings (y-0-0)")
+        length, floats = stored_length(length), len(first) // 4
+        labels = read_labels(txn, length, self.path)
+        length = length if labels is None else len(labels)
+        n_features = 1
+        if self._key == Y_KEY:
+            stored = txn.get(b"n_features")
+            n_features = int.from_bytes(stored, "big") if stored else count_embeddings(txn, 0)
+        counts = np.asarray(meta.get("counts", np.full(length, n_features)))
+        shape = tuple(meta["shape"]) if "shape" in meta else (floats,)
+        if kind == "z" and "shape" not in meta:
+            channels *= 1 if labels is None else 2
+            side = round((floats / channels) ** 0.5)
+            shape = (channels, side, side)
+        if floats != np.prod(shape):
+            raise UserError(f"{self.path}: samples of {floats} numbers do not have shape {shape}")
+        return LMDBInfo(kind, length, n_features, counts, shape, meta, labels)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all samples in memory."""
+        return int(self.info.counts.sum() * np.prod(self.info.shape) * 4)
+
+    def load(self) -> None:
+        """Read everything into one array; later reads come from there."""
+        if self._table is None:
+            rows = int(self.info.counts.sum())
+            table = np.empty((rows, *self.info.shape), np.float32)
+            samples = np.repeat(np.arange(self.info.length), self.info.counts)
+            features = np.arange(rows) - self._first_row[samples]
+            for start in range(0, rows, CHUNK):
+                part = slice(start, start + CHUNK)
+                table[part] = self.read(samples[part], features[part])
+            self._table = torch.from_numpy(table)
+
+    def read(
+        self, indices: Sequence[int] | np.ndarray, feature: int | Sequence[int] | np.ndarray = 0
+    ) -> np.ndarray:
+        """Samples as (B, C, H, W) latents or (B, D) embeddings, float32, in one transaction.
+
+        `feature` chooses among a sample's embeddings, one number for all or one for each.
+        """
+        indices = np.asarray(indices)
+        if self._table is not None:
+            rows = torch.from_numpy(self._first_row[indices] + feature)
+            return self._table.index_select(0, rows).numpy()  # faster than NumPy's take
+        feature = np.broadcast_to(feature, indices.shape)
+        if self._key == Y_KEY:
+            pairs = zip(indices.tolist(), feature.tolist(), strict=True)
+            keys = [self._key % pair for pair in pairs]
+        else:
+            keys = [self._key % i for i in indices.tolist()]
+        with self._env.begin(buffers=True) as txn:
+            values = [txn.get(key, b"") for key in keys]
+            joined = bytearray().join(values)  # the one copy; frombuffer makes a view of it
+            size = 4 * int(np.prod(self.info.shape))
+            if damaged := [k for k, v in zip(keys, values, strict=True) if len(v) != size]:
+                raise UserError(
+                    f"{self.path}: {damaged[0].decode()} is missing or damaged; delete the "
+                    "database and make it again"
+                )
+        return np.frombuffer(joined, np.float32).reshape(-1, *self.info.shape)
+
+    def all_samples(self, first: int = 0) -> Iterator[list[np.ndarray]]:
+        """Every sample from `first` on, in batches as LMDBWriter.append takes them.
+
+        Samples of one value are views of the database: they are gone when the next batch comes.
+        """
+        for start in range(first, self.info.length, CHUNK):
+            samples = range(start, min(start + CHUNK, self.info.length))
+            with self._env.begin(buffers=True) as txn:
+                if self.info.kind == "z":
+                    yield [self._view(txn, Z_KEY % i) for i in samples]
+                    continue
+                rows = [[Y_KEY % (i, j) for j in range(self.info.counts[i])] for i in samples]
+                views = [[self._view(txn, key) for key in row] for row in rows]
+                yield [row[0][None] if len(row) == 1 else np.stack(row) for row in views]
+
+    def _view(self, txn: lmdb.Transaction, key: bytes) -> np.ndarray:
+        return np.frombuffer(txn.get(key), "<f4").reshape(self.info.shape)
+
+
+def is_complete(path: Path) -> bool:
+    """Whether there is a database that has all its samples."""
+    return open_if_complete(path) is not None
+
+
+def open_if_complete(path: Path) -> lmdb.Environment | None:
+    if not (path / "data.mdb").is_file():
+        return None
+    try:
+        environment = open_database(path)
+    except UserError:  # damaged, or being written
+        return None
+    with environment.begin() as txn:
+        return environment if txn.get(b"length") is not None else None
+
+
+def expect_kind(reader: LMDBReader, kind: DatabaseKind) -> None:
+    """Raise UserError if a database holds latents where embeddings are expected, or vice versa."""
+    if reader.info.kind != kind:
+        names = {"z": "latents", "y": "embeddings"}
+        raise UserError(
+            f"{reader.path}: holds {names[reader.info.kind]} where {names[kind]} are expected"
+        )
+
+
+def check_same_samples(z: LMDBReader, y: LMDBReader) -> None:
+    """Raise UserError unless lengths are equal, and names and labels where both state them."""
+    if z.info.length != y.info.length:
+        raise UserError(
+            f"{z.path} holds {z.info.length} samples but {y.path} holds {y.info.length}; "
+            "make both from the same image folder"
+        )
+    labels = [reader.info.labels for reader in (z, y)]
+    if not any(own is None for own in labels) and not np.array_equal(*labels):
+        raise UserError(f"{z.path} and {y.path} hold different class labels for the same images")
+    hashes = [reader.info.meta.get("names_hash") for reader in (z, y)]
+    if None not in hashes and hashes[0] != hashes[1]:
+        pairs = zip(*(reader.info.meta.get("names", []) for reader in (z, y)), strict=False)
+        first = next(((i, a, b) for i, (a, b) in enumerate(pairs) if a != b), None)
+        where = "" if first is None else " (sample {}: {} and {})".format(*first)
+        raise UserError(
+            f"{z.path} and {y.path} were made from different images{where}; "
+            "make both from the same image folder"
+        )

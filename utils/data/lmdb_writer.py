@@ -1,0 +1,153 @@
+"""Write databases of latents and embeddings; lmdb_layout.py describes their layout."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+
+from utils.base.errors import UserError
+from utils.base.locks import FolderLock
+from utils.data.lmdb_layout import DatabaseKind, check_whole, count_all, first_missing
+from utils.data.lmdb_reader import open_if_complete
+
+
+class LMDBWriter:
+    """Appends samples in order to a database, and goes on where an earlier run was cut off.
+
+    `done` is the first index that is still to be written; `length` is written with the last one.
+    Use as a context manager.
+    """
+
+    def __init__(
+        self, path: str | Path, kind: DatabaseKind, meta: Mapping[str, Any], length: int
+    ) -> None:
+        """`meta`: plain JSON values that identify source and encoder; `length`: samples in all.
+
+        Raises a UserError if there is a database already that was made from something else or is
+        damaged, if it cannot be written to, or if another process is writing to it.
+        """
+        self.path, self.kind, self.length = Path(path), kind, length
+        self._meta = json.loads(json.dumps({**meta, "total": length}))
+        self._has_appended = False
+        self._lock: FolderLock | None = None
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._env = open_if_complete(self.path)
+            if self._env is None:
+                self._lock = FolderLock(self.path, "database")
+                # LMDB's own lock file is a mapped one: a full disk would end the process (SIGBUS).
+                self._env = lmdb.open(str(self.path), map_size=1 << 26, lock=False)
+                check_whole(self.path, self._env)
+            self._resume()
+        except (OSError, lmdb.Error) as error:
+            self._close()
+            raise UserError(f"{self.path}: cannot be written as a database ({error})") from error
+        except BaseException:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        if self._lock is not None:  # else it is only looked at, and shared with readers
+            if self._env is not None:
+                self._env.close()
+            self._lock.release()
+
+    def _resume(self) -> None:
+        with self._env.begin() as txn:
+            stored = json.loads(txn.get(b"meta") or "null")
+            if stored is None and txn.stat()["entries"]:
+                raise UserError(
+                    f"{self.path}: a database of unknown origin is there already; "
+                    "delete it or choose another --out"
+                )
+            self.done = first_missing(txn, self.kind, self.length)
+            self.complete = txn.get(b"length") is not None
+            # Samples not reached yet may have changed; those that are written may not.
+            may_change = {"names"}
+            if not self.complete and stored and self._same_so_far(stored):
+                may_change |= {"names_hash", "total"}
+            different = [
+                f"{key} {_short(stored.get(key))} there, {_short(value)} now"
+                for key, value in self._meta.items()
+                if stored is not None and stored.get(key) != value and key not in may_change
+            ]
+            if different:
+                raise UserError(
+                    f"{self.path}: made differently before ({'; '.join(different)}); "
+                    "delete it or choose another --out"
+                )
+            self._meta = {**(stored or {}), **self._meta}
+            self._counts = [] if self.complete else count_all(txn, self.kind, self.done)
+
+    def _same_so_far(self, stored: Mapping[str, Any]) -> bool:
+        names = [meta.get("names", [])[: self.done] for meta in (stored, self._meta)]
+        return len(names[0]) == self.done < self.length and names[0] == names[1]
+
+    def append(self, samples: np.ndarray | Sequence[np.ndarray]) -> None:
+        """Write the next samples in one transaction: all or nothing of them is kept.
+
+        `samples`: (B, C, H, W) latents; or the embeddings of B images, each (n, D), n >= 1.
+        Raises a UserError if the disk is full; what was written before stays.
+        """
+        arrays = [np.ascontiguousarray(sample, "<f4") for sample in samples]
+        if not arrays or self.done + len(arrays) > self.length:
+            raise ValueError(f"{len(arrays)} samples after {self.done} of {self.length}")
+        shape = list(arrays[0].shape if self.kind == "z" else arrays[0].shape[1:])
+        items: list[tuple[bytes, Any]] = []
+        if not self._has_appended:
+            self._meta = {"shape": shape, "dtype": "float32"} | self._meta
+            items.append((b"meta", json.dumps(self._meta).encode()))
+        if shape != self._meta["shape"]:
+            raise ValueError(f"samples of shape {shape} after such of shape {self._meta['shape']}")
+        if self.kind == "z":
+            items += [(b"z-%d" % i, z.data) for i, z in enumerate(arrays, self.done)]
+        else:
+            numbered = [
+                (i, j, y) for i, ys in enumerate(arrays, self.done) for j, y in enumerate(ys)
+            ]
+            items += [(b"y-%d-%d" % (i, j), y.data) for i, j, y in numbered]
+        counts = self._counts + [len(ys) for ys in arrays if self.kind == "y"]
+        if self.done + len(arrays) == self.length:
+            items += self._last_items(counts)
+        self._commit(items)
+        self.done += len(arrays)
+        self._counts, self._has_appended = counts, True
+        self.complete = self.done == self.length
+
+    def _last_items(self, counts: list[int]) -> list[tuple[bytes, bytes]]:
+        """What makes the database complete."""
+        items = []
+        if self.kind == "y":
+            items.append((b"n_features", min(counts).to_bytes(8, "big")))
+            if min(counts) != max(counts):
+                items.append((b"meta", json.dumps(self._meta | {"counts": counts}).encode()))
+        return [*items, (b"length", self.length.to_bytes(8, "big"))]
+
+    def _commit(self, items: list[tuple[bytes, Any]]) -> None:
+        while True:
+            try:
+                with self._env.begin(write=True) as txn:
+                    for key, value in items:
+                        txn.put(key, value)
+                return
+            except lmdb.MapFullError:
+                self._env.set_mapsize(2 * self._env.info()["map_size"])
+            except lmdb.Error as error:
+                raise UserError(
+                    f"{self.path}: cannot write sample {self.done} of {self.length} ({error}); "
+                    "make room on the disk and start again: it goes on from there"
+                ) from error
+
+    def __enter__(self) -> "LMDBWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"

@@ -1,0 +1,107 @@
+"""Lists of image names, such as the published train and test splits: text, JSON or pickle.
+
+A pickle is a program: loading one may run any code. The published splits are pickled lists of
+strings, so a pickle is read here only if each of its instructions builds a list or a string.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import pickletools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from utils.base.errors import UserError
+
+STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"}
+LISTS = {"EMPTY_LIST", "LIST", "MARK", "APPEND", "APPENDS"}
+
+# The memo, where a pickle keeps what it may mention again.
+MEMO = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"}
+ADMITTED = STRINGS | LISTS | MEMO | {"BINUNICODE8", "PROTO", "FRAME", "STOP"}
+
+
+def read_names(file: Path) -> list[str]:
+    """The names in a list of images, one a line in text; a JSON or pickled list of strings.
+
+    The suffix tells which: .json, .pickle or .pkl, anything else is text. Raises a UserError if the
+    file cannot be read, is empty, or holds anything but a list of strings.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    try:
+        if file.suffix.lower() in (".pickle", ".pkl"):
+            names = load_pickled_strings(content)
+        elif file.suffix.lower() == ".json":
+            names = json.loads(content)
+        else:
+            names = content.decode("utf-8-sig").splitlines()
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{file}: {error}") from error
+    except (ValueError, RecursionError) as error:  # of JSON and of UTF-8
+        raise UserError(f"{file}: not a list of names in text, JSON or pickle ({error})") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{file}: should hold one list of strings, the names of images")
+    names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise UserError(f"{file}: holds no name")
+    return names
+
+
+def load_pickled_strings(content: bytes) -> Any:
+    """What a pickle of lists and strings holds; pickle.UnpicklingError for any other."""
+    try:
+        for opcode, value, position in pickletools.genops(content):
+            if opcode.name not in ADMITTED:
+                raise pickle.UnpicklingError(
+                    f"is not a pickled list of strings ({opcode.name} at byte {position}), "
+                    "and may run code when loaded; it was not loaded"
+                )
+            # A made-up place in the memo would take memory up to there.
+            if opcode.name == "LONG_BINPUT" and value > len(content):
+                raise pickle.UnpicklingError("is a damaged pickle")
+        # Python 2 wrote the published lists; its strings are bytes.
+        return _ListsAndStrings(io.BytesIO(content), encoding="utf-8").load()
+    except (ValueError, IndexError, KeyError, AttributeError, TypeError, EOFError) as error:
+        raise pickle.UnpicklingError(f"is a damaged pickle ({error})") from error
+
+
+class _ListsAndStrings(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"asks for {module}.{name}, which may run code")
+
+
+def choose(names: Sequence[str], wanted: Sequence[str], source: Path) -> list[int]:
+    """Positions in `names` of the images that a list names, in the order of `names`.
+
+    `names` are sample names: relative paths without suffix. A list may give them so, with a suffix,
+    or by the last part alone where that tells one image from all others. Raises a UserError that
+    names `source` if it names an image that is not there.
+    """
+    places = {name: i for i, name in enumerate(names)}
+    by_last_part: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        by_last_part.setdefault(name.rpartition("/")[2], []).append(i)
+
+    def find(name: str) -> int | None:
+        for candidate in (name, os.path.splitext(name)[0]):
+            if candidate in places:
+                return places[candidate]
+            alike = by_last_part.get(candidate.rpartition("/")[2], [])
+            if len(alike) == 1:
+                return alike[0]
+        return None
+
+    found = [find(name) for name in wanted]
+    if missing := [name for name, i in zip(wanted, found, strict=True) if i is None]:
+        raise UserError(
+            f"{source}: {len(missing)} of its {len(wanted)} names are those of no image, or of "
+            f"several ({missing[0]}, …); images are called {names[0]}, …"
+        )
+    return sorted(set(found))

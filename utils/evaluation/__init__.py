@@ -1,0 +1,1 @@
+"""Features, statistics, metrics, the sweep and its report; read checkpoints.py first."""

@@ -1,0 +1,267 @@
+"""report.html: what evaluations of an experiment found, as one page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+from models.clip import ClipEncoder
+from utils.base.files import write_whole
+from utils.config.schema import Config
+from utils.data.images import load_image, to_uint8_array
+from utils.evaluation.image_set import few_samples_note
+from utils.evaluation.kept_images import FEW
+from utils.evaluation.metric_names import MetricInfo, metrics_in, network_name
+from utils.evaluation.neighbours import (
+    nearest,
+    open_training_embeddings,
+    training_image_paths,
+    usual_cosine,
+)
+from utils.evaluation.plots import style_axis
+from utils.evaluation.results import (
+    Record,
+    Results,
+    best_of,
+    comparable,
+    curves,
+    draw_curves,
+    way_names,
+)
+from utils.sampling.pictures import png_text
+
+TEMPLATES = Path(__file__).with_name("templates")
+PAIRS = 8  # generated images that are shown beside the nearest training image
+CHARTS = {True: (5.6, 3.4), False: (4.1, 2.9)}  # inches; there are few of them, or many
+HIGHLIGHTS = ("frechet_distance", "kid", "recall", "clip_score")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the page and the text below it."""
+
+    uri: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A generated image and the training image that is most like it."""
+
+    drawn: str
+    trained: str | None  # None = the training images are not there
+    name: str
+    cosine: float
+
+
+def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
+    """Write `report.html` beside the results; figures that cannot be compared are left out.
+
+    `config`: the one of the latest evaluation. `clip`: finds the nearest training images.
+    """
+    lines = curves(comparable(results.records))
+    records = [record for line in lines.values() for record in line.values()]
+    records.sort(key=lambda record: record["step"])
+    best = best_of(records)
+    figures = metrics_in(records)
+    images = kept_pictures(results.folder / best.get("images", "-"))
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template("report.html").render(
+        title=results.folder.resolve().parent.name,
+        facts=facts(records, config),
+        best=best,
+        best_way=dict(zip(map(id, records), way_names(records), strict=True))[id(best)],
+        header=[about.label for about in figures.values()],
+        rows=table_rows(records, figures),
+        highlights={key: figures[key] for key in HIGHLIGHTS if best.get(key) is not None},
+        curves=[curve_chart(records, key, CHARTS[len(figures) <= 4]) for key in figures],
+        legend=[(name, to_hex(f"C{i % 10}")) for i, name in enumerate(lines)],
+        trade_off=trade_off_chart(records),
+        pictures=[Picture(data_uri(path.read_bytes()), text) for path, text in images],
+        neighbours=neighbours([path for path, _ in images], config, clip),
+        counts_differ=len({record["n"] for record in records}) > 1,
+        bias=few_samples_note(min(record["n"] for record in records)),
+        left_out=len(results.records) - len(comparable(results.records)),
+        made=time.strftime("%d %B %Y, %H:%M"),
+    )
+    path = results.folder / "report.html"
+    write_whole(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+    return path
+
+
+def facts(records: Sequence[Record], config: Config) -> dict[str, str]:
+    """What was evaluated, and by what, for the head of the page."""
+    last = records[-1]
+    counts = sorted({record["n"] for record in records})
+    model = config.model.model_type + (", with decoder" if config.model.use_decoder else "")
+    ways = {(record["num_steps"], record["solver"]) for record in records}
+    size = config.data.resolution
+    drawn_of = "classes" if config.samples_classes else "no condition"
+    if config.eval.feat_path and not config.samples_classes:
+        drawn_of = f"test captions, {config.eval.feat_path}"
+    return {
+        "Data": f"{config.data.dataset}, {size} × {size} pixels",
+        "Network": model,
+        "Images judged": f"{' or '.join(f'{n:,}' for n in counts)} for each line of the table",
+        "Drawn of": drawn_of,
+        "Sampler": "; ".join(f"{steps} {solver} steps" for steps, solver in sorted(ways)),
+        "Precision": ", ".join(sorted({record["amp"] for record in records})).replace(
+            "no", "float32"
+        ),
+        "Features": network_name(last["network"]),
+        "Reference": str(config.eval.ref_path),
+        "Time": duration(sum(record["seconds"] for record in records)),
+    }
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def table_rows(records: Sequence[Record], figures: dict[str, MetricInfo]) -> list[dict[str, Any]]:
+    """The lines of the table; each figure as its text, its interval, and whether it is the best."""
+    best = best_of(records)
+    leaders = {}
+    for key, about in figures.items():
+        values = [record[key] for record in records if record.get(key) is not None]
+        leaders[key] = min(values) if about.better == "lower" else max(values)
+    rows = []
+    for record in records:
+        cells = []
+        for key, about in figures.items():
+            value = record.get(key)
+            low, high = (record.get(f"{key}_{end}") for end in ("low", "high"))
+            interval = "" if low is None else f"{about.show(low)} – {about.show(high)}"
+            if spread := record.get(f"{key}_std"):
+                interval = f"± {about.show(spread)}"
+            cells.append((about.show(value), interval, value == leaders[key]))
+        rows.append({"record": record, "cells": cells, "is_best": record is best})
+    return rows
+
+
+def curve_chart(records: Sequence[Record], key: str, size: tuple[float, float]) -> str:
+    """One figure over the training, `size` in inches, as a data URI."""
+    figure = Figure(figsize=size, layout="constrained")
+    draw_curves(figure.subplots(), records, key)
+    return svg_uri(figure)
+
+
+def trade_off_chart(records: Sequence[Record]) -> str | None:
+    """Fréchet distance against CLIP score, a line per checkpoint; None without several scales."""
+    points = [record for record in records if record.get("clip_score") is not None]
+    if len({record["cfg_scale"] for record in points}) < 2:
+        return None
+    steps = sorted({record["step"] for record in points})
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.8, len(steps)))
+    figure = Figure(figsize=(11.2, 4.6), layout="constrained")
+    axis = figure.subplots()
+    for step, colour in zip(steps, colours, strict=True):
+        of_step = [record for record in points if record["step"] == step]
+        samplers = dict.fromkeys((record["num_steps"], record["solver"]) for record in of_step)
+        for number, sampler in enumerate(samplers):
+            line = [r for r in of_step if (r["num_steps"], r["solver"]) == sampler]
+            line.sort(key=lambda record: record["cfg_scale"] or 0)  # None is the weakest
+            label = f"step {step:,}"
+            if len(samplers) > 1:
+                label += f", {sampler[0]} {sampler[1]} steps"
+            x, y = ([record[key] for record in line] for key in ("clip_score", "frechet_distance"))
+            style = ("-", "--", ":", "-.")[number % 4]
+            axis.plot(x, y, style, color=colour, marker="o", markersize=6, lw=1.8, label=label)
+            last = len(line) - 1
+            for i, (record, place) in enumerate(zip(line, zip(x, y, strict=True), strict=True)):
+                scale = record["cfg_scale"]
+                text = "none" if scale is None else f"{scale:g}"
+                # Scales often lie close together: the weakest left, the strongest right.
+                shift, align = {0: ((-9, 0), "right"), last: ((9, 0), "left")}.get(
+                    i, ((0, -13), "center")
+                )
+                axis.annotate(
+                    text, place, shift, textcoords="offset points", ha=align, va="center",
+                    fontsize=9, color="0.3",
+                )  # fmt: skip
+    style_axis(axis, "Fréchet distance against CLIP score", "best is bottom right")
+    axis.set_xlabel("CLIP score: how well images show their captions")
+    axis.set_ylabel("Fréchet distance")
+    axis.margins(0.08, 0.14)
+    axis.legend(frameon=False, fontsize=9)
+    return svg_uri(figure)
+
+
+def kept_pictures(folder: Path) -> list[tuple[Path, str]]:
+    """The first images that an evaluation kept, and what they were drawn of."""
+    found = []
+    for path in sorted(folder.rglob("*.png"))[:FEW]:
+        about = png_text(path)
+        text = about.get("prompt") or about.get("caption") or f"seed {about.get('seed', path.stem)}"
+        found.append((path, f"class {about['class']}" if "class" in about else text))
+    return found
+
+
+def neighbours(paths: Sequence[Path], config: Config, clip: ClipEncoder) -> dict[str, Any] | None:
+    """The nearest training images of generated ones, most alike first; None if not to be had."""
+    reader = open_training_embeddings(config, clip.identity, clip.dim)
+    if reader is None or not paths:
+        return None
+    pixels = np.stack([np.asarray(load_image(path)) for path in paths])
+    embeddings = clip.encode_images(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    indices, cosines = nearest(embeddings, reader)
+    order = cosines.argsort(descending=True)[:PAIRS]
+    files = training_image_paths(config, reader, indices[order].tolist())
+    names = reader.info.meta.get("names")
+    pairs = []
+    for place, row in enumerate(order.tolist()):
+        index = int(indices[row])
+        shown = None
+        if files is not None:
+            shown = png_uri(to_uint8_array(files[place], config.data.resolution))
+        name = names[index] if names else f"number {index}"
+        drawn = data_uri(paths[row].read_bytes())
+        pairs.append(Pair(drawn, shown, name, float(cosines[row])))
+    return {
+        "pairs": pairs,
+        "median": float(cosines.median()),
+        "usual": usual_cosine(reader),
+        "count": len(paths),
+        "trained_on": reader.info.length,
+    }
+
+
+def svg_uri(figure: Figure) -> str:
+    """A plot as a data URI."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", transparent=True)
+    return data_uri(file.getvalue(), "image/svg+xml")
+
+
+def png_uri(pixels: np.ndarray) -> str:
+    """(H, W, 3) uint8 as a data URI."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return data_uri(file.getvalue())
+
+
+def data_uri(content: bytes, kind: str = "image/png") -> str:
+    """Content of a file, to stand in the page itself."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

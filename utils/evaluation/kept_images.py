@@ -1,0 +1,86 @@
+"""Images of an evaluation that stay: the first few for the report, on request all of them."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils.base.files import write_whole
+from utils.config.schema import Config
+from utils.evaluation.draw import Drawn
+from utils.evaluation.feature_store import FeatureBlocks, Rows
+from utils.sampling.conditions import captions_of
+from utils.sampling.pictures import save_png
+
+FEW = 18  # images that every evaluation keeps
+
+
+class KeptImages:
+    """A folder of `<seed>.png`, or `images.npz`, as `eval.save_images` says.
+
+    A PNG's text chunks tell its seed and what it was drawn of. The npz holds `arr_0`, (N, H, W, 3)
+    uint8 in order of the seeds, as ADM's evaluator reads it.
+    """
+
+    def __init__(self, folder: Path, config: Config, names: Sequence[str] | None = None) -> None:
+        """`names` of the test images that captions belong to, if they are known."""
+        self.folder, self.config, self.names = folder, config, names
+        self.wanted, self.npz = config.eval.save_images, folder / "images.npz"
+        # Judging needs embeddings only, and must not stop where the texts have gone.
+        folders = (config.eval.caption_dir, config.eval.image_dir)
+        self.has_texts = all(folder and folder.exists() for folder in folders)
+
+    def save(self, positions: Sequence[int], seeds: Sequence[int], drawn: Drawn) -> Rows:
+        """Write what is to be kept of a batch; returns what has to wait for the other batches."""
+        few = math.inf if self.wanted == "png" else FEW
+        rows = [row for row, position in enumerate(positions) if position < few]
+        texts = None
+        if rows and drawn.chosen is not None and self.has_texts:
+            texts = captions_of(self.config, self.names, drawn.chosen[rows])
+        for i, row in enumerate(rows):
+            seed = seeds[row]
+            about = {"seed": str(seed)}
+            if drawn.chosen is not None:
+                about["caption"] = "test image {}, caption {}".format(*drawn.chosen[row].tolist())
+            if texts is not None:
+                about["prompt"] = texts[i]
+            if drawn.classes is not None:
+                about["class"] = str(int(drawn.classes[row]))
+            save_png(drawn.images[row].numpy(), self.path_of(seed), about)
+        return {"pixels": drawn.images} if self.wanted == "npz" else {}
+
+    def path_of(self, seed: int) -> Path:
+        """Where the image of a seed lies, named as the published code names it."""
+        folder = self.folder
+        if self.config.eval.subdirs:
+            folder = folder / f"{seed - seed % 1000:06d}"
+        return folder / f"{seed:06d}.png"
+
+    def finish(self, blocks: FeatureBlocks) -> None:
+        """Write what waited for all batches."""
+        if self.wanted == "npz":
+            write_whole(self.npz, lambda path: _write_npz(path, blocks))
+
+    def are_there(self, seeds: Sequence[int]) -> bool:
+        """Whether all images that are asked for, of these seeds, have been written."""
+        if self.wanted == "npz":
+            return self.npz.is_file()
+        return self.wanted is None or all(self.path_of(seed).is_file() for seed in seeds)
+
+
+def _write_npz(path: Path, blocks: FeatureBlocks) -> None:
+    """Batch by batch, so that no more than one is in memory."""
+    _, first = next(iter(blocks))
+    shape = (blocks.count, *first["pixels"].shape[1:])
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        for _, rows in blocks:
+            file.write(rows["pixels"].numpy().tobytes())

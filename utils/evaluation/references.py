@@ -1,0 +1,126 @@
+"""Reference files: statistics of the images that others are compared with, as npz.
+
+`mu` and `sigma` are what pytorch-fid writes and reads. Ours add how they were made, `mu_s` and
+`sigma_s` for sFID under the names of ADM's reference batches, and on request the features of at
+most SAMPLE_LIMIT images, which kernel and manifold figures need. ADM's own files are read as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.base.errors import UserError, note, refusing
+from utils.base.files import write_whole
+
+ARRAYS = ("mu", "sigma", "mu_s", "sigma_s", "features")
+SCRIPT = "python preprocess_scripts/fid_ref.py"
+FACTS = {"n": int, "network": str, "resolution": int, "source": str}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics of a set of images; what a file does not say is None."""
+
+    mu: np.ndarray  # (D,) float64
+    sigma: np.ndarray  # (D, D) float64
+    n: int | None = None  # images
+    network: str | None = None  # FeatureNetwork.name
+    resolution: int | None = None  # pixels, side of the images; 0 = each has its own size
+    source: str | None = None  # hash that tells one set of images from another
+    mu_s: np.ndarray | None = None  # (2023,) this and the next: of Inception's spatial features
+    sigma_s: np.ndarray | None = None  # (2023, 2023)
+    features: np.ndarray | None = None  # (M, D) float32, of up to SAMPLE_LIMIT of the images
+    path: Path | None = None  # of its file, for messages
+
+
+def save_stats(path: str | Path, reference: Reference) -> None:
+    """Write a reference, as an npz that pytorch-fid reads too."""
+    fields = {key: getattr(reference, key) for key in (*ARRAYS, *FACTS)}
+    values = {key: value for key, value in fields.items() if value is not None}
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.savez(file, **values)
+
+    write_whole(Path(path), write)
+
+
+def load_stats(path: str | Path) -> Reference:
+    """Read a reference, ours, pytorch-fid's (`mu`, `sigma`) or ADM's (`mu_s`, `sigma_s` too).
+
+    Raises UserError if the file is missing or holds anything else.
+    """
+    try:
+        with (
+            refusing(f"{path}: not readable as reference statistics"),
+            np.load(path, allow_pickle=False) as file,
+        ):
+            if not {"mu", "sigma"} <= set(file.files):
+                hint = ""
+                if "arr_0" in file.files:
+                    hint = f"; make one of its images with {SCRIPT} --images {path} --out X.npz"
+                raise UserError(f"{path}: holds no 'mu' and 'sigma', so it is no reference{hint}")
+            arrays = {key: file[key] for key in ARRAYS if key in file.files}
+            facts = {key: kind(file[key]) for key, kind in FACTS.items() if key in file.files}
+            statistics = {k: v.astype(np.float64) for k, v in arrays.items() if k != "features"}
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such reference statistics; make them with {SCRIPT}, or set eval.ref_path"
+        ) from None
+    for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
+        if mean in statistics:
+            _check(path, mean, statistics[mean], covariance, statistics.get(covariance))
+    features = arrays.get("features")
+    if features is not None and (features.ndim != 2 or features.shape[1] != len(arrays["mu"])):
+        raise UserError(f"{path}: features {features.shape} do not go with mu {arrays['mu'].shape}")
+    return Reference(**statistics, **facts, features=features, path=Path(path))
+
+
+def _check(
+    path: str | Path, mean: str, mu: np.ndarray, covariance: str, sigma: np.ndarray | None
+) -> None:
+    shape = None if sigma is None else sigma.shape
+    if mu.ndim != 1 or shape != (len(mu), len(mu)):
+        raise UserError(
+            f"{path}: {mean} {mu.shape} and {covariance} {shape} are not of one dimension"
+        )
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise UserError(f"{path}: the reference statistics hold NaN or infinite values")
+
+
+def check_comparable(
+    reference: Reference, network: str, resolution: int | None, path: str | Path
+) -> None:
+    """Raise UserError if the reference at `path` was made by another network or at another size.
+
+    Files that do not say (pytorch-fid's) are taken at their word. `resolution`: None = whichever.
+    """
+    again = f"make it again with {SCRIPT}"
+    if reference.network not in (None, network):
+        raise UserError(
+            f"{path}: features are from '{reference.network}' but images are judged by "
+            f"'{network}'; such figures cannot be compared: {again}, or set eval.feature_network"
+        )
+    if resolution and reference.resolution not in (None, resolution):
+        side = f"{reference.resolution} pixels wide" if reference.resolution else "of any size"
+        raise UserError(
+            f"{path}: images are {side} but data.resolution is "
+            f"{resolution}; such figures cannot be compared: {again}"
+        )
+    if reference.network is None and reference.mu_s is not None and network == "inception":
+        note(
+            f"{path}: looks like ADM's, whose evaluator resizes as TensorFlow does; "
+            "eval.feature_network=inception-tf gives figures like its own"
+        )
+
+
+def check_dimension(reference: Reference, dimension: int) -> None:
+    """Raise UserError if features of `dimension` numbers do not go with the reference."""
+    if len(reference.mu) != dimension:
+        raise UserError(
+            f"{reference.path}: the reference has {len(reference.mu)} dimensions, the features "
+            f"{dimension}; they come from different networks"
+        )

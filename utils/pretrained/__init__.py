@@ -1,0 +1,1 @@
+"""Weights from elsewhere: downloads, encoders, checkpoint files; read encoders.py first."""

@@ -1,0 +1,125 @@
+"""One file out of a zip or tar archive that comes from elsewhere.
+
+Nothing is written but the file asked for, under the name asked for. An archive with a member that
+would land outside of the folder it is unpacked in, or that is a link or a device, is refused.
+"""
+
+from __future__ import annotations
+
+import gzip
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
+
+from utils.base.errors import UserError
+from utils.base.files import write_whole
+from utils.base.progress import progress
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+CHUNK = 1 << 20  # bytes
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file's name is that of an archive."""
+    return name.lower().endswith(ARCHIVES)
+
+
+def extract_file(archive: Path, target: Path) -> None:
+    """Write the member of an archive that has the target's name to `target`, whole or not at all.
+
+    Of several, the one below a folder `train` is meant. Raises UserError if the archive is damaged
+    or hostile, or does not hold exactly one such file.
+    """
+    try:
+        with _opened(archive) as source:
+            member, size = _choose(dict(_members(source, archive)), target.name, archive)
+
+            def write(temporary: Path) -> None:
+                with _member(source, member) as stream:
+                    _copy(stream, temporary, target.name, size)
+                if isinstance(source, tarfile.TarFile):
+                    _read_to_end(source)
+
+            write_whole(target, write)
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        zlib.error,
+        gzip.BadGzipFile,
+        EOFError,
+        NotImplementedError,  # a zip method that Python does not know
+        RuntimeError,  # an encrypted zip
+    ) as fault:
+        raise UserError(
+            f"{archive}: is damaged or not an archive ({fault}); delete it to fetch it again"
+        ) from fault
+    except OSError as fault:
+        raise UserError(f"{target}: cannot be written ({fault.strerror or fault})") from fault
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
+    with (
+        zipfile.ZipFile(archive) if archive.suffix.lower() == ".zip" else tarfile.open(archive)
+    ) as source:
+        yield source
+
+
+def _members(source: zipfile.ZipFile | tarfile.TarFile, archive: Path) -> Iterator:
+    """(name, size in bytes) of the files of an archive; raises UserError if it is hostile."""
+    if isinstance(source, zipfile.ZipFile):
+        found = [
+            (m.filename, m.file_size, m.is_dir(), stat.S_IFMT(m.external_attr >> 16))
+            for m in source.infolist()
+        ]
+        kinds = (0, stat.S_IFREG, stat.S_IFDIR)
+        entries = [(name, size, folder, kind in kinds) for name, size, folder, kind in found]
+    else:
+        entries = [(m.name, m.size, m.isdir(), m.isreg() or m.isdir()) for m in source]
+    for name, size, is_folder, is_plain in entries:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or PureWindowsPath(name).drive:
+            raise UserError(f"{archive}: refused, {name!r} would be written outside of its folder")
+        if not is_plain:
+            raise UserError(f"{archive}: refused, {name!r} is a link or a device")
+        if not is_folder:
+            yield name, size
+
+
+def _choose(members: dict[str, int], name: str, archive: Path) -> tuple[str, int]:
+    found = [m for m in members if PurePosixPath(m).name == name]
+    if len(found) > 1:
+        found = [m for m in found if "train" in PurePosixPath(m).parts] or found
+    if len(found) != 1:
+        what = "does not hold" if not found else f"holds {len(found)} files named"
+        raise UserError(f"{archive}: {what} {name}")
+    return found[0], members[found[0]]
+
+
+def _member(source: zipfile.ZipFile | tarfile.TarFile, name: str) -> IO[bytes]:
+    if isinstance(source, zipfile.ZipFile):
+        return source.open(name)  # compares the checksum at the end
+    return source.extractfile(name)
+
+
+def _copy(stream: IO[bytes], temporary: Path, label: str, size: int) -> None:
+    with (
+        open(temporary, "wb") as file,
+        progress(None, f"unpack {label}", size, "B", scale=True) as bar,
+    ):
+        while block := stream.read(CHUNK):
+            file.write(block)
+            bar.update(len(block))
+        if file.tell() != size:
+            raise EOFError(f"{label} ends after {file.tell()} of {size} bytes")
+
+
+def _read_to_end(source: tarfile.TarFile) -> None:
+    """A compressed tar has one checksum, behind everything else."""
+    while source.fileobj.read(CHUNK):
+        pass

@@ -1,0 +1,274 @@
+"""What the published projects let one download, and where it belongs here.
+
+Addresses are those that the projects document, the newest first, older ones as mirrors. A checksum
+stands where the project itself states one: OpenAI in the address of its CLIP (SHA-256), pytorch-fid
+in the name of its Inception weights (the first eight digits).
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from models.weights import looks_like_path
+from utils.base.errors import UserError
+from utils.config.schema import Config
+from utils.pretrained.archives import extract_file, is_archive
+from utils.pretrained.downloads import Patience, download, download_fault
+
+MASKDIT = "https://slurm-ord.s3.amazonaws.com"
+MASKDIT_OLD = "https://maskdit-bucket.s3.us-west-2.amazonaws.com"
+ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
+CLIP_SHA256 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file that can be downloaded."""
+
+    name: str
+    about: str
+    file: Path  # where it belongs, relative to the current directory
+    urls: tuple[str, ...]  # of the file, or of an archive that holds it
+    sha256: str = ""  # or its first digits
+    aliases: tuple[str, ...] = ()  # names in other versions of the published script
+    same_as: tuple[str, ...] = ()  # what a config may call these very weights
+    instead_of: tuple[str, ...] = ()  # what it can take the place of, being much alike
+
+
+ASSETS = (
+    Asset(
+        "vae",
+        "Stable Diffusion's VAE under the LDM names, scale factor 0.18215",
+        Path("assets/stable_diffusion/autoencoder_kl.pth"),
+        (f"{MASKDIT}/ckpts/autoencoder_kl.pth", f"{MASKDIT_OLD}/autoencoder_kl.pth"),
+        instead_of=("stabilityai/sd-vae-ft-ema",),
+    ),
+    Asset(
+        "clip",
+        "OpenAI's CLIP ViT-B/32",
+        Path("assets/ViT-B-32.pt"),
+        (f"https://openaipublic.azureedge.net/clip/models/{CLIP_SHA256}/ViT-B-32.pt",),
+        sha256=CLIP_SHA256,
+        same_as=("ViT-B-32:openai", "ViT-B-32-quickgelu:openai"),
+    ),
+    Asset(
+        "inception",
+        "the FID Inception network",
+        Path("assets/pt_inception-2015-12-05-6726825d.pth"),
+        (
+            "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+            "pt_inception-2015-12-05-6726825d.pth",
+        ),
+        sha256="6726825d",
+    ),
+    *(
+        Asset(
+            f"imagenet{side}",
+            f"ADM's reference batch and statistics of ImageNet at {side}×{side}",
+            Path("assets/fid_stats") / file,
+            (f"{ADM}/{side}/{file}",),
+        )
+        for side, file in (
+            (512, "VIRTUAL_imagenet512.npz"),
+            (256, "VIRTUAL_imagenet256_labeled.npz"),
+            (128, "VIRTUAL_imagenet128_labeled.npz"),
+            (64, "VIRTUAL_imagenet64_labeled.npz"),
+        )
+    ),
+    Asset(
+        "maskdit-trained",
+        "MaskDiT, ImageNet 256×256, 2 M steps with mask",
+        Path("assets/maskdit/2000000.pt"),
+        (f"{MASKDIT}/ckpts/256/2000000.pt", f"{MASKDIT_OLD}/2000000.pt"),
+        aliases=("maskdit256-trained",),
+    ),
+    *(
+        Asset(
+            name,
+            f"the same, {about}",
+            Path("assets/maskdit") / file,
+            (f"{MASKDIT}/ckpts/256/{file}", f"{MASKDIT_OLD}/{file}"),
+            aliases=(alias,),
+        )
+        for name, about, file, alias in (
+            (
+                "maskdit-unmask-finetune",
+                "finetuned without mask, best with guidance",
+                "imagenet256-ckpt-best_with_guidance.pt",
+                "maskdit256-guidance",
+            ),
+            (
+                "maskdit-cos-finetune",
+                "finetuned with a cosine mask schedule, best without guidance",
+                "imagenet256-ckpt-best_without_guidance.pt",
+                "maskdit256-conditional",
+            ),
+        )
+    ),
+    *(
+        Asset(
+            f"maskdit512-{kind}",
+            f"MaskDiT, ImageNet 512×512, {about}",
+            Path("assets/maskdit512") / file,
+            (f"{MASKDIT}/ckpts/512/{file}",),
+        )
+        for kind, about, file in (
+            ("guidance", "best with guidance", "1080000.pt"),
+            ("conditional", "best without guidance", "1050000.pt"),
+        )
+    ),
+    Asset(
+        "imagenet-latent-data",
+        "ImageNet 256×256 as latents (LMDB)",
+        Path("data/imagenet_256_latent_lmdb/train/data.mdb"),
+        (
+            f"{MASKDIT}/datasets/imagenet_256_latent_lmdb/train/data.mdb",
+            f"{MASKDIT_OLD}/imagenet_256_latent_lmdb.zip",
+        ),
+        aliases=("imagenet256-latent-lmdb",),
+    ),
+)
+BY_NAME = {name: asset for asset in ASSETS for name in (asset.name, *asset.aliases)}
+
+
+def fetch(
+    asset: Asset, target: Path, *, url: str | None = None, patience: Patience | None = None
+) -> None:
+    """Make sure that `target` is the asset's file; download it if it is not there.
+
+    url: an address of the file, of an archive with it, or (with / at the end) of a folder with it,
+        to be used instead of the published ones.
+
+    Raises UserError, which says what to put where by hand, if no address gives the file.
+    """
+    if target.is_file():
+        if fault := download_fault(target, asset.sha256):
+            raise UserError(f"{target}: {fault}; delete it to fetch it again")
+        return
+    if target.exists():
+        raise UserError(f"{target}: is in the way, the file {asset.file.name} belongs there")
+    urls = [url + asset.file.name if url.endswith("/") else url] if url else asset.urls
+    direct = [u for u in urls if not is_archive(urlsplit(u).path)]
+    archives = [u for u in urls if is_archive(urlsplit(u).path)]
+    patience = patience or Patience()
+    faults = []
+    try:
+        if direct:
+            download(direct, target, sha256=asset.sha256, patience=patience)
+            return
+    except UserError as fault:
+        faults.append(str(fault))
+    for address in archives:
+        packed = target.with_name(posixpath.basename(urlsplit(address).path))
+        try:
+            if not packed.exists():
+                download([address], packed, patience=patience)
+            extract_file(packed, target)
+        except UserError as fault:
+            faults.append(str(fault))
+            continue
+        if fault := download_fault(target, asset.sha256):
+            target.unlink()
+            faults.append(f"{packed}: its {target.name} {fault}")
+            continue
+        packed.unlink()
+        return
+    checksum = f" (SHA-256 {asset.sha256}{'' if len(asset.sha256) == 64 else '…'})"
+    raise UserError(
+        f"{asset.name}: not fetched: {'; '.join(faults)}. Try again (what arrived is kept), "
+        f"give a mirror with --url, or copy {target.name}{checksum if asset.sha256 else ''} from "
+        f"another machine to {target}"
+    )
+
+
+def local_file(source: str) -> Path | None:
+    """The downloaded file of the weights that a config calls `source`, if it is there."""
+    files = [asset.file for asset in ASSETS if source in asset.same_as]
+    return next((file for file in files if file.is_file()), None)
+
+
+def advice(source: str | os.PathLike) -> str:
+    """`; …` how to get what a config calls `source`, or nothing if it is not a published asset."""
+    for asset in ASSETS:
+        fetched = f"python download_assets.py --name {asset.name}"
+        if source in asset.same_as or Path(source) == asset.file:
+            return f"; fetch it with {fetched}"
+        if Path(source).name == asset.file.name:
+            return f"; fetch it with {fetched} --dest {Path(source).parent}"
+        if source in asset.instead_of:
+            return f"; without the hub, use {fetched} and set {asset.file} instead"
+    return ""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a config names and is not there."""
+
+    files: list[tuple[Asset, Path]]  # published, and the file that each should become
+    hub: list[tuple[str, str]]  # key and public name: a library fetches it into its own cache
+    unknown: list[tuple[str, str]]  # key and path of what is not published
+
+
+def needed_by(config: Config) -> Needs:
+    """What has to be downloaded before the networks and data of a config can be loaded.
+
+    What the preprocessing scripts make (databases, reference statistics) counts only where the
+    config names it as the published file is named.
+    """
+    encoders, root = config.encoders, config.data.root
+    sources = {"encoders.vae": encoders.vae, "encoders.clip": encoders.clip}
+    if config.eval.feature_network == "inception" and encoders.inception:
+        sources["encoders.inception"] = str(encoders.inception)
+    if config.eval.ref_path:
+        sources["eval.ref_path"] = str(config.eval.ref_path)
+    if root:
+        sources["data.root"] = str(root / "data.mdb")
+    needs = Needs([], [], [])
+    for key, source in sources.items():
+        path = Path(os.path.expanduser(source))
+        name, _, weights = source.partition(":")
+        asset = next((a for a in ASSETS if source in a.same_as or _is_named(path, a)), None)
+        target = asset.file if asset and source in asset.same_as else path
+        if target.exists() or (weights and Path(weights).exists()):
+            continue
+        if asset:
+            needs.files.append((asset, target))
+        elif key in ("encoders.vae", "encoders.clip") and not looks_like_path(weights or name):
+            needs.hub.append((key, source))
+        elif key.startswith("encoders."):
+            needs.unknown.append((key, source))
+    return needs
+
+
+def _is_named(path: Path, asset: Asset) -> bool:
+    """Whether a missing file is that asset; every database is called data.mdb."""
+    return path == asset.file if path.suffix == ".mdb" else path.name == asset.file.name
+
+
+def fetch_from_hub(key: str, source: str) -> None:
+    """Let the library that loads `source` fetch it into its cache, if it is not there yet.
+
+    Raises UserError if it cannot.
+    """
+    try:
+        if key == "encoders.vae":
+            import huggingface_hub  # slow to import, and most runs of the script never need it
+
+            huggingface_hub.snapshot_download(
+                source, allow_patterns=["config.json", "diffusion_pytorch_model.safetensors"]
+            )
+        else:
+            import open_clip
+
+            name, _, tag = source.partition(":")
+            known = open_clip.get_pretrained_cfg(name, tag)
+            if not known:
+                raise ValueError("not a name and tag of open_clip")
+            open_clip.download_pretrained(known)
+    except (OSError, ValueError, RuntimeError) as fault:
+        reason = (str(fault).strip().splitlines() or [repr(fault)])[0]
+        raise UserError(f"{key}: {source}: {reason}{advice(source)}") from fault

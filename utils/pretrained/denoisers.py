@@ -1,0 +1,89 @@
+"""Denoisers from a configuration, with fresh weights or with those of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from models.edm import EDMPrecond, build_denoiser
+from utils.base.errors import UserError
+from utils.base.files import write_whole
+from utils.config.load import config_from_dict
+from utils.config.schema import Config
+from utils.pretrained.checkpoint_files import load_weights, read_weights
+
+
+def denoiser_from_config(config: Config) -> EDMPrecond:
+    """The network that a configuration describes, with fresh weights."""
+    model = config.model
+    try:
+        return build_denoiser(
+            model.model_type,
+            model.in_size,
+            model.in_channels,
+            model.num_classes,
+            depth=model.depth,
+            hidden_size=model.hidden_size,
+            num_heads=model.num_heads,
+            use_decoder=model.use_decoder,
+            decoder_hidden_size=model.decoder_hidden_size,
+            decoder_depth=model.decoder_depth,
+            decoder_num_heads=model.decoder_num_heads,
+            cond_init_std=model.cond_init_std,
+            mae_loss_coef=model.mae_loss_coef,
+            pad_cls_token=model.pad_cls_token,
+            ext_feature_dim=model.ext_feature_dim,
+            self_cond=model.self_cond,
+            perturbation=config.learns_perturbation,
+        )
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
+
+
+def denoiser_with(weights: Mapping[str, torch.Tensor], config: Config, source: Path) -> EDMPrecond:
+    """The configured network with the given weights in float32, without initialising it first."""
+    with torch.device("meta"):
+        denoiser = denoiser_from_config(config)
+    load_weights(denoiser, {n: w.float() for n, w in weights.items()}, source, assign=True)
+    return denoiser
+
+
+def load_denoiser(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    which: str = "ema",
+    config: Config | None = None,
+) -> tuple[EDMPrecond, Config]:
+    """A trained denoiser in eval mode, and its configuration, from a .pt or .safetensors file.
+
+    `config` is needed for published checkpoints, which hold none, and otherwise takes the place of
+    the stored one. Raises UserError if the file is not what it should be.
+    """
+    path = Path(path)
+    weights, stored = read_weights(path, which)
+    config = config or stored
+    if config is None:
+        raise UserError(f"{path} holds no configuration; give the one it was trained with")
+    denoiser = denoiser_with(weights, config, path)
+    return denoiser.to(device).eval().requires_grad_(False), config
+
+
+def export_safetensors(
+    checkpoint: Path | str, out: Path | str, overrides: Sequence[str] = ()
+) -> None:
+    """Write a checkpoint's EMA weights as float16 with its configuration, for release.
+
+    `overrides`, such as `sampling.cfg_scale=2`, set what people who use it get by default.
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    weights, config = read_weights(checkpoint)
+    if config is None:
+        raise UserError(f"{checkpoint} holds no configuration and cannot be exported")
+    config = config_from_dict(config.to_dict(), str(checkpoint), overrides)
+    denoiser_with(weights, config, checkpoint)  # complains now rather than at the user's
+    half = {name: tensor.half().contiguous() for name, tensor in weights.items()}
+    metadata = {"config": config.to_yaml(), "source": checkpoint.name}
+    write_whole(out, lambda temporary: save_file(half, temporary, metadata=metadata))

@@ -1,0 +1,54 @@
+"""The frozen networks that a config names; one clear line where they cannot be loaded."""
+
+import torch
+
+from models.autoencoder import Autoencoder, load_autoencoder
+from models.clip import ClipEncoder, load_clip
+from utils.base.errors import UserError, note
+from utils.config.schema import Config
+from utils.pretrained.assets import advice, local_file
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def usable_device(name: str) -> torch.device:
+    """The device that `--device` names; raises UserError if there is none such."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as fault:
+        raise UserError(f"--device {name}: {str(fault).splitlines()[0]}") from fault
+
+
+def load_config_clip(config: Config, device: torch.device | str = "cpu") -> ClipEncoder:
+    """The CLIP at `encoders.clip`; raises UserError if there is none.
+
+    OpenAI's are read from the file of `download_assets.py` if it is there, else from the hub.
+    """
+    source = config.encoders.clip
+    if file := local_file(source):
+        note(f"encoders.clip: {source} is read from {file}")
+    try:
+        return load_clip(file or source, device=device, dtype=PRECISIONS[config.encoders.precision])
+    except (FileNotFoundError, ValueError) as fault:
+        raise UserError(f"encoders.clip: {fault}{advice(source)}") from fault
+
+
+def load_config_autoencoder(config: Config, device: torch.device | str = "cpu") -> Autoencoder:
+    """The VAE at `encoders.vae`; raises UserError if there is none or it does not fit."""
+    encoders, model = config.encoders, config.model
+    try:
+        vae = load_autoencoder(
+            encoders.vae,
+            scale_factor=encoders.scale_factor,
+            device=device,
+            dtype=PRECISIONS[encoders.precision],
+            memory=encoders.vae_memory,
+        )
+    except (FileNotFoundError, ValueError) as fault:
+        raise UserError(f"encoders.vae: {fault}{advice(encoders.vae)}") from fault
+    if vae.latent_channels != model.in_channels:
+        raise UserError(
+            f"encoders.vae: {encoders.vae} has latents of {vae.latent_channels} channels, "
+            f"but model.in_channels is {model.in_channels}"
+        )
+    return vae

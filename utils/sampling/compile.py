@@ -1,0 +1,61 @@
+"""Compile a network, without changing its results."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from models.edm import EDMPrecond
+from models.maskdit import MaskDiT
+from utils.base.errors import UserError, note
+from utils.config.schema import Config
+
+
+def compile_for_sampling(denoiser: EDMPrecond, config: Config, device: torch.device) -> None:
+    """As `sampling.compile` says; for batches of any size."""
+    wish = config.sampling.compile
+    for line in compile_if(wish, "sampling.compile", denoiser.model, device, varying_tokens=True):
+        note(line)
+
+
+def compile_if(
+    wish: bool | Literal["auto"],
+    key: str,
+    model: MaskDiT,
+    device: torch.device,
+    *,
+    varying_tokens: bool = False,
+) -> list[str]:
+    """Compile a network's blocks if the config's `key` says so; returns what there is to tell.
+
+    Raises UserError if it says true, not auto, and nothing can be compiled here.
+    """
+    if not wish:
+        return []
+    if fault := compiler_fault(device):
+        if wish is True:
+            raise UserError(f"{key}: {fault}; set it to auto or false")
+        return [f"{key}: not compiled, as {fault}"]
+    compile_blocks(model, varying_tokens=varying_tokens)
+    return []
+
+
+def compile_blocks(model: MaskDiT, *, varying_tokens: bool = False) -> None:
+    """Compile each block in place; blocks of one width share their code.
+
+    `varying_tokens`: one program for any number of tokens and images, as mask schedules and
+        sampling need it.
+    """
+    for block in [*model.blocks, *getattr(model, "decoder_blocks", [])]:
+        block.compile(dynamic=varying_tokens)
+
+
+def compiler_fault(device: torch.device) -> str | None:
+    """Why torch.compile does not work on `device`, or None; found by compiling a sum."""
+    try:
+        torch.compile(torch.add)(torch.zeros(8, device=device), 1)
+    except (RuntimeError, OSError, ImportError) as error:
+        lines = str(error).strip().splitlines()
+        return f"there is no working compiler ({lines[0] if lines else type(error).__name__})"
+    return None

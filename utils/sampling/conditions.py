@@ -1,0 +1,96 @@
+"""Conditions of the network: embeddings of captions, prompts, images and mixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from models.clip import ClipEncoder
+from models.geometry import mix, towards_images
+from utils.base.errors import UserError, note
+from utils.config.schema import Config
+from utils.data.captions import load_captions
+from utils.data.embeddings import read_image_mean
+from utils.data.images import list_images, to_uint8_array
+from utils.sampling.prompts import Row, Source
+
+
+def caption_conditions(y: torch.Tensor, config: Config) -> torch.Tensor:
+    """Caption embeddings (N, D) as the network takes them -> (N, D).
+
+    Of unit length with `data.norm_feature`; among the images' with `encoders.image_mean`. Raises
+    UserError if the file of that mean does not fit.
+    """
+    if path := config.encoders.image_mean:
+        return towards_images(y, read_image_mean(path, y.shape[1]).to(y.device))
+    return F.normalize(y, dim=1) if config.data.norm_feature else y
+
+
+def captions_of(
+    config: Config, names: Sequence[str] | None, chosen: torch.Tensor
+) -> list[str] | None:
+    """The texts of `chosen`, (N, 2) test images and numbers of their captions.
+
+    `names` are those that the embeddings' database holds; without, the image folder's order counts,
+    unless a list chose among its images. None if the config does not say where the texts are;
+    raises UserError if they are not there.
+    """
+    folder, images = config.eval.caption_dir, config.eval.image_dir
+    if folder is None or images is None or (names is None and config.eval.split_file):
+        return None
+    paths = [images / f"{name}.png" for name in names] if names else list_images(images)
+    wanted = [paths[image] for image in chosen[:, 0].tolist()]
+    captions = load_captions(wanted, images, folder, all_images=False)
+    return [lines[which] for lines, which in zip(captions, chosen[:, 1].tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Rows with what the network and the grid need of them."""
+
+    rows: list[Row]
+    embeddings: torch.Tensor  # (R, D)
+    thumbnails: dict[str, np.ndarray]  # image path -> (S, S, 3) uint8, as CLIP saw it
+
+    def icons(self) -> dict[str, list[np.ndarray]]:
+        """Label of a row -> the images that it is drawn from."""
+        return {row.label: [self.thumbnails[path] for path in row.images] for row in self.rows}
+
+
+def embed_rows(rows: list[Row], clip: ClipEncoder, config: Config) -> Conditions:
+    """Embed every source once, images as for training, and mix them; see models.geometry.mix.
+
+    Says which prompts are too long to be read whole. Raises UserError if an image is unreadable or
+    a mixture does not exist.
+    """
+    thumbnails: dict[str, np.ndarray] = {}
+    embeddings: dict[Source, torch.Tensor] = {}  # (D,)
+    for source in dict.fromkeys(source for row in rows for source, _ in row.parts):
+        if source.kind == "image":
+            pixels = to_uint8_array(source.value, config.data.resolution)
+            thumbnails[source.value] = pixels
+            y = clip.encode_images(torch.tensor(pixels).permute(2, 0, 1)[None])
+            y = F.normalize(y, dim=1) if config.data.norm_feature else y
+        else:
+            if clip.count_truncated([source.value]):
+                note(
+                    f"only the first {clip.context_length} tokens are read, the rest is cut: "
+                    f"{source.value[:60]}…"
+                )
+            y = caption_conditions(clip.encode_texts([source.value]), config)
+        embeddings[source] = y[0]
+
+    conditions = []
+    for row in rows:
+        y = torch.stack([embeddings[source] for source, _ in row.parts])
+        if len(row.parts) > 1:
+            try:
+                y = mix(y, torch.tensor([[weight for _, weight in row.parts]]))
+            except ValueError as fault:
+                raise UserError(f"--mix: {row.label}: {fault}") from fault
+        conditions.append(y[0])
+    return Conditions(rows, torch.stack(conditions), thumbnails)

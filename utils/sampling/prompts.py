@@ -1,0 +1,133 @@
+"""What faces are drawn from: prompts, images, and mixtures of them by weight."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from utils.base.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A sentence, or the path of an image, that has a CLIP embedding."""
+
+    kind: Literal["prompt", "image"]
+    value: str
+    label: str  # for people: the sentence, or the image's file name
+
+
+@dataclass(frozen=True)
+class Row:
+    """One condition: sources with their weights, which are not zero and sum to one."""
+
+    parts: tuple[tuple[Source, float], ...]
+
+    @property
+    def label(self) -> str:
+        """`0.3 × red hair + 0.7 × face.png`; a source that is alone needs no weight."""
+        if len(self.parts) == 1:
+            return self.parts[0][0].label
+        text = " ".join(f"{'−' if w < 0 else '+'} {abs(w):.2g} × {s.label}" for s, w in self.parts)
+        return text.removeprefix("+ ")
+
+    @property
+    def images(self) -> list[str]:
+        """The paths of its images."""
+        return [source.value for source, _ in self.parts if source.kind == "image"]
+
+
+def text_prompt(text: str) -> Source:
+    """A sentence from the command line, stripped; UserError if it is empty."""
+    if not text.strip():
+        raise UserError("--prompt is empty; say what to draw")
+    return Source("prompt", text.strip(), text.strip())
+
+
+def image_prompt(path: str) -> Source:
+    """An image from the command line; it is read later."""
+    return Source("image", path, Path(path).name)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a text file that are not blank, stripped; UserError if there are none."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as fault:
+        raise UserError(f"{path}: cannot be read as a text file ({fault})") from fault
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{path}: holds no prompt; write one a line")
+    return lines
+
+
+def arrange(sources: Sequence[Source], mixes: Sequence[str], steps: int | None) -> list[Row]:
+    """The conditions to draw: each source; or each of `mixes`; or `steps` between two sources.
+
+    mixes: weights such as '0.3,0.7', one for each source; only their ratios count.
+    steps: rows from the first source to the second, both included.
+    Raises UserError if there is nothing to draw, or weights or steps do not fit the sources.
+    """
+    if not sources:
+        raise UserError(
+            'say what to draw: --prompt "a person with red hair", --prompts_file F or --image F'
+        )
+    # Images of the same name in different folders are told apart by their paths.
+    labels = [source.label for source in dict.fromkeys(sources)]
+    sources = [replace(s, label=s.value) if labels.count(s.label) > 1 else s for s in sources]
+    if mixes and steps is not None:
+        raise UserError("--mix and --interpolate exclude each other")
+    if steps is not None:
+        if len(sources) != 2:
+            raise UserError(f"--interpolate goes between two prompts or images, not {len(sources)}")
+        if steps < 2:
+            raise UserError(f"--interpolate {steps}: should be at least 2, both ends included")
+        weights = [(1 - t, t) for t in np.linspace(0, 1, steps).tolist()]
+    elif mixes:
+        weights = [parse_weights(text, len(sources)) for text in mixes]
+    else:
+        return [Row(((source, 1.0),)) for source in sources]
+    pairs = [zip(sources, row, strict=True) for row in weights]
+    return [Row(tuple((source, weight) for source, weight in row if weight)) for row in pairs]
+
+
+def parse_weights(text: str, count: int) -> list[float]:
+    """`count` weights divided by their sum; UserError if it is another number or their sum is 0."""
+    try:
+        weights = [float(part) for part in text.split(",")]
+    except ValueError:
+        weights = [math.nan]
+    if not all(map(math.isfinite, weights)):
+        raise UserError(f"--mix {text}: should be numbers, e.g. 0.3,0.7")
+    if len(weights) != count:
+        raise UserError(
+            f"--mix {text}: number of weights is {len(weights)}, but there are {count} prompts "
+            "and images; give each a weight, in their order"
+        )
+    total = sum(weights)
+    if total < 1e-6:
+        raise UserError(f"--mix {text}: the weights sum to {total:g}; should be more than zero")
+    return [weight / total for weight in weights]
+
+
+def describe(rows: Sequence[Row]) -> dict[str, str]:
+    """PNG text chunks that say what rows are drawn from, each with as many lines as it needs.
+
+    `prompt` and `image` name the sources; `mix`, where any row is a mixture, has a line of JSON for
+    each row: its sources in order with their weights.
+    """
+    sources = dict.fromkeys(source for row in rows for source, _ in row.parts)
+    text = {}
+    for kind in ("prompt", "image"):
+        if values := [source.value for source in sources if source.kind == kind]:
+            text[kind] = "\n".join(values)
+    if any(len(row.parts) > 1 for row in rows):
+        parts = [[{s.kind: s.value, "weight": w} for s, w in row.parts] for row in rows]
+        text["mix"] = "\n".join(json.dumps(row, ensure_ascii=False) for row in parts)
+    return text

@@ -1,0 +1,1 @@
+"""Everything between two checkpoints, and the checkpoints; read batches.py first."""

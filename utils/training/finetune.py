@@ -1,0 +1,106 @@
+"""A new run that starts from another run's checkpoint: its weights, optimizer state and step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from utils.base.errors import UserError
+from utils.pretrained.checkpoint_files import load_checkpoint, load_weights, read_safetensors
+
+
+class Start(NamedTuple):
+    """Where a new run begins to count, and what to tell the user."""
+
+    step: int
+    images_seen: int
+    notes: list[str]
+
+
+def start_from(
+    path: Path,
+    denoiser: nn.Module,
+    ema: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batchsize: int,
+    strict: bool = True,
+) -> Start:
+    """Bring networks and optimizer to the state of a checkpoint, ours or published.
+
+    As published: the step goes on counting from the checkpoint's, which published files have in
+    their name only. `strict`: all weights must fit, and the optimizer state is taken where there is
+    one; otherwise missing and unknown names are listed in the notes, and the optimizer starts anew.
+    Released safetensors hold the EMA alone, which then starts both networks, at step 0.
+    Raises UserError if the file does not fit.
+    """
+    state = _read(path)
+    which = "model" if "model" in state else "ema"
+    notes = (
+        [] if which == "model" else [f"{path} holds EMA weights only; training starts from them"]
+    )
+    load_weights(ema, state.get("ema", state[which]), path, strict=strict)
+    missing, unknown = load_weights(denoiser, state[which], path, strict=strict)
+    if missing:
+        notes.append(f"not in {path}, left as initialised: {', '.join(missing)}")
+    if unknown:
+        notes.append(f"in {path} but not in the model: {', '.join(unknown)}")
+
+    step = state.get("step", int(path.stem) if path.stem.isdigit() else 0)
+    images_seen = state.get("images_seen", step * batchsize)
+    opt, taken = state.get("opt") or {}, "without its optimizer state"
+    if strict and opt.get("state"):
+        trained = [name for name, p in denoiser.named_parameters() if p.requires_grad]
+        take_optimizer_state(optimizer, opt, trained, list(state[which]), path)
+        taken = "with its optimizer state"
+    return Start(
+        step, images_seen, [f"starting from the weights of {path}, step {step}, {taken}", *notes]
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix != ".safetensors":
+        return load_checkpoint(path)
+    weights, _ = read_safetensors(path)
+    return {"ema": weights, "step": 0}
+
+
+def take_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    opt: Mapping[str, Any],
+    trained: Sequence[str],
+    stored: Sequence[str],
+    source: Path,
+) -> None:
+    """Load the moments of another AdamW's state dict; learning rate and betas stay our own.
+
+    Our files number the `trained` parameters, as `optimizer` does; published ones number all of
+    the weights `stored` in the file, fixed tables included, of which there are no moments. Raises
+    UserError if the moments are not those of the weights.
+    """
+    own = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [n for group in opt["param_groups"] for n in group["params"]]
+    if len(numbers) == len(own):
+        order = numbers
+    elif len(numbers) == len(stored) and set(trained) <= set(stored):
+        number_of = dict(zip(stored, numbers, strict=True))
+        order = [number_of[name] for name in trained]
+    else:
+        order = []
+    # Apex' optimizer counts its steps once for a whole group.
+    step = next((group["step"] for group in opt["param_groups"] if "step" in group), 0)
+    moments = {
+        i: {"step": torch.as_tensor(float(step)), **opt["state"][n]}
+        for i, n in enumerate(order)
+        if n in opt["state"]
+    }
+    fits = all(moments[i]["exp_avg"].shape == own[i].shape for i in moments)
+    if len(moments) != len(opt["state"]) or not fits:
+        raise UserError(
+            f"{source}: its optimizer state does not fit the model's weights; start without it: "
+            "--use_strict_load False"
+        )
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})

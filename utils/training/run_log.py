@@ -1,0 +1,209 @@
+"""The log of a training: log.txt, console lines, metrics.jsonl, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.base.errors import UserError
+from utils.evaluation.metric_names import metrics_in
+
+if TYPE_CHECKING:
+    pass
+from utils.base.processes import is_main_process
+from utils.evaluation.metric_names import metrics_text
+
+# Name in metrics.jsonl -> (label, number format, unit); fixed widths keep the lines aligned.
+COLUMNS = {
+    "kimg": ("kimg ", "{:9.2f}", ""),
+    "loss": ("loss ", "{:8.5f}", ""),
+    "lr": ("lr ", "{:8.2e}", ""),
+    "mask_ratio": ("mask ", "{:4.2f}", ""),
+    "grad_norm": ("grad ", "{:8.4f}", ""),
+    "images_per_s": ("", "{:8.1f}", " images/s"),
+    "memory_gb": ("", "{:6.2f}", " GB"),
+    "data_wait": ("data ", "{:5.1%}", ""),
+}
+
+# Figures that depend on the clock and the machine; all others are the same in every repetition.
+CLOCK_FIELDS = ("images_per_s", "memory_gb", "data_wait")
+
+
+def metrics_line(step: int, figures: Mapping[str, float]) -> str:
+    """One aligned line for the console; figures without a column are left to metrics.jsonl."""
+    parts = [f"step {step:>8d}"]
+    for name, (label, number, unit) in COLUMNS.items():
+        if name in figures:
+            parts.append(f"{label}{number.format(figures[name])}{unit}")
+    if skipped := figures.get("skipped"):
+        parts.append(f"{skipped} step(s) SKIPPED, not finite")
+    if spikes := figures.get("spikes"):
+        parts.append(f"{spikes} loss spike(s)")
+    return "  ".join(parts)
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Drop the lines of a metrics.jsonl that lie after `step`, and a line torn by a crash.
+
+    The file is replaced in one rename, so that a crash here loses nothing.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(line + "\n" for line in kept))
+    os.replace(temporary, path)
+
+
+class LineFile:
+    """A text file that lines are added to; what a full disk does not take is kept and follows."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self._unwritten = b""
+        self._lock = threading.Lock()
+
+    def write(self, line: str) -> None:
+        """Add a line; never fails."""
+        with self._lock:
+            self._unwritten += line.encode() + b"\n"
+        with contextlib.suppress(OSError):
+            self._drain()
+
+    def _drain(self) -> None:
+        with self._lock:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+
+    def sync(self) -> None:
+        """Bring every line to disk. Raises OSError if it does not take them."""
+        self._drain()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Bring to disk what it takes, and close."""
+        with contextlib.suppress(OSError):
+            self.sync()
+        self._file.close()
+
+
+class RunLog:
+    """Writes the log files of one experiment folder; does nothing on other processes.
+
+    `step`: the step that the run starts from. Records after it, left by an interrupted run that
+    is now being continued, are removed, so that each step appears once.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        step: int = 0,
+        *,
+        tensorboard: bool = True,
+        wandb_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`wandb_config`: start a Weights & Biases run that shows this; see start_wandb."""
+        self.enabled = is_main_process()
+        self.tensorboard = self.wandb = None
+        if not self.enabled:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if wandb_config is not None:
+            self.wandb = start_wandb(folder, wandb_config)
+        cut_after(folder / "metrics.jsonl", step)
+        self.text = LineFile(folder / "log.txt")
+        self.lines = LineFile(folder / "metrics.jsonl")
+        if tensorboard:
+            # Imported here because it takes a second that users of progress() alone need not pay.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def info(self, message: str) -> None:
+        """A line for people: console and log.txt (there with the time of day)."""
+        if not self.enabled:
+            return
+        with contextlib.suppress(OSError):  # it may go to a file on a full disk
+            print(message, flush=True)
+        self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}")
+
+    def metrics(self, step: int, figures: Mapping[str, float]) -> None:
+        """The figures of a log step, to metrics.jsonl, the console and TensorBoard."""
+        if not self.enabled:
+            return
+        self.lines.write(json.dumps({"step": step, **figures}))
+        self.info(metrics_line(step, figures))
+        self.scalars(step, figures, "train")
+
+    def evaluation(self, step: int, way: str, record: Mapping[str, Any]) -> None:
+        """How good the weights of `step` are, sampled in this way: a line, and scalars."""
+        self.info(f"step {step:>8d}  {way}: {metrics_text(record)}")
+        figures = {name: record[name] for name in metrics_in([record])}
+        self.scalars(step, figures, f"eval, {way}")
+
+    def scalars(self, step: int, figures: Mapping[str, float], group: str) -> None:
+        """Figures for TensorBoard and Weights & Biases only, drawn as `group/name`."""
+        if self.tensorboard is not None:
+            try:
+                for name, value in figures.items():
+                    self.tensorboard.add_scalar(f"{group}/{name}", value, step)
+                self.tensorboard.flush()
+            except OSError as error:  # its writer does not recover
+                self.tensorboard = None
+                self.info(f"WARNING: TensorBoard is off until the next start: {error}")
+        if self.wandb is not None:
+            self.wandb.log({f"{group}/{n}": v for n, v in figures.items()}, step=step)
+
+    def sync(self) -> None:
+        """Bring all lines to disk: call before a checkpoint, whose lines must not be lost.
+
+        Raises OSError if the disk does not take them.
+        """
+        if self.enabled:
+            self.text.sync()
+            self.lines.sync()
+
+    def close(self) -> None:
+        """Bring to disk what it takes, and close all files."""
+        if not self.enabled:
+            return
+        self.text.close()
+        self.lines.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def require_wandb() -> None:
+    """Raise UserError unless the optional package wandb is installed."""
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError("--use_wandb: needs the package wandb; pip install wandb")
+
+
+def start_wandb(folder: Path, config: Mapping[str, Any]) -> Any:
+    """A Weights & Biases run named after the experiment folder, which shows its config.
+
+    Project, entity and group come from wandb's own variables (WANDB_PROJECT, WANDB_ENTITY,
+    WANDB_RUN_GROUP). Raises UserError if it does not start, e.g. for want of a login.
+    """
+    import wandb  # optional
+
+    project = os.environ.get("WANDB_PROJECT", "text-to-face")
+    try:
+        return wandb.init(project=project, name=folder.name, dir=str(folder), config=dict(config))
+    except wandb.Error as error:
+        raise UserError(f"--use_wandb: {error}; WANDB_MODE=offline needs no account") from error

@@ -1,0 +1,77 @@
+"""The pictures that a training shows of itself: always the same captions and seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from models.autoencoder import Autoencoder
+from models.edm import EDMPrecond
+from utils.config.schema import Config
+from utils.data.lmdb_reader import LMDBReader
+from utils.pretrained.encoders import load_config_autoencoder
+from utils.sampling.conditions import caption_conditions, captions_of
+from utils.sampling.generate import generate, sampler_settings
+from utils.sampling.pictures import labelled_grid
+from utils.training.speed import best_amp
+
+
+class SampleGrid:
+    """Draws the first `log.num_samples` test captions with a denoiser and saves a labelled grid."""
+
+    def __init__(
+        self,
+        config: Config,
+        autoencoder: Autoencoder,
+        conds: torch.Tensor | None,
+        captions: list[str] | None,
+        device: torch.device | str,
+    ) -> None:
+        self.config, self.autoencoder, self.device = config, autoencoder, device
+        self.conds, self.captions = conds, captions
+        self.settings = sampler_settings(config.sampling)
+
+    @classmethod
+    def from_config(cls, config: Config, device: torch.device | str) -> SampleGrid | None:
+        """None if there is nothing to draw: no captions' embeddings, or `log.sample_every=0`.
+
+        Raises UserError if what the config names is not there.
+        """
+        conds = captions = None
+        if config.log.sample_every == 0:
+            return None
+        if config.samples_classes:
+            count = min(config.log.num_samples, config.model.num_classes)
+            conds = torch.eye(config.model.num_classes)[:count]
+            captions = [f"class {i}" for i in range(count)]
+        elif config.model.num_classes or config.model.ext_feature_dim:
+            if config.eval.feat_path is None:
+                return None
+            reader = LMDBReader(config.eval.feat_path)
+            rows = range(min(config.log.num_samples, reader.info.length))
+            conds = caption_conditions(torch.from_numpy(reader.read(rows)), config)
+            firsts = torch.tensor([(row, 0) for row in rows])
+            captions = captions_of(config, reader.info.meta.get("names"), firsts)
+        return cls(config, load_config_autoencoder(config, device), conds, captions, device)
+
+    def save(self, denoiser: EDMPrecond, path: Path) -> None:
+        """Draw with the configured sampler and write the PNG `path`."""
+        sampling = self.config.sampling
+        count = self.config.log.num_samples if self.conds is None else len(self.conds)
+        batches = generate(
+            denoiser,
+            self.autoencoder,
+            self.conds,
+            range(sampling.seed, sampling.seed + count),
+            self.settings,
+            cfg_scale=sampling.cfg_scale,
+            interval=sampling.guidance_interval,
+            batch_size=self.config.eval.batchsize,
+            device=self.device,
+            amp=best_amp(self.config.train.amp),
+        )
+        images = torch.cat([images for _, images in batches])
+        scale = sampling.cfg_scale
+        guidance = "no guidance" if scale is None else f"guidance {scale:g}"
+        labelled_grid(images.numpy(), self.captions, path, title=f"{path.stem}, {guidance}")

@@ -1,0 +1,92 @@
+"""What changes over training: learning rate and mask ratio, as functions of the finished steps."""
+
+from __future__ import annotations
+
+import math
+
+from utils.base.errors import UserError
+from utils.config.schema import Config
+
+
+def number_of_steps(config: Config, images: int, first_step: int = 0) -> int:
+    """Count of finished steps at which the training on `images` images ends; the lower limit holds.
+
+    A run that starts from another's checkpoint goes on counting from its `first_step`. As
+    published, `max_num_steps` more are done then, but `epochs` include those done before.
+    """
+    train, limits = config.train, []
+    if train.max_num_steps is not None:
+        limits.append(first_step + train.max_num_steps)
+    if train.epochs is not None:
+        limits.append(math.ceil(train.epochs * images / train.batchsize))
+        if limits[-1] <= first_step:
+            raise UserError(
+                f"train.epochs: {train.epochs} epochs end at step {limits[-1]}, but the checkpoint "
+                f"to start from has done {first_step}; set more, or train.max_num_steps alone"
+            )
+    if not limits:
+        raise UserError("train.max_num_steps or train.epochs: set how long to train")
+    return min(limits)
+
+
+def lr_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> float:
+    """Learning rate of the update that follows `step` finished ones.
+
+    `lr_rampup_kimg` and `lr_warmup_steps` rise linearly from zero (the lower holds where both are
+    set), but a rate in `lr_warmup` is held for these steps; as published, the first counts from
+    step 0, the second from the run's `first_step`. `lr_schedule` goes from `lr` at `first_step` to
+    `lr * lr_min_ratio` at `max_steps`.
+    """
+    train, rise = config.train, 1.0
+    if train.lr_rampup_kimg > 0:
+        rise = min(rise, step * train.batchsize / (train.lr_rampup_kimg * 1000))
+    if train.lr_warmup and step - first_step < train.lr_warmup_steps:
+        if train.lr_warmup is not True:
+            return train.lr_warmup
+        rise = min(rise, (step - first_step) / train.lr_warmup_steps)
+    x = min((step - first_step) / (max_steps - first_step), 1.0)
+    share = {
+        "constant": 1.0,
+        "cosine": (1 + math.cos(math.pi * x)) / 2,
+        "linear": 1 - x,
+    }[train.lr_schedule]
+    return train.lr * rise * (train.lr_min_ratio + (1 - train.lr_min_ratio) * share)
+
+
+def mask_ratio_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> float:
+    """Mask ratio of the step that follows `step` finished ones; 0 in the unmasked tail.
+
+    As published, the schedule runs from the run's `first_step` to `max_steps`.
+    """
+    model, done, length = config.model, step - first_step, max_steps - first_step
+    if done >= (1 - model.unmasked_tail) * length:
+        return 0.0
+    return mask_ratio_at(model.mask_ratio_fn, done / length, model.mask_ratio, model.mask_ratio_min)
+
+
+def always_masked(config: Config) -> bool:
+    """Whether every step hides some tokens."""
+    model = config.model
+    return model.mask_ratio_fn == "constant" and model.mask_ratio > 0 and not model.unmasked_tail
+
+
+MASK_SCHEDULES = ("constant", "linear", "exp", *(f"cosine{power}" for power in range(2, 7)))
+
+
+def mask_ratio_at(schedule: str, progress: float, ratio: float, ratio_min: float) -> float:
+    """Mask ratio at `progress` (0 = start of training, 1 = its end).
+
+    Every schedule falls from `ratio` towards `ratio_min`, but "linear", which climbs from
+    `ratio_min` to `ratio`. Raises ValueError for a name that is not in MASK_SCHEDULES.
+    """
+    if schedule not in MASK_SCHEDULES:
+        raise ValueError(f"mask schedule '{schedule}' is not one of {', '.join(MASK_SCHEDULES)}")
+    if schedule == "constant":
+        share = 1.0
+    elif schedule == "linear":
+        share = progress
+    elif schedule == "exp":
+        share = math.exp(-7 * progress)
+    else:
+        share = math.cos(math.pi / 2 * progress) ** int(schedule.removeprefix("cosine"))
+    return ratio_min + (ratio - ratio_min) * share

@@ -1,0 +1,99 @@
+"""Networks that are spread over the processes (FSDP), for those too large for one device.
+
+Checkpoints hold whole tensors under the same names as ever, so any number of processes reads them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from models.edm import EDMPrecond
+from utils.base.errors import UserError
+from utils.training.ema import EMA
+
+
+def wants_shards(configured: bool, amp: str) -> bool:
+    """Whether to shard: `train.shard`, or a launcher's FSDP setting, which is taken over here.
+
+    Accelerate itself shards on GPUs only; what follows from its setting is the same everywhere.
+    Raises UserError for what does not go with it.
+    """
+    by_launcher = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if not (configured or by_launcher):
+        return False
+    if amp == "fp16":
+        raise UserError("train.shard: does not go with train.amp=fp16; use bf16 or no")
+    return True
+
+
+def shard(network: EDMPrecond) -> None:
+    """Spread a network's weights over all processes, in place; called by all.
+
+    Each block is gathered while it is needed, as are the remaining weights.
+    """
+    device = next(network.parameters()).device
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    blocks = [*network.model.blocks, *getattr(network.model, "decoder_blocks", [])]
+    for module in (*blocks, network):
+        fully_shard(module, mesh=mesh)
+    register_fsdp_forward_method(network, "summary")
+
+
+def shard_training(
+    denoiser: EDMPrecond, ema: EMA, optimizer: torch.optim.Optimizer
+) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+    """Shard a network and its average in place; returns the trained weights and their optimizer.
+
+    That is a new one with the settings and the state of the given one.
+    """
+    shard(denoiser)
+    shard(ema.module)
+    ema.follow(denoiser)
+    parameters = [p for p in denoiser.parameters() if p.requires_grad]
+    options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
+    new = type(optimizer)(parameters, fused=True)
+    new.param_groups[0].update(options)
+    whole = [p for group in optimizer.param_groups for p in group["params"]]
+    for old, parameter in zip(whole, parameters, strict=True):
+        new.state[parameter] = {
+            name: value
+            if value.ndim == 0
+            else distribute_tensor(value, parameter.device_mesh, parameter.placements)
+            for name, value in optimizer.state.get(old, {}).items()
+        }
+    return parameters, new
+
+
+def host_copy(value: Any, keep: bool = True) -> Any:
+    """Nested dicts and lists with every tensor copied to the CPU, shards put together.
+
+    Called by all processes if there are shards; those that do not `keep` it get None.
+    """
+    if isinstance(value, DTensor):
+        value = value.detach().full_tensor()
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True) if keep else None
+    if isinstance(value, Mapping):
+        copied = {key: host_copy(v, keep) for key, v in value.items()}
+        return copied if keep else None
+    if isinstance(value, list | tuple):
+        copied = [host_copy(v, keep) for v in value]
+        return type(value)(copied) if keep else None
+    return value
+
+
+def whole(network: EDMPrecond, empty: EDMPrecond) -> EDMPrecond:
+    """The network itself, or if it is sharded `empty` with its weights; called by all."""
+    if not any(isinstance(p, DTensor) for p in network.parameters()):
+        return network
+    device = next(network.parameters()).device
+    empty.load_state_dict({n: t.full_tensor() for n, t in network.state_dict().items()})
+    return empty.to(device).eval().requires_grad_(False)
