@@ -11,7 +11,7 @@ help:
 	@echo "make test    install, lint, run the whole test suite"
 	@echo "make check   how often the shipped model's pictures show what the sentence asked"
 	@echo "make soak    all long fault tests: kills, hostile files, odd values (hours)"
-	@echo "make lint    ruff only"
+	@echo "make lint    style, format, layers of imports, types"
 	@echo "make clean   remove the demo's data and results (not .venv)"
 
 # One stamp per requirements file, so that set-up is skipped when nothing changed.
@@ -34,6 +34,8 @@ test: lint
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=. $(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 soak: .venv/.dev
 	$(BIN)/python tests/faults/soak.py
