@@ -7,9 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-DISCRETIZATIONS = ("vp", "ve", "iddpm", "edm")
-SCHEDULES = ("vp", "ve", "linear")
-SCALINGS = ("vp", "none")
+from models.choices import Discretization, NoiseSchedule, SignalScaling
 
 VP_BETA_D, VP_BETA_MIN, VP_EPSILON = 19.1, 0.1, 1e-3  # as in the published ablation sampler
 IDDPM_C1, IDDPM_C2, IDDPM_M = 0.001, 0.008, 1000  # Nichol & Dhariwal 2021
@@ -30,9 +28,9 @@ class Formulation:
 
 
 def formulation(
-    discretization: str,
-    schedule: str,
-    scaling: str,
+    discretization: Discretization,
+    schedule: NoiseSchedule,
+    scaling: SignalScaling,
     num_steps: int,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
@@ -70,7 +68,7 @@ def formulation(
     return Formulation(t_steps, sigma, d_sigma, t_of_sigma, s, d_s)
 
 
-def default_range(discretization: str) -> tuple[float, float]:
+def default_range(discretization: Discretization) -> tuple[float, float]:
     """Smallest and largest noise level of a formulation."""
     if discretization == "vp":
         return vp_sigma(VP_EPSILON, VP_BETA_D, VP_BETA_MIN), vp_sigma(1.0, VP_BETA_D, VP_BETA_MIN)
@@ -78,7 +76,7 @@ def default_range(discretization: str) -> tuple[float, float]:
 
 
 def noise_levels(
-    discretization: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float
+    discretization: Discretization, num_steps: int, sigma_min: float, sigma_max: float, rho: float
 ) -> list[float]:
     """`num_steps` noise levels from sigma_max down to sigma_min."""
     ramp = [i / max(num_steps - 1, 1) for i in range(num_steps)]
@@ -97,7 +95,7 @@ def noise_levels(
 
 
 def time_functions(
-    schedule: str, sigma_min: float, sigma_max: float
+    schedule: NoiseSchedule, sigma_min: float, sigma_max: float
 ) -> tuple[Function, Function, Function]:
     """sigma(t), its derivative and its inverse."""
     if schedule == "linear":

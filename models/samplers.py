@@ -8,16 +8,16 @@ sampler knows of them. Noise levels are Python floats: exact, and a GPU need not
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from models.noise_levels import DISCRETIZATIONS, SCALINGS, SCHEDULES, Formulation, formulation
+from models.choices import Discretization, NoiseSchedule, SignalScaling, Solver
+from models.noise_levels import Formulation, formulation
 
 Denoise = Callable[[Tensor, float], Tensor]
 Randn = Callable[[Tensor], Tensor]
-
-SOLVERS = ("heun", "euler", "dpmpp_2m")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SamplerSettings:
     Raises ValueError for values that do not exist or do not go together.
     """
 
-    solver: str = "heun"
+    solver: Solver = "heun"
     num_steps: int = 40
     sigma_min: float | None = None
     sigma_max: float | None = None
@@ -43,16 +43,16 @@ class SamplerSettings:
     S_min: float = 0.0
     S_max: float = math.inf
     S_noise: float = 1.0
-    discretization: str | None = None
-    schedule: str | None = None
-    scaling: str | None = None
+    discretization: Discretization | None = None
+    schedule: NoiseSchedule | None = None
+    scaling: SignalScaling | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (
-            ("solver", SOLVERS),
-            ("discretization", (None, *DISCRETIZATIONS)),
-            ("schedule", (None, *SCHEDULES)),
-            ("scaling", (None, *SCALINGS)),
+            ("solver", get_args(Solver)),
+            ("discretization", (None, *get_args(Discretization))),
+            ("schedule", (None, *get_args(NoiseSchedule))),
+            ("scaling", (None, *get_args(SignalScaling))),
         ):
             if (value := getattr(self, name)) not in allowed:
                 known = ", ".join(choice for choice in allowed if choice)

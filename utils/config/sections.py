@@ -19,6 +19,16 @@ from pydantic import (
     model_validator,
 )
 
+from models.choices import (
+    Discretization,
+    FeatureNetworkKind,
+    MaskSchedule,
+    NoiseSchedule,
+    PerturbationKind,
+    SignalScaling,
+    Solver,
+)
+
 
 def _from_home(path: Path) -> Path:
     return Path(os.path.expanduser(path))  # Path's own method fails where there is no such user
@@ -26,11 +36,6 @@ def _from_home(path: Path) -> Path:
 
 LocalPath = Annotated[Path, AfterValidator(_from_home)]  # relative to the current directory
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Perturbation = Literal["fixed", "gaussian", "uniform", "truncated", "learnable"]
-Solver = Literal["heun", "euler", "dpmpp_2m"]
-MaskSchedule = Literal[
-    "constant", "linear", "exp", "cosine2", "cosine3", "cosine4", "cosine5", "cosine6"
-]
 
 
 def _amp_name(value: Any) -> Any:
@@ -140,7 +145,7 @@ class Train(Section):
     xflip: bool = False
     max_num_steps: PositiveInt | None = None  # optimiser steps
     perturbation: NonNegativeFloat = 0.0  # scale; 0 = condition as stored
-    perturbation_type: Annotated[Perturbation, BeforeValidator(_perturbation_name)] = "gaussian"
+    perturbation_type: Annotated[PerturbationKind, BeforeValidator(_perturbation_name)] = "gaussian"
     mean: float = 0.0  # this and the next two are those of the truncated perturbation
     trunc_a: float = -1.0
     trunc_b: float = 1.0
@@ -198,7 +203,7 @@ class Eval(Section):
     split_file: LocalPath | None = None
     root: LocalPath | None = None  # latents of the test images (LMDB folder)
     image_feat_path: LocalPath | None = None  # embeddings of the test images (LMDB folder)
-    feature_network: Literal["inception", "inception-tf", "clip", "dinov2"] = "inception"
+    feature_network: FeatureNetworkKind = "inception"
     more_ref_paths: list[LocalPath] = []  # references of other networks, judged by as well
 
 
@@ -274,9 +279,9 @@ class Sampling(Section):
     S_min: NonNegativeFloat = 0.0
     S_max: PositiveFloat = float("inf")
     S_noise: PositiveFloat = 1.0
-    discretization: Literal["vp", "ve", "iddpm", "edm"] | None = None
-    schedule: Literal["vp", "ve", "linear"] | None = None
-    scaling: Literal["vp", "none"] | None = None
+    discretization: Discretization | None = None
+    schedule: NoiseSchedule | None = None
+    scaling: SignalScaling | None = None
 
     @model_validator(mode="before")
     @classmethod

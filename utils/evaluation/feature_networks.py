@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
+from models.choices import FeatureNetworkKind
 from models.clip import ClipEncoder
 from models.weights import read_tensors
 from utils.base.errors import UserError, note
@@ -30,7 +31,6 @@ from utils.pretrained.assets import advice
 from utils.pretrained.encoders import load_config_clip
 
 BLOCK = 16  # images
-FeatureNetworkKind = Literal["inception", "inception-tf", "clip", "dinov2"]
 
 
 class Outputs(NamedTuple):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
+from models.choices import MaskSchedule
 from utils.base.errors import UserError
 from utils.config.schema import Config
 
@@ -70,17 +72,14 @@ def always_masked(config: Config) -> bool:
     return model.mask_ratio_fn == "constant" and model.mask_ratio > 0 and not model.unmasked_tail
 
 
-MASK_SCHEDULES = ("constant", "linear", "exp", *(f"cosine{power}" for power in range(2, 7)))
-
-
-def mask_ratio_at(schedule: str, progress: float, ratio: float, ratio_min: float) -> float:
+def mask_ratio_at(schedule: MaskSchedule, progress: float, ratio: float, ratio_min: float) -> float:
     """Mask ratio at `progress` (0 = start of training, 1 = its end).
 
     Every schedule falls from `ratio` towards `ratio_min`, but "linear", which climbs from
-    `ratio_min` to `ratio`. Raises ValueError for a name that is not in MASK_SCHEDULES.
+    `ratio_min` to `ratio`. Raises ValueError for another name.
     """
-    if schedule not in MASK_SCHEDULES:
-        raise ValueError(f"mask schedule '{schedule}' is not one of {', '.join(MASK_SCHEDULES)}")
+    if schedule not in (known := get_args(MaskSchedule)):
+        raise ValueError(f"mask schedule '{schedule}' is not one of {', '.join(known)}")
     if schedule == "constant":
         share = 1.0
     elif schedule == "linear":
