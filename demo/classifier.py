@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from demo.make_faces import ATTRIBUTES, encode_attributes
-from models.perturbation import perturb
+from models.perturbation import Perturbation, perturb
 from utils.base.errors import UserError
 from utils.base.progress import progress
 from utils.data.image_batches import iterate_batches
@@ -167,7 +167,7 @@ def train_probe(embeddings: Tensor, codes: Tensor, perturb_scale: float, steps: 
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         picked = torch.randint(len(embeddings), (256,))
-        inputs = perturb(embeddings[picked], "gaussian", perturb_scale)
+        inputs = perturb(embeddings[picked], Perturbation("gaussian", perturb_scale))
         optimizer.zero_grad(set_to_none=True)
         attribute_loss(probe(inputs), codes[picked]).backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""What a MaskDiT is built of: embedders, positions, attention, and the adaLN-Zero block of DiT.
+"""Parts of a MaskDiT: embedders, positions, attention, and the adaLN-Zero block of DiT.
 
 Parameter names are those of the published checkpoints.
 """
@@ -13,14 +13,14 @@ from models.perturbation import LearnedPerturbation
 
 
 def sincos_1d(dim: int, positions: Tensor) -> Tensor:
-    """Sines, then cosines of `positions` (M,) at dim / 2 frequencies -> (M, dim) float64."""
+    """Return sines, then cosines of `positions` (M,) at dim / 2 frequencies, (M, dim) float64."""
     frequencies = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
     angles = positions.double()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def sincos_2d(dim: int, grid: int, extra_tokens: int = 0) -> Tensor:
-    """Fixed positions of a grid x grid image -> (1, extra_tokens + grid², dim) float32.
+    """Return fixed positions of a grid x grid image, (1, extra_tokens + grid², dim) float32.
 
     The first half of the features encodes the column, the second half the row; extra tokens get
     zeros.
@@ -40,13 +40,14 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """Image (N, C, H, W) -> one token per patch (N, L, D), or per patch of `keep` (N, K, D)."""
+    """Embedder of patches: an image becomes a row of tokens."""
 
     def __init__(self, in_channels: int, hidden_size: int, patch_size: int):
         super().__init__()
         self.proj = nn.Conv2d(in_channels, hidden_size, patch_size, stride=patch_size)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Embed x (N, C, H, W) -> a token per patch (N, L, D), or per patch of `keep` (N, K, D)."""
         patches = F.unfold(x, self.proj.kernel_size, stride=self.proj.stride).transpose(1, 2)
         if keep is not None:  # before anything is computed, where a token is only p * p * C wide
             patches = patches.gather(1, keep[:, :, None].expand(-1, -1, patches.shape[2]))
@@ -54,7 +55,7 @@ class PatchEmbed(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """Noise condition (N,) -> (N, D): 256 sinusoids, then a two-layer network."""
+    """Embedder of the noise condition: 256 sinusoids, then a two-layer network."""
 
     FREQUENCIES = 256
 
@@ -67,6 +68,7 @@ class TimestepEmbedder(nn.Module):
         )
 
     def forward(self, t: Tensor) -> Tensor:
+        """Embed t (N,) -> (N, D)."""
         half = self.FREQUENCIES // 2
         exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
         angles = t.float()[:, None] * torch.exp(-math.log(10000.0) * exponents)
@@ -74,9 +76,9 @@ class TimestepEmbedder(nn.Module):
 
 
 class ConditionEmbedder(nn.Module):
-    """Condition (N, cond_dim) -> (N, D) by one linear layer, so that zeros mean "no condition".
+    """Embedder of the condition: one linear layer without bias, so that zeros mean "no condition".
 
-    perturbation: turn conditions by a learned angle first, where `noise` is given (in training).
+    perturbation: a learned angle turns conditions first, in training.
     """
 
     def __init__(self, cond_dim: int, hidden_size: int, perturbation: bool = False):
@@ -85,14 +87,17 @@ class ConditionEmbedder(nn.Module):
         self.perturbator = LearnedPerturbation(cond_dim) if perturbation else None
 
     def forward(self, y: Tensor, noise: Tensor | None = None) -> Tensor:
-        """y and the perturbation's directions `noise` (N, cond_dim) -> (N, D)."""
-        if noise is not None:
+        """Embed y (N, cond_dim) -> (N, D).
+
+        noise: (N, cond_dim), directions of the learned perturbation; None = not perturbed.
+        """
+        if noise is not None and self.perturbator is not None:
             y = self.perturbator(y, noise)
         return self.embedding_table(y)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of each head (N, heads, T, D / heads)."""
+    """Attend with each head: q, k, v (N, heads, T, D / heads) -> the same shape."""
     # The backward pass of the fused kernel for bfloat16 on CPUs is eight times slower than this.
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
         weights = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
@@ -112,6 +117,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens x (N, T, D) -> (N, T, D)."""
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (N, T, 3, heads, D / heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         x = attend(q, k, v)  # (N, heads, T, D / heads)
@@ -119,7 +125,7 @@ class Attention(nn.Module):
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Tanh-approximated GELU."""
+    """Apply the tanh-approximated GELU."""
     # 0.5 (1 + tanh u) = sigmoid(2 u), which compiled code for CPUs evaluates much faster.
     if torch.compiler.is_compiling() and x.device.type == "cpu":
         return x * torch.sigmoid(math.sqrt(8 / math.pi) * x * (1 + 0.044715 * x * x))
@@ -135,11 +141,12 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform each token of x (N, T, D) -> (N, T, D)."""
         return self.fc2(gelu(self.fc1(x)))
 
 
 def adaln(cond_width: int, width: int, vectors: int) -> nn.Sequential:
-    """Network that turns the conditioning vector into `vectors` shifts, scales or gates."""
+    """Build the network from conditioning vectors to `vectors` shifts, scales or gates."""
     return nn.Sequential(nn.SiLU(), nn.Linear(cond_width, vectors * width))
 
 
@@ -155,6 +162,7 @@ class Block(nn.Module):
         self.adaLN_modulation = adaln(cond_width, dim, 6)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Transform tokens x (N, T, D) with conditioning vectors c (N, cond_width) -> (N, T, D)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)
         x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1))
         return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
@@ -170,5 +178,6 @@ class ModulatedLinear(nn.Module):
         self.adaLN_modulation = adaln(cond_width, dim, 2)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Project tokens x (N, T, D) with vectors c (N, cond_width) -> (N, T, out_dim)."""
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
         return self.linear(modulate(self.norm(x), shift, scale))

@@ -19,6 +19,7 @@ from models.blocks import (
     TimestepEmbedder,
     sincos_2d,
 )
+from models.draws import WHOLE_BATCH, BatchDraws
 
 # name -> (depth, hidden size, patch size, heads)
 MODEL_SIZES: dict[str, tuple[int, int, int, int]] = {
@@ -36,7 +37,7 @@ MODEL_SIZES: dict[str, tuple[int, int, int, int]] = {
 
 @dataclass(frozen=True)
 class TokenMask:
-    """Which tokens of each image are hidden from the encoder.
+    """Tokens of each image that are hidden from the encoder.
 
     mask: (N, L) float32, 1 = hidden, 0 = kept.
     ids_keep: (N, K) int64, positions of the kept tokens in the order the encoder sees them.
@@ -47,19 +48,15 @@ class TokenMask:
     ids_keep: Tensor
     ids_restore: Tensor
 
-    def of(self, images: slice) -> "TokenMask":
-        """The mask of some of the images."""
-        return TokenMask(self.mask[images], self.ids_keep[images], self.ids_restore[images])
-
 
 def random_mask(
     n: int,
     length: int,
     ratio: float,
     device: torch.device | str = "cpu",
-    generator: torch.Generator | None = None,
+    draws: BatchDraws = WHOLE_BATCH,
 ) -> TokenMask:
-    """Hide a random share `ratio` of `length` tokens, drawn for each of `n` images by itself.
+    """Hide a random share `ratio` of `length` tokens, drawn for each of `n` images.
 
     The first int(length * (1 - ratio)) tokens of a random permutation are kept.
     Raises ValueError if that would leave none.
@@ -67,14 +64,21 @@ def random_mask(
     kept = int(length * (1 - ratio))
     if not 0 < kept <= length:
         raise ValueError(f"mask ratio {ratio} keeps {kept} of {length} tokens; use 0 <= ratio < 1")
-    order = torch.rand(n, length, device=device, generator=generator).argsort(dim=1)
+    order = draws.rand((n, length), device).argsort(dim=1)
     ids_restore = order.argsort(dim=1)
     return TokenMask((ids_restore >= kept).float(), order[:, :kept], ids_restore)
 
 
 def normalise(x: Tensor) -> Tensor:
-    """LayerNorm of (…, D) without weights."""
+    """Apply LayerNorm without weights to (…, D)."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def linear_of(layers: nn.Sequential, number: int) -> nn.Linear:
+    """Return layer `number`, which is a linear one."""
+    layer = layers[number]
+    assert isinstance(layer, nn.Linear)
+    return layer
 
 
 def restore(x: Tensor, filler: Tensor | None, mask: TokenMask) -> Tensor:
@@ -86,104 +90,112 @@ def restore(x: Tensor, filler: Tensor | None, mask: TokenMask) -> Tensor:
     return row.gather(1, mask.ids_restore[:, :, None].expand(-1, -1, width))
 
 
-class MaskDiT(nn.Module):
-    """The network F of EDM: noisy latents, noise level and condition -> raw prediction.
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes and options of a MaskDiT.
 
     img_size: side of the square latents; a multiple of patch_size.
-    cond_dim: width of the condition; 0 = unconditional.
+    cond_dim: width of the condition y; 0 = unconditional.
+    use_decoder: a narrower decoder sees all tokens; without it, hidden patches come out as zeros.
+    cond_init_std: of the weights that read y; 0.02 as published. A condition of unit length gives
+        values of this size, so short trainings learn to use it sooner with 0.5.
+    mae_loss_coef: 0 = no mask token, as nothing would train it; the gaps are zeros.
     pad_cls_token: one extra token gathers a summary of the image, which conditions the decoder.
-    ext_feature_dim: width of external features of each image, which condition it beside y; they
+    ext_feature_dim: width of external features of each image, which condition it beside y. They
         are the last columns of the condition, and guidance does not leave them out.
     self_cond: a first pass of the encoder gives a summary of the noised image, which conditions the
-        whole network; in training this pass is the EMA network's (see `summary`).
-    perturbation: y is turned by a learned angle in training (see models.perturbation).
-    cond_init_std: of the condition's weights; 0.02 as published. A condition of unit length gives
-        values of this size, so short trainings learn to use it sooner with 0.5.
-    mae_loss_coef: at 0 nothing would train a mask token, so there is none and gaps are zeros.
+        whole network. In training the EMA network makes this pass (see MaskDiT.summary).
+    perturbation: training turns y by a learned angle (see models/perturbation.py).
     Raises ValueError for sizes that do not fit and options that exclude each other.
     """
 
-    def __init__(
-        self,
-        img_size: int,
-        in_channels: int,
-        cond_dim: int,
-        *,
-        depth: int,
-        hidden_size: int,
-        patch_size: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        use_decoder: bool = True,
-        decoder_hidden_size: int = 512,
-        decoder_depth: int = 8,
-        decoder_num_heads: int = 16,
-        cond_init_std: float = 0.02,
-        mae_loss_coef: float = 0.1,
-        pad_cls_token: bool = False,
-        ext_feature_dim: int = 0,
-        self_cond: bool = False,
-        perturbation: bool = False,
-    ):
-        super().__init__()
-        if self_cond and (ext_feature_dim or not use_decoder):
+    img_size: int
+    in_channels: int
+    cond_dim: int
+    depth: int
+    hidden_size: int
+    patch_size: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    use_decoder: bool = True
+    decoder_hidden_size: int = 512
+    decoder_depth: int = 8
+    decoder_num_heads: int = 16
+    cond_init_std: float = 0.02
+    mae_loss_coef: float = 0.1
+    pad_cls_token: bool = False
+    ext_feature_dim: int = 0
+    self_cond: bool = False
+    perturbation: bool = False
+
+    def __post_init__(self) -> None:
+        if self.self_cond and (self.ext_feature_dim or not self.use_decoder):
             raise ValueError("self_cond needs use_decoder, and does not go with ext_feature_dim")
-        if perturbation and not cond_dim:
+        if self.perturbation and not self.cond_dim:
             raise ValueError("perturbation is of the condition, and there is none")
-        if img_size % patch_size:
-            raise ValueError(f"patch size {patch_size} does not divide the latent side {img_size}")
-        widths = (hidden_size, decoder_hidden_size) if use_decoder else (hidden_size,)
+        if self.img_size % self.patch_size:
+            raise ValueError(
+                f"patch size {self.patch_size} does not divide the latent side {self.img_size}"
+            )
+        widths = (self.hidden_size, self.decoder_hidden_size)[: 1 + self.use_decoder]
         if any(width % 4 for width in widths):
             raise ValueError(f"widths {widths} must be multiples of 4 for the 2-D positions")
-        self.img_size, self.in_channels, self.cond_dim = img_size, in_channels, cond_dim
-        self.ext_feature_dim, self.cond_width = ext_feature_dim, cond_dim + ext_feature_dim
-        self.cond_init_std = cond_init_std
-        self.patch_size = patch_size
-        self.grid = img_size // patch_size
+
+
+class MaskDiT(nn.Module):
+    """The network F of EDM: noisy latents, noise level and condition -> raw prediction."""
+
+    def __init__(self, architecture: Architecture):
+        super().__init__()
+        a = self.architecture = architecture
+        hidden_size, width = a.hidden_size, a.hidden_size
+        self.img_size, self.in_channels, self.cond_dim = a.img_size, a.in_channels, a.cond_dim
+        self.cond_width = a.cond_dim + a.ext_feature_dim
+        self.patch_size = a.patch_size
+        self.grid = a.img_size // a.patch_size
         self.num_patches = self.grid**2
-        self.use_decoder, self.pad_cls_token = use_decoder, pad_cls_token
-        self.self_cond, self.perturbation = self_cond, perturbation
         self.activation_checkpointing = False  # compute blocks again in the backward pass
 
         # In the published order, as optimizers number the weights.
-        self.x_embedder = PatchEmbed(in_channels, hidden_size, patch_size)
+        self.x_embedder = PatchEmbed(a.in_channels, hidden_size, a.patch_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
-        if cond_dim:
-            self.y_embedder = ConditionEmbedder(cond_dim, hidden_size, perturbation)
-        if ext_feature_dim:
-            self.feat_embedder = nn.Linear(ext_feature_dim, hidden_size)
-        if pad_cls_token:
+        if a.cond_dim:
+            self.y_embedder = ConditionEmbedder(a.cond_dim, hidden_size, a.perturbation)
+        if a.ext_feature_dim:
+            self.feat_embedder = nn.Linear(a.ext_feature_dim, hidden_size)
+        if a.pad_cls_token:
             self.cls_token = nn.Parameter(torch.empty(1, 1, hidden_size))
-        self.pos_embed = self._positions(hidden_size, int(pad_cls_token))
+        self.pos_embed = self._positions(hidden_size, int(a.pad_cls_token))
         self.blocks = nn.ModuleList(
-            Block(hidden_size, hidden_size, num_heads, mlp_ratio) for _ in range(depth)
+            Block(hidden_size, hidden_size, a.num_heads, a.mlp_ratio) for _ in range(a.depth)
         )
-
-        width = hidden_size
-        if use_decoder:
-            width = decoder_hidden_size
+        self.mask_token: nn.Parameter | None = None
+        if a.use_decoder:
+            width = a.decoder_hidden_size
             self.decoder_layer = ModulatedLinear(hidden_size, width, hidden_size)
             self.decoder_pos_embed = self._positions(width)
-            self.mask_token = nn.Parameter(torch.empty(1, 1, width)) if mae_loss_coef > 0 else None
+            if a.mae_loss_coef > 0:
+                self.mask_token = nn.Parameter(torch.empty(1, 1, width))
             self.decoder_blocks = nn.ModuleList(
-                Block(width, hidden_size, decoder_num_heads, mlp_ratio)
-                for _ in range(decoder_depth)
+                Block(width, hidden_size, a.decoder_num_heads, a.mlp_ratio)
+                for _ in range(a.decoder_depth)
             )
-            if pad_cls_token:
+            if a.pad_cls_token:
                 self.cls_token_embedder = nn.Linear(hidden_size, hidden_size)
-            if self_cond:
+            if a.self_cond:
                 self.enc_feat_embedder = nn.Linear(hidden_size, hidden_size)
-        self.final_layer = ModulatedLinear(width, patch_size**2 * in_channels, hidden_size)
+        self.final_layer = ModulatedLinear(width, a.patch_size**2 * a.in_channels, hidden_size)
         self.reset_parameters()
 
     def _positions(self, width: int, extra_tokens: int = 0) -> nn.Parameter:
-        """Fixed, but stored among the weights as in the published checkpoints."""
+        """Fixed positions, stored among the weights as in the published checkpoints."""
         shape = (1, extra_tokens + self.num_patches, width)
         return nn.Parameter(torch.empty(shape), requires_grad=False)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initialise as DiT does: Xavier, with every block and the output starting at zero."""
+        a = self.architecture
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -191,23 +203,24 @@ class MaskDiT(nn.Module):
                     nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, Block | ModulatedLinear):
-                nn.init.zeros_(module.adaLN_modulation[1].weight)
+                nn.init.zeros_(linear_of(module.adaLN_modulation, 1).weight)
         nn.init.zeros_(self.final_layer.linear.weight)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
-        nn.init.zeros_(self.x_embedder.proj.bias)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        if self.x_embedder.proj.bias is not None:
+            nn.init.zeros_(self.x_embedder.proj.bias)
+        for number in (0, 2):
+            nn.init.normal_(linear_of(self.t_embedder.mlp, number).weight, std=0.02)
         if self.cond_dim:
-            nn.init.normal_(self.y_embedder.embedding_table.weight, std=self.cond_init_std)
-        if self.ext_feature_dim:
+            nn.init.normal_(self.y_embedder.embedding_table.weight, std=a.cond_init_std)
+        if a.ext_feature_dim:
             nn.init.normal_(self.feat_embedder.weight, std=0.02)
-        if self.pad_cls_token:
+        if a.pad_cls_token:
             nn.init.normal_(self.cls_token, std=0.02)
-            if self.use_decoder:
+            if a.use_decoder:
                 nn.init.normal_(self.cls_token_embedder.weight, std=0.02)
         hidden_size = self.pos_embed.shape[2]
-        self.pos_embed.copy_(sincos_2d(hidden_size, self.grid, int(self.pad_cls_token)))
-        if self.use_decoder:
+        self.pos_embed.copy_(sincos_2d(hidden_size, self.grid, int(a.pad_cls_token)))
+        if a.use_decoder:
             if self.mask_token is not None:
                 nn.init.normal_(self.mask_token, std=0.02)
             self.decoder_pos_embed.copy_(sincos_2d(self.decoder_pos_embed.shape[2], self.grid))
@@ -215,40 +228,41 @@ class MaskDiT(nn.Module):
     def condition(
         self, t_cond: Tensor, cond: Tensor | None, cond_noise: Tensor | None = None
     ) -> Tensor:
-        """What all blocks are told: t_cond (N,), cond (N, cond_width) or None -> (N, D).
+        """Embed t_cond (N,) and cond (N, cond_width) or None as the input of all blocks, (N, D).
 
         cond_noise: (N, cond_dim), directions of the learned perturbation; None = not perturbed.
         Raises ValueError if the network needs external features and there are none.
         """
-        c = self.t_embedder(t_cond)
+        c: Tensor = self.t_embedder(t_cond)
+        width = self.architecture.ext_feature_dim
         if cond is None:
-            if self.ext_feature_dim:
-                raise ValueError(f"the network needs {self.ext_feature_dim} external features")
+            if width:
+                raise ValueError(f"the network needs {width} external features")
             return c
         if self.cond_dim:
             c = c + self.y_embedder(cond[:, : self.cond_dim], cond_noise)
-        if self.ext_feature_dim:
+        if width:
             c = c + self.feat_embedder(cond[:, self.cond_dim :])
         return c
 
     def encode(
         self, x: Tensor, c: Tensor, mask: TokenMask | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """x (N, C, H, W), c (N, D) -> tokens (N, L or K, D), and the class token or None."""
-        first = int(self.pad_cls_token)
+        """Encode x (N, C, H, W) with c (N, D) -> tokens (N, L or K, D), and class token or None."""
+        first = int(self.architecture.pad_cls_token)
         positions = self.pos_embed[0, first:]  # (L, D)
         if mask is None:
             x = self.x_embedder(x) + positions  # (N, L, D)
         else:
             x = self.x_embedder(x, mask.ids_keep) + positions[mask.ids_keep]  # (N, K, D)
-        if self.pad_cls_token:
+        if self.architecture.pad_cls_token:
             cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
             x = torch.cat([cls_token.to(x.dtype), x], dim=1)
         x = self._run(self.blocks, x, c)
-        return (x[:, 1:], x[:, 0]) if self.pad_cls_token else (x, None)
+        return (x[:, 1:], x[:, 0]) if self.architecture.pad_cls_token else (x, None)
 
     def _run(self, blocks: nn.ModuleList, x: Tensor, c: Tensor) -> Tensor:
-        """Tokens (N, T, D) through blocks; with checkpointing only their inputs are remembered."""
+        """Run tokens (N, T, D) through blocks; checkpointing keeps only the inputs of blocks."""
         for block in blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, c, use_reentrant=False)
@@ -257,7 +271,7 @@ class MaskDiT(nn.Module):
         return x
 
     def summary(self, x: Tensor, t_cond: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The encoder's normalised mean token of whole images (N, D); arguments as of `forward`."""
+        """Return the encoder's normalised mean token of unmasked images, (N, D); see `forward`."""
         tokens, _ = self.encode(x, self.condition(t_cond, cond))
         return normalise(tokens.mean(dim=1))
 
@@ -271,22 +285,22 @@ class MaskDiT(nn.Module):
         summary: Tensor | None = None,
         cond_noise: Tensor | None = None,
     ) -> Tensor:
-        """x (N, C, H, W), t_cond (N,), cond (N, cond_width) or None -> (N, C, H, W).
+        """Map x (N, C, H, W), t_cond (N,) and cond (N, cond_width) or None -> (N, C, H, W).
 
-        With `mask`, the encoder sees the kept tokens only; every patch is predicted all the same
-        (without a decoder, hidden patches come out as zeros).
-        cond: the condition, of which zeros mean none, then the external features if it has such.
+        With `mask`, the encoder sees the kept tokens only. The decoder still predicts every patch;
+        without a decoder, hidden patches come out as zeros.
+        cond: the condition, then the external features if there are any. Zeros = no condition.
         summary: (N, D), for self_cond; None = the network's own `summary`.
         cond_noise: (N, cond_dim), directions of the learned perturbation; None = not perturbed.
         """
         c = self.condition(t_cond, cond, cond_noise)  # (N, D)
-        if self.self_cond:
+        if self.architecture.self_cond:
             if summary is None:
                 summary = self.summary(x, t_cond, cond)
             c = c + self.enc_feat_embedder(summary)
         x, cls_token = self.encode(x, c, mask)  # (N, L or K, D)
 
-        if self.use_decoder:
+        if self.architecture.use_decoder:
             if cls_token is not None:
                 c = c + self.cls_token_embedder(normalise(cls_token))
             x = self.decoder_layer(x, c)  # (N, L or K, decoder D)
@@ -297,12 +311,12 @@ class MaskDiT(nn.Module):
             x = x + self.decoder_pos_embed
             x = self._run(self.decoder_blocks, x, c)
         x = self.final_layer(x, c)  # (N, L or K, p * p * C)
-        if mask is not None and not self.use_decoder:
+        if mask is not None and not self.architecture.use_decoder:
             x = restore(x, None, mask)  # (N, L, p * p * C)
         return self.unpatchify(x)
 
     def unpatchify(self, x: Tensor) -> Tensor:
-        """(N, L, p * p * C) -> (N, C, H, W)."""
+        """Put patches together: (N, L, p * p * C) -> (N, C, H, W)."""
         p = self.patch_size
         x = x.unflatten(2, (p, p, self.in_channels)).unflatten(1, (self.grid, self.grid))
         return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.in_channels, *[self.img_size] * 2)

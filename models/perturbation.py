@@ -1,86 +1,97 @@
-"""Perturbed image embeddings: the language-free condition (DESIGN section 5).
+"""Perturbed image embeddings: the condition of a training that sees no text.
 
-A CLIP image embedding is turned by a random angle on the unit sphere, so that the embedding of a
-text, which lies at some angle from that of its image, is a condition that training has covered.
+A CLIP image embedding is turned by a random angle on the unit sphere. The embedding of a text lies
+at some angle from that of its image, so training has covered conditions like it.
 """
+
+from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KINDS = ("fixed", "gaussian", "uniform", "truncated", "learnable")
+from models.choices import PerturbationKind
+from models.draws import WHOLE_BATCH, BatchDraws
 
 
-def perturb(
-    y: Tensor,
-    kind: str,
-    scale: float,
-    *,
-    mean: float = 0.0,
-    trunc_a: float = -1.0,
-    trunc_b: float = 1.0,
-    generator: torch.Generator | None = None,
-    noise: Tensor | None = None,
-    level: Tensor | None = None,
-    first: int = 0,
-    total: int | None = None,
-) -> Tensor:
-    """y (N, D) -> normalise(y/|y| + p n) (N, D), with a random unit vector n and a level p.
+@dataclass(frozen=True)
+class Perturbation:
+    """How far embeddings are turned: the distribution of the level p, one number for each row.
 
-    The level, one number for each row, is by `kind`
-      fixed       scale
-      gaussian    N(0, scale²)
-      uniform     U(0, scale)
-      truncated   N(mean, scale²) conditioned on trunc_a <= p <= trunc_b
-      learnable   given as `level` (N, D): the output of a LearnedLevel (see LearnedPerturbation)
-    noise (N, D; of any length) and level (N,), (N, 1) or (N, D) replace what would be drawn, noise
-    before level, from `generator` (on the device of y).
-    first, total: y are the rows from `first` on of a batch of `total`, for all of which is drawn.
-    Raises ValueError for an unknown kind, for learnable without a level, and for an empty interval.
+    fixed       p = scale
+    gaussian    p ~ N(0, scale²)
+    uniform     p ~ U(0, scale)
+    truncated   p ~ N(mean, scale²) conditioned on trunc_a <= p <= trunc_b
+    learnable   p is the output of a LearnedLevel; see LearnedPerturbation
+
+    Raises ValueError for an unknown kind and for an empty interval.
     """
-    own, whole = slice(first, first + len(y)), (total or len(y), y.shape[1])
-    options = {"dtype": y.dtype, "device": y.device}
-    if noise is None:
-        noise = torch.randn(whole, generator=generator, **options)[own]
-    if level is None:
-        level = draw_level(whole[0], kind, scale, mean, trunc_a, trunc_b, generator, **options)[own]
-    elif level.ndim == 1:
-        level = level[:, None]
-    turned = torch.addcdiv(noise * (level / _length(noise)), y, _length(y))
+
+    kind: PerturbationKind
+    scale: float
+    mean: float = 0.0
+    trunc_a: float = -1.0
+    trunc_b: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in (kinds := get_args(PerturbationKind)):
+            raise ValueError(f"perturbation '{self.kind}' is not one of {', '.join(kinds)}")
+        if self.kind == "truncated" and self.trunc_a >= self.trunc_b:
+            raise ValueError(
+                f"truncation needs trunc_a < trunc_b, not {self.trunc_a} and {self.trunc_b}"
+            )
+
+    def __str__(self) -> str:
+        if self.kind != "truncated":
+            return f"{self.kind} {self.scale:g}"
+        around = f", mean {self.mean:g}" if self.mean else ""
+        return f"truncated {self.scale:g} [{self.trunc_a:g}, {self.trunc_b:g}]{around}"
+
+    def draw_level(self, y: Tensor, draws: BatchDraws) -> Tensor:
+        """Draw a level for each row of y (N, D) -> (N, 1), of the dtype and device of y.
+
+        Raises ValueError for the learnable kind, whose level a network gives.
+        """
+        shape = (len(y), 1)
+        if self.kind == "fixed":
+            return torch.full(shape, self.scale, device=y.device, dtype=y.dtype)
+        if self.kind == "gaussian":
+            return self.scale * draws.randn(shape, y.device, y.dtype)
+        if self.kind == "uniform":
+            return self.scale * draws.rand(shape, y.device, y.dtype)
+        if self.kind == "truncated":
+            return draws.own(len(y), lambda total: self._truncated(y.new_empty(total, 1), draws))
+        raise ValueError("the learnable perturbation needs the level that a LearnedLevel gives")
+
+    def _truncated(self, level: Tensor, draws: BatchDraws) -> Tensor:
+        """Fill `level` with draws of the truncated normal."""
+        return nn.init.trunc_normal_(
+            level, self.mean, self.scale, self.trunc_a, self.trunc_b, generator=draws.generator
+        )
+
+
+def perturb(y: Tensor, perturbation: Perturbation, draws: BatchDraws = WHOLE_BATCH) -> Tensor:
+    """Turn each row of y (N, D) by a random direction and level -> (N, D) of unit length.
+
+    `draws` gives the directions, then the levels. Raises ValueError for the learnable kind.
+    """
+    directions = draws.randn(y.shape, device=y.device, dtype=y.dtype)
+    return turn(y, directions, perturbation.draw_level(y, draws))
+
+
+def turn(y: Tensor, directions: Tensor, level: Tensor) -> Tensor:
+    """normalise(y/|y| + p n/|n|) with y and directions n (N, D) -> (N, D).
+
+    level: p, (N, 1), or (N, D) for a level of each feature.
+    """
+    turned = torch.addcdiv(directions * (level / _length(directions)), y, _length(y))
     return turned / _length(turned)
 
 
 def _length(x: Tensor) -> Tensor:
     """(N, D) -> (N, 1), never zero."""
     return torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
-
-
-def draw_level(
-    n: int,
-    kind: str,
-    scale: float,
-    mean: float,
-    trunc_a: float,
-    trunc_b: float,
-    generator: torch.Generator | None,
-    **options: torch.dtype | torch.device,
-) -> Tensor:
-    """Draw a level for each of n conditions -> (n, 1), of the dtype and device in `options`."""
-    shape = (n, 1)
-    if kind == "fixed":
-        return torch.full(shape, scale, **options)
-    if kind == "gaussian":
-        return scale * torch.randn(shape, generator=generator, **options)
-    if kind == "uniform":
-        return scale * torch.rand(shape, generator=generator, **options)
-    if kind == "truncated":
-        if trunc_a >= trunc_b:
-            raise ValueError(f"truncation needs trunc_a < trunc_b, not {trunc_a} and {trunc_b}")
-        level = torch.empty(shape, **options)
-        return nn.init.trunc_normal_(level, mean, scale, trunc_a, trunc_b, generator=generator)
-    if kind == "learnable":
-        raise ValueError("the learnable perturbation needs the level that a LearnedLevel gives")
-    raise ValueError(f"perturbation '{kind}' is not one of {', '.join(KINDS)}")
 
 
 class LearnedLevel(nn.Module):
@@ -105,11 +116,10 @@ class LearnedPerturbation(nn.Module):
         super().__init__()
         self.r2_net = LearnedLevel(dim)
 
-    def forward(self, y: Tensor, noise: Tensor) -> Tensor:
-        """y and random directions `noise` of any length (N, D) -> (N, D) of unit length.
+    def forward(self, y: Tensor, directions: Tensor) -> Tensor:
+        """Turn y (N, D) by random directions (N, D) of any length -> (N, D) of unit length.
 
-        Rows of zeros, which mean "no condition", stay as they are.
+        Rows of zeros mean "no condition" and stay as they are.
         """
-        level = self.r2_net(F.normalize(y, dim=1))
-        turned = perturb(y, "learnable", 1.0, noise=noise, level=level)
+        turned = turn(y, directions, self.r2_net(F.normalize(y, dim=1)))
         return torch.where(y.any(dim=1, keepdim=True), turned, y)

@@ -22,7 +22,7 @@ import torch
 from matplotlib.figure import Figure
 
 from tools.embeddings import open_embeddings, random_directions, read_some
-from tools.perturbations import PUBLISHED, distribution, parse_setting, turning_angles
+from tools.perturbations import PUBLISHED, distribution, parse_perturbation, turning_angles
 from tools.plots import draw_histograms
 from utils.base.errors import UserError, one_line_errors
 from utils.base.files import write_csv, write_json
@@ -64,7 +64,7 @@ def main() -> None:
     args = parse_args()
     if args.num < 1 or (args.dim is not None and args.dim < 2):
         raise UserError("--num must be at least 1, and --dim at least 2")
-    settings = [parse_setting(text) for text in args.settings]
+    settings = [parse_perturbation(text) for text in args.settings]
     y, source = load(args)
 
     angles, records = {}, []

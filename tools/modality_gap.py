@@ -24,8 +24,9 @@ import torch
 from matplotlib.figure import Figure
 
 from models.geometry import Gap, gaussian_for_angle, level_for_angle, modality_gap
+from models.perturbation import Perturbation
 from tools.embeddings import open_embeddings, read_pairs
-from tools.perturbations import PUBLISHED, Setting, distribution, parse_setting, turning_angles
+from tools.perturbations import PUBLISHED, distribution, parse_perturbation, turning_angles
 from tools.plots import draw_histograms, draw_shares_above
 from utils.base.errors import UserError, note, one_line_errors
 from utils.base.files import write_csv, write_json
@@ -76,14 +77,14 @@ def open_databases(args: argparse.Namespace) -> list[LMDBReader]:
     ]
 
 
-def suggest(angle: float, share: float) -> list[Setting]:
+def suggest(angle: float, share: float) -> list[Perturbation]:
     """A fixed and a gaussian perturbation that cover `angle`, none if nothing can."""
     try:
         levels = {"fixed": level_for_angle(angle), "gaussian": gaussian_for_angle(angle, share)}
     except ValueError as fault:
         note(f"no suggestion: {fault}")
         return []
-    return [Setting(kind, round(level, 3)) for kind, level in levels.items()]
+    return [Perturbation(kind, round(level, 3)) for kind, level in levels.items()]
 
 
 def draw(gap: Gap, angles: dict[str, np.ndarray], path: Path) -> None:
@@ -124,7 +125,7 @@ def main() -> None:
     args = parse_args()
     if args.num < 2 or not 0 < args.share < 1:
         raise UserError("--num must be at least 2, and --share between 0 and 1")
-    given = [parse_setting(text) for text in args.settings]
+    given = [parse_perturbation(text) for text in args.settings]
     images, texts = open_databases(args)
     generator = torch.Generator().manual_seed(args.seed)
     x, y = read_pairs(images, texts, args.num, generator)

@@ -1,15 +1,17 @@
-"""Perturbation settings by name, and by which angles they turn embeddings."""
+"""Perturbations by name, and the angles by which they turn embeddings."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
 
+from models.choices import PerturbationKind
+from models.draws import BatchDraws
 from models.geometry import angle_deg
-from models.perturbation import KINDS, perturb
+from models.perturbation import Perturbation, perturb
 from utils.base.errors import UserError
 
 PUBLISHED = ("gaussian:1.2", "gaussian:1.5", "fixed:0.8", "uniform:0.8")
@@ -17,71 +19,45 @@ OWN_STREAM = 0x9E3779B9  # torch takes 32 bits of a seed
 FORM = "kind:scale, e.g. gaussian:1.2, or truncated:scale:trunc_a:trunc_b[:mean]"
 
 
-@dataclass(frozen=True)
-class Setting:
-    """`train.perturbation_type`, `train.perturbation` and what else a kind needs."""
-
-    kind: str
-    scale: float
-    trunc_a: float = -1.0
-    trunc_b: float = 1.0
-    mean: float = 0.0
-
-    def __str__(self) -> str:
-        if self.kind != "truncated":
-            return f"{self.kind} {self.scale:g}"
-        around = f", mean {self.mean:g}" if self.mean else ""
-        return f"truncated {self.scale:g} [{self.trunc_a:g}, {self.trunc_b:g}]{around}"
-
-
-def parse_setting(text: str) -> Setting:
-    """A setting such as `gaussian:1.2`, see FORM; UserError otherwise."""
-    kind, *rest = text.strip().split(":")
+def parse_perturbation(text: str) -> Perturbation:
+    """Read a perturbation such as `gaussian:1.2`, see FORM; raise UserError for other text."""
+    name, *rest = text.strip().split(":")
+    if name == "learnable":
+        raise UserError(f"perturbation {text!r}: training learns its angles; no setting gives them")
+    kind = next((k for k in get_args(PerturbationKind) if k == name), None)
     try:
         numbers = [float(part) for part in rest]
     except ValueError:
         numbers = []
-    if kind == "learnable":
-        raise UserError(f"perturbation {text!r}: its angles are learnt, they are not a setting")
-    if kind not in KINDS:
-        raise UserError(f"perturbation {text!r}: should look like {FORM}")
     allowed = (1, 3, 4) if kind == "truncated" else (1,)
-    if len(numbers) not in allowed or not all(math.isfinite(n) for n in numbers) or numbers[0] < 0:
+    is_valid = len(numbers) in allowed and all(map(math.isfinite, numbers)) and numbers[0] >= 0
+    if kind is None or not is_valid:
         raise UserError(f"perturbation {text!r}: should look like {FORM}")
-    setting = Setting(kind, *numbers)
-    if setting.trunc_a >= setting.trunc_b:
-        raise UserError(f"perturbation {text!r}: trunc_a should be below trunc_b")
-    return setting
+    names = ("scale", "trunc_a", "trunc_b", "mean")
+    try:
+        return Perturbation(kind, **dict(zip(names, numbers, strict=False)))
+    except ValueError as fault:
+        raise UserError(f"perturbation {text!r}: {fault}") from fault
 
 
-def perturbed(y: torch.Tensor, setting: Setting, generator: torch.Generator) -> torch.Tensor:
-    """The embeddings y (N, D) as training would see them, (N, D)."""
-    return perturb(
-        y,
-        setting.kind,
-        setting.scale,
-        mean=setting.mean,
-        trunc_a=setting.trunc_a,
-        trunc_b=setting.trunc_b,
-        generator=generator,
-    )
+def turning_angles(
+    y: torch.Tensor, perturbation: Perturbation, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Perturb y (N, D) twice and return angles in degrees, (N,) each.
 
-
-def turning_angles(y: torch.Tensor, setting: Setting, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Angles, degrees, (N,) each: of y (N, D) to its perturbed version, and of two such versions.
-
-    The draws depend on `seed` alone, not on which other settings are looked at.
+    The first array holds the angles of y to its first perturbed version, the second those of the
+    two versions. The draws depend on `seed` alone, not on other perturbations.
     """
-    # Another stream than that of embeddings drawn with the same seed: it must not repeat them.
-    generator = torch.Generator().manual_seed((seed + OWN_STREAM) % 2**32)
-    first, second = (perturbed(y, setting, generator) for _ in range(2))
+    # A stream of its own: that of embeddings drawn with the same seed must not be repeated.
+    draws = BatchDraws(torch.Generator().manual_seed((seed + OWN_STREAM) % 2**32))
+    first, second = (perturb(y, perturbation, draws) for _ in range(2))
     return angle_deg(y, first).numpy(), angle_deg(first, second).numpy()
 
 
 def distribution(values: np.ndarray) -> dict[str, float]:
-    """Mean, std, 5, 50 and 95 % points, least and greatest of (N,) numbers."""
+    """Return mean, std, 5, 50 and 95 % points, minimum and maximum of values (N,)."""
     p5, p50, p95 = np.percentile(values, (5, 50, 95))
-    figures = {
+    found = {
         "mean": values.mean(),
         "std": values.std(),
         "p5": p5,
@@ -90,4 +66,4 @@ def distribution(values: np.ndarray) -> dict[str, float]:
         "min": values.min(),
         "max": values.max(),
     }
-    return {name: float(figure) for name, figure in figures.items()}
+    return {name: float(value) for name, value in found.items()}

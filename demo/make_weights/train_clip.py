@@ -47,7 +47,7 @@ from demo.make_faces import (
 )
 from demo.make_weights.resumable import resume, save, set_lr
 from models.clip import MERGES_NAME, encode_tokens, load_clip
-from models.perturbation import perturb
+from models.perturbation import Perturbation, perturb
 from utils.base.errors import UserError, one_line_errors
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
@@ -61,7 +61,7 @@ CONFIG = {
     "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
 }
 GROUP = 4
-PERTURBATION = 1.0  # standard deviation of its gaussian level
+PERTURBATION = Perturbation("gaussian", 1.0)
 HEAD_SCALE = 10.0  # embeddings of unit length are multiplied by this for the attribute layer
 
 # Attributes whose four variants look alike get more of the groups.
@@ -262,7 +262,7 @@ def main() -> None:
         image, text = F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1)
         matching = contrastive_loss(image, text, model.logit_scale.exp().clamp(max=100), true)
         states = np.where(stated, shows, -1)
-        blurred = [perturb(y, "gaussian", PERTURBATION) for y in (image, text)]
+        blurred = [perturb(y, PERTURBATION) for y in (image, text)]
         naming = attribute_loss(head(HEAD_SCALE * blurred[0]), torch.from_numpy(shows))
         naming = naming + attribute_loss(head(HEAD_SCALE * blurred[1]), torch.from_numpy(states))
         loss = matching + naming

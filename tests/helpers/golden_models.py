@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from models.edm import EDMPrecond, build_denoiser
-from models.maskdit import MaskDiT, TokenMask
+from models.maskdit import Architecture, MaskDiT, TokenMask
 
 GOLDEN_MODELS = {
     "maskdit_decoder_mae": {},
@@ -20,7 +20,9 @@ def golden_denoiser(golden: Path, name: str) -> tuple[EDMPrecond, dict[str, torc
     tensors = load_file(golden / f"{name}.safetensors")
     sizes = {"depth": 3, "hidden_size": 64, "patch_size": 2, "num_heads": 4}
     decoder = {"decoder_hidden_size": 48, "decoder_depth": 2, "decoder_num_heads": 4}
-    denoiser = EDMPrecond(MaskDiT(8, 4, 16, **sizes, **decoder, **GOLDEN_MODELS[name]))
+    denoiser = EDMPrecond(
+        MaskDiT(Architecture(8, 4, 16, **sizes, **decoder, **GOLDEN_MODELS[name]))
+    )
     prefix = "state_dict/"
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     denoiser.load_state_dict(weights)

@@ -1,26 +1,23 @@
 """Preconditioning and training loss."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from golden_models import GOLDEN_MODELS, assert_golden, golden_denoiser, golden_mask, small_denoiser
+from losses import loss_of
 from torch import nn
 
-from models.edm import EDMPrecond, edm_loss, normalised_patches, patchify
+from models.edm import EDMPrecond, LossDraws, edm_loss, normalised_patches, patchify
 from models.maskdit import random_mask
 
 
 @pytest.mark.parametrize("name", GOLDEN_MODELS)
 def test_masked_loss_and_its_gradient_meet_the_published_code(golden, name):
     denoiser, t = golden_denoiser(golden, name)
-    loss = edm_loss(
-        denoiser,
-        t["loss/clean"],
-        t["labels"],
-        mae_loss_coef=GOLDEN_MODELS[name].get("mae_loss_coef", 0.1),
-        rnd_normal=t["loss/rnd_normal"],
-        noise=t["loss/noise"],
-        mask=golden_mask(t),
-    )
+    draws = LossDraws(t["loss/rnd_normal"], t["loss/noise"], golden_mask(t))
+    coef = GOLDEN_MODELS[name].get("mae_loss_coef", 0.1)
+    loss = edm_loss(denoiser, t["loss/clean"], t["labels"], draws, mae_loss_coef=coef)
     assert_golden(loss, t["loss/per_sample_masked"])
     loss.mean().backward()
     norms = [p.grad.norm() for p in denoiser.parameters() if p.grad is not None]
@@ -30,8 +27,8 @@ def test_masked_loss_and_its_gradient_meet_the_published_code(golden, name):
 @pytest.mark.parametrize("name", ["maskdit_decoder_mae", "maskdit_cls_token"])
 def test_unmasked_loss_meets_the_published_code(golden, name):
     denoiser, t = golden_denoiser(golden, name)
-    draws = {"rnd_normal": t["loss/rnd_normal"], "noise": t["loss/noise"]}
-    loss = edm_loss(denoiser, t["loss/clean"], t["labels"], mae_loss_coef=0.1, **draws)
+    draws = LossDraws(t["loss/rnd_normal"], t["loss/noise"])
+    loss = edm_loss(denoiser, t["loss/clean"], t["labels"], draws, mae_loss_coef=0.1)
     assert_golden(loss, t["loss/per_sample_unmasked"])
 
 
@@ -39,7 +36,7 @@ class Constant(nn.Module):
     """A network that always answers with the same value."""
 
     cond_width, patch_size, num_patches = 3, 2, 16
-    self_cond = perturbation = False
+    architecture = SimpleNamespace(self_cond=False, perturbation=False)
 
     def __init__(self, value: float):
         super().__init__()
@@ -73,8 +70,7 @@ def test_condition_of_another_width_is_refused_with_both_widths():
 def test_same_generator_gives_the_same_loss():
     denoiser, clean, cond = small_denoiser(), torch.randn(2, 4, 8, 8), torch.randn(2, 6)
     first, second = (
-        edm_loss(denoiser, clean, cond, mask_ratio=0.5, generator=torch.Generator().manual_seed(s))
-        for s in (3, 3)
+        loss_of(denoiser, clean, cond, 0.5, torch.Generator().manual_seed(s)) for s in (3, 3)
     )
     assert torch.equal(first, second)
 
@@ -84,14 +80,8 @@ def test_noise_levels_are_log_normal(levels):
     """With F = 0 and no noise, the weighted error is clean² / (sigma² + sigma_data²)."""
     clean = torch.ones(20000, 1, 2, 2)
     generator = torch.Generator().manual_seed(0)
-    loss = edm_loss(
-        EDMPrecond(Constant(0.0)),
-        clean,
-        None,
-        noise=torch.zeros_like(clean),
-        generator=generator,
-        **levels,
-    )
+    draws = LossDraws(torch.randn(20000, 1, 1, 1, generator=generator), torch.zeros_like(clean))
+    loss = edm_loss(EDMPrecond(Constant(0.0)), clean, None, draws, **levels)
     # weight * (1 - c_skip)² = sigma² / (sigma_data² (sigma² + sigma_data²))
     ratio = 0.25 * loss  # sigma² / (sigma² + sigma_data²)
     log_sigma = 0.5 * (0.25 * ratio / (1 - ratio)).log()
@@ -103,13 +93,13 @@ def test_hidden_patches_count_only_through_the_reconstruction_term():
     denoiser, clean, cond = EDMPrecond(Constant(0.0)), torch.randn(2, 4, 8, 8), torch.randn(2, 3)
     mask = random_mask(2, 16, 0.5)
     hidden = mask.mask.view(2, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    draws = {"rnd_normal": torch.zeros(2, 1, 1, 1), "noise": torch.randn_like(clean), "mask": mask}
+    draws = LossDraws(torch.zeros(2, 1, 1, 1), torch.randn_like(clean), mask)
     other = clean + hidden * torch.randn_like(clean)
     torch.testing.assert_close(
-        edm_loss(denoiser, clean, cond, **draws), edm_loss(denoiser, other, cond, **draws)
+        edm_loss(denoiser, clean, cond, draws), edm_loss(denoiser, other, cond, draws)
     )
-    with_term = edm_loss(denoiser, clean, cond, mae_loss_coef=0.1, **draws)
-    assert (with_term > edm_loss(denoiser, clean, cond, **draws)).all()
+    with_term = edm_loss(denoiser, clean, cond, draws, mae_loss_coef=0.1)
+    assert (with_term > edm_loss(denoiser, clean, cond, draws)).all()
 
 
 def test_reconstruction_target_has_zero_mean_and_unit_variance_in_each_patch():

@@ -1,11 +1,14 @@
 """The network's options: what they compute, their published names, and how they are trained."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from golden_models import assert_golden, small_denoiser
+from losses import loss_of
 from reference_network import denoised
 
-from models.edm import build_denoiser, edm_loss
+from models.edm import build_denoiser, draw_for_loss, edm_loss
 from models.maskdit import random_mask
 from models.samplers import guided
 
@@ -61,7 +64,7 @@ def test_a_training_step_gives_every_weight_a_gradient(name, ratio):
     x, _, cond = inputs(OPTIONS[name])
     cond[0, :6] = 0  # an image without condition
     encoder = small_denoiser(**OPTIONS[name])
-    edm_loss(denoiser, x, cond, mask_ratio=ratio, encoder=encoder).mean().backward()
+    loss_of(denoiser, x, cond, ratio, encoder=encoder).mean().backward()
     missing = [k for k, p in denoiser.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
     assert all(p.grad is None for p in encoder.parameters())
@@ -72,7 +75,7 @@ def test_training_takes_the_summary_from_the_given_encoder():
     x, _, cond = inputs({})
 
     def loss(**options) -> torch.Tensor:
-        return edm_loss(denoiser, x, cond, generator=torch.Generator().manual_seed(1), **options)
+        return loss_of(denoiser, x, cond, 0.0, torch.Generator().manual_seed(1), **options)
 
     torch.testing.assert_close(loss(encoder=encoder), loss())  # equal weights, equal summaries
     with torch.no_grad():
@@ -120,8 +123,9 @@ def test_the_learned_perturbation_acts_in_training_only():
     x, _, cond = inputs({})
 
     def losses(count: int) -> list[torch.Tensor]:
-        draws = {"rnd_normal": torch.zeros(2, 1, 1, 1), "noise": torch.zeros_like(x)}
-        return [edm_loss(denoiser, x, cond, **draws) for _ in range(count)]
+        zeros = {"normal": torch.zeros(2, 1, 1, 1), "noise": torch.zeros_like(x)}
+        draws = [replace(draw_for_loss(denoiser, x, cond), **zeros) for _ in range(count)]
+        return [edm_loss(denoiser, x, cond, draw) for draw in draws]
 
     first, second = losses(2)
     assert torch.equal(first, second)

@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.perturbation import LearnedLevel, perturb
+from models.draws import BatchDraws
+from models.perturbation import LearnedLevel, Perturbation, perturb, turn
 
 
 def angles_deg(before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
@@ -17,12 +18,26 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def seeded_draws(seed: int = 0) -> BatchDraws:
+    return BatchDraws(seeded(seed))
+
+
+def test_processes_that_share_a_batch_draw_what_one_draws():
+    y = torch.randn(6, 8)
+    for kind in ("gaussian", "uniform", "truncated"):
+        alone = perturb(y, Perturbation(kind, 0.8), seeded_draws())
+        shares = [
+            perturb(y[first : first + 2], Perturbation(kind, 0.8), BatchDraws(seeded(), first, 6))
+            for first in (0, 2, 4)
+        ]
+        torch.testing.assert_close(torch.cat(shares), alone, rtol=0, atol=1e-6)
+
+
 def test_given_draws_meet_the_published_formula(golden):
     data = {
         key: torch.from_numpy(value) for key, value in np.load(golden / "perturbation.npz").items()
     }
-    draws = {"noise": data["noise"], "level": data["level"]}
-    ours = perturb(data["embedding"].double(), "gaussian", 1.0, **draws)
+    ours = turn(data["embedding"].double(), data["noise"], data["level"].view(-1, 1))
     torch.testing.assert_close(ours, data["perturbed"], rtol=1e-4, atol=1e-5)
 
 
@@ -38,7 +53,7 @@ def test_given_draws_meet_the_published_formula(golden):
 def test_angles_are_distributed_as_published(golden, name, kind, scale):
     expected = np.load(golden / "perturbation.npz")[f"angle_deg_mean_std_p5_p50_p95/{name}"]
     y = torch.randn(5000, 512, generator=seeded())
-    angle = angles_deg(y, perturb(y, kind, scale, generator=seeded(1)))
+    angle = angles_deg(y, perturb(y, Perturbation(kind, scale), seeded_draws(1)))
     ours = [angle.mean(), angle.std(), *np.percentile(angle, (5, 50, 95))]
     assert ours == pytest.approx(expected.tolist(), abs=1.2)
 
@@ -46,7 +61,7 @@ def test_angles_are_distributed_as_published(golden, name, kind, scale):
 @pytest.mark.parametrize("kind", ["fixed", "gaussian", "uniform", "truncated"])
 def test_result_has_unit_length_whatever_that_of_the_embedding(kind):
     y = 7 * torch.randn(50, 32)
-    length = perturb(y, kind, 0.8).norm(dim=1)
+    length = perturb(y, Perturbation(kind, 0.8)).norm(dim=1)
     torch.testing.assert_close(length, torch.ones(50))
 
 
@@ -54,8 +69,8 @@ def test_truncated_levels_stay_inside_the_interval():
     """With the noise at a right angle, the tangent of the turned angle is the level."""
     y = torch.tensor([[1.0, 0.0]]).repeat(5000, 1)
     noise = torch.tensor([[0.0, 1.0]]).repeat(5000, 1)
-    bounds = {"mean": 0.5, "trunc_a": 0.2, "trunc_b": 0.6}
-    x = perturb(y, "truncated", 1.0, noise=noise, generator=seeded(), **bounds)
+    bounded = Perturbation("truncated", 1.0, mean=0.5, trunc_a=0.2, trunc_b=0.6)
+    x = turn(y, noise, bounded.draw_level(y, seeded_draws()))
     level = x[:, 1] / x[:, 0]
     assert 0.2 - 1e-5 <= level.min() < 0.21
     assert 0.59 < level.max() <= 0.6 + 1e-5
@@ -63,7 +78,7 @@ def test_truncated_levels_stay_inside_the_interval():
 
 def test_same_generator_turns_the_same_way():
     y = torch.randn(4, 16)
-    first, second = (perturb(y, "gaussian", 1.2, generator=seeded(5)) for _ in range(2))
+    first, second = (perturb(y, Perturbation("gaussian", 1.2), seeded_draws(5)) for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -74,7 +89,7 @@ def test_learned_level_is_a_vector_that_is_not_negative_and_can_be_trained():
     level = learned(y)
     assert level.shape == (4, 16)
     assert (level >= 0).all()
-    perturb(y, "learnable", 1.0, level=level)[:, 0].sum().backward()
+    turn(y, torch.randn(4, 16), level)[:, 0].sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in learned.parameters())
 
 
@@ -88,4 +103,4 @@ def test_learned_level_is_a_vector_that_is_not_negative_and_can_be_trained():
 )
 def test_settings_that_cannot_work_are_refused(kind, options, message):
     with pytest.raises(ValueError, match=message):
-        perturb(torch.randn(2, 4), kind, 1.0, **options)
+        perturb(torch.randn(2, 4), Perturbation(kind, 1.0, **options))

@@ -22,9 +22,9 @@ from golden_models import GOLDEN_MODELS, golden_denoiser, golden_mask, small_den
 from reference_network import denoised as plain_denoised
 
 from models.autoencoder import load_autoencoder
-from models.edm import edm_loss
+from models.edm import LossDraws, edm_loss
 from models.maskdit import random_mask
-from models.perturbation import perturb
+from models.perturbation import turn
 from models.samplers import SamplerSettings, SeededNoise, guided, nfe, sample
 from utils.data.images import center_crop
 from utils.data.lmdb_reader import LMDBReader
@@ -91,10 +91,10 @@ def golden_loss(
     name: str, denoiser: torch.nn.Module, t: dict[str, torch.Tensor], masked: bool
 ) -> torch.Tensor:
     """Training loss of each image with the reference's draws."""
-    draws = {"rnd_normal": t["loss/rnd_normal"], "noise": t["loss/noise"]}
-    coef = GOLDEN_MODELS[name].get("mae_loss_coef", 0.1)
     mask = golden_mask(t) if masked else None
-    return edm_loss(denoiser, t["loss/clean"], t["labels"], mae_loss_coef=coef, mask=mask, **draws)
+    draws = LossDraws(t["loss/rnd_normal"], t["loss/noise"], mask)
+    coef = GOLDEN_MODELS[name].get("mae_loss_coef", 0.1)
+    return edm_loss(denoiser, t["loss/clean"], t["labels"], draws, mae_loss_coef=coef)
 
 
 def network_values(name: str, folder: Path) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
@@ -215,8 +215,7 @@ def perturbation_rows(golden: Golden) -> Iterator[Row]:
     """The perturbed condition with the reference's draws."""
     if folder := golden.folder_of("perturbation.npz"):
         t = {k: torch.from_numpy(v) for k, v in np.load(folder / "perturbation.npz").items()}
-        draws = {"noise": t["noise"], "level": t["level"]}
-        ours = perturb(t["embedding"].double(), "gaussian", 1.0, **draws)
+        ours = turn(t["embedding"].double(), t["noise"], t["level"].view(-1, 1))
         yield compared("perturbed embeddings", ours, t["perturbed"])
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from losses import loss_of
 from PIL import Image
 from safetensors.torch import save_file
 from tiny import DIM, make_tiny_config, make_tiny_evaluation_data
 from trainings import final_state, metrics, run
 
-from models.edm import EDMPrecond, edm_loss
+from models.edm import EDMPrecond
 from train_latent_t2f import train
 from utils.base.errors import UserError
 from utils.config.load import config_from_dict, load_config
@@ -55,7 +56,7 @@ def published_checkpoint(path: Path, config: Config, shared_step: bool = False) 
         optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=0)
         for _ in range(2):
             latents = torch.randn(4, 4, config.model.in_size, config.model.in_size)
-            edm_loss(denoiser, latents, torch.randn(4, DIM), mask_ratio=0).mean().backward()
+            loss_of(denoiser, latents, torch.randn(4, DIM)).mean().backward()
             optimizer.step()
     opt = optimizer.state_dict()
     if shared_step:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from golden_models import small_denoiser
+from losses import loss_of
 from torch._dynamo.utils import counters
 from trainings import metrics, run
 
 from benchmarks.train_step import Case, largest_loss_difference
-from models.edm import edm_loss
 from models.maskdit import random_mask
 from utils.config.load import config_from_dict
 from utils.pretrained.checkpoint_files import load_checkpoint
@@ -26,10 +26,10 @@ def loss_and_gradients(denoiser, mask_ratio: float, amp: torch.dtype | None = No
     generator = torch.Generator().manual_seed(0)
     clean = torch.randn(4, 4, 8, 8, generator=generator)
     cond = torch.randn(4, 6, generator=generator)
-    options = {"mask_ratio": mask_ratio, "mae_loss_coef": 0.1, "generator": generator}
+    options = {"mask_ratio": mask_ratio, "generator": generator, "mae_loss_coef": 0.1}
     denoiser.zero_grad()
     with torch.autocast("cpu", amp, enabled=amp is not None):
-        loss = edm_loss(denoiser, clean, cond, **options).mean()
+        loss = loss_of(denoiser, clean, cond, **options).mean()
     loss.backward()
     trained = [p for p in denoiser.parameters() if p.requires_grad]
     return loss.detach(), torch.cat([p.grad.flatten() for p in trained])

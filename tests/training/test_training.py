@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from losses import loss_of
 from PIL import Image
 from tiny import DIM, make_tiny_config, make_tiny_evaluation_data
 from trainings import final_state, metrics, run
 
-from models.edm import edm_loss
 from train_latent_t2f import main
 from utils.base.errors import UserError
 from utils.config.load import load_config
@@ -188,7 +188,7 @@ def test_export_writes_a_model_that_loads(finished, tmp_path, monkeypatch):
     released, config = load_denoiser(out)
     assert config.model.in_size == 8
     clean, cond = torch.randn(2, 4, 8, 8), torch.randn(2, DIM)
-    assert edm_loss(released, clean, cond).isfinite().all()
+    assert loss_of(released, clean, cond).isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+"""Random numbers of a batch that several processes share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BatchDraws:
+    """Draws for every row of a global batch and hands a process its own rows.
+
+    All processes hold generators of the same state and draw the same numbers. The rows of an image
+    are therefore the same for any number of processes.
+
+    generator: None = the device's default generator. Its device must be that of the numbers.
+    first: the global batch's row with which the rows of this process begin.
+    total: rows of the global batch; None = this process has the whole batch.
+    """
+
+    generator: torch.Generator | None = None
+    first: int = 0
+    total: int | None = None
+
+    def own(self, count: int, draw: Callable[[int], Tensor]) -> Tensor:
+        """Return the `count` rows of this process from `draw(total)`, which has all rows."""
+        return draw(self.total or count)[self.first : self.first + count]
+
+    def randn(
+        self,
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Draw unit normal numbers; `shape`: (rows of this process, …)."""
+        count, *rest = shape
+
+        def draw(total: int) -> Tensor:
+            return torch.randn(total, *rest, generator=self.generator, device=device, dtype=dtype)
+
+        return self.own(count, draw)
+
+    def rand(
+        self,
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Draw numbers of U(0, 1); `shape`: (rows of this process, …)."""
+        count, *rest = shape
+
+        def draw(total: int) -> Tensor:
+            return torch.rand(total, *rest, generator=self.generator, device=device, dtype=dtype)
+
+        return self.own(count, draw)
+
+
+WHOLE_BATCH = BatchDraws()  # from the default generator, for a process that has all rows
