@@ -31,6 +31,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.timing import add_arguments, compare, report, start
+from models.draws import BatchDraws, Share
 from utils.config.command_line import HelpFormatter
 from utils.config.load import config_from_dict
 from utils.data.latent_dataset import LatentDataset
@@ -89,11 +90,11 @@ def plain_batches(folder: Path, length: int, side: int, workers: int, batch: int
 def our_batches(
     folder: Path, in_memory: bool, perturbed: bool, threads: int, batch: int
 ) -> Batches:
-    config, generator = config_from_dict(CONFIG, "benchmark"), torch.Generator()
+    config, draws = config_from_dict(CONFIG, "benchmark"), BatchDraws(torch.Generator())
     data = LatentDataset(folder / "z", folder / "y", in_memory=in_memory)
     order = DataOrder(data.length, seed=0)
-    for z, y in training_batches(data, order, 0, batch, threads=threads):
-        yield z, make_condition(y, config, generator) if perturbed else y
+    for z, y in training_batches(data, order, 0, Share.whole(batch), threads=threads):
+        yield z, make_condition(y, config, draws) if perturbed else y
 
 
 def make_database(folder: Path, length: int, side: int, kind: str) -> None:

@@ -1,16 +1,18 @@
-"""Training steps of our network beside those of a plain one (benchmarks/plain_network.py).
+"""Time the training's own step beside that of a plain network (benchmarks/plain_network.py).
 
     python benchmarks/train_step.py --out docs/benchmarks/train_step.json
     python benchmarks/train_step.py --sizes L --batch 4 --variants float32,autocast,ours
 
 A step is forward, loss, backward, optimizer and weight average, on 32x32x4 latents with conditions
-of 512 numbers. Each variant has a process of its own; they take turns on the same cores. First,
-both networks are given the same weights and draws, and must have the same loss.
+of 512 numbers. Ours is `train_step` of utils/training. Each variant has a process of its own; they
+take turns on the same cores. Before that, both networks get equal weights and draws, and their
+losses must agree.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,12 +28,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain_network import PlainMaskDiT, PlainTraining
 from benchmarks.timing import add_arguments, compare, matmul_rate, report, start
-from models.edm import EDMPrecond, build_denoiser, edm_loss
+from models.edm import EDMPrecond, build_denoiser, draw_for_loss, edm_loss
 from models.maskdit import MODEL_SIZES
 from utils.config.command_line import HelpFormatter
 from utils.config.load import config_from_dict
-from utils.training.ema import EMA
-from utils.training.speed import speed_up
+from utils.training.distributed import Processes
+from utils.training.state import TrainingState
+from utils.training.train_step import train_step
 
 VARIANTS = {
     "float32": "plain, eager, float32",
@@ -47,7 +50,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: a size of MODEL_SIZES (S, B, L, XL), with or without the decoder."""
+    """One training to time: a size of MODEL_SIZES (S, B, L, XL), with or without the decoder."""
 
     size: str
     mask_ratio: float
@@ -57,24 +60,32 @@ class Case:
     mae_loss_coef: float = 0.1
 
     def data(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return latents (N, 4, side, side) and conditions (N, 512)."""
         generator = torch.Generator().manual_seed(0)
         latents = 0.5 * torch.randn(self.batch, 4, self.side, self.side, generator=generator)
         cond = torch.randn(self.batch, 512, generator=generator)
         return latents.to(DEVICE), cond.to(DEVICE)
 
     def ours(self) -> EDMPrecond:
+        """Build our network."""
         torch.manual_seed(0)
         name = f"DiT-{self.size}/2"
         return build_denoiser(name, self.side, 4, 512, use_decoder=self.decoder).train()
 
+    def loss(self, denoiser: EDMPrecond, latents: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        """Compute the loss of each image with draws of the default generator, (N,)."""
+        draws = draw_for_loss(denoiser, latents, cond, self.mask_ratio)
+        return edm_loss(denoiser, latents, cond, draws, mae_loss_coef=self.mae_loss_coef)
+
     def plain(self, attention: str = "explicit") -> PlainMaskDiT:
+        """Build the plain network."""
         torch.manual_seed(0)
         depth, width, _, heads = MODEL_SIZES[f"DiT-{self.size}/2"]
         return PlainMaskDiT(self.side, depth, width, heads, self.decoder, attention)
 
 
 def plain_step(case: Case, kind: str) -> Callable[[], float]:
-    """A step of the baseline; `kind` is one of VARIANTS."""
+    """Return a step of the baseline; `kind` is one of VARIANTS."""
     torch.manual_seed(0)
     network = case.plain("sdpa" if kind == "sdpa" else "explicit")
     training = PlainTraining(network.to(DEVICE), autocast=kind != "float32")
@@ -82,51 +93,52 @@ def plain_step(case: Case, kind: str) -> Callable[[], float]:
     return lambda: training.step(*data, case.mask_ratio)
 
 
-def our_step(case: Case, compiled: bool) -> Callable[[], None]:
-    """A step as in train_latent_t2f.py, without reading data."""
-    denoiser, (latents, cond) = case.ours().to(DEVICE), case.data()
-    ema, trained = EMA(denoiser), [p for p in denoiser.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
-    config = config_from_dict({"train": {"compile": compiled}}, "benchmark")
-    speed_up(denoiser.model, config, DEVICE)
-
-    def step() -> None:
-        with torch.autocast(DEVICE.type, torch.bfloat16):
-            loss = edm_loss(
-                denoiser,
-                latents,
-                cond,
-                mask_ratio=case.mask_ratio,
-                mae_loss_coef=case.mae_loss_coef,
-            ).mean()
-        loss.backward()
-        torch.nn.utils.get_total_norm([p.grad for p in trained])
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(0.9999)
-
-    return step
+def our_step(case: Case, compiled: bool) -> Callable[[], object]:
+    """Return the training's own step, on one batch that is there already."""
+    config = config_from_dict(
+        {
+            "model": {
+                "model_type": f"DiT-{case.size}/2",
+                "in_size": case.side,
+                "use_decoder": case.decoder,
+                "mask_ratio": case.mask_ratio,
+                "mae_loss_coef": case.mae_loss_coef,
+                "class_dropout_prob": 0.0,
+            },
+            "train": {
+                "batchsize": case.batch,
+                "amp": "bf16",
+                "compile": compiled,
+                "max_num_steps": 1_000_000,
+            },
+        },
+        "benchmark",
+    )
+    state = TrainingState(config, Processes(config), images=case.batch)
+    state.make_ready()
+    batches = itertools.repeat(case.data())
+    return lambda: train_step(state, batches)
 
 
 def setup(case: Case, kind: str) -> Callable[[], object]:
+    """Return the step of one of VARIANTS."""
     if kind in ("ours", "eager"):
         return our_step(case, compiled=kind == "ours")
     return plain_step(case, kind)
 
 
 def step_flops(case: Case) -> int:
-    """FLOPs of forward and backward, counted without computing them."""
+    """Count the FLOPs of forward and backward, without computing them."""
     with torch.device("meta"):
         denoiser = case.ours()
         latents, cond = torch.empty(1, 4, case.side, case.side), torch.empty(1, 512)
         with FlopCounterMode(display=False) as counter:
-            options = {"mask_ratio": case.mask_ratio, "mae_loss_coef": case.mae_loss_coef}
-            edm_loss(denoiser, latents, cond, **options).sum().backward()
+            case.loss(denoiser, latents, cond).sum().backward()
     return case.batch * counter.get_total_flops()
 
 
 def largest_loss_difference(case: Case) -> float:
-    """|ours - plain| / plain of the loss with equal weights and draws, in float32."""
+    """Return |ours - plain| / plain of the loss, with equal weights and draws, in float32."""
     denoiser, plain = case.ours().to(DEVICE), case.plain().to(DEVICE)
     latents, cond = case.data()
     with torch.no_grad():
@@ -137,15 +149,14 @@ def largest_loss_difference(case: Case) -> float:
     training = PlainTraining(plain, autocast=False)
     torch.manual_seed(1)
     with torch.no_grad():
-        options = {"mask_ratio": case.mask_ratio, "mae_loss_coef": case.mae_loss_coef}
-        ours = edm_loss(denoiser, latents, cond, **options).mean().item()
+        ours = case.loss(denoiser, latents, cond).mean().item()
     torch.manual_seed(1)
     theirs = training.step(latents, cond, case.mask_ratio)
     return abs(ours - theirs) / theirs
 
 
 def time_in_products(case: Case, kind: str) -> Callable[[], float]:
-    """Work that profiles a step: share of its time in matrix products."""
+    """Return work that profiles a step and gives the share of its time in matrix products."""
     step = setup(case, kind)
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (DEVICE.type == "cuda")]
     clock = "self_device_time_total" if DEVICE.type == "cuda" else "self_cpu_time_total"
@@ -162,7 +173,7 @@ def time_in_products(case: Case, kind: str) -> Callable[[], float]:
 def measure(
     case: Case, kinds: list[str], repeats: int, rounds: int, rates: dict[str, float]
 ) -> list[dict]:
-    """One row per variant, of which only one is in memory at a time."""
+    """Time the variants, one in memory at a time, and return a row for each."""
     setups = {kind: partial(setup, case, kind) for kind in kinds}
     timings = compare(setups, repeats, warmup=2, rounds=rounds)
     flops, rows = step_flops(case), []
@@ -188,7 +199,7 @@ def measure(
 
 
 def add_time_in_products(case: Case, kinds: list[str], rows: list[dict]) -> None:
-    """Say of each variant what share of a step, profiled, goes to matrix products."""
+    """Add to each row the share of a profiled step that goes to matrix products."""
     setups = {kind: partial(time_in_products, case, kind) for kind in kinds}
     shares = compare(setups, repeats=1, warmup=2, rounds=1)
     for kind, row in zip(kinds, rows, strict=True):
@@ -198,7 +209,7 @@ def add_time_in_products(case: Case, kinds: list[str], rows: list[dict]) -> None
 
 
 def add_gain_of_masking(rows: list[dict]) -> None:
-    """Say of each row how many times as fast it is as without mask and decoder, where measured."""
+    """Add to each row its speed over that without mask and decoder, where that was measured."""
 
     def same(row: dict) -> tuple:
         size = row["network"].removesuffix(NO_DECODER)
@@ -215,16 +226,19 @@ def add_gain_of_masking(rows: list[dict]) -> None:
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--sizes", default="S,B", help="of the network: S, B, L, XL")
     parser.add_argument("--masks", default="0.5", help="mask ratios")
     parser.add_argument("--batch", default="16", help="batch sizes")
     parser.add_argument("--sides", default="32", help="sides of the latents: 32, 64")
     parser.add_argument("--decoders", default="yes", help="yes, no, or both: yes,no")
-    parser.add_argument("--variants", default=",".join(VARIANTS), help="what to compare")
-    parser.add_argument("--rounds", type=int, default=2, help="in which variants start anew")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="variants to compare")
     parser.add_argument(
-        "--profile", action="store_true", help="tell the time in matrix products apart"
+        "--rounds", type=int, default=2, help="rounds; in each, all variants start anew"
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="measure the share of time in matrix products"
     )
     parser.add_argument("--title", default="Training step", help="of the table")
     add_arguments(parser)
@@ -232,6 +246,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Time all cases and write the table."""
     args = parse_args()
     start(args)
     kinds = args.variants.split(",")

@@ -8,6 +8,24 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Share:
+    """Rows first … first + count of a global batch of `total`: those of one process."""
+
+    first: int
+    count: int
+    total: int
+
+    @classmethod
+    def whole(cls, count: int) -> "Share":
+        """Return the share of a process that has the whole batch of `count` rows."""
+        return cls(0, count, count)
+
+    def draws(self, generator: torch.Generator) -> "BatchDraws":
+        """Return draws for the global batch that give this share."""
+        return BatchDraws(generator, self.first, self.total)
+
+
+@dataclass(frozen=True)
 class BatchDraws:
     """Draws for every row of a global batch and hands a process its own rows.
 

@@ -12,6 +12,7 @@ from tiny import DIM, make_tiny_checkpoint, make_tiny_config, make_tiny_evaluati
 
 import eval_latent_t2f
 import train_latent_t2f
+from models.draws import BatchDraws, Share
 from utils.base.errors import UserError
 from utils.config.load import load_config
 from utils.config.published_flags import flag_settings, note_void_flags
@@ -203,7 +204,7 @@ def test_embeddings_are_drawn_among_the_first_so_many(captioned, limit, drawn):
     paths = captioned.data
     data = LatentDataset(paths.root, paths.feat_path, num_features=limit)
     generator = torch.Generator().manual_seed(0)
-    _, y = data.batch(torch.arange(12).repeat(10), generator)
+    _, y = data.batch(torch.arange(12).repeat(10), BatchDraws(generator))
     assert {int(row[0]) for row in y} == drawn
 
 
@@ -216,7 +217,8 @@ def test_more_embeddings_than_there_are_cannot_be_drawn_from(captioned):
 def test_the_number_of_reading_threads_changes_no_batch(captioned):
     data, order = open_data(captioned), DataOrder(12, seed=0)
     one, four = (
-        list(islice(training_batches(data, order, 0, 5, threads=threads), 30)) for threads in (1, 4)
+        list(islice(training_batches(data, order, 0, Share.whole(5), threads=threads), 30))
+        for threads in (1, 4)
     )
     for (_, y), (_, expected) in zip(four, one, strict=True):
         assert torch.equal(y, expected)

@@ -17,6 +17,7 @@ from tiny import DIM, RESOLUTION, make_tiny_clip, make_tiny_config
 
 from models.autoencoder import load_autoencoder
 from models.clip import load_clip
+from models.draws import BatchDraws
 from utils.data.image_batches import iterate_batches
 from utils.data.images import list_images, load_image
 from utils.data.latent_dataset import LatentDataset
@@ -206,7 +207,7 @@ def test_stored_moments_are_those_of_the_scaled_latents(project):
     moments = vae.encode_moments(pixels(project.folder / "test" / "images") / 127.5 - 1)
     data = LatentDataset(project.test / "z")
     draw, same_draw = (torch.Generator().manual_seed(7) for _ in range(2))
-    z, _ = data.batch(torch.arange(N_TEST), draw)
+    z, _ = data.batch(torch.arange(N_TEST), BatchDraws(draw))
     torch.testing.assert_close(
         z, vae.sample_latents(moments, same_draw).float(), rtol=1e-4, atol=1e-5
     )

@@ -109,9 +109,9 @@ def test_the_baseline_of_the_benchmark_has_our_loss(mask_ratio):
 WITHOUT_COMPILER = """
 import sys, torch
 from models.edm import build_denoiser
-from utils.config import config_from_dict
-from utils.errors import UserError
-from utils.speed import speed_up
+from utils.config.load import config_from_dict
+from utils.base.errors import UserError
+from utils.training.speed import speed_up
 model = build_denoiser("DiT-T/2", 8, 4, 6, depth=1, decoder_depth=1).model
 for wish in ("auto", True):
     config = config_from_dict({"train": {"compile": wish}}, "test")

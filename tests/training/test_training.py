@@ -14,6 +14,7 @@ from PIL import Image
 from tiny import DIM, make_tiny_config, make_tiny_evaluation_data
 from trainings import final_state, metrics, run
 
+from models.draws import Share
 from train_latent_t2f import main
 from utils.base.errors import UserError
 from utils.config.load import load_config
@@ -42,9 +43,9 @@ def test_batches_are_functions_of_their_position_however_many_processes_share_th
 ):
     data = open_data(load_config(faces))
     order, count = DataOrder(data.length, seed=0), 4 // processes
-    read = list(islice(training_batches(data, order, 0, 4, xflip=True), 20))
+    read = list(islice(training_batches(data, order, 0, Share.whole(4), xflip=True), 20))
     shares = [
-        training_batches(data, order, 8, count, rank=rank, processes=processes, xflip=True)
+        training_batches(data, order, 8, Share(rank * count, count, 4), xflip=True)
         for rank in range(processes)
     ]
     for expected_latents, expected_y in read[2:]:
@@ -56,12 +57,12 @@ def test_batches_are_functions_of_their_position_however_many_processes_share_th
 class Ramps:
     """A dataset of one image that is dark left and bright right."""
 
-    def batch(self, indices, generator, first, total):
+    def batch(self, indices, draws):
         return torch.arange(8.0).expand(len(indices), 4, 8, 8), None
 
 
 def test_xflip_mirrors_about_half_of_the_images_left_to_right():
-    batches = training_batches(Ramps(), DataOrder(10, seed=0), 0, 200, xflip=True)
+    batches = training_batches(Ramps(), DataOrder(10, seed=0), 0, Share.whole(200), xflip=True)
     latents, _ = next(batches)
     rows = latents[:, 0, 0]
     mirrored = (rows == torch.arange(8.0).flip(0)).all(dim=1)

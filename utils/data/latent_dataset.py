@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from models.autoencoder import LDM_SCALE_FACTOR
+from models.draws import WHOLE_BATCH, BatchDraws
 from utils.base.errors import UserError
 from utils.config.schema import Config
 from utils.data.lmdb_layout import one_hot
@@ -77,23 +78,19 @@ class LatentDataset:
     def batch(
         self,
         indices: torch.Tensor,
-        generator: torch.Generator | None = None,
-        first: int = 0,
-        total: int | None = None,
+        draws: BatchDraws = WHOLE_BATCH,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Latents (B, C, H, W) and conditions (B, D) or None, float32 on the CPU.
 
         Conditions are one-hot labels, embeddings, or the embeddings after the labels.
-        `indices`: (B,) integers. Where a sample has several embeddings one is drawn with
-        `generator`; so is the latent where the database holds moments. The samples are those from
-        `first` on of a batch of `total`, for all of which is drawn.
+        `indices`: (B,) integers. `draws` chooses among several embeddings of a sample, and draws
+        the latent where the database holds moments.
         """
-        rows, total = indices.numpy(), total or len(indices)
-        own = slice(first, first + len(indices))
+        rows = indices.numpy()
         z = torch.from_numpy(self._z.read(rows))
         if self._is_moments:
             mean, log_variance = z.chunk(2, dim=1)
-            noise = torch.randn(total, *mean.shape[1:], generator=generator)[own]
+            noise = draws.randn(mean.shape)
             z = self._scale * (mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise)
         if not self.cond_dim:
             return z, None
@@ -101,7 +98,7 @@ class LatentDataset:
         if self._y is not None:
             feature = 0
             if self._choose:
-                draw = torch.rand(total, generator=generator)[own].numpy()
+                draw = draws.rand((len(rows),)).numpy()
                 feature = (draw * self._counts[rows].astype(np.float32)).astype(np.int64)
             y.append(self._y.read(rows, feature))
         return z, torch.from_numpy(y[0] if len(y) == 1 else np.concatenate(y, axis=1))

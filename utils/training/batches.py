@@ -1,4 +1,4 @@
-"""What is trained on when: a function of seed and position alone, so that resuming is exact."""
+"""The batches of a training: functions of seed and position alone, so that resuming is exact."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from models.perturbation import perturb
+from models.draws import BatchDraws, Share
+from models.perturbation import Perturbation, perturb
 from utils.base.read_ahead import read_ahead
 from utils.config.schema import Config
 from utils.data.latent_dataset import LatentDataset
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A 63-bit seed that is a function of `parts`; unrelated for parts that differ in anything."""
+    """Return a 63-bit seed that is a function of `parts`; other parts give an unrelated seed."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 class DataOrder:
-    """An endless stream of dataset indices: one permutation of 0…length-1 after the other.
+    """Endless stream of dataset indices: one permutation of 0…length-1 after the other.
 
-    A position in it is the number of images seen before, whatever the batch size and the number of
-    processes were: a run continued with other ones still sees each image once an epoch.
+    A position in it is the number of images seen before. It does not depend on batch size or number
+    of processes, so a run that continues with others still sees each image once an epoch.
     """
 
     def __init__(self, length: int, seed: int) -> None:
@@ -41,12 +42,12 @@ class DataOrder:
         return permutation
 
     def describe(self, position: int) -> dict[str, int]:
-        """The position as epoch and offset in it, for a checkpoint."""
+        """Return the position as epoch and offset in it, for a checkpoint."""
         epoch, offset = divmod(position, self.length)
         return {"epoch": epoch, "offset": offset, "length": self.length}
 
     def indices(self, position: int, count: int) -> torch.Tensor:
-        """Indices (count,) int64 of the images at `position` and after; may cross epochs."""
+        """Return indices (count,) int64 of the images from `position` on; may cross epochs."""
         parts = []
         while count > 0:
             epoch, offset = divmod(position, self.length)
@@ -60,66 +61,57 @@ def training_batches(
     data: LatentDataset,
     order: DataOrder,
     start: int,
-    count: int,
+    share: Share,
     *,
-    rank: int = 0,
-    processes: int = 1,
     xflip: bool = False,
     device: torch.device | str = "cpu",
     threads: int = 1,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Endless batches of `count` latents (N, C, H, W) and embeddings (N, D) or None, on `device`.
+    """Yield batches without end: latents (N, C, H, W) and embeddings (N, D) or None, on `device`.
 
-    Each is the share of process `rank` in a batch of `processes * count` images, which follow each
-    other from position `start` of the data order on. Which of an image's embeddings is taken, and
-    with `xflip` which latents are mirrored, is drawn for the whole batch from its position, so that
-    any number of processes sees the same. `threads` read ahead.
+    Each batch is this process's share of a global batch. Global batches follow each other from
+    position `start` of the data order on. All random choices of a global batch are functions of its
+    position, and the same for any number of processes: its embeddings, where an image has several,
+    and with `xflip` the images that are mirrored. `threads` read ahead.
     """
-    first, total = rank * count, processes * count
 
     def read(position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        draw = torch.Generator().manual_seed(derived_seed(order.seed, "batch", position))
-        latents, y = data.batch(order.indices(position + first, count), draw, first, total)
+        seed = derived_seed(order.seed, "batch", position)
+        draws = share.draws(torch.Generator().manual_seed(seed))
+        latents, y = data.batch(order.indices(position + share.first, share.count), draws)
         if xflip:
-            mirrored = torch.rand(total, 1, 1, 1, generator=draw)[first : first + count] < 0.5
+            mirrored = draws.rand((share.count, 1, 1, 1)) < 0.5
             latents = torch.where(mirrored, latents.flip(3), latents)
         return latents.to(device), None if y is None else y.to(device)
 
-    return read_ahead(read, itertools.count(start, total), threads)
+    return read_ahead(read, itertools.count(start, share.total), threads)
+
+
+def configured_perturbation(config: Config) -> Perturbation | None:
+    """Return the perturbation of the training, or None if conditions stay as they are."""
+    train = config.train
+    if not train.perturbation:
+        return None
+    return Perturbation(
+        train.perturbation_type, train.perturbation, train.mean, train.trunc_a, train.trunc_b
+    )
 
 
 def make_condition(
-    y: torch.Tensor | None,
-    config: Config,
-    generator: torch.Generator,
-    first: int = 0,
-    total: int | None = None,
+    y: torch.Tensor | None, config: Config, draws: BatchDraws
 ) -> torch.Tensor | None:
-    """Embeddings (N, D) -> perturbed conditions (N, D), some rows zeroed: "no condition".
+    """Perturb embeddings (N, D) and zero some rows, which means "no condition" -> (N, D).
 
-    External features, if there are such, are the last columns of both, and are not touched. A
-    learnable perturbation follows in the network. y are the rows from `first` on of a batch of
-    `total`, for all of which is drawn.
+    External features, if there are any, are the last columns of y and stay as they are. The network
+    itself applies a learnable perturbation.
     """
     if y is None:
         return None
-    options = config.train
+    perturbation = configured_perturbation(config)
     y, features = y.tensor_split([config.model.num_classes], dim=1)
-    if options.perturbation and options.perturbation_type != "learnable":
-        y = perturb(
-            y,
-            options.perturbation_type,
-            options.perturbation,
-            mean=options.mean,
-            trunc_a=options.trunc_a,
-            trunc_b=options.trunc_b,
-            generator=generator,
-            first=first,
-            total=total,
-        )
+    if perturbation is not None and perturbation.kind != "learnable":
+        y = perturb(y, perturbation, draws)
     elif config.data.norm_feature or config.learns_perturbation:
         y = F.normalize(y, dim=1)
-    draw = torch.rand(total or len(y), 1, device=y.device, generator=generator)
-    draw = draw[first : first + len(y)]
-    y = y * (draw >= config.model.class_dropout_prob)
+    y = y * (draws.rand((len(y), 1), y.device) >= config.model.class_dropout_prob)
     return torch.cat([y, features], dim=1) if features.shape[1] else y

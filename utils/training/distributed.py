@@ -1,4 +1,4 @@
-"""Several processes: starting them, sharing a batch among them, agreeing, stopping."""
+"""Several processes: joining them, sharing a batch, agreeing, stopping."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch.distributed.tensor import DTensor
 
+from models.draws import Share
 from utils.base.errors import LOST_PROCESS, UserError, note
+from utils.config.schema import Config
+from utils.training.schedules import always_masked
+from utils.training.sharding import wants_shards
+from utils.training.speed import best_amp
 
-# What gloo's errors, which have no type of their own, say.
+# Words in the errors of gloo, which have no type of their own.
 SIGNS_OF_LOSS = (
     "closed by peer",
     "Connection reset",
@@ -30,11 +35,58 @@ SIGNS_OF_LOSS = (
 )
 
 
-def start_accelerator(amp: str, grad_accum: int, all_weights_used: bool) -> Accelerator:
-    """The processes' common ground. Raises UserError if the device cannot do `amp`.
+class Processes:
+    """The processes of a training: device, share of the batch, and agreement among them.
 
-    `amp`: 'bf16', 'fp16' or 'no'. `all_weights_used`: every step has a gradient for each weight,
-    which spares several processes a search.
+    They agree over the CPU (gloo), so that nothing waits for the device. One process agrees alone.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Join the processes. Raises UserError if batch or `train.amp` do not go with them."""
+        options = config.train
+        self.amp = best_amp(options.amp)
+        self.sharded = wants_shards(options.shard, self.amp)
+        self.accelerator = start_accelerator(self.amp, options.grad_accum, always_masked(config))
+        self.device: torch.device = self.accelerator.device
+        rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
+        images = images_per_forward(options.batchsize, self.count, options.grad_accum)
+        self.share = Share(rank * images, images, self.count * images)
+        self._group: torch.distributed.ProcessGroup | None = None
+        if torch.distributed.is_initialized():
+            # Waits for work that one process does alone, such as drawing.
+            patience = datetime.timedelta(hours=6)
+            group = torch.distributed.new_group(backend="gloo", timeout=patience)
+            assert isinstance(group, torch.distributed.ProcessGroup)
+            self._group = group
+        if self.device.type == "cuda":
+            allow_tf32(options.tf32)
+
+    def highest(self, value: int) -> int:
+        """Return the highest of all processes' values; all processes call this."""
+        if self._group is None:
+            return value
+        values = torch.tensor(value)
+        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, self._group)
+        return int(values)
+
+    def __str__(self) -> str:
+        accumulated = self.accelerator.gradient_accumulation_steps
+        sharded = ", sharded" if self.sharded else ""
+        return (
+            f"{self.count} process(es) x {accumulated} x {self.share.count}; "
+            f"{self.device.type}, amp {self.amp}{sharded}"
+        )
+
+    def wait(self) -> None:
+        """Return when all processes have called this."""
+        self.highest(0)
+
+
+def start_accelerator(amp: str, grad_accum: int, all_weights_used: bool) -> Accelerator:
+    """Join the processes. Raises UserError if the device cannot do `amp`.
+
+    amp: 'bf16', 'fp16' or 'no'. all_weights_used: every step has a gradient for each weight, which
+        spares several processes a search.
     """
     _join_after_restart()
     wrapper = DistributedDataParallelKwargs(find_unused_parameters=not all_weights_used)
@@ -43,7 +95,7 @@ def start_accelerator(amp: str, grad_accum: int, all_weights_used: bool) -> Acce
             mixed_precision=amp,
             gradient_accumulation_steps=grad_accum,
             kwargs_handlers=[wrapper],
-            # Without a device, accelerate joins the processes only if told to use the CPU.
+            # Without a device, accelerate joins the processes only if `cpu` is set.
             cpu=not torch.accelerator.is_available(),
         )
     except ValueError as error:
@@ -51,9 +103,9 @@ def start_accelerator(amp: str, grad_accum: int, all_weights_used: bool) -> Acce
 
 
 def _join_after_restart() -> None:
-    """Meet the other processes under names of this restart's own, if torchrun has restarted them.
+    """Join under names of this restart, if torchrun has restarted the processes.
 
-    torchrun keeps one store for all restarts, in which the addresses of dead processes still stand.
+    torchrun keeps one store for all restarts; it still holds the addresses of dead processes.
     """
     restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     if restart == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -64,7 +116,10 @@ def _join_after_restart() -> None:
 
 
 def images_per_forward(batchsize: int, processes: int, grad_accum: int) -> int:
-    """Share of the global batch that a process takes in one forward pass."""
+    """Return how many images of the global batch a process takes in one forward pass.
+
+    Raises UserError if the processes cannot share the batch equally.
+    """
     share, rest = divmod(batchsize, processes * grad_accum)
     if rest or share < 1:
         raise UserError(
@@ -76,15 +131,18 @@ def images_per_forward(batchsize: int, processes: int, grad_accum: int) -> int:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Whether CUDA devices may multiply float32 with 10 bits of precision."""
+    """Set whether CUDA devices may multiply float32 with 10 bits of precision."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
 
 
-def clip(
+def clip_gradients(
     accelerator: Accelerator, parameters: list[torch.nn.Parameter], limit: float | None
 ) -> torch.Tensor:
-    """Scale the gradients to a norm of at most `limit`, if any; returns what it was, (), of all."""
+    """Scale the gradients to a norm of at most `limit`, if there is one; return their norm, ().
+
+    The norm is that of before, over the gradients of all processes.
+    """
     if limit is None:  # spares a pass over the gradients
         accelerator.unscale_gradients()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -93,34 +151,8 @@ def clip(
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-class Team:
-    """What the processes of a training agree on beside the gradients; one process agrees alone.
-
-    Talks over the CPU (gloo), so that nothing waits for the device.
-    """
-
-    def __init__(self) -> None:
-        self._group = None
-        if torch.distributed.is_initialized():
-            # Waits for what one process does while the others have nothing to do, e.g. drawing.
-            patience = datetime.timedelta(hours=6)
-            self._group = torch.distributed.new_group(backend="gloo", timeout=patience)
-
-    def highest(self, value: int) -> int:
-        """The highest of all processes' values; called by all."""
-        if self._group is None:
-            return value
-        values = torch.tensor(value)
-        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, self._group)
-        return int(values)
-
-    def wait(self) -> None:
-        """Return when all processes have called this."""
-        self.highest(0)
-
-
 class StopSignal:
-    """Remembers SIGTERM, SIGINT or SIGUSR1, so that the step in hand can be finished and saved.
+    """Memory of SIGTERM, SIGINT or SIGUSR1: the training finishes its step and saves.
 
     A second SIGINT interrupts at once.
     """
@@ -138,26 +170,26 @@ class StopSignal:
 
 
 class Watchdog:
-    """Ends this process if a step takes far too long, as another process does not answer.
+    """Guard against processes that no longer answer: ends this one if a step takes far too long.
 
-    A stopped process or a dead machine says nothing, and the others would wait for it for ever.
-    Does nothing in a process that is alone.
+    A stopped process or a dead machine sends nothing, and the others would wait for ever. The
+    watchdog does nothing in a process that is alone.
     """
 
     def __init__(self, limit: float) -> None:
-        """`limit`: seconds that a step may take; or ten times the longest before, if more."""
+        """limit: seconds that a step may take, or ten times the longest step, if that is more."""
         self._limit = limit
         self._begun: float | None = None
         self._longest = 0.0
         self._thread: threading.Thread | None = None
 
     def step_begins(self) -> None:
-        """The clock runs."""
+        """Start the clock."""
         self._begun = time.monotonic()
 
     def step_ends(self) -> None:
-        """It stands still until the next step begins."""
-        if self._thread is not None:
+        """Stop the clock until the next step begins."""
+        if self._thread is not None and self._begun is not None:
             self._longest = max(self._longest, time.monotonic() - self._begun)
         elif torch.distributed.is_initialized():  # not before: the first step may compile
             self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
@@ -170,25 +202,25 @@ class Watchdog:
             begun, limit = self._begun, max(self._limit, 10 * self._longest)
             if begun is not None and time.monotonic() - begun > limit:
                 fault = RuntimeError(f"the step has not ended in {limit:.0f} s")
-                tell_lost_process(fault)
+                report_lost_process(fault)
                 os._exit(LOST_PROCESS)
 
 
 @contextlib.contextmanager
 def ending_if_a_process_is_lost() -> Iterator[None]:
-    """Ends this process with the cause and code LOST_PROCESS if talking to another one fails."""
+    """End this process with the cause and code LOST_PROCESS if it cannot reach another one."""
     try:
         yield
     except RuntimeError as error:
         is_distributed = isinstance(error, torch.distributed.DistError)
         if not is_distributed and not any(sign in str(error) for sign in SIGNS_OF_LOSS):
             raise
-        tell_lost_process(error)
+        report_lost_process(error)
         sys.exit(LOST_PROCESS)
 
 
-def tell_lost_process(error: RuntimeError) -> None:
-    """Say on stderr, on whichever process notices it, that another one was lost."""
+def report_lost_process(error: RuntimeError) -> None:
+    """Print on stderr that another process was lost; the process that notices it calls this."""
     print(
         f"error: process {os.environ.get('RANK', 0)}: another process is gone or does not answer "
         f"({str(error).splitlines()[0]}). Start the same command again: it goes on from the last "

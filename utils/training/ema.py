@@ -1,20 +1,21 @@
-"""Exponential moving average of the weights, the ones that are evaluated and released."""
+"""Exponential moving average of the weights; evaluation and release use it."""
 
 from __future__ import annotations
 
 import copy
 
 import torch
-from torch import nn
+
+from models.edm import EDMPrecond
 
 
 def ema_decay_at(
     images_seen: int, batchsize: int, decay: float = 0.9999, rampup: float | None = None
 ) -> float:
-    """Decay of one update after `images_seen` images, `batchsize` images since the last update.
+    """Return the decay of an update after `images_seen` images, one `batchsize` after the last.
 
-    Without `rampup` the published constant. With it, the half-life is at most `rampup` times the
-    images seen, so that early averages forget the random start (EDM, Karras 2022, app. F.2).
+    Without `rampup` the decay is constant, as published. With it, the half-life is at most `rampup`
+    times the images seen, so that early averages forget the random start (Karras 2022, app. F.2).
     """
     if rampup is None:
         return decay
@@ -23,22 +24,25 @@ def ema_decay_at(
 
 
 class EMA:
-    """Holds `.module`, a frozen copy of a network in eval mode whose weights follow the original.
+    """Averaged weights of a network: `module`, a frozen copy in eval mode that follows it.
 
     `update` averages the trained parameters in one fused call; fixed tables are equal in both.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.module = copy.deepcopy(network).eval().requires_grad_(False)
+    def __init__(self, network: EDMPrecond) -> None:
+        self.module = copy.deepcopy(network)
+        self.module.eval().requires_grad_(False)
         self.follow(network)
 
-    def follow(self, network: nn.Module) -> None:
-        """Average the weights of `network` from now on, e.g. because both have been sharded."""
+    def follow(self, network: EDMPrecond) -> None:
+        """Average the weights of `network` from now on, for example after both were sharded."""
         trained = [p.requires_grad for p in network.parameters()]
-        self._average = [p for p, t in zip(self.module.parameters(), trained, strict=True) if t]
+        self._average: list[torch.Tensor] = [
+            p for p, t in zip(self.module.parameters(), trained, strict=True) if t
+        ]
         self._source = [p for p in network.parameters() if p.requires_grad]
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """average <- decay * average + (1 - decay) * weights."""
+        """Set average <- decay * average + (1 - decay) * weights."""
         torch._foreach_lerp_(self._average, [p.detach() for p in self._source], 1 - decay)

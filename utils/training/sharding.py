@@ -1,6 +1,6 @@
-"""Networks that are spread over the processes (FSDP), for those too large for one device.
+"""Networks spread over the processes (FSDP), for those too large for one device.
 
-Checkpoints hold whole tensors under the same names as ever, so any number of processes reads them.
+Checkpoints hold whole tensors under the usual names, so any number of processes reads them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from utils.training.ema import EMA
 
 
 def wants_shards(configured: bool, amp: str) -> bool:
-    """Whether to shard: `train.shard`, or a launcher's FSDP setting, which is taken over here.
+    """Return True if `train.shard` or a launcher's FSDP setting asks for shards.
 
-    Accelerate itself shards on GPUs only; what follows from its setting is the same everywhere.
-    Raises UserError for what does not go with it.
+    Accelerate itself would shard on GPUs only, so this takes its setting over. Raises UserError if
+    `amp` does not go with shards.
     """
     by_launcher = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if not (configured or by_launcher):
@@ -35,9 +35,9 @@ def wants_shards(configured: bool, amp: str) -> bool:
 
 
 def shard(network: EDMPrecond) -> None:
-    """Spread a network's weights over all processes, in place; called by all.
+    """Spread a network's weights over all processes, in place; all processes call this.
 
-    Each block is gathered while it is needed, as are the remaining weights.
+    Each block is gathered while it is needed, and so are the remaining weights.
     """
     device = next(network.parameters()).device
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
@@ -50,19 +50,20 @@ def shard(network: EDMPrecond) -> None:
 def shard_training(
     denoiser: EDMPrecond, ema: EMA, optimizer: torch.optim.Optimizer
 ) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
-    """Shard a network and its average in place; returns the trained weights and their optimizer.
+    """Shard a network and its average in place; return the trained weights and their optimizer.
 
-    That is a new one with the settings and the state of the given one.
+    The optimizer is a new one with the settings and the state of the given one.
     """
     shard(denoiser)
     shard(ema.module)
     ema.follow(denoiser)
     parameters = [p for p in denoiser.parameters() if p.requires_grad]
     options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
-    new = type(optimizer)(parameters, fused=True)
+    new = torch.optim.AdamW(parameters, fused=True)
     new.param_groups[0].update(options)
-    whole = [p for group in optimizer.param_groups for p in group["params"]]
-    for old, parameter in zip(whole, parameters, strict=True):
+    unsharded = [p for group in optimizer.param_groups for p in group["params"]]
+    for old, parameter in zip(unsharded, parameters, strict=True):
+        assert isinstance(parameter, DTensor)
         new.state[parameter] = {
             name: value
             if value.ndim == 0
@@ -73,27 +74,28 @@ def shard_training(
 
 
 def host_copy(value: Any, keep: bool = True) -> Any:
-    """Nested dicts and lists with every tensor copied to the CPU, shards put together.
+    """Copy nested dicts and lists to the CPU, with shards put together.
 
-    Called by all processes if there are shards; those that do not `keep` it get None.
+    All processes call this if there are shards; those that do not `keep` the copy get None.
     """
     if isinstance(value, DTensor):
-        value = value.detach().full_tensor()
+        value = value.full_tensor().detach()
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True) if keep else None
     if isinstance(value, Mapping):
         copied = {key: host_copy(v, keep) for key, v in value.items()}
         return copied if keep else None
     if isinstance(value, list | tuple):
-        copied = [host_copy(v, keep) for v in value]
-        return type(value)(copied) if keep else None
+        items = [host_copy(v, keep) for v in value]
+        return type(value)(items) if keep else None
     return value
 
 
 def whole(network: EDMPrecond, empty: EDMPrecond) -> EDMPrecond:
-    """The network itself, or if it is sharded `empty` with its weights; called by all."""
+    """Return the network, or `empty` with its weights if it is sharded; all processes call this."""
     if not any(isinstance(p, DTensor) for p in network.parameters()):
         return network
     device = next(network.parameters()).device
-    empty.load_state_dict({n: t.full_tensor() for n, t in network.state_dict().items()})
-    return empty.to(device).eval().requires_grad_(False)
+    empty.load_state_dict(host_copy(network.state_dict()))
+    empty.to(device).eval().requires_grad_(False)
+    return empty

@@ -1,4 +1,4 @@
-"""Numerical guards of training: steps that would do harm are skipped, jumps are counted."""
+"""Numerical guards of training: they skip steps that would do harm, and count jumps."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ MEMORY = 0.99  # weight of the past in it
 
 
 class Verdict(NamedTuple):
-    """On one step; booleans on the device, which nobody has waited for."""
+    """Verdict on one step: 0-d bool tensors; reading them waits for the device."""
 
     good: torch.Tensor
     spike: torch.Tensor
 
 
 class StepGuard:
-    """Judges steps by their loss and gradient norm, which all processes must give alike.
+    """Judge of steps by loss and gradient norm, which must be equal in all processes.
 
-    Nothing here waits for the device but `in_a_row`.
+    Only `in_a_row` waits for the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,7 +34,7 @@ class StepGuard:
         )
 
     def judge(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> Verdict:
-        """Good = both are finite; spike = a good step whose loss is far above those before it."""
+        """Judge a step: good = both are finite; spike = good, with a loss far above its mean."""
         good = loss.isfinite() & grad_norm.isfinite()
         above = torch.where(good, loss - self._mean, 0)
         spike = (self._steps >= WARM_UP) & (above > SPIKE * self._variance.sqrt())
@@ -47,15 +47,15 @@ class StepGuard:
         return Verdict(good, spike)
 
     def in_a_row(self) -> int:
-        """How many bad steps the latest ones are; waits for the device."""
+        """Return how many bad steps the last ones are; waits for the device."""
         return int(self._bad)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """For a checkpoint."""
+        """Return the running mean and variance, for a checkpoint."""
         return {"steps": self._steps, "mean": self._mean, "variance": self._variance}
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from a checkpoint; the count of bad steps in a row starts anew."""
+        """Continue from a checkpoint; the count of bad steps in a row starts anew."""
         self._steps.copy_(state["steps"])
         self._mean.copy_(state["mean"])
         self._variance.copy_(state["variance"])
@@ -64,13 +64,14 @@ class StepGuard:
 def skip_unless(good: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
     """Make the next `step()` of a fused optimizer change nothing unless `good`, without waiting.
 
-    This is the flag by which gradient scaling skips its overflows.
+    Gradient scaling skips its overflows by this flag.
     """
-    optimizer.found_inf = (~good).float()
+    # Fused optimizers read this attribute, which their type does not declare.
+    setattr(optimizer, "found_inf", (~good).float())  # noqa: B010
 
 
 def diverged(bad_steps: int, step: int, checkpoints: Path) -> str:
-    """What to tell when too many steps in a row were bad."""
+    """Return the message after too many bad steps in a row."""
     latest = next(reversed(list_checkpoints(checkpoints).values()), None)
     source = latest or "an earlier checkpoint"
     return (

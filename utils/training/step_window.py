@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import psutil
 import torch
 
 from utils.training.step_guard import Verdict
 
+T = TypeVar("T")
+
 
 class Window:
-    """Figures of the steps since the last log line, the same in all processes.
+    """Sums over the steps since the last log line, equal in all processes.
 
-    Sums stay on the device, so nothing waits. `seconds` and `waiting` (for data) are wall-clock
-    time.
+    The sums stay on the device, so that adding a step does not wait for it. `seconds` and
+    `waiting` (for data) are wall-clock time.
     """
 
     SUMS = ("loss", "grad_norm", "skipped", "spikes")
@@ -30,29 +33,45 @@ class Window:
         self.steps, self.seconds, self.waiting = 0, 0.0, 0.0
 
     def add(self, loss: torch.Tensor, grad_norm: torch.Tensor, verdict: Verdict) -> None:
-        """A step; loss and gradient norm count if it was a good one."""
+        """Add a step; its loss and gradient norm count if it was a good one."""
         good = verdict.good
-        figures = (
+        sums = (
             torch.where(good, loss, 0),
             torch.where(good, grad_norm, 0),
             ~good,
             verdict.spike,
         )
-        self.sums += torch.stack([figure.float() for figure in figures])
+        self.sums += torch.stack([value.float() for value in sums])
         self.steps += 1
 
     def means(self) -> dict[str, float]:
-        """Loss and gradient norm per good step, and how many were skipped or spikes.
+        """Return loss and gradient norm per good step, and the counts of skips and spikes.
 
         Waits for the device.
         """
         loss, grad_norm, skipped, spikes = self.sums.tolist()
         good = self.steps - int(skipped)
-        figures = {"loss": loss / good, "grad_norm": grad_norm / good} if good else {}
-        return {**figures, "skipped": int(skipped), "spikes": int(spikes)}
+        means = {"loss": loss / good, "grad_norm": grad_norm / good} if good else {}
+        return {**means, "skipped": int(skipped), "spikes": int(spikes)}
+
+    def begin(self) -> None:
+        """Start the clock of a step."""
+        self._begun = time.perf_counter()
+
+    def end(self) -> None:
+        """Add the step's time to `seconds`."""
+        self.seconds += time.perf_counter() - self._begun
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """Yield from endless `batches`, and add the time that each takes to `waiting`."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches)
+            self.waiting += time.perf_counter() - asked
+            yield batch
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint that falls between two log lines."""
+        """Return everything, for a checkpoint between two log lines."""
         return {
             "sums": self.sums.clone(),
             "steps": self.steps,
@@ -68,7 +87,7 @@ class Window:
 
 
 def memory_gb(device: torch.device) -> float:
-    """Peak memory of a CUDA device, else the memory this process holds now (GB = 1e9 bytes)."""
+    """Return the peak memory of a CUDA device, or this process's memory now (GB = 1e9 bytes)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return psutil.Process().memory_info().rss / 1e9

@@ -1,0 +1,76 @@
+"""The command line of train_latent_t2f.py."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from utils.base.launch import add_launch_arguments, relaunch
+from utils.config.command_line import HelpFormatter, add_config_arguments
+from utils.config.load import load_config
+from utils.config.parsing import path_or_none, true_or_false
+from utils.config.published_flags import (
+    SAMPLING,
+    TRAINING,
+    add_published_flags,
+    flag_settings,
+    note_void_flags,
+)
+from utils.config.schema import Config
+from utils.training.run_log import require_wandb
+
+
+def parse_args(description: str | None = None) -> argparse.Namespace:
+    """Read the command line; the script's docstring is the description."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument("--exp_name", help="name of the experiment folder; None = from the config")
+    parser.add_argument(
+        "--results_dir", type=Path, default=Path("results"), help="folder of all experiments"
+    )
+    parser.add_argument(
+        "--ckpt_path",
+        type=path_or_none,
+        help="checkpoint that a new run starts from: weights, optimizer and step; None = from none",
+    )
+    parser.add_argument(
+        "--use_strict_load",
+        type=true_or_false,
+        default=True,
+        metavar="BOOL",
+        help="False: list weights that --ckpt_path lacks or has in addition, instead of stopping; "
+        "the optimizer starts anew",
+    )
+    parser.add_argument(
+        "--enable_eval", action="store_true", help="evaluate each checkpoint after saving it"
+    )
+    parser.add_argument(
+        "--use_wandb",
+        action="store_true",
+        help="log to Weights & Biases too; reads WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP",
+    )
+    parser.add_argument(
+        "--export",
+        type=Path,
+        metavar="FILE",
+        help="write the EMA weights of --ckpt_path to this file, with its config and any "
+        "key=value, and end",
+    )
+    add_published_flags(parser, TRAINING + SAMPLING)
+    add_launch_arguments(parser)
+    return parser.parse_intermixed_args()
+
+
+def load_training_config(args: argparse.Namespace) -> Config:
+    """Load the configuration, then become several processes if the command line asks for them.
+
+    Raises UserError for mistakes in the settings.
+    """
+    config = load_config(
+        args.config, args.overrides, require=("data.root",), flags=flag_settings(args)
+    )
+    if args.use_wandb:
+        require_wandb()
+    relaunch(args)
+    note_void_flags(args)
+    return config

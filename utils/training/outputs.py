@@ -1,0 +1,118 @@
+"""Everything that a training leaves in its experiment folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from utils.base.errors import NOT_SAVED
+from utils.base.processes import is_main_process
+from utils.config.schema import Config
+from utils.evaluation.checkpoints import evaluate_into, ways_of_sampling
+from utils.evaluation.judge import Judge
+from utils.evaluation.results import Results
+from utils.training.checkpoint import checkpoint_path, discard_leftovers
+from utils.training.checkpoint_writer import CheckpointWriter
+from utils.training.distributed import Processes
+from utils.training.experiment import write_config
+from utils.training.run_log import RunLog
+from utils.training.sample_grid import SampleGrid
+from utils.training.sharding import host_copy
+from utils.training.state import TrainingState
+from utils.training.step_window import memory_gb
+from utils.training.train_step import Rates
+
+
+class Outputs:
+    """Log, checkpoints, sample grids and evaluations. All processes call all methods."""
+
+    def __init__(
+        self, folder: Path, config: Config, processes: Processes, *, enable_eval: bool
+    ) -> None:
+        """Load everything that grids and evaluations need; write nothing yet.
+
+        Raises UserError if something that the config names is missing.
+        """
+        self.folder, self.config, self.processes = folder, config, processes
+        self.checkpoints = folder / "checkpoints"
+        device = processes.device
+        self.samples = SampleGrid.from_config(config, device) if is_main_process() else None
+        self.judge = Judge(config, device) if enable_eval else None
+        self.ways = ways_of_sampling(config) if enable_eval else {}
+        self.results = Results(folder / "evaluation")
+
+    def open(self, step: int, is_new: bool, notes: list[str], use_wandb: bool) -> None:
+        """Write the config, open the log at `step`, and log the notes.
+
+        A run that goes on from `step` loses later log lines and sets damaged checkpoints aside.
+        """
+        every = self.config.log
+        if is_main_process():
+            write_config(self.folder, self.config)
+            discard_leftovers(self.checkpoints, -1 if is_new else step)
+        wandb_config = self.config.to_dict() if use_wandb else None
+        self.log = RunLog(
+            self.folder, step, tensorboard=every.use_tensorboard, wandb_config=wandb_config
+        )
+        if is_main_process() and self.samples is None:
+            notes = [
+                *notes, "no sample grids: eval.feat_path is not set, or log.sample_every is 0"
+            ]  # fmt: skip
+        for note in notes:
+            self.log.info(note)
+        self.writer = CheckpointWriter(
+            self.checkpoints, self.log, every.keep_last, every.keep_every
+        )
+
+    def log_step(self, state: TrainingState, rates: Rates, means: dict[str, float]) -> None:
+        """Log the steps since the last line, whose `means` the window gave, and start anew."""
+        window = state.window
+        self.log.metrics(
+            state.step,
+            {
+                "kimg": state.images_seen / 1000,
+                **means,
+                "lr": rates.lr,
+                "mask_ratio": rates.mask_ratio,
+                "images_per_s": window.steps * self.config.train.batchsize / window.seconds,
+                "memory_gb": memory_gb(self.processes.device),
+                "data_wait": window.waiting / window.seconds,
+            },
+        )
+        window.reset()
+
+    def save(self, state: TrainingState) -> Path:
+        """Hand a copy of the state to the checkpoint writer; return where it will lie."""
+        copied = host_copy(state.to_dict(), keep=is_main_process())
+        if is_main_process():
+            self.writer.write(state.step, copied)
+        return checkpoint_path(self.checkpoints, state.step)
+
+    def draw(self, state: TrainingState) -> None:
+        """Draw the sample grid with the averaged weights."""
+        network = state.averaged()
+        if self.samples is not None:
+            self.samples.save(network, self.folder / "samples" / f"{state.step:07d}.png")
+
+    def evaluate(self, state: TrainingState, checkpoint: Path) -> None:
+        """Judge the averaged weights, which the file `checkpoint` holds too."""
+        assert self.judge is not None
+        if self.processes.highest(not self.writer.wait(patience=120)):
+            self.log.info(f"{checkpoint} is not evaluated, as it could not be written yet")
+            return
+        network = state.averaged()
+        for name, way in self.ways.items():
+            record = evaluate_into(
+                self.results, checkpoint, lambda: network, way, self.judge, step=state.step
+            )
+            self.log.evaluation(state.step, name, record)
+        if is_main_process():
+            self.results.plot()
+
+    def close(self, code: int, message: str, patience: float = 15) -> int:
+        """Wait `patience` seconds for the checkpoint, log the message, return the exit code."""
+        unsaved = self.processes.highest(not self.writer.close(patience))
+        lost = "NOT SAVED, the steps after the last checkpoint are lost: " if unsaved else ""
+        self.log.info(lost + message)
+        self.log.close()
+        self.processes.accelerator.end_training()
+        return NOT_SAVED if unsaved else code

@@ -1,0 +1,205 @@
+"""The state of a training: everything that its steps change, and how a checkpoint holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from models.edm import EDMPrecond
+from utils.config.load import config_from_dict
+from utils.config.schema import Config
+from utils.pretrained.checkpoint_files import load_weights
+from utils.pretrained.denoisers import denoiser_from_config
+from utils.training.batches import DataOrder, derived_seed
+from utils.training.comparison import differences
+from utils.training.distributed import Processes
+from utils.training.ema import EMA
+from utils.training.finetune import start_from
+from utils.training.schedules import number_of_steps
+from utils.training.sharding import shard_training, whole
+from utils.training.speed import speed_up
+from utils.training.step_guard import StepGuard
+from utils.training.step_window import Window
+
+
+class TrainingState:
+    """Everything that training steps change. `PARTS` lists how a checkpoint holds it.
+
+    `denoiser` is the plain network; `model` is what steps run, wrapped for several processes.
+    """
+
+    def __init__(self, config: Config, processes: Processes, images: int) -> None:
+        """Make the state of a new training on `images` images; fresh weights follow the seed."""
+        options, device = config.train, processes.device
+        torch.manual_seed(options.seed)
+        self.config, self.processes = config, processes
+        self.denoiser = denoiser_from_config(config).to(device)
+        self.model: nn.Module = self.denoiser
+        self.ema = EMA(self.denoiser)
+        self.trained = [p for p in self.denoiser.parameters() if p.requires_grad]
+        self.optimizer: Any = torch.optim.AdamW(
+            self.trained,
+            lr=options.lr,
+            betas=options.betas,
+            weight_decay=options.weight_decay,
+            fused=True,
+        )
+        self.order = DataOrder(images, options.seed)
+        self.window, self.guard = Window(device), StepGuard(device)
+        self.step = self.first_step = self.images_seen = 0
+        self.source: Path | None = None  # the checkpoint that the weights come from
+        self.generator = torch.Generator(device)
+        self._seed_generator()
+
+    def _seed_generator(self) -> None:
+        seed = derived_seed(self.config.train.seed, "noise", 0, self.images_seen)
+        self.generator.manual_seed(seed)
+
+    @property
+    def size(self) -> int:
+        """Number of trained parameters."""
+        return sum(p.numel() for p in self.trained)
+
+    @property
+    def max_steps(self) -> int:
+        """Number of finished steps at which the training ends; see number_of_steps."""
+        return number_of_steps(self.config, self.order.length, self.first_step)
+
+    def start_from(self, path: Path, strict: bool) -> list[str]:
+        """Begin with another run's checkpoint; see finetune.start_from. Returns notes."""
+        start = start_from(
+            path,
+            self.denoiser,
+            self.ema.module,
+            self.optimizer,
+            self.config.train.batchsize,
+            strict,
+        )
+        self.step = self.first_step = start.step
+        self.images_seen, self.source = start.images_seen, path
+        self._seed_generator()
+        return start.notes
+
+    def make_ready(self) -> list[str]:
+        """Compile, shard or wrap the network as configured; returns notes.
+
+        Call it once, when the weights are there.
+        """
+        notes = speed_up(self.denoiser.model, self.config, self.processes.device)
+        prepare = self.processes.accelerator.prepare
+        if self.processes.sharded:
+            self.trained, optimizer = shard_training(self.denoiser, self.ema, self.optimizer)
+            self.optimizer = prepare(optimizer)
+        else:
+            self.model, self.optimizer = prepare(self.denoiser, self.optimizer)
+        return notes
+
+    def averaged(self) -> EDMPrecond:
+        """Return the network with the averaged weights; all processes call this."""
+        if not self.processes.sharded:
+            return self.ema.module
+        return whole(self.ema.module, denoiser_from_config(self.config))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything that PARTS lists; tensors are not copied."""
+        return {name: part.read(self) for name, part in PARTS.items()}
+
+    def restore(self, saved: Mapping[str, Any], source: Path) -> None:
+        """Take over a checkpoint of this run, the file `source`.
+
+        Raises UserError if weights do not fit the network.
+        """
+        self.source = source
+        for name, part in PARTS.items():
+            if part.restore is not None and (name in saved or not part.may_lack):
+                part.restore(self, saved[name])
+
+
+class Part(NamedTuple):
+    """One entry of a checkpoint.
+
+    read: gives its value. restore: takes a value over; None = `compare` decides instead.
+    compare: names what in a saved value does not fit a configuration and a number of images.
+    may_lack: older checkpoints do not have it.
+    """
+
+    read: Callable[[TrainingState], Any]
+    restore: Callable[[TrainingState, Any], None] | None = None
+    compare: Callable[[Any, Config, int], list[str]] | None = None
+    may_lack: bool = False
+
+
+def _number(name: str, may_lack: bool = False) -> Part:
+    """Return the part of a counter of the state."""
+
+    def restore(state: TrainingState, value: int) -> None:
+        setattr(state, name, value)
+
+    return Part(attrgetter(name), restore, may_lack=may_lack)
+
+
+def _scaler(state: TrainingState) -> dict[str, Any] | None:
+    """Return the state of the loss scaler, which float16 alone has."""
+    scaler = state.processes.accelerator.scaler
+    return None if scaler is None else dict(scaler.state_dict())
+
+
+def _restore_scaler(state: TrainingState, saved: dict[str, Any] | None) -> None:
+    scaler = state.processes.accelerator.scaler
+    if scaler is not None and saved:
+        scaler.load_state_dict(saved)
+
+
+def _restore_weights(network: nn.Module, weights: Any, state: TrainingState) -> None:
+    assert state.source is not None
+    load_weights(network, weights, state.source)
+
+
+def _restore_generator(state: TrainingState, saved: list[torch.Tensor]) -> None:
+    state.generator.set_state(saved[0])
+
+
+def _other_images(saved: dict[str, int], config: Config, images: int) -> list[str]:
+    if saved["length"] == images:
+        return []
+    return [f"it was trained on {saved['length']} images, and {config.data.root} now has {images}"]
+
+
+def _other_config(saved: dict[str, Any], config: Config, images: int) -> list[str]:
+    return differences(config_from_dict(saved, source="the checkpoint's config"), config)
+
+
+# Everything that a checkpoint holds beside its version: the one list for saving, restoring and
+# comparing.
+PARTS: dict[str, Part] = {
+    "model": Part(
+        lambda s: s.denoiser.state_dict(), lambda s, v: _restore_weights(s.denoiser, v, s)
+    ),
+    "ema": Part(
+        lambda s: s.ema.module.state_dict(), lambda s, v: _restore_weights(s.ema.module, v, s)
+    ),
+    "opt": Part(lambda s: s.optimizer.state_dict(), lambda s, v: s.optimizer.load_state_dict(v)),
+    "scaler": Part(_scaler, _restore_scaler),
+    "step": _number("step"),
+    "first_step": _number("first_step", may_lack=True),
+    "images_seen": _number("images_seen"),
+    "data_position": Part(lambda s: s.order.describe(s.images_seen), compare=_other_images),
+    "rng": Part(lambda s: [s.generator.get_state()], _restore_generator),
+    "window": Part(lambda s: s.window.state(), lambda s, v: s.window.load(v), may_lack=True),
+    "guard": Part(lambda s: s.guard.state(), lambda s, v: s.guard.load(v), may_lack=True),
+    "config": Part(lambda s: s.config.to_dict(), compare=_other_config),
+}
+
+
+def conflicts(saved: Mapping[str, Any], config: Config, images: int) -> list[str]:
+    """Name everything in a checkpoint that belongs to another run than `config` on `images`."""
+    found = []
+    for name, part in PARTS.items():
+        if part.compare is not None:
+            found += part.compare(saved[name], config, images)
+    return found

@@ -1,0 +1,82 @@
+"""One optimiser step: mathematics only, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from models.edm import draw_for_loss, edm_loss
+from utils.training.batches import make_condition
+from utils.training.distributed import clip_gradients
+from utils.training.ema import ema_decay_at
+from utils.training.schedules import lr_after, mask_ratio_after
+from utils.training.state import TrainingState
+from utils.training.step_guard import skip_unless
+
+Batch = tuple[torch.Tensor, torch.Tensor | None]
+
+
+class Rates(NamedTuple):
+    """Learning rate and mask ratio of a step."""
+
+    lr: float
+    mask_ratio: float
+
+
+def train_step(state: TrainingState, batches: Iterator[Batch]) -> Rates:
+    """Do one step of training and return its rates; all processes call this.
+
+    batches: latents (N, C, H, W) and embeddings (N, D) or None, this process's share of the global
+        batch. The step takes `train.grad_accum` of them.
+
+    The step perturbs the condition, computes the masked EDM loss and its gradients, clips and
+    judges them, updates the weights unless loss or gradients are not finite, and averages the
+    weights. It does not wait for the device.
+    """
+    config, options = state.config, state.config.train
+    accelerator = state.processes.accelerator
+    draws = state.processes.share.draws(state.generator)
+    rates = Rates(
+        lr_after(state.step, state.max_steps, config, state.first_step),
+        mask_ratio_after(state.step, state.max_steps, config, state.first_step),
+    )
+    for group in state.optimizer.param_groups:
+        group["lr"] = rates.lr
+
+    step_loss = torch.zeros((), device=state.processes.device)
+    for _ in range(options.grad_accum):
+        latents, y = next(batches)
+        with accelerator.accumulate(state.model):
+            cond = make_condition(y, config, draws)
+            loss_draws = draw_for_loss(state.model, latents, cond, rates.mask_ratio, draws)
+            with accelerator.autocast():
+                losses = edm_loss(
+                    state.model,
+                    latents,
+                    cond,
+                    loss_draws,
+                    mae_loss_coef=config.model.mae_loss_coef,
+                    P_mean=options.P_mean,
+                    P_std=options.P_std,
+                    encoder=state.ema.module,
+                )
+            loss = losses.mean()
+            accelerator.backward(loss)
+            step_loss += loss.detach() / options.grad_accum
+            if accelerator.sync_gradients:
+                grad_norm = clip_gradients(accelerator, state.trained, options.grad_clip)
+                step_loss = accelerator.reduce(step_loss, "mean")
+                verdict = state.guard.judge(step_loss, grad_norm)
+                skip_unless(verdict.good, state.optimizer.optimizer)
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+
+    state.step += 1
+    state.images_seen += options.batchsize
+    state.window.add(step_loss, grad_norm, verdict)
+    state.ema.update(
+        ema_decay_at(state.images_seen, options.batchsize, options.ema_decay, options.ema_rampup)
+    )
+    return rates
