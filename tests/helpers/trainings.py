@@ -13,7 +13,9 @@ from train_latent_t2f import train
 from utils.config.load import load_config
 from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.training.checkpoint import list_checkpoints
-from utils.training.run_log import CLOCK_FIELDS
+
+# Values that depend on the clock and the machine; all others are equal in every repetition.
+CLOCK_FIELDS = ("images_per_s", "memory_gb", "data_wait")
 
 
 @contextlib.contextmanager

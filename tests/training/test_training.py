@@ -12,7 +12,7 @@ import torch
 from losses import loss_of
 from PIL import Image
 from tiny import DIM, make_tiny_config, make_tiny_evaluation_data
-from trainings import final_state, metrics, run
+from trainings import CLOCK_FIELDS, final_state, metrics, run
 
 from models.draws import Share
 from train_latent_t2f import main
@@ -23,7 +23,6 @@ from utils.data.lmdb_writer import LMDBWriter
 from utils.pretrained.denoisers import load_denoiser
 from utils.training.batches import DataOrder, training_batches
 from utils.training.checkpoint import list_checkpoints
-from utils.training.run_log import CLOCK_FIELDS
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: their names, writing them whole or not at all, finding the latest."""
+"""Checkpoint files of a training: naming, writing, removing, finding the latest."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from utils.pretrained.checkpoint_files import VERSION, checkpoint_fault
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the path of a step's checkpoint."""
     return folder / f"{step:07d}.pt"
 
 
 def list_checkpoints(folder: Path) -> dict[int, Path]:
-    """Step -> file of all checkpoints in a folder, in order of the steps."""
+    """Return step -> file for all checkpoints in a folder, in order of the steps."""
     found = {int(p.stem): p for p in folder.glob("*.pt") if p.stem.isdigit()}
     return dict(sorted(found.items()))
 
@@ -36,9 +36,9 @@ def remove_old(folder: Path, keep_last: int | None, keep_every: int | None = Non
 
 
 def discard_leftovers(folder: Path, step: int) -> None:
-    """Clear a folder of what a run that goes on from `step` does not want.
+    """Clear a folder for a run that continues from `step`.
 
-    Files that killed processes had not finished are deleted; later checkpoints, which are damaged,
+    Unfinished files of killed processes are deleted. Checkpoints of later steps are damaged; they
     get another name, so that they do not count among the last ones.
     """
     for path in folder.glob(".*.tmp"):
@@ -54,7 +54,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def latest_checkpoint(folder: Path, report: Callable[[str], None] = print) -> Path | None:
-    """The complete checkpoint of the highest step; damaged ones are reported and passed over."""
+    """Return the complete checkpoint of the highest step; report each damaged one and skip it."""
     for path in reversed(list_checkpoints(folder).values()):
         fault = checkpoint_fault(path, verify=True)
         if fault is None:

@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: one at a time, tried again until they are on disk."""
+"""Writing of checkpoints beside the training: one at a time, with retries until it succeeds."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LONGEST_PAUSE = 60.0  # seconds between two attempts
 
 
 class CheckpointWriter:
-    """Writes the states it is handed in a thread, while training goes on.
+    """Writer of states, in a thread, while training goes on.
 
-    A write that fails, on a full disk for example, is told and tried again after 1, 2,
-    4, … and at last every 60 seconds, until it succeeds or a newer state takes its place.
+    A write that fails, for example on a full disk, is reported. It is tried again after 1, 2, 4, …
+    and at last every 60 seconds, until it succeeds or a newer state takes its place.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class CheckpointWriter:
         keep_last: int | None = None,
         keep_every: int | None = None,
     ) -> None:
-        """`log`: its lines are brought to disk before each checkpoint.
+        """log: its lines are brought to disk before each checkpoint.
 
         keep_last, keep_every: see remove_old.
         """
@@ -44,9 +44,9 @@ class CheckpointWriter:
         self._pending = False
 
     def write(self, step: int, state: Mapping[str, Any]) -> None:
-        """Take over a state that nobody else changes any more; waits for a write that is going on.
+        """Start to write a state, which nobody else may change any more.
 
-        An older state that waits for its next attempt is given up.
+        Waits for a write in progress. Gives up an older state that waits for its next attempt.
         """
         self._stop_trying()
         self._give_up.clear()
@@ -55,13 +55,13 @@ class CheckpointWriter:
         self._thread.start()
 
     def wait(self, patience: float) -> bool:
-        """Wait up to `patience` seconds until all is on disk; whether it is."""
+        """Wait up to `patience` seconds for the write; return True if the state is on disk."""
         if self._thread is not None:
             self._thread.join(patience)
         return not self._pending
 
     def close(self, patience: float) -> bool:
-        """The same; an attempt that is going on then is the last."""
+        """Wait like `wait`, then stop retrying; return True if the state is on disk."""
         self.wait(patience)
         self._stop_trying()
         return not self._pending
@@ -104,7 +104,7 @@ def _expect_room(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def nbytes(value: Any) -> int:
-    """Bytes of all tensors in nested dicts and lists."""
+    """Count the bytes of all tensors in nested dicts and lists."""
     if isinstance(value, torch.Tensor):
         return value.nbytes
     if isinstance(value, Mapping):

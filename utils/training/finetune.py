@@ -1,4 +1,4 @@
-"""A new run that starts from another run's checkpoint: its weights, optimizer state and step."""
+"""Start of a new run from another run's checkpoint: weights, optimizer state and step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils.pretrained.checkpoint_files import load_checkpoint, load_weights, rea
 
 
 class Start(NamedTuple):
-    """Where a new run begins to count, and what to tell the user."""
+    """Counters with which a new run begins, and notes for the user."""
 
     step: int
     images_seen: int
@@ -31,10 +31,10 @@ def start_from(
 ) -> Start:
     """Bring networks and optimizer to the state of a checkpoint, ours or published.
 
-    As published: the step goes on counting from the checkpoint's, which published files have in
-    their name only. `strict`: all weights must fit, and the optimizer state is taken where there is
-    one; otherwise missing and unknown names are listed in the notes, and the optimizer starts anew.
-    Released safetensors hold the EMA alone, which then starts both networks, at step 0.
+    The step counts on from the checkpoint's, as published. Published files have it in their name
+    only. Released safetensors hold the EMA alone; it then starts both networks, at step 0.
+    strict: all weights must fit, and the optimizer takes over its state where the file has one.
+        Otherwise the notes list missing and unknown names, and the optimizer starts anew.
     Raises UserError if the file does not fit.
     """
     state = _read(path)
@@ -75,11 +75,11 @@ def take_optimizer_state(
     stored: Sequence[str],
     source: Path,
 ) -> None:
-    """Load the moments of another AdamW's state dict; learning rate and betas stay our own.
+    """Load the moments of another AdamW's state dict; learning rate and betas do not change.
 
-    Our files number the `trained` parameters, as `optimizer` does; published ones number all of
-    the weights `stored` in the file, fixed tables included, of which there are no moments. Raises
-    UserError if the moments are not those of the weights.
+    Our files number the `trained` parameters, as `optimizer` does. Published files number all
+    weights `stored` in them; the fixed tables among these have no moments. Raises UserError if the
+    moments do not belong to the weights.
     """
     own = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [n for group in opt["param_groups"] for n in group["params"]]

@@ -10,15 +10,12 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from utils.base.errors import UserError
-from utils.evaluation.metric_names import metrics_in
-
-if TYPE_CHECKING:
-    pass
+from utils.base.files import write_whole
 from utils.base.processes import is_main_process
-from utils.evaluation.metric_names import metrics_text
+from utils.evaluation.metric_names import metrics_in, metrics_text
 
 # Name in metrics.jsonl -> (label, number format, unit); fixed widths keep the lines aligned.
 COLUMNS = {
@@ -32,27 +29,24 @@ COLUMNS = {
     "data_wait": ("data ", "{:5.1%}", ""),
 }
 
-# Figures that depend on the clock and the machine; all others are the same in every repetition.
-CLOCK_FIELDS = ("images_per_s", "memory_gb", "data_wait")
 
-
-def metrics_line(step: int, figures: Mapping[str, float]) -> str:
-    """One aligned line for the console; figures without a column are left to metrics.jsonl."""
+def metrics_line(step: int, values: Mapping[str, float]) -> str:
+    """Return an aligned line for the console; values without a column are in metrics.jsonl only."""
     parts = [f"step {step:>8d}"]
     for name, (label, number, unit) in COLUMNS.items():
-        if name in figures:
-            parts.append(f"{label}{number.format(figures[name])}{unit}")
-    if skipped := figures.get("skipped"):
+        if name in values:
+            parts.append(f"{label}{number.format(values[name])}{unit}")
+    if skipped := values.get("skipped"):
         parts.append(f"{skipped} step(s) SKIPPED, not finite")
-    if spikes := figures.get("spikes"):
+    if spikes := values.get("spikes"):
         parts.append(f"{spikes} loss spike(s)")
     return "  ".join(parts)
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drop the lines of a metrics.jsonl that lie after `step`, and a line torn by a crash.
+    """Drop the lines of a metrics.jsonl after `step`, and a line that a crash cut short.
 
-    The file is replaced in one rename, so that a crash here loses nothing.
+    One rename replaces the file, so that a crash here loses nothing.
     """
     if not path.exists():
         return
@@ -63,13 +57,12 @@ def cut_after(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    os.replace(temporary, path)
+    content = "".join(line + "\n" for line in kept)
+    write_whole(path, lambda temporary: temporary.write_text(content))
 
 
 class LineFile:
-    """A text file that lines are added to; what a full disk does not take is kept and follows."""
+    """Text file to append to; lines that could not be written wait in memory and are tried again."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115
@@ -94,18 +87,14 @@ class LineFile:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Bring to disk what it takes, and close."""
+        """Write all lines that the disk takes, and close."""
         with contextlib.suppress(OSError):
             self.sync()
         self._file.close()
 
 
 class RunLog:
-    """Writes the log files of one experiment folder; does nothing on other processes.
-
-    `step`: the step that the run starts from. Records after it, left by an interrupted run that
-    is now being continued, are removed, so that each step appears once.
-    """
+    """Log files of one experiment folder. Only the main process writes."""
 
     def __init__(
         self,
@@ -115,7 +104,11 @@ class RunLog:
         tensorboard: bool = True,
         wandb_config: Mapping[str, Any] | None = None,
     ) -> None:
-        """`wandb_config`: start a Weights & Biases run that shows this; see start_wandb."""
+        """Open the files, at the step that the run starts from.
+
+        Later records, which an interrupted run left, are removed, so that each step appears once.
+        wandb_config: start a Weights & Biases run that shows it; see start_wandb.
+        """
         self.enabled = is_main_process()
         self.tensorboard = self.wandb = None
         if not self.enabled:
@@ -127,48 +120,48 @@ class RunLog:
         self.text = LineFile(folder / "log.txt")
         self.lines = LineFile(folder / "metrics.jsonl")
         if tensorboard:
-            # Imported here because it takes a second that users of progress() alone need not pay.
+            # A second at import, which runs without TensorBoard need not pay.
             from torch.utils.tensorboard import SummaryWriter
 
             self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def info(self, message: str) -> None:
-        """A line for people: console and log.txt (there with the time of day)."""
+        """Print a line for people, and add it to log.txt with the time of day."""
         if not self.enabled:
             return
         with contextlib.suppress(OSError):  # it may go to a file on a full disk
             print(message, flush=True)
         self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}")
 
-    def metrics(self, step: int, figures: Mapping[str, float]) -> None:
-        """The figures of a log step, to metrics.jsonl, the console and TensorBoard."""
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the values of a log step to metrics.jsonl, the console and TensorBoard."""
         if not self.enabled:
             return
-        self.lines.write(json.dumps({"step": step, **figures}))
-        self.info(metrics_line(step, figures))
-        self.scalars(step, figures, "train")
+        self.lines.write(json.dumps({"step": step, **values}))
+        self.info(metrics_line(step, values))
+        self.scalars(step, values, "train")
 
     def evaluation(self, step: int, way: str, record: Mapping[str, Any]) -> None:
-        """How good the weights of `step` are, sampled in this way: a line, and scalars."""
+        """Write the metrics of an evaluation, sampled in this `way`: a line, and scalars."""
         self.info(f"step {step:>8d}  {way}: {metrics_text(record)}")
-        figures = {name: record[name] for name in metrics_in([record])}
-        self.scalars(step, figures, f"eval, {way}")
+        found = {name: record[name] for name in metrics_in([record])}
+        self.scalars(step, found, f"eval, {way}")
 
-    def scalars(self, step: int, figures: Mapping[str, float], group: str) -> None:
-        """Figures for TensorBoard and Weights & Biases only, drawn as `group/name`."""
+    def scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
+        """Send values to TensorBoard and Weights & Biases only, as `group/name`."""
         if self.tensorboard is not None:
             try:
-                for name, value in figures.items():
+                for name, value in values.items():
                     self.tensorboard.add_scalar(f"{group}/{name}", value, step)
                 self.tensorboard.flush()
             except OSError as error:  # its writer does not recover
                 self.tensorboard = None
                 self.info(f"WARNING: TensorBoard is off until the next start: {error}")
         if self.wandb is not None:
-            self.wandb.log({f"{group}/{n}": v for n, v in figures.items()}, step=step)
+            self.wandb.log({f"{group}/{n}": v for n, v in values.items()}, step=step)
 
     def sync(self) -> None:
-        """Bring all lines to disk: call before a checkpoint, whose lines must not be lost.
+        """Bring all lines to disk; call it before a checkpoint, whose lines must not be lost.
 
         Raises OSError if the disk does not take them.
         """
@@ -177,7 +170,7 @@ class RunLog:
             self.lines.sync()
 
     def close(self) -> None:
-        """Bring to disk what it takes, and close all files."""
+        """Write all lines that the disk takes, and close all files."""
         if not self.enabled:
             return
         self.text.close()
@@ -195,10 +188,10 @@ def require_wandb() -> None:
 
 
 def start_wandb(folder: Path, config: Mapping[str, Any]) -> Any:
-    """A Weights & Biases run named after the experiment folder, which shows its config.
+    """Start a Weights & Biases run that is named after the experiment folder and shows its config.
 
     Project, entity and group come from wandb's own variables (WANDB_PROJECT, WANDB_ENTITY,
-    WANDB_RUN_GROUP). Raises UserError if it does not start, e.g. for want of a login.
+    WANDB_RUN_GROUP). Raises UserError if it does not start, for example without a login.
     """
     import wandb  # optional
 

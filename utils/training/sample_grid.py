@@ -1,4 +1,4 @@
-"""The pictures that a training shows of itself: always the same captions and seeds."""
+"""Sample grids of a training: always with the same captions and seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.training.speed import best_amp
 
 
 class SampleGrid:
-    """Draws the first `log.num_samples` test captions with a denoiser and saves a labelled grid."""
+    """Grid of pictures for the first `log.num_samples` test captions, with fixed seeds."""
 
     def __init__(
         self,
@@ -34,9 +34,9 @@ class SampleGrid:
 
     @classmethod
     def from_config(cls, config: Config, device: torch.device | str) -> SampleGrid | None:
-        """None if there is nothing to draw: no captions' embeddings, or `log.sample_every=0`.
+        """Prepare the grid; return None without embeddings of captions, or if `log.sample_every=0`.
 
-        Raises UserError if what the config names is not there.
+        Raises UserError if a file that the config names is not there.
         """
         conds = captions = None
         if config.log.sample_every == 0:

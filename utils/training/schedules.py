@@ -1,4 +1,4 @@
-"""What changes over training: learning rate and mask ratio, as functions of the finished steps."""
+"""Schedules of a training: learning rate and mask ratio as functions of the finished steps."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from utils.config.schema import Config
 
 
 def number_of_steps(config: Config, images: int, first_step: int = 0) -> int:
-    """Count of finished steps at which the training on `images` images ends; the lower limit holds.
+    """Return the number of finished steps at which a training on `images` images ends.
 
-    A run that starts from another's checkpoint goes on counting from its `first_step`. As
-    published, `max_num_steps` more are done then, but `epochs` include those done before.
+    The lower of `max_num_steps` and `epochs` holds. A run that starts from another run's checkpoint
+    counts from its `first_step`. As published, `max_num_steps` counts from there, but `epochs`
+    include the steps before. Raises UserError if there is no limit, or nothing left to do.
     """
     train, limits = config.train, []
     if train.max_num_steps is not None:
@@ -32,12 +33,12 @@ def number_of_steps(config: Config, images: int, first_step: int = 0) -> int:
 
 
 def lr_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> float:
-    """Learning rate of the update that follows `step` finished ones.
+    """Return the learning rate of the update that follows `step` finished ones.
 
-    `lr_rampup_kimg` and `lr_warmup_steps` rise linearly from zero (the lower holds where both are
-    set), but a rate in `lr_warmup` is held for these steps; as published, the first counts from
-    step 0, the second from the run's `first_step`. `lr_schedule` goes from `lr` at `first_step` to
-    `lr * lr_min_ratio` at `max_steps`.
+    `lr_rampup_kimg` and `lr_warmup_steps` rise linearly from zero; the lower holds where both are
+    set. A rate in `lr_warmup` is held for these steps instead. As published, `lr_rampup_kimg`
+    counts from step 0 and `lr_warmup_steps` from the run's `first_step`. `lr_schedule` goes from
+    `lr` at `first_step` to `lr * lr_min_ratio` at `max_steps`.
     """
     train, rise = config.train, 1.0
     if train.lr_rampup_kimg > 0:
@@ -56,7 +57,7 @@ def lr_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> 
 
 
 def mask_ratio_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> float:
-    """Mask ratio of the step that follows `step` finished ones; 0 in the unmasked tail.
+    """Return the mask ratio of the step that follows `step` finished ones; 0 in the unmasked tail.
 
     As published, the schedule runs from the run's `first_step` to `max_steps`.
     """
@@ -67,13 +68,13 @@ def mask_ratio_after(step: int, max_steps: int, config: Config, first_step: int 
 
 
 def always_masked(config: Config) -> bool:
-    """Whether every step hides some tokens."""
+    """Return True if every step hides some tokens."""
     model = config.model
     return model.mask_ratio_fn == "constant" and model.mask_ratio > 0 and not model.unmasked_tail
 
 
 def mask_ratio_at(schedule: MaskSchedule, progress: float, ratio: float, ratio_min: float) -> float:
-    """Mask ratio at `progress` (0 = start of training, 1 = its end).
+    """Return the mask ratio at `progress` (0 = start of training, 1 = its end).
 
     Every schedule falls from `ratio` towards `ratio_min`, but "linear", which climbs from
     `ratio_min` to `ratio`. Raises ValueError for another name.

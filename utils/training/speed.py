@@ -16,9 +16,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def speed_up(model: MaskDiT, config: Config, device: torch.device) -> list[str]:
-    """Apply the speed switches of `train` to a network; returns what there is to tell.
+    """Apply the speed switches of `train` to a network; return notes for the user.
 
-    Names in the state dict stay as they are. Raises UserError if `compile` is true, not auto, and
+    Names in the state dict do not change. Raises UserError if `compile` is true, not auto, and
     nothing can be compiled here.
     """
     options = config.train
@@ -30,7 +30,7 @@ def speed_up(model: MaskDiT, config: Config, device: torch.device) -> list[str]:
 
 
 def best_amp(wish: str) -> str:
-    """`train.amp` -> 'bf16', 'fp16' or 'no'; auto is bf16 unless a GPU would only emulate it."""
+    """Resolve `train.amp` to 'bf16', 'fp16' or 'no'; auto = bf16, unless a GPU would emulate it."""
     if wish != "auto":
         return wish
     emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(
@@ -40,9 +40,9 @@ def best_amp(wish: str) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step, and not hand it back to the system.
+    """Let glibc keep freed memory for the next step, instead of returning it to the system.
 
-    Else every large activation of every step is paid for by page faults, a fifth of its time.
+    Page faults for the large activations would otherwise take a fifth of each step.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
