@@ -1,4 +1,4 @@
-"""Check that docs/architecture.md names only files and functions that exist."""
+"""Check that docs/architecture.md and CONTRIBUTING.md name only what exists."""
 
 import ast
 import re
@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-NAMED = sorted(set(re.findall(r"`([\w/]+\.py): ([\w.]+)`", PAGE)))
+BOTH = PAGE + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py): ([\w.]+)`", BOTH)))
 WALKS = re.findall(r"^## Walk \d: (.+?)\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
 
 
@@ -29,13 +30,13 @@ def names_in(file: str) -> set[str]:
 
 
 @pytest.mark.parametrize(("file", "name"), NAMED)
-def test_every_function_that_the_page_names_exists(file, name):
-    assert (ROOT / file).is_file(), f"docs/architecture.md names {file}, which does not exist"
-    assert name in names_in(file), f"docs/architecture.md names {file}: {name}, which is not there"
+def test_every_function_that_the_pages_name_exists(file, name):
+    assert (ROOT / file).is_file(), f"{file} does not exist"
+    assert name in names_in(file), f"{file} has no {name}"
 
 
-def test_every_file_that_the_page_names_exists():
-    files = set(re.findall(r"`([\w/]+\.(?:py|md|toml))`", PAGE))
+def test_every_file_that_the_pages_name_exists():
+    files = set(re.findall(r"`([\w/]+\.(?:py|md|toml|txt))`", BOTH))
     assert {name for name in files if not (ROOT / name).is_file()} == set()
 
 
