@@ -1,20 +1,21 @@
-# Two commands do all set-up: `make demo` and `make test`. Everything below works without make too;
-# README.md lists the plain commands.
+# `make demo` and `make test` set up everything by themselves. README.md lists the plain commands for
+# use without make.
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help demo test soak lint check clean
+.PHONY: help demo test lint coverage soak check clean
 
 help:
-	@echo "make demo    render faces, train, evaluate, sample (15 minutes on 2 cores; resumes)"
-	@echo "make test    install, lint, run the whole test suite"
-	@echo "make check   how often the shipped model's pictures show what the sentence asked"
-	@echo "make soak    all long fault tests: kills, hostile files, odd values (hours)"
-	@echo "make lint    style, format, layers of imports, types"
-	@echo "make clean   remove the demo's data and results (not .venv)"
+	@echo "make demo      render faces, train, evaluate, sample (15 minutes on 2 cores; resumes)"
+	@echo "make test      install, lint, run the whole test suite"
+	@echo "make lint      check style, format, layers of imports, types"
+	@echo "make coverage  run the quick tests and print the share of lines that they reach"
+	@echo "make check     measure how often the shipped network draws what the sentence asks for"
+	@echo "make soak      run all long fault tests: kills, hostile files, odd values (hours)"
+	@echo "make clean     remove the demo's data and results (not .venv)"
 
-# One stamp per requirements file, so that set-up is skipped when nothing changed.
+# A stamp for each requirements file: set-up is skipped while the file stays as it is.
 .venv/.run: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -36,6 +37,10 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	PYTHONPATH=. $(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
+
+# The e2e tests are left out: they run scripts as processes of their own.
+coverage: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not e2e" --cov --cov-report=term
 
 soak: .venv/.dev
 	$(BIN)/python tests/faults/soak.py

@@ -1,4 +1,4 @@
-"""docs/reliability.md names tests: each of them exists."""
+"""Check that the tests named in docs/reliability.md exist."""
 
 import re
 

@@ -1,0 +1,66 @@
+"""Check that docs/architecture.md and CONTRIBUTING.md name only what exists."""
+
+import ast
+import re
+from functools import cache
+
+import pytest
+from conftest import ROOT
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+BOTH = PAGE + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py): ([\w.]+)`", BOTH)))
+WALKS = re.findall(r"^## Walk \d: (.+?)\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@cache
+def names_in(file: str) -> set[str]:
+    """Return the functions and classes of a file; methods as `Class.method`."""
+    found: set[str] = set()
+
+    def collect(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(prefix + node.name)
+            if isinstance(node, ast.ClassDef):
+                collect(node.body, f"{prefix}{node.name}.")
+
+    collect(ast.parse((ROOT / file).read_text(encoding="utf-8")).body, "")
+    return found
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED)
+def test_every_function_that_the_pages_name_exists(file, name):
+    assert (ROOT / file).is_file(), f"{file} does not exist"
+    assert name in names_in(file), f"{file} has no {name}"
+
+
+def test_every_file_that_the_pages_name_exists():
+    files = set(re.findall(r"`([\w/]+\.(?:py|md|toml|txt))`", BOTH))
+    assert {name for name in files if not (ROOT / name).is_file()} == set()
+
+
+def test_every_room_is_on_the_page_and_in_the_drawing():
+    drawing = (ROOT / "docs" / "rooms.svg").read_text(encoding="utf-8")
+    rooms = [f"utils/{path.parent.name}" for path in (ROOT / "utils").glob("*/__init__.py")]
+    assert len(rooms) == 7
+    for room in [*rooms, "models"]:
+        assert f"| `{room}/` |" in PAGE
+        assert f">{room}<" in drawing
+
+
+def test_the_page_has_three_walks_and_ten_answers():
+    assert [title for title, _ in WALKS] == [
+        "an image to the database",
+        "a condition to the network",
+        "a prompt to the picture",
+    ]
+    for _, text in WALKS:
+        steps = re.findall(r"^\d+\. (.*)$", text, re.MULTILINE)
+        assert len(steps) >= 10
+        assert all(re.match(r"`[\w/]+\.py: [\w.]+` — ", step) for step in steps)
+    _, questions = PAGE.split("## Ten questions\n")
+    answers = re.split(r"^\d+\. ", questions, flags=re.MULTILINE)[1:]
+    assert len(answers) == 10
+    assert all(re.search(r"^\*\*.+\?\*\* ", answer) for answer in answers)
+    assert all(re.search(r"`[\w/]+\.py: [\w.]+`", answer) for answer in answers)

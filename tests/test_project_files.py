@@ -1,0 +1,39 @@
+"""Check that the version, the licence and the dependencies have one source each."""
+
+import re
+import tomllib
+
+import yaml
+from conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_changelog_and_citation_have_the_version_of_the_project():
+    version = PROJECT["project"]["version"]
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert re.findall(r"^## \[(\d.*?)\]", changelog, re.MULTILINE)[0] == version
+    assert citation["version"] == version
+    assert citation["license"] == PROJECT["project"]["license"] == "MIT"
+
+
+def test_dependencies_are_read_from_the_file_that_the_readme_installs():
+    dynamic = PROJECT["tool"]["setuptools"]["dynamic"]
+    assert dynamic == {"dependencies": {"file": ["requirements.txt"]}}
+    assert "dependencies" not in PROJECT["project"]
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+", pin) for pin in pins)
+    assert (ROOT / "requirements-dev.txt").read_text().startswith("-r requirements.txt\n")
+
+
+def test_hooks_run_without_network_and_are_the_checks_of_make_lint():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert [repo["repo"] for repo in config["repos"]] == ["local"]
+    hooks = config["repos"][0]["hooks"]
+    assert {hook["language"] for hook in hooks} == {"system"}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for tool in ("ruff check", "ruff format", "lint-imports", "mypy"):
+        assert f"$(BIN)/{tool}" in makefile
+        assert any(f".venv/bin/{tool}" in hook["entry"] for hook in hooks)
