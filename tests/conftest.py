@@ -23,8 +23,7 @@ BACK = ["#65c9ff", "#ffffb1", "#c2f0c2", "#ffafb9"]
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of reference values computed once with the published code."""
-    inside = ROOT / "tests" / "golden"
-    return inside if inside.exists() else ROOT.parent / "shared" / "golden"
+    return ROOT / "tests" / "golden"
 
 
 def draw_face(index: int, size: int) -> Image.Image:

@@ -62,7 +62,7 @@ def cut_after(path: Path, step: int) -> None:
 
 
 class LineFile:
-    """Text file to append to; lines that could not be written wait in memory and are tried again."""
+    """Text file to append to; lines that could not be written wait in memory for a retry."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115
