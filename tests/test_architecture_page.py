@@ -15,13 +15,15 @@ WALKS = re.findall(r"^## Walk \d: (.+?)\n(.*?)(?=^## )", PAGE, re.MULTILINE | re
 
 @cache
 def names_in(file: str) -> set[str]:
-    """Return the functions and classes of a file; methods as `Class.method`."""
+    """Return functions, classes and typed constants of a file; methods as `Class.method`."""
     found: set[str] = set()
 
     def collect(body: list[ast.stmt], prefix: str) -> None:
         for node in body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 found.add(prefix + node.name)
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                found.add(prefix + node.target.id)
             if isinstance(node, ast.ClassDef):
                 collect(node.body, f"{prefix}{node.name}.")
 
