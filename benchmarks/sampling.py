@@ -33,10 +33,10 @@ from utils.sampling.generate import generate, sampler_settings
 SHIPPED = "assets/demo/dit.safetensors"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 VARIANTS = {
-    "`paper`: 40 Heun steps, float32": {"preset": "paper"},
-    "40 Heun steps, bf16": {"preset": "paper", "amp": "bf16"},
-    "`fast` in float32": {"preset": "fast", "amp": "no"},
-    "`fast`": {"preset": "fast"},
+    "`paper`: 40 Heun steps, float32": Sampling(preset="paper", cfg_scale=2.0),
+    "40 Heun steps, bf16": Sampling(preset="paper", amp="bf16", cfg_scale=2.0),
+    "`fast` in float32": Sampling(preset="fast", amp="no", cfg_scale=2.0),
+    "`fast`": Sampling(preset="fast", cfg_scale=2.0),
 }
 
 
@@ -72,12 +72,9 @@ def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
             vae,
             conds,
             range(count),
-            sampler_settings(sampling),
-            cfg_scale=2.0,
-            interval=sampling.guidance_interval,
+            sampling,
             batch_size=count,
             device=DEVICE,
-            amp=sampling.amp,
         )
         for _, images in batches:
             assert images.float().std() > 0
@@ -93,21 +90,21 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=16, help="pictures of a batch")
     args = parser.parse_args()
     timing.start(args)
-    settings = {name: Sampling(**values) for name, values in VARIANTS.items()}
+    variants = VARIANTS
     if args.network != SHIPPED:
-        settings = {name: settings[name] for name in (next(iter(VARIANTS)), "`fast`")}
-    setups = {name: partial(setup, args.network, s, args.count) for name, s in settings.items()}
+        variants = {name: VARIANTS[name] for name in (next(iter(VARIANTS)), "`fast`")}
+    setups = {name: partial(setup, args.network, s, args.count) for name, s in variants.items()}
     timings = timing.compare(setups, args.repeats, warmup=0)
     baseline = next(iter(timings.values())).median
     rows = [
         {
             "sampler": name,
-            "network evaluations": nfe(sampler_settings(settings[name])),
+            "network evaluations": nfe(sampler_settings(variants[name])),
             "s/picture": timings[name].median / args.count,
             "times as fast": baseline / timings[name].median,
             "peak memory, GB": timings[name].peak / 1e9,
         }
-        for name in settings
+        for name in variants
     ]
     what = "the shipped network, 128×128 pixels"
     if args.network != SHIPPED:

@@ -20,7 +20,7 @@ from utils.evaluation.checkpoints import evaluate_checkpoint
 from utils.evaluation.folder import evaluate_folder
 from utils.evaluation.judge import Judge
 from utils.pretrained.encoders import load_config_autoencoder
-from utils.sampling.generate import generate, sampler_settings
+from utils.sampling.generate import generate
 
 
 def allocate(items: int) -> torch.Tensor:
@@ -35,19 +35,19 @@ def allocate(items: int) -> torch.Tensor:
 def test_a_batch_that_does_not_fit_is_done_in_halves_and_this_is_said_once(capsys):
     halving, seen = Halving("encoding"), []
 
-    def work(first: int, stop: int) -> list[int]:
-        seen.append((first, stop))
-        allocate(stop - first)
-        return list(range(first, stop))
+    def work(part: range) -> list[int]:
+        seen.append((part.start, part.stop))
+        allocate(len(part))
+        return list(part)
 
-    assert sum(halving(work, 10), []) == list(range(10))
+    assert sum(halving(work, range(10)), []) == list(range(10))
     assert seen == [(0, 10), (0, 5), (0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
     said = capsys.readouterr().err.splitlines()
     assert said == [
         "note: encoding: 10 at once do not fit into memory; now 5",
         "note: encoding: 5 at once do not fit into memory; now 2",
     ]
-    assert len(halving(work, 4)) == 2 and capsys.readouterr().err == ""
+    assert len(halving(work, range(4))) == 2 and capsys.readouterr().err == ""
 
 
 @contextmanager
@@ -71,8 +71,8 @@ def test_images_drawn_in_scarce_memory_are_the_same(tmp_path, capsys):
     conds = torch.randn(20, DIM, generator=torch.Generator().manual_seed(0))
 
     def draw(batch_size: int) -> torch.Tensor:
-        settings = sampler_settings(config.sampling)
-        parts = generate(denoiser, vae, conds, range(20), settings, batch_size=batch_size)
+        sampling = config.sampling.model_copy(update={"cfg_scale": None})
+        parts = generate(denoiser, vae, conds, range(20), sampling, batch_size=batch_size)
         return torch.cat([images for _, images in parts]).int()
 
     expected = draw(16)
@@ -138,12 +138,12 @@ def test_databases_filled_in_scarce_memory_are_the_same(tmp_path, capsys):
 
 def test_what_does_not_fit_alone_ends_with_one_line():
     with pytest.raises(UserError, match="^sampling: not enough memory even for a batch of 1"):
-        Halving("sampling")(lambda a, b: torch.empty(2**45), 3)
+        Halving("sampling")(lambda part: torch.empty(2**45), [1, 2, 3])
 
 
 def test_other_faults_are_not_taken_for_a_shortage():
     with pytest.raises(RuntimeError, match="size mismatch|must match"):
-        Halving("x")(lambda a, b: torch.ones(2) + torch.ones(3), 4)
+        Halving("x")(lambda part: part + torch.ones(3), torch.ones(2))
 
 
 def test_every_library_says_it_in_its_own_way():
