@@ -1,11 +1,11 @@
-"""Time of a picture: the presets `fast` and `paper`, and what each switch of `fast` gives.
+"""Time the sampling of pictures: the presets `fast` and `paper`, and each change between them.
 
     python benchmarks/sampling.py                       # the shipped network, 16 pictures at once
     python benchmarks/sampling.py --network DiT-S/2     # random weights, 256x256 pixels, SD's VAE
 
-All draw with guidance (both halves in one batch) from seeds to pixels, decoding included. `paper`
-is the baseline: 40 Heun steps of the eager network in float32. What the pictures are worth is
-measured by benchmarks/sampling_quality.py.
+All variants draw with guidance (both halves in one batch) from seeds to pixels, decoding included.
+`paper` is the baseline: 40 Heun steps of the eager network in float32.
+benchmarks/sampling_quality.py measures the quality of the pictures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 
 from benchmarks import timing
 from models.autoencoder import LDM_SCALE_FACTOR, Autoencoder
@@ -41,17 +41,18 @@ VARIANTS = {
 
 
 def sd_vae() -> AutoencoderKL:
-    """Stable Diffusion's VAE at its full size, with random weights."""
-    return AutoencoderKL(
+    """Return Stable Diffusion's VAE at its full size, with random weights."""
+    vae: AutoencoderKL = AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
     )
+    return vae
 
 
 def load(network: str) -> tuple[EDMPrecond, Autoencoder]:
-    """The shipped networks, or random ones of the named size for latents of 4x32x32."""
+    """Load the shipped networks, or make random ones of a size for latents of 4x32x32."""
     if network == SHIPPED:
         denoiser, config = load_denoiser(network, DEVICE)
         return denoiser, load_config_autoencoder(config, DEVICE)
@@ -62,7 +63,7 @@ def load(network: str) -> tuple[EDMPrecond, Autoencoder]:
 
 
 def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
-    """Draws `count` pictures in one batch; one step is run for warming up."""
+    """Return work that draws `count` pictures in one batch; run one step to warm up."""
     denoiser, vae = load(network)
     conds = torch.nn.functional.normalize(torch.randn(count, denoiser.model.cond_dim), dim=1)
 
@@ -84,9 +85,12 @@ def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
 
 
 def main() -> None:
+    """Time all variants and report the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     timing.add_arguments(parser)
-    parser.add_argument("--network", default=SHIPPED, help="a size such as DiT-S/2; or the shipped")
+    parser.add_argument(
+        "--network", default=SHIPPED, help="shipped weights, or a size, e.g. DiT-S/2"
+    )
     parser.add_argument("--count", type=int, default=16, help="pictures of a batch")
     args = parser.parse_args()
     timing.start(args)

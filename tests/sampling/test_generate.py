@@ -124,8 +124,7 @@ def test_a_compiled_network_draws_the_same_images(autoencoder, conds, tmp_path):
     plain, compiled = make_tiny_denoiser(), make_tiny_denoiser()
     compile_for_sampling(compiled, config, torch.device("cpu"))
     expected, images = (
-        images_of(d, autoencoder, conds, SEEDS, GUIDED, batch_size=5)
-        for d in (plain, compiled)
+        images_of(d, autoencoder, conds, SEEDS, GUIDED, batch_size=5) for d in (plain, compiled)
     )
     assert (expected - images).abs().max() <= 1
 

@@ -52,7 +52,7 @@ def seeds_to_judge(config: Config) -> Sequence[int]:
 def draws_ahead(device: torch.device) -> bool:
     """Return True if a thread draws the next batch while the last one is judged and saved.
 
-    On a CPU drawing and judging would compete for the same cores; together they took a fifth longer.
+    On a CPU both would compete for the same cores, and together they take a fifth longer.
     """
     return device.type != "cpu"
 
