@@ -88,9 +88,7 @@ def main() -> None:
     """Time all variants and report the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     timing.add_arguments(parser)
-    parser.add_argument(
-        "--network", default=SHIPPED, help="shipped weights, or a size, e.g. DiT-S/2"
-    )
+    parser.add_argument("--network", default=SHIPPED, help="shipped weights, or a size (DiT-S/2)")
     parser.add_argument("--count", type=int, default=16, help="pictures of a batch")
     args = parser.parse_args()
     timing.start(args)

@@ -1,4 +1,4 @@
-"""Seeds and conditions -> images, whatever the batches."""
+"""Seeds and conditions become images, independent of the batches."""
 
 import pytest
 import torch
@@ -129,7 +129,7 @@ def test_a_compiled_network_draws_the_same_images(autoencoder, conds, tmp_path):
     assert (expected - images).abs().max() <= 1
 
 
-def test_what_goes_wrong_while_drawing_reaches_the_caller(denoiser, autoencoder):
+def test_errors_of_the_drawing_thread_reach_the_caller(denoiser, autoencoder):
     with pytest.raises(ValueError, match="the condition has 3 features"):
         images_of(denoiser, autoencoder, torch.ones(8, 3), SEEDS, HEUN)
 
