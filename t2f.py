@@ -51,10 +51,7 @@ MAX_COLUMNS = 8  # of a grid whose rows have one picture each
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line; raises UserError if a count is below one."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=HelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--prompt", action="append", dest="sources", help="what to draw; may be given repeatedly",
         type=text_prompt, metavar="TEXT",
@@ -77,9 +74,7 @@ def parse_args() -> argparse.Namespace:
         "--seed", default=FROM_CONFIG, help="seed of the first picture; the others follow it"
     )
     parser.add_argument(
-        "--seeds",
-        type=parse_seeds,
-        help="list of seeds, e.g. 0-63,100, instead of --num and --seed",
+        "--seeds", type=parse_seeds, help="seeds, e.g. 0-63,100, instead of --num and --seed"
     )
     parser.add_argument(
         "--cfg_scale", default=FROM_CONFIG, help="guidance scale, or None for no guidance"

@@ -54,7 +54,7 @@ def encode_tokens(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
     The text tower is causal, and its output is read at the end token. Positions after the end of
     the longest text therefore change nothing, and are cut off first.
 
-    model: an `open_clip.CLIP`; its other models run their own `encode_text`.
+    model: an `open_clip.CLIP`; any other model of open_clip runs its own `encode_text`.
     tokens: (N, context length) int64, padded with zeros.
     """
     is_plain = isinstance(model, open_clip.CLIP) and model.text_pool_type == "argmax"

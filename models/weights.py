@@ -91,6 +91,7 @@ class _ArchiveUnpickler(pickle.Unpickler):
     """Unpickler of the `data.pkl` of a TorchScript archive; see the rules in the module's text."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        """`root`: the folder inside the archive that holds everything."""
         super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
         self.archive, self.root = archive, root
         self.storages: dict[str, Tensor] = {}

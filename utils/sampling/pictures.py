@@ -140,7 +140,7 @@ class _GridPage:
 
 
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    """Return a font that matplotlib ships, so that grids look alike on every machine."""
+    """Return a font that matplotlib ships, so that grids look equal on every machine."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf"), size)
 
 
