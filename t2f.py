@@ -9,9 +9,10 @@ Like an image:   python t2f.py --image face.png
 A mixture:       python t2f.py --image face.png --prompt "a person with a hat" --mix 0.6,0.4
 In five steps from one to the other:  python t2f.py --prompt "…" --prompt "…" --interpolate 5
 
-Writes one PNG per image, <row>_<seed>.png, and all of them as grid.png with their sentences: a row
-for each prompt and image in their order; or, with --mix or --interpolate, for each mixture of them.
-The same seed, condition and settings give the same face, whatever else is drawn with it.
+Writes one PNG per picture, <row>_<seed>.png, and grid.png, which shows all of them with their
+sentences. Each prompt and each image has a row, in the order of the command line; with --mix or
+--interpolate, each mixture has a row. A picture depends only on its seed, its condition, the
+weights and the sampler settings.
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ from __future__ import annotations
 import argparse
 import re
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 
+from models.choices import Solver
+from models.clip import ClipEncoder
+from models.edm import EDMPrecond
 from utils.base.errors import UserError, one_line_errors
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
@@ -34,77 +40,85 @@ from utils.config.sections import SAMPLING_PRESETS
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip, usable_device
 from utils.sampling.compile import compile_for_sampling
-from utils.sampling.conditions import embed_rows
+from utils.sampling.conditions import Conditions, embed_rows
 from utils.sampling.generate import generate, sampler_settings
 from utils.sampling.pictures import labelled_grid, save_png
-from utils.sampling.prompts import arrange, describe, image_prompt, read_prompts, text_prompt
+from utils.sampling.prompts import Row, arrange, describe, image_prompt, read_prompts, text_prompt
 
 FROM_CONFIG = "as the checkpoint's config says"
-MOST_COLUMNS = 8  # of a grid whose rows have one picture each
+MAX_COLUMNS = 8  # of a grid whose rows have one picture each
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=HelpFormatter,
-    )
+    """Parse the command line; raises UserError if a count is below one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--prompt", action="append", dest="sources", help="what to draw; may be given repeatedly",
         type=text_prompt, metavar="TEXT",
     )  # fmt: skip
-    parser.add_argument("--prompts_file", type=Path, help="text file with a prompt a line")
+    parser.add_argument("--prompts_file", type=Path, help="text file with one prompt a line")
     parser.add_argument(
         "--image", action="append", dest="sources", help="draw faces like this; may be repeated",
         type=image_prompt, metavar="FILE",
     )  # fmt: skip
     parser.add_argument(
         "--mix", action="append", default=None, metavar="W,W",
-        help="weights of all prompts and images, for a row drawn from their mixture; may be given "
-        "repeatedly; with a negative first weight write --mix=-0.5,1.5",
+        help="draw a row from the mixture of all prompts and images with these weights; may be "
+        "given repeatedly; write a negative first weight as --mix=-0.5,1.5",
     )  # fmt: skip
     parser.add_argument(
         "--interpolate", type=int, metavar="ROWS", help="rows from one prompt or image to another"
     )
-    parser.add_argument("--num", type=int, default=16, help="images per row")
+    parser.add_argument("--num", type=int, default=16, help="pictures per row")
     parser.add_argument(
-        "--seed", default=FROM_CONFIG, help="seed of the first image; the others' follow it"
+        "--seed", default=FROM_CONFIG, help="seed of the first picture; the others follow it"
     )
     parser.add_argument(
-        "--seeds",
-        type=parse_seeds,
-        help="seeds themselves, e.g. 0-63,100, instead of --num, --seed",
+        "--seeds", type=parse_seeds, help="seeds, e.g. 0-63,100, instead of --num and --seed"
     )
     parser.add_argument(
-        "--cfg_scale", default=FROM_CONFIG, help="guidance, or None for the condition alone"
+        "--cfg_scale", default=FROM_CONFIG, help="guidance scale, or None for no guidance"
     )
     parser.add_argument(
         "--preset",
         choices=SAMPLING_PRESETS,
-        help="fast, or paper (40 Heun steps in float32); the next two come before it; "
+        help="fast, or paper (40 Heun steps in float32); --num_steps and --solver override it; "
         f"None = {FROM_CONFIG}",
     )
     parser.add_argument("--num_steps", default=FROM_CONFIG, help="noise levels of the sampler")
-    parser.add_argument("--solver", default=FROM_CONFIG, help="heun, euler or dpmpp_2m")
+    # Not `choices`: argparse would answer a wrong name with several lines.
+    parser.add_argument("--solver", default=FROM_CONFIG, help=f"{', '.join(get_args(Solver))}")
     parser.add_argument(
         "--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"), help=".pt or .safetensors"
     )
     parser.add_argument(
-        "--config", type=Path, help="YAML file; needed only where the checkpoint holds no config"
+        "--config", type=Path, help="YAML file; needed only if the checkpoint holds no config"
     )
     parser.add_argument(
         "--out", type=Path, help="folder to write into; None = samples/ and the first label"
     )
-    parser.add_argument("--batch_size", type=int, default=16, help="images drawn at once")
+    parser.add_argument("--batch_size", type=int, default=16, help="pictures drawn at once")
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="where to compute, e.g. cpu or cuda:1",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.num < 1 or args.batch_size < 1:
+        raise UserError("--num and --batch_size must be at least 1")
+    return args
+
+
+def rows_to_draw(args: argparse.Namespace) -> list[Row]:
+    """Return the conditions that the command line asks for; raises UserError if there are none."""
+    sources = list(args.sources or [])
+    if args.prompts_file:
+        sources += [text_prompt(line) for line in read_prompts(args.prompts_file)]
+    return arrange(sources, args.mix or [], args.interpolate)
 
 
 def whole_number(args: argparse.Namespace, name: str) -> int:
-    """The value of a flag; raises UserError if it is not a whole number."""
+    """Return the value of a flag; raises UserError if it is not a whole number."""
     text = getattr(args, name)
     if not re.fullmatch(r"\d+", text):
         raise UserError(f"--{name} {text}: should be a whole number")
@@ -112,7 +126,10 @@ def whole_number(args: argparse.Namespace, name: str) -> int:
 
 
 def with_sampling(config: Config, args: argparse.Namespace) -> Config:
-    """The checkpoint's config with the sampler settings of the command line."""
+    """Return the checkpoint's config with the sampler settings of the command line.
+
+    Raises UserError if the settings are wrong or do not go together.
+    """
     changes: dict[str, object] = {}
     if args.preset:
         changes = {"preset": args.preset, **SAMPLING_PRESETS[args.preset]}
@@ -123,81 +140,108 @@ def with_sampling(config: Config, args: argparse.Namespace) -> Config:
         changes["cfg_scale"] = parse_scale(args.cfg_scale)
     if args.solver != FROM_CONFIG:
         changes["solver"] = args.solver
-    return config.model_copy(update={"sampling": config.sampling.model_copy(update=changes)})
+    sampling = config.sampling.model_copy(update=changes)
+    sampler_settings(sampling)  # raises now rather than when the first batch is drawn
+    return config.model_copy(update={"sampling": sampling})
+
+
+def check_width(denoiser: EDMPrecond, clip: ClipEncoder, config: Config, ckpt: Path) -> None:
+    """Raise UserError if the denoiser does not take the embeddings of this CLIP."""
+    if clip.dim != denoiser.model.cond_width:
+        raise UserError(
+            f"{ckpt}: takes conditions of {denoiser.model.cond_width} numbers, but "
+            f"{config.encoders.clip} gives {clip.dim}; it was trained with another CLIP"
+        )
 
 
 def default_out(label: str) -> Path:
-    """A folder name that tells what is drawn."""
+    """Return a folder named after a label."""
     slug = re.sub(r"\W+", "-", label.lower()).strip("-")[:60].rstrip("-")
     return Path("samples") / (slug or "prompt")
 
 
+def save_pictures(
+    batches: Iterator[tuple[range, torch.Tensor]],
+    rows: Sequence[Row],
+    jobs: Sequence[tuple[int, int]],
+    folder: Path,
+    about: Mapping[str, str],
+) -> np.ndarray:
+    """Save a PNG for each job when its batch is finished; return all pictures (N, H, W, 3) uint8.
+
+    batches: from `generate`, with positions in `jobs`.
+    jobs: for each picture the number of its row, and its seed.
+    about: text chunks of every PNG.
+    """
+    pictures = []
+    with progress(desc="draw", total=len(jobs), unit="images") as bar:
+        for positions, images in batches:
+            for position, image in zip(positions, images.numpy(), strict=True):
+                r, seed = jobs[position]
+                text = {**describe([rows[r]]), "seed": str(seed), **about}
+                save_png(image, folder / f"{r:02d}_{seed:03d}.png", text)
+                pictures.append(image)
+            bar.update(len(positions))
+    return np.stack(pictures)
+
+
+def save_grid(
+    pictures: np.ndarray,
+    conditions: Conditions,
+    seeds: Sequence[int],
+    path: Path,
+    about: Mapping[str, str],
+) -> None:
+    """Write all pictures (rows × seeds, H, W, 3) as one PNG; a title replaces a single label."""
+    rows = conditions.rows
+    text = {**describe(rows), "seed": " ".join(map(str, seeds)), **about}
+    icons = conditions.icons()
+    if len(rows) == 1:
+        labelled_grid(pictures, None, path, title=rows[0].label, text=text, icons=icons)
+        return
+    labels = [row.label for row in rows for _ in seeds]
+    columns = len(seeds) if len(seeds) > 1 else min(len(rows), MAX_COLUMNS)
+    labelled_grid(pictures, labels, path, columns, text=text, icons=icons)
+
+
 @one_line_errors
 def main() -> None:
+    """Draw what the command line asks for, and save the pictures and their grid."""
     started = time.perf_counter()
     args = parse_args()
-    sources = args.sources or []
-    if args.prompts_file:
-        sources += map(text_prompt, read_prompts(args.prompts_file))
-    rows = arrange(sources, args.mix or [], args.interpolate)
-    if args.num < 1 or args.batch_size < 1:
-        raise UserError("--num and --batch_size must be at least 1")
+    rows = rows_to_draw(args)
     device = usable_device(args.device)
     given = load_config(args.config) if args.config else None
     denoiser, config = load_denoiser(args.ckpt, device, config=given)
     config = with_sampling(config, args)
     compile_for_sampling(denoiser, config, device)
-    sampling, settings = config.sampling, sampler_settings(config.sampling)
-    seeds = args.seeds or range(sampling.seed, sampling.seed + args.num)
     clip = load_config_clip(config, device)
-    if clip.dim != denoiser.model.cond_width:
-        raise UserError(
-            f"{args.ckpt}: takes conditions of {denoiser.model.cond_width} numbers, but "
-            f"{config.encoders.clip} gives {clip.dim}; it was trained with another CLIP"
-        )
+    check_width(denoiser, clip, config, args.ckpt)
     conditions = embed_rows(rows, clip, config)
     autoencoder = load_config_autoencoder(config, device)
 
+    sampling = config.sampling
+    seeds = args.seeds or range(sampling.seed, sampling.seed + args.num)
+    jobs = [(r, seed) for r in range(len(rows)) for seed in seeds]
     out = args.out or default_out(rows[0].label)
     about = {
         "cfg_scale": str(sampling.cfg_scale),
-        "num_steps": str(settings.num_steps),
-        "solver": settings.solver,
+        "num_steps": str(sampling.num_steps),
+        "solver": sampling.solver,
         "amp": sampling.amp,
         "checkpoint": str(args.ckpt),
     }
-    jobs = [(r, seed) for r in range(len(rows)) for seed in seeds]
-    pictures = []
-    with progress(desc="draw", total=len(jobs), unit="images") as bar:
-        for positions, images in generate(
-            denoiser,
-            autoencoder,
-            conditions.embeddings.repeat_interleave(len(seeds), dim=0),
-            [seed for _, seed in jobs],
-            settings,
-            cfg_scale=sampling.cfg_scale,
-            interval=sampling.guidance_interval,
-            batch_size=args.batch_size,
-            device=device,
-            amp=sampling.amp,
-        ):
-            for position, image in zip(positions, images.numpy(), strict=True):
-                r, seed = jobs[position]
-                text = {**describe([rows[r]]), "seed": str(seed), **about}
-                save_png(image, out / f"{r:02d}_{seed:03d}.png", text)
-                pictures.append(image)
-            bar.update(len(positions))
-
-    alone = len(rows) == 1
-    labelled_grid(
-        np.stack(pictures),
-        None if alone else [rows[r].label for r, _ in jobs],
-        out / "grid.png",
-        columns=None if alone else len(seeds) if len(seeds) > 1 else min(len(rows), MOST_COLUMNS),
-        title=rows[0].label if alone else None,
-        text={**describe(rows), "seed": " ".join(map(str, seeds)), **about},
-        icons=conditions.icons(),
+    batches = generate(
+        denoiser,
+        autoencoder,
+        conditions.embeddings.repeat_interleave(len(seeds), dim=0),
+        [seed for _, seed in jobs],
+        sampling,
+        batch_size=args.batch_size,
+        device=device,
     )
+    pictures = save_pictures(batches, rows, jobs, out, about)
+    save_grid(pictures, conditions, seeds, out / "grid.png", about)
     seconds = time.perf_counter() - started
     print(f"{len(jobs)} images in {seconds:.1f} s: {out / 'grid.png'}")
 

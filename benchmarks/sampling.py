@@ -1,11 +1,11 @@
-"""Time of a picture: the presets `fast` and `paper`, and what each switch of `fast` gives.
+"""Time the sampling of pictures: the presets `fast` and `paper`, and each change between them.
 
     python benchmarks/sampling.py                       # the shipped network, 16 pictures at once
     python benchmarks/sampling.py --network DiT-S/2     # random weights, 256x256 pixels, SD's VAE
 
-All draw with guidance (both halves in one batch) from seeds to pixels, decoding included. `paper`
-is the baseline: 40 Heun steps of the eager network in float32. What the pictures are worth is
-measured by benchmarks/sampling_quality.py.
+All variants draw with guidance (both halves in one batch) from seeds to pixels, decoding included.
+`paper` is the baseline: 40 Heun steps of the eager network in float32.
+benchmarks/sampling_quality.py measures the quality of the pictures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 
 from benchmarks import timing
 from models.autoencoder import LDM_SCALE_FACTOR, Autoencoder
@@ -33,25 +33,26 @@ from utils.sampling.generate import generate, sampler_settings
 SHIPPED = "assets/demo/dit.safetensors"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 VARIANTS = {
-    "`paper`: 40 Heun steps, float32": {"preset": "paper"},
-    "40 Heun steps, bf16": {"preset": "paper", "amp": "bf16"},
-    "`fast` in float32": {"preset": "fast", "amp": "no"},
-    "`fast`": {"preset": "fast"},
+    "`paper`: 40 Heun steps, float32": Sampling(preset="paper", cfg_scale=2.0),
+    "40 Heun steps, bf16": Sampling(preset="paper", amp="bf16", cfg_scale=2.0),
+    "`fast` in float32": Sampling(preset="fast", amp="no", cfg_scale=2.0),
+    "`fast`": Sampling(preset="fast", cfg_scale=2.0),
 }
 
 
 def sd_vae() -> AutoencoderKL:
-    """Stable Diffusion's VAE at its full size, with random weights."""
-    return AutoencoderKL(
+    """Return Stable Diffusion's VAE at its full size, with random weights."""
+    vae: AutoencoderKL = AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
     )
+    return vae
 
 
 def load(network: str) -> tuple[EDMPrecond, Autoencoder]:
-    """The shipped networks, or random ones of the named size for latents of 4x32x32."""
+    """Load the shipped networks, or make random ones of a size for latents of 4x32x32."""
     if network == SHIPPED:
         denoiser, config = load_denoiser(network, DEVICE)
         return denoiser, load_config_autoencoder(config, DEVICE)
@@ -62,7 +63,7 @@ def load(network: str) -> tuple[EDMPrecond, Autoencoder]:
 
 
 def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
-    """Draws `count` pictures in one batch; one step is run for warming up."""
+    """Return work that draws `count` pictures in one batch; run one step to warm up."""
     denoiser, vae = load(network)
     conds = torch.nn.functional.normalize(torch.randn(count, denoiser.model.cond_dim), dim=1)
 
@@ -72,12 +73,9 @@ def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
             vae,
             conds,
             range(count),
-            sampler_settings(sampling),
-            cfg_scale=2.0,
-            interval=sampling.guidance_interval,
+            sampling,
             batch_size=count,
             device=DEVICE,
-            amp=sampling.amp,
         )
         for _, images in batches:
             assert images.float().std() > 0
@@ -87,27 +85,28 @@ def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
 
 
 def main() -> None:
+    """Time all variants and report the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     timing.add_arguments(parser)
-    parser.add_argument("--network", default=SHIPPED, help="a size such as DiT-S/2; or the shipped")
+    parser.add_argument("--network", default=SHIPPED, help="shipped weights, or a size (DiT-S/2)")
     parser.add_argument("--count", type=int, default=16, help="pictures of a batch")
     args = parser.parse_args()
     timing.start(args)
-    settings = {name: Sampling(**values) for name, values in VARIANTS.items()}
+    variants = VARIANTS
     if args.network != SHIPPED:
-        settings = {name: settings[name] for name in (next(iter(VARIANTS)), "`fast`")}
-    setups = {name: partial(setup, args.network, s, args.count) for name, s in settings.items()}
+        variants = {name: VARIANTS[name] for name in (next(iter(VARIANTS)), "`fast`")}
+    setups = {name: partial(setup, args.network, s, args.count) for name, s in variants.items()}
     timings = timing.compare(setups, args.repeats, warmup=0)
     baseline = next(iter(timings.values())).median
     rows = [
         {
             "sampler": name,
-            "network evaluations": nfe(sampler_settings(settings[name])),
+            "network evaluations": nfe(sampler_settings(variants[name])),
             "s/picture": timings[name].median / args.count,
             "times as fast": baseline / timings[name].median,
             "peak memory, GB": timings[name].peak / 1e9,
         }
-        for name in settings
+        for name in variants
     ]
     what = "the shipped network, 128×128 pixels"
     if args.network != SHIPPED:

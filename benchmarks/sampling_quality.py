@@ -1,13 +1,14 @@
-"""Quality of pictures against the network evaluations that they cost, for each solver.
+"""Compare samplers: quality of the pictures against the network evaluations that they cost.
 
     python benchmarks/sampling_quality.py --num 500            # all settings; resumes
     python benchmarks/sampling_quality.py --num 1000 --only 'fast;heun 20'
     python benchmarks/sampling_quality.py --num 500 --plot docs/sampling.png
 
 Every setting draws the same captions of the demo's test split from the same seeds with the shipped
-network. Judged are the Fréchet distance in CLIP features to the test images, the CLIP score, and
-which stated attributes a classifier finds (demo/classifier.py). Intervals are 95 % of a bootstrap
-over images; differences to `paper` resample both in the same way, so that they are sharper.
+network. Three metrics judge the pictures: the Fréchet distance in CLIP features to the test images,
+the CLIP score, and the share of stated attributes that a classifier finds (demo/classifier.py).
+Intervals are 95 % of a bootstrap over images. For a difference to `paper` both settings are
+resampled in the same way, so that its interval is narrower.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -31,7 +33,6 @@ import torch
 from benchmarks import timing
 from demo.check_prompts import choose_captions
 from demo.classifier import classify, codes_of, load_classifier, load_faces
-from models.samplers import SamplerSettings
 from utils.base.errors import one_line_errors
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
@@ -50,57 +51,66 @@ DRAWS = 200  # of the bootstrap
 
 @dataclass(frozen=True)
 class Setting:
-    """A way of sampling, and the curve of the plot that it lies on."""
+    """A sampler, and the curve of the plot that it lies on."""
 
     curve: str
-    settings: SamplerSettings
-    interval: tuple[float, float] | None = None
-    amp: str = "bf16"
+    sampling: Sampling
 
     @property
     def cost(self) -> int:
         """Images that the network sees for one picture; guidance counts double."""
-        levels = self.settings.formulation().t_steps[:-1]
-        low, high = self.interval or (0.0, float("inf"))
+        settings = sampler_settings(self.sampling)
+        levels = settings.formulation().t_steps[:-1]
+        low, high = self.sampling.guidance_interval or (0.0, float("inf"))
         costs = [2 if low < level <= high else 1 for level in levels]
-        if self.settings.solver == "heun":
+        if settings.solver == "heun":
             return sum(costs) + sum(costs[1:])
         return sum(costs)
 
 
 def settings_to_compare() -> dict[str, Setting]:
-    """All settings by name; `paper` and `fast` are the presets."""
-    presets = {name: Sampling(preset=name) for name in ("paper", "fast")}
+    """Return all settings by name; `paper` and `fast` are the presets."""
     found = {
-        name: Setting(curve, sampler_settings(p), p.guidance_interval, p.amp)
-        for (name, p), curve in zip(presets.items(), ("Heun", "preset `fast`"), strict=True)
+        "paper": Setting("Heun", Sampling(preset="paper")),
+        "fast": Setting("preset `fast`", Sampling(preset="fast")),
     }
+    in_bf16 = Sampling(amp="bf16")
+
+    def add(name: str, curve: str, **changes: object) -> None:
+        found[name] = Setting(curve, in_bf16.model_copy(update=changes))
+
     for solver, label, steps in (
         ("dpmpp_2m", "DPM-Solver++(2M)", (5, 8, 10, 15, 20)),
         ("heun", "Heun", (5, 10, 20)),
         ("euler", "Euler", (10, 20)),
     ):
         for n in steps:
-            found[f"{solver} {n}"] = Setting(label, SamplerSettings(solver, n))
+            add(f"{solver} {n}", label, solver=solver, num_steps=n)
     for name, schedule, scaling in (
         ("vp", "vp", "vp"),
         ("ve", "ve", "none"),
         ("iddpm", "linear", "none"),
     ):
-        ablation = SamplerSettings(
-            "heun", 10, discretization=name, schedule=schedule, scaling=scaling
-        )
-        found[f"heun 10, {name}"] = Setting(f"Heun, {name} steps", ablation)
-    ten = SamplerSettings("dpmpp_2m", 10)
+        formulation = {"discretization": name, "schedule": schedule, "scaling": scaling}
+        add(f"heun 10, {name}", f"Heun, {name} steps", solver="heun", num_steps=10, **formulation)
     for low, high in ((0.3, 100.0), (0.3, 5.0)):
-        found[f"dpmpp_2m 10, guided {low:g} to {high:g}"] = Setting("", ten, (low, high))
+        name = f"dpmpp_2m 10, guided {low:g} to {high:g}"
+        add(name, "", solver="dpmpp_2m", num_steps=10, guidance_interval=(low, high))
     return found
 
 
-class Pictures:
-    """Draws and judges pictures of the test captions, keeping what was judged in a folder."""
+class Judged(NamedTuple):
+    """Properties of N pictures."""
 
-    def __init__(self, args: argparse.Namespace):
+    features: torch.Tensor  # (N, D) CLIP image embeddings
+    right: torch.Tensor  # (N, A) bool, True where an attribute is that of the face
+
+
+class Pictures:
+    """Draws pictures of the test captions, keeps them in a folder, and judges them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """Load the networks and the test faces; raises UserError if something is missing."""
         self.folder, self.num = args.out_dir, args.num
         self.judge_file = args.judge or args.out_dir / "classifier.safetensors"
         self.train_faces = args.data / "train"
@@ -118,11 +128,11 @@ class Pictures:
 
     @cached_property
     def classifier(self) -> torch.nn.Module:
-        """The judge of attributes, trained on first use."""
+        """Classifier of attributes, trained on first use."""
         return load_classifier(self.judge_file, self.train_faces)
 
     def draw(self, name: str, setting: Setting) -> torch.Tensor:
-        """(N, H, W, 3) uint8, those that are not kept already."""
+        """Return a setting's pictures (N, H, W, 3) uint8; draw those that are not kept yet."""
         file = self.folder / f"{name.replace(' ', '_').replace(',', '')}.pt"
         images = torch.load(file, weights_only=True) if file.exists() else torch.zeros(0)
         done = len(images)
@@ -131,37 +141,36 @@ class Pictures:
             self.vae,
             self.conditions[done:],
             range(done, self.num),
-            setting.settings,
-            cfg_scale=self.config.sampling.cfg_scale,
-            interval=setting.interval,
+            setting.sampling.model_copy(update={"cfg_scale": self.config.sampling.cfg_scale}),
             batch_size=CHUNK,
-            amp=setting.amp,
         )
         for _, new in progress(batches, name, -(-max(self.num - done, 0) // CHUNK), "batches"):
             images = torch.cat([images, new]) if len(images) else new
             torch.save(images, file)
         return images[: self.num]
 
-    def judge(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """`features` (N, D), and `right` (N, A): which attributes are those of the face."""
+    def judge(self, images: torch.Tensor) -> Judged:
+        """Run CLIP and the classifier on pictures (N, H, W, 3) uint8."""
         images = images.permute(0, 3, 1, 2)
         features = torch.cat([self.clip.encode_images(part) for part in images.split(CHUNK)])
-        return {"features": features, "right": classify(self.classifier, images) == self.codes}
+        return Judged(features, classify(self.classifier, images) == self.codes)
 
-    def figures(self, judged: Mapping[str, torch.Tensor], rows: np.ndarray) -> np.ndarray:
-        """Fréchet distance, CLIP score and % of stated attributes shown, of the images `rows`."""
-        features = judged["features"][rows]
+    def metrics(self, judged: Judged, rows: np.ndarray) -> np.ndarray:
+        """Measure the pictures `rows`: Fréchet distance, CLIP score, % of stated attributes."""
+        features = judged.features[rows]
         ours = FeatureStats()
         ours.update(features)
         distance = frechet_distance(ours.mu, ours.sigma, self.real.mu, self.real.sigma)
         score = clip_similarities(features, self.texts[rows]).mean()
         stated = self.stated[rows]
-        shown = 100 * (judged["right"][rows] & stated).sum() / stated.sum()
+        shown = 100 * (judged.right[rows] & stated).sum() / stated.sum()
         return np.array([distance, float(score), float(shown)])
 
 
-def draw_plot(rows: list[dict], band: tuple[float, float], path: Path, title: str) -> None:
-    """Fréchet distance and attribute accuracy against the cost of a picture."""
+def draw_plot(
+    rows: list[dict[str, Any]], band: tuple[float, float], path: Path, title: str
+) -> None:
+    """Plot Fréchet distance and attributes shown against the cost of a picture."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     keys = ("Fréchet distance", "attributes shown, %")
     for axis, key in zip(axes, keys, strict=True):
@@ -176,7 +185,7 @@ def draw_plot(rows: list[dict], band: tuple[float, float], path: Path, title: st
         axis.set_xlabel("network evaluations a picture, guidance counted double")
         axis.set_ylabel(key)
         axis.grid(alpha=0.3)
-    # Settings that fail would hide the differences among those that do not.
+    # Settings that fail are cut off, so that the differences among the others can be seen.
     paper = next(row for row in rows if row["setting"] == "paper")
     axes[0].set_ylim(0.5 * paper[keys[0]], 2.5 * paper[keys[0]])
     axes[1].set_ylim(paper[keys[1]] - 14, paper[keys[1]] + 4)
@@ -187,14 +196,14 @@ def draw_plot(rows: list[dict], band: tuple[float, float], path: Path, title: st
     plt.close(figure)
 
 
-@one_line_errors
-def main() -> None:
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--num", type=int, default=500, help="pictures of each setting")
     parser.add_argument("--only", help="names of settings, separated by semicolons; None = all")
-    parser.add_argument("--only_draw", action="store_true", help="keep pictures, judge later")
+    parser.add_argument("--only_draw", action="store_true", help="draw pictures, judge them later")
     parser.add_argument(
-        "--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"), help="network to ask"
+        "--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"), help="network to use"
     )
     parser.add_argument(
         "--data", type=Path, default=Path("data/demo"), help="folder that make_faces.py wrote"
@@ -206,52 +215,79 @@ def main() -> None:
         "--out_dir",
         type=Path,
         default=Path("results/sampling_quality"),
-        help="where pictures are kept",
+        help="folder that keeps the pictures",
     )
     parser.add_argument("--plot", type=Path, help="PNG to write; None = none")
     parser.add_argument("--out", type=Path, help="JSON of the table to write; None = none")
-    args = parser.parse_args()
-    args.out_dir.mkdir(parents=True, exist_ok=True)
+    return parser.parse_args()
+
+
+def chosen_settings(args: argparse.Namespace) -> dict[str, Setting]:
+    """Return the settings of `--only`; `paper` comes first, as the others are compared with it."""
     settings = settings_to_compare()
-    if args.only:
-        names = args.only.split(";")
-        names = names if args.only_draw else dict.fromkeys(["paper", *names])
-        settings = {name: settings[name] for name in names}
+    if not args.only:
+        return settings
+    names = args.only.split(";")
+    return {name: settings[name] for name in (names if args.only_draw else ["paper", *names])}
+
+
+def bootstrap(pictures: Pictures, judged: Mapping[str, Judged]) -> dict[str, np.ndarray]:
+    """Return the metrics (DRAWS, 3) of each setting, for images drawn again with replacement."""
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(pictures.num, size=pictures.num) for _ in range(DRAWS)]
+    return {
+        name: np.stack([pictures.metrics(found, draw) for draw in draws])
+        for name, found in judged.items()
+    }
+
+
+def table_row(
+    name: str, setting: Setting, metrics: np.ndarray, differences: np.ndarray
+) -> dict[str, Any]:
+    """Return a setting's row: metrics (3,), and their differences to `paper` (DRAWS, 3)."""
+    low, high = np.percentile(differences, [2.5, 97.5], axis=0)
+    return {
+        "setting": name,
+        "cost": setting.cost,
+        "Fréchet distance": metrics[0],
+        "difference of distance, 95 %": f"{low[0]:+.1f} … {high[0]:+.1f}",
+        "CLIP score": metrics[1],
+        "difference of score, 95 %": f"{low[1]:+.2f} … {high[1]:+.2f}",
+        "attributes shown, %": metrics[2],
+        "difference of attributes, 95 %": f"{low[2]:+.1f} … {high[2]:+.1f}",
+    }
+
+
+def paper_band(distance: float, resampled: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the distance of `paper` from its bootstrap (DRAWS,).
+
+    A bootstrap repeats images, which shifts the distance; only its spread is used.
+    """
+    low, median, high = np.percentile(resampled, [2.5, 50, 97.5])
+    return distance + low - median, distance + high - median
+
+
+@one_line_errors
+def main() -> None:
+    """Draw the pictures of all settings, judge them, and write the table and the plot."""
+    args = parse_args()
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    settings = chosen_settings(args)
     pictures = Pictures(args)
     drawn = {name: pictures.draw(name, setting) for name, setting in settings.items()}
     if args.only_draw:
         return
     judged = {name: pictures.judge(images) for name, images in drawn.items()}
 
-    everything, rng = np.arange(args.num), np.random.default_rng(0)
-    draws = [rng.integers(args.num, size=args.num) for _ in range(DRAWS)]
-    bootstrap = {
-        name: np.stack([pictures.figures(found, draw) for draw in draws])
-        for name, found in judged.items()
-    }
+    resampled, everything = bootstrap(pictures, judged), np.arange(args.num)
     rows = []
     for name, setting in settings.items():
-        distance, score, shown = pictures.figures(judged[name], everything)
-        apart = np.percentile(bootstrap[name] - bootstrap["paper"], [2.5, 97.5], axis=0)
-        low, high = (apart.T[:, i] for i in (0, 1))
-        rows.append(
-            {
-                "setting": name,
-                "cost": setting.cost,
-                "Fréchet distance": distance,
-                "against paper": f"{low[0]:+.1f} … {high[0]:+.1f}",
-                "CLIP score": score,
-                "its difference": f"{low[1]:+.2f} … {high[1]:+.2f}",
-                "attributes shown, %": shown,
-                "theirs": f"{low[2]:+.1f} … {high[2]:+.1f}",
-            }
-        )
-    # A bootstrap repeats images, which shifts the distance; its spread is what counts.
-    spread = np.percentile(bootstrap["paper"][:, 0], [2.5, 50, 97.5])
-    centre = rows[0]["Fréchet distance"]
-    band = centre + spread[0] - spread[1], centre + spread[2] - spread[1]
+        metrics = pictures.metrics(judged[name], everything)
+        rows.append(table_row(name, setting, metrics, resampled[name] - resampled["paper"]))
+    band = paper_band(rows[0]["Fréchet distance"], resampled["paper"][:, 0])
     scale = pictures.config.sampling.cfg_scale
-    title = f"{args.num} pictures of test captions, guidance {scale:g}, shipped network"
+    guidance = "no guidance" if scale is None else f"guidance {scale:g}"
+    title = f"{args.num} pictures of test captions, {guidance}, shipped network"
     notes = [f"Distance of `paper`, 95 %: {band[0]:.1f} … {band[1]:.1f} (bootstrap over images)."]
     timing.report(args.out, f"Quality of sampling: {title}", rows, notes)
     if args.plot:

@@ -42,7 +42,7 @@ from utils.evaluation.references import load_stats
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.sampling.conditions import caption_conditions
-from utils.sampling.generate import generate, sampler_settings
+from utils.sampling.generate import generate
 from utils.training.checkpoint import list_checkpoints
 
 # The published settings, where the demo's config has others; batch and network are the demo's.
@@ -118,17 +118,13 @@ class Jury:
 
     def judge(self, denoiser: nn.Module, config: Config) -> dict[str, float]:
         """Fréchet distance in CLIP features and percent of stated attributes shown."""
-        sampling = config.sampling
         batches = generate(
             denoiser,
             self.vae,
             caption_conditions(self.texts, config),
             range(len(self.records)),
-            sampler_settings(sampling),
-            cfg_scale=sampling.cfg_scale,
-            interval=sampling.guidance_interval,
+            config.sampling.model_copy(update={"amp": "bf16"}),
             batch_size=64,
-            amp="bf16",
         )
         pictures = torch.cat([images for _, images in batches]).permute(0, 3, 1, 2)
         stats = FeatureStats()

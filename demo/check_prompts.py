@@ -1,16 +1,17 @@
-"""How often does the picture show what the sentence asked, and where is it lost?
+"""Measure how often a picture shows what its sentence asks for, and where attributes are lost.
 
     python demo/check_prompts.py                                   # the shipped model
     python demo/check_prompts.py --ckpt results/demo/checkpoints/0000900.pt --cfg_scale None,1.5,2
     python demo/check_prompts.py --only_encoders                   # no model needed
 
-Held-out faces go down the chain, and after each link a judge names their attributes; what
-counts is how often it agrees with what the caption states:
+Held-out faces go down a chain, and after each link a judge names their attributes. The metric is
+the percentage of the attributes stated in the caption that the judge finds:
 
-    renders → their VAE reconstructions → a probe on CLIP image embeddings → the same probe on
-    caption embeddings → pictures from the image's own embedding → pictures from the caption
+    renders → their VAE reconstructions → a probe on CLIP image embeddings → this probe on caption
+    embeddings → pictures from the image's own embedding → pictures from the caption
 
-Prints a table per attribute and draws it (chain.png). The judge is trained on first use and kept.
+Prints a table with a row for each attribute, and plots it (chain.png). The judge is trained on
+first use and kept.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,7 +30,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from demo.classifier import (
     classify,
@@ -40,29 +41,32 @@ from demo.classifier import (
     train_probe,
 )
 from demo.make_faces import ATTRIBUTES
+from models.edm import EDMPrecond
 from utils.base.errors import UserError, one_line_errors
 from utils.base.progress import progress
 from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter
 from utils.config.load import load_config
 from utils.config.parsing import parse_scale
+from utils.config.schema import Config
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.sampling.conditions import caption_conditions
-from utils.sampling.generate import generate, sampler_settings
+from utils.sampling.generate import generate
 
 COARSE = ("hair_style", "hair_color", "headwear", "skin", "background", "clothes_color")
 CHUNK = 200  # images encoded at a time
+DRAWN_AT_ONCE = 50  # pictures
+
+Chain = dict[str, dict[str, float]]  # label of a link → agreement of each attribute, percent
 
 
 def agreement(predicted: Tensor, codes: Tensor, stated: Tensor) -> dict[str, float]:
-    """Percent of the stated attributes that are as stated.
+    """Return the percentage of the stated attributes that are predicted, for each attribute.
 
-    Args:
-        predicted, codes: (N, A) int64.
-        stated: (N, A) bool.
+    The row also has the mean over all attributes, and over the coarse ones.
 
-    Returns:
-        attribute → percent, and the means over all and over the coarse ones.
+    predicted, codes: (N, A) int64.
+    stated: (N, A) bool.
     """
     right = ((predicted == codes) & stated).sum(0) / stated.sum(0).clamp(min=1)
     row = {name: 100 * right[a].item() for a, name in enumerate(ATTRIBUTES)}
@@ -72,14 +76,17 @@ def agreement(predicted: Tensor, codes: Tensor, stated: Tensor) -> dict[str, flo
 
 
 def choose_captions(records: list[dict]) -> tuple[list[str], Tensor]:
-    """A caption for each face, in turn its first, second, …: texts, and (N, A) bool stated."""
+    """Choose one caption for each face: texts, and (N, A) bool, True if it states an attribute.
+
+    The first face takes its first caption, the second face its second one, and so on.
+    """
     chosen = [r["captions"][i % len(r["captions"])] for i, r in enumerate(records)]
     stated = [[name in caption["states"] for name in ATTRIBUTES] for caption in chosen]
     return [caption["text"] for caption in chosen], torch.tensor(stated)
 
 
-def draw_chain(chain: dict[str, dict[str, float]], path: Path, title: str) -> None:
-    """The table as a picture: a row for each attribute, a column for each link."""
+def draw_chain(chain: Chain, path: Path, title: str) -> None:
+    """Plot the table: a row for each attribute, a column for each link."""
     names = [*ATTRIBUTES, "mean", "coarse mean"]
     values = [[row[name] for row in chain.values()] for name in names]
     figure, axes = plt.subplots(figsize=(1.5 * len(chain) + 2.2, 6.2), layout="constrained")
@@ -99,7 +106,8 @@ def draw_chain(chain: dict[str, dict[str, float]], path: Path, title: str) -> No
     plt.close(figure)
 
 
-def print_chain(chain: dict[str, dict[str, float]]) -> None:
+def print_chain(chain: Chain) -> None:
+    """Print the table: a row for each attribute, a column for each link."""
     columns = [label.replace("\n", " ") for label in chain]
     for number, column in enumerate(columns, start=1):
         print(f"  ({number}) {column}")
@@ -112,9 +120,19 @@ def print_chain(chain: dict[str, dict[str, float]]) -> None:
 
 @torch.inference_mode()
 def encoder_chain(
-    config, classifier, images: Tensor, records: list[dict], train: tuple[Tensor, list[dict]]
-) -> tuple[dict[str, dict[str, float]], Tensor, Tensor]:
-    """The links before the diffusion model; also image and caption embeddings (N, D)."""
+    config: Config,
+    classifier: nn.Module,
+    images: Tensor,
+    records: list[dict],
+    train: tuple[Tensor, list[dict]],
+) -> tuple[Chain, Tensor, Tensor]:
+    """Measure the links before the diffusion model.
+
+    Returns them with the image and caption embeddings, (N, D) each.
+
+    images, records: held-out faces, (N, 3, 128, 128) uint8.
+    train: faces that the probe is trained on.
+    """
     codes = codes_of(records)
     texts, stated = choose_captions(records)
     vae, clip = load_config_autoencoder(config), load_config_clip(config)
@@ -149,8 +167,40 @@ def encoder_chain(
     return chain, image_embeddings, text_embeddings
 
 
-@one_line_errors
-def main() -> None:
+def model_chain(
+    denoiser: EDMPrecond,
+    config: Config,
+    classifier: nn.Module,
+    records: list[dict],
+    embeddings: Mapping[str, Tensor],
+    scales: Sequence[float | None],
+) -> Chain:
+    """Measure the pictures of the diffusion model, for each guidance scale and condition.
+
+    embeddings: 'image' and 'caption' embeddings of the faces, (N, D).
+    """
+    codes, (_, stated) = codes_of(records), choose_captions(records)
+    vae = load_config_autoencoder(config)
+    conditions_of = {
+        "image": F.normalize(embeddings["image"], dim=1),
+        "caption": caption_conditions(embeddings["caption"], config),
+    }
+    chain: Chain = {}
+    for scale in scales:
+        sampling = config.sampling.model_copy(update={"cfg_scale": scale, "amp": "bf16"})
+        for source, conditions in conditions_of.items():
+            seeds = range(len(records))
+            batches = generate(denoiser, vae, conditions, seeds, sampling, batch_size=DRAWN_AT_ONCE)
+            total = -(-len(records) // DRAWN_AT_ONCE)
+            label = f"pictures from\n{source}, w={scale}"
+            bar = progress(batches, desc=label.replace("\n", " "), total=total, unit="batch")
+            pictures = torch.cat([batch for _, batch in bar]).permute(0, 3, 1, 2)
+            chain[label] = agreement(classify(classifier, pictures), codes, stated)
+    return chain
+
+
+def parse_args() -> argparse.Namespace:
+    """Parse the command line; raises UserError if --num is below one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"),
                         help="model to check")  # fmt: skip
@@ -169,7 +219,32 @@ def main() -> None:
     args = parser.parse_args()
     if args.num < 1:
         raise UserError(f"--num must be at least 1, not {args.num}")
+    return args
 
+
+def scales_to_draw(args: argparse.Namespace, config: Config) -> list[float | None]:
+    """Return the guidance scales of `--cfg_scale`, or the config's one."""
+    if not args.cfg_scale:
+        return [config.sampling.cfg_scale]
+    return [parse_scale(text) for text in args.cfg_scale.split(",")]
+
+
+def report(chain: Chain, count: int, network: str, out: Path) -> None:
+    """Print the table of `count` faces, and write chain.json and chain.png into `out`."""
+    what = f"stated attributes shown, % of {count} held-out faces"
+    print(f"\n{what}")
+    print_chain(chain)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "chain.json").write_text(json.dumps(chain, indent=2) + "\n")
+    draw_chain(chain, out / "chain.png", f"{what}, {network}")
+    print(f"plot: {out / 'chain.png'}")
+
+
+@one_line_errors
+def main() -> None:
+    """Measure every link of the chain, and print, write and plot the table."""
+    args = parse_args()
+    denoiser = None
     if args.only_encoders:
         config = load_config(DEFAULT_CONFIG)
     else:
@@ -177,50 +252,15 @@ def main() -> None:
     train = load_faces(args.data / "train")
     images, records = load_faces(args.data / "test", args.num)
     classifier = load_classifier(args.out / "classifier.safetensors", args.data / "train")
-    chain, image_embeddings, text_embeddings = encoder_chain(
-        config, classifier, images, records, train
-    )
-
-    if not args.only_encoders:
-        codes, (_, stated) = codes_of(records), choose_captions(records)
-        settings = sampler_settings(config.sampling)
+    chain, of_images, of_captions = encoder_chain(config, classifier, images, records, train)
+    if denoiser is not None:
         if args.num_steps:
-            settings = replace(settings, num_steps=args.num_steps)
-        scales = [config.sampling.cfg_scale]
-        if args.cfg_scale:
-            scales = [parse_scale(text) for text in args.cfg_scale.split(",")]
-        vae = load_config_autoencoder(config)
-        conditions_of = {
-            "image": F.normalize(image_embeddings, dim=1),
-            "caption": caption_conditions(text_embeddings, config),
-        }
-        for scale in scales:
-            for source, conditions in conditions_of.items():
-                batches = generate(
-                    denoiser,
-                    vae,
-                    conditions,
-                    range(len(records)),
-                    settings,
-                    cfg_scale=scale,
-                    interval=config.sampling.guidance_interval,
-                    batch_size=50,
-                    amp="bf16",
-                )
-                total = -(-len(records) // 50)
-                label = f"pictures from\n{source}, w={scale}"
-                bar = progress(batches, desc=label.replace("\n", " "), total=total, unit="batch")
-                pictures = torch.cat([batch for _, batch in bar]).permute(0, 3, 1, 2)
-                chain[label] = agreement(classify(classifier, pictures), codes, stated)
-
-    print(f"\nstated attributes shown, % of {len(records)} held-out faces")
-    print_chain(chain)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "chain.json").write_text(json.dumps(chain, indent=2) + "\n")
-    what = "encoders" if args.only_encoders else str(args.ckpt)
-    title = f"stated attributes shown, % of {len(records)} held-out faces, {what}"
-    draw_chain(chain, args.out / "chain.png", title)
-    print(f"plot: {args.out / 'chain.png'}")
+            sampling = config.sampling.model_copy(update={"num_steps": args.num_steps})
+            config = config.model_copy(update={"sampling": sampling})
+        embeddings = {"image": of_images, "caption": of_captions}
+        scales = scales_to_draw(args, config)
+        chain |= model_chain(denoiser, config, classifier, records, embeddings, scales)
+    report(chain, len(records), "encoders" if denoiser is None else str(args.ckpt), args.out)
 
 
 if __name__ == "__main__":

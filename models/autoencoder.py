@@ -1,7 +1,7 @@
 """The VAE between pixels and latents, on top of `diffusers.AutoencoderKL`.
 
 Latents are multiplied by a scale factor (0.18215 for Stable Diffusion's VAE), so that their
-variance is near 1; "scaled" below means after that.
+variance is near 1. "Scaled" latents are those after this multiplication.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from models.weights import looks_like_path, read_tensors
 
 LDM_SCALE_FACTOR = 0.18215  # Rombach 2022, the released first-stage models
 
-# Parts of a parameter's name under the LDM names -> under the diffusers names, in this order.
+# Part of a parameter's name in LDM's code -> in diffusers; applied in this order.
 LDM_RENAMES = (
     (r"\.down\.(\d+)\.block\.(\d+)\.", r".down_blocks.\1.resnets.\2."),
     (r"\.up\.(\d+)\.block\.(\d+)\.", r".up_blocks.\1.resnets.\2."),
@@ -37,7 +37,13 @@ LDM_RENAMES = (
 
 
 class Autoencoder:
-    """A VAE in inference mode."""
+    """A VAE in inference mode.
+
+    scale_factor: of the latents.
+    latent_channels: C of a latent.
+    downsample: pixels per latent along one side.
+    identity: short hash of the weights.
+    """
 
     def __init__(
         self,
@@ -47,47 +53,51 @@ class Autoencoder:
         dtype: torch.dtype,
         memory: str = "full",
     ) -> None:
+        """Move a VAE to its device and precision; see `load_autoencoder` for the arguments."""
         digest = hashlib.sha256()
         for name, tensor in sorted(vae.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.float().cpu().numpy().tobytes())
         self.identity = f"vae-{digest.hexdigest()[:12]}"
+        self.vae = vae.eval().requires_grad_(False)
+        # Bypass the library's `.to`, which logs a warning for half types.
+        torch.nn.Module.to(self.vae, device, dtype)
         # Convolutions are faster with the channels innermost, on CPUs by half.
-        self.vae = vae.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-        if dtype != torch.float32:
-            torch.nn.Module.to(self.vae, dtype)  # the library's own says that nothing is special
+        torch.nn.Module.to(self.vae, memory_format=torch.channels_last)
         if memory != "full":
             self.vae.enable_slicing()
         if memory == "tiled":
             self.vae.enable_tiling()
         self.scale_factor = scale_factor
-        self.latent_channels: int = vae.config.latent_channels
-        self.downsample: int = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.latent_channels: int = vae.config["latent_channels"]
+        self.downsample: int = 2 ** (len(vae.config["block_out_channels"]) - 1)
         self.device, self.dtype = device, dtype
 
     @torch.inference_mode()
     def encode_moments(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> (N, 2C, h, w) float32: mean and log variance, not scaled."""
+        """Encode (N, 3, H, W) in [-1, 1] -> (N, 2C, h, w) float32: mean, log variance; unscaled."""
         images = images.to(self.device, self.dtype)
-        return self.vae.encode(images).latent_dist.parameters.float()
+        moments: Tensor = self.vae.encode(images).latent_dist.parameters
+        return moments.float()
 
     def mean_latents(self, moments: Tensor) -> Tensor:
-        """(N, 2C, h, w) from `encode_moments` -> (N, C, h, w), scaled."""
+        """Return the mean of the posterior: (N, 2C, h, w) moments -> (N, C, h, w), scaled."""
         return moments.chunk(2, dim=1)[0] * self.scale_factor
 
     def sample_latents(self, moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A draw from the posterior, (N, 2C, h, w) -> (N, C, h, w), scaled."""
+        """Draw from the posterior: (N, 2C, h, w) moments -> (N, C, h, w), scaled."""
         mean, log_variance = moments.chunk(2, dim=1)
-        # The bounds that the VAE itself puts on its log variance.
+        # The VAE itself bounds its log variance in this way.
         deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return (mean + deviation * noise) * self.scale_factor
 
     @torch.inference_mode()
     def decode(self, z: Tensor) -> Tensor:
-        """Scaled latents (N, C, h, w) -> images (N, 3, H, W) float32 in [-1, 1]."""
+        """Decode scaled latents (N, C, h, w) -> images (N, 3, H, W) float32 in [-1, 1]."""
         z = (z / self.scale_factor).to(self.device, self.dtype)
-        return self.vae.decode(z).sample.float().clamp(-1, 1)
+        images: Tensor = self.vae.decode(z).sample
+        return images.float().clamp(-1, 1)
 
 
 def load_autoencoder(
@@ -98,17 +108,17 @@ def load_autoencoder(
     dtype: torch.dtype = torch.float32,
     memory: str = "full",
 ) -> Autoencoder:
-    """Load a VAE from where `source` points.
+    """Load a VAE from a folder, a file or the hub.
 
-    source: a diffusers folder (config.json and weights as safetensors or .bin); a file with the
-        LDM names (`autoencoder_kl.pth`, or safetensors), whose architecture is read off its shapes;
-        or the name of a diffusers VAE on the hub, fetched on first use.
-    scale_factor: of the latents; None = what the folder states, 0.18215 for an LDM file.
-    dtype: float32, or a half type in which the network is then kept and run.
-    memory: 'full' runs all images at once; 'sliced' one by one, with the same result; 'tiled' also
-        cuts images larger than those it was trained on into overlapping tiles.
+    source: a diffusers folder (config.json, and weights as safetensors or .bin); or a file of LDM's
+        code (`autoencoder_kl.pth`, or safetensors), where the shapes of the weights give the
+        architecture; or the name of a diffusers VAE on the hub, which is downloaded on first use.
+    scale_factor: of the latents; None = the folder's own, and 0.18215 for an LDM file.
+    dtype: precision in which the network is kept and run.
+    memory: 'full' runs all images at once; 'sliced' runs one by one, with equal results; 'tiled'
+        also cuts images larger than those of the VAE's training into overlapping tiles.
 
-    Raises FileNotFoundError if there is nothing at a path, ValueError if it is not a VAE.
+    Raises FileNotFoundError if a path does not exist, and ValueError if it is not a VAE.
     """
     path, device = Path(os.path.expanduser(source)), torch.device(device)
     if path.is_file():
@@ -127,7 +137,7 @@ def load_autoencoder(
 
 
 def _vae_tensors(path: Path) -> dict[str, Tensor]:
-    """The VAE's tensors from a file; whole LDM checkpoints keep it beside other networks."""
+    """Read the VAE's tensors from a file; a whole LDM checkpoint also holds other networks."""
     tensors = read_tensors(path)
     prefix = "first_stage_model."
     inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -135,14 +145,17 @@ def _vae_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def from_ldm(weights: dict[str, Tensor], where: str) -> AutoencoderKL:
-    """An AutoencoderKL from weights under the LDM names; ValueError if they are not a VAE's."""
+    """Return an AutoencoderKL with weights that have the names of LDM's code.
+
+    `where` names the weights in messages. Raises ValueError if they are not a VAE's.
+    """
     needed = ("encoder.conv_in.weight", "decoder.conv_in.weight", "post_quant_conv.weight")
     if missing := [name for name in needed if name not in weights]:
         raise ValueError(f"{where} is not an LDM autoencoder: it has no {missing[0]}")
     levels = 1 + max(int(n.split(".")[2]) for n in weights if n.startswith("encoder.down."))
     blocks = 1 + max(int(n.split(".")[4]) for n in weights if n.startswith("encoder.down.0.block."))
     widths = [weights[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
-    vae = AutoencoderKL(
+    vae: AutoencoderKL = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=tuple(widths),
@@ -154,13 +167,13 @@ def from_ldm(weights: dict[str, Tensor], where: str) -> AutoencoderKL:
     renamed = {}
     for name, tensor in weights.items():
         if not name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")):
-            continue  # losses and the like
+            continue  # weights of the training losses
         for pattern, replacement in LDM_RENAMES:
             name = re.sub(pattern, replacement, name)
-        # LDM counts the levels of the decoder from the image, diffusers from the latents.
+        # LDM counts the decoder's levels from the image, diffusers counts them from the latents.
         name = re.sub(r"up_blocks\.(\d+)", lambda m: f"up_blocks.{levels - 1 - int(m[1])}", name)
         if ".attentions." in name and tensor.ndim == 4:
-            tensor = tensor[:, :, 0, 0]  # a 1x1 convolution there, a linear layer here
+            tensor = tensor[:, :, 0, 0]  # a 1x1 convolution in LDM, a linear layer in diffusers
         renamed[name] = tensor
     try:
         vae.load_state_dict(renamed)

@@ -1,7 +1,7 @@
 """CLIP (Radford 2021): image and text embeddings in one space, on top of `open_clip`.
 
-The condition of the diffusion model is an image embedding in training and a text embedding when
-sampling; both come from the towers loaded here.
+The condition of the diffusion model is an image embedding in training, and a text embedding in
+sampling. Both come from the two towers loaded here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import open_clip
@@ -30,55 +30,75 @@ MERGES_NAME = "merges.txt.gz"
 TEXTS_AT_ONCE = 64
 OPENAI_CONSTANTS = {"input_resolution", "context_length", "vocab_size"}  # beside the weights
 
-ModelAndTokenizer = tuple[torch.nn.Module, Callable]
 T = TypeVar("T")
 
 
-def encode_tokens(model: torch.nn.Module, tokens: Tensor) -> Tensor:
-    """Text embeddings, not normalised.
+class Tokenizer(Protocol):
+    """A tokenizer of `open_clip`."""
 
-    The text tower is causal and reads its output at the end token, so positions after the
-    longest caption's end change nothing: they are cut off before any work is done.
+    context_length: int
 
-    Args:
-        model: `open_clip.CLIP`, or another of its models, which is then called as it is.
-        tokens: (N, context length) int64, padded with zeros.
+    def __call__(self, texts: list[str], /) -> Tensor:
+        """Return the tokens (N, context length) int64, cut or padded with zeros."""
 
-    Returns:
-        (N, D)
+    def encode(self, text: str, /) -> list[int]:
+        """Return all tokens of a text, without start and end token."""
+
+
+ModelAndTokenizer = tuple[open_clip.CLIP, Tokenizer]
+
+
+def encode_tokens(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
+    """Return text embeddings (N, D), not normalised.
+
+    The text tower is causal, and its output is read at the end token. Positions after the end of
+    the longest text therefore change nothing, and are cut off first.
+
+    model: an `open_clip.CLIP`; any other model of open_clip runs its own `encode_text`.
+    tokens: (N, context length) int64, padded with zeros.
     """
     is_plain = isinstance(model, open_clip.CLIP) and model.text_pool_type == "argmax"
     if not is_plain or model.attn_mask is None:
-        return model.encode_text(tokens)
+        y: Tensor = model.encode_text(tokens)
+        return y
     end = tokens.argmax(dim=1)  # the end token has the highest id
     length = int(end.max()) + 1
-    x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
+    x: Tensor = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
     for block in model.transformer.resblocks:
         x = x + block.ls_1(causal_attention(block.attn, block.ln_1(x)))  # (N, length, width)
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
     x = model.ln_final(x)[torch.arange(len(x), device=x.device), end]
     projection = model.text_projection
-    return projection(x) if isinstance(projection, torch.nn.Linear) else x @ projection
+    projected: Tensor = projection(x) if isinstance(projection, torch.nn.Linear) else x @ projection
+    return projected
 
 
 def causal_attention(attention: torch.nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """What `attention` makes of (N, T, D) where no position sees those after it -> (N, T, D).
+    """Apply causal self-attention to x: (N, T, D) -> (N, T, D).
 
-    Called with a mask, the module transposes its input, and in bfloat16 its weights are then
-    copied for each position.
+    The module's own forward, called with a mask, transposes its input; in bfloat16 its weights are
+    then copied for each position.
     """
     qkv = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)  # (N, T, 3 D)
     q, k, v = qkv.unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     x = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (N, heads, T, D / heads)
-    return attention.out_proj(x.transpose(1, 2).flatten(2))
+    out: Tensor = attention.out_proj(x.transpose(1, 2).flatten(2))
+    return out
 
 
 class ClipEncoder:
-    """Both towers of a CLIP in inference mode."""
+    """Both towers of a CLIP in inference mode.
+
+    dim: D of an embedding.
+    image_size: side of the images that the image tower sees, pixels.
+    context_length: tokens that the text tower reads, start and end token included.
+    identity: short hash of the weights.
+    """
 
     def __init__(
-        self, model: torch.nn.Module, tokenizer, device: torch.device, dtype: torch.dtype
+        self, model: open_clip.CLIP, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype
     ) -> None:
+        """Move a CLIP to its device and precision; see `load_clip`."""
         self.model = model.eval().requires_grad_(False).to(device)
         self.tokenizer = tokenizer
         self.device = device
@@ -102,28 +122,27 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Image embeddings, not normalised.
+        """Return image embeddings (N, D) float32 on the CPU, not normalised.
 
-        Args:
-            images: (N, 3, H, W) uint8 RGB of any size; the short side is resized to the model's
-                and the centre is cut out, as `open_clip` and OpenAI's code do it.
-
-        Returns:
-            (N, D) float32 on the CPU.
+        images: (N, 3, H, W) uint8 RGB of any size; see `resized`.
         """
         images = self.resized(images)
         pixels = (images.to(self.device).float() / 255 - self._mean) / self._std
         with self._autocast():
-            return self.model.encode_image(pixels.to(self.dtype)).float().cpu()
+            y: Tensor = self.model.encode_image(pixels.to(self.dtype))
+        return y.float().cpu()
 
     def resized(self, images: Tensor) -> Tensor:
-        """uint8 (N, 3, H, W) at the model's size, as encode_images does it."""
+        """Resize the short side of uint8 (N, 3, H, W) to the model's size, and crop the centre.
+
+        This equals the preprocessing of `open_clip` and of OpenAI's code.
+        """
         if images.shape[-2:] == (self.image_size, self.image_size):
             return images
         return torch.stack([self._resized(image) for image in images.cpu()])
 
     def _resized(self, image: Tensor) -> Tensor:
-        """One uint8 (3, H, W) at the model's size, by Pillow: torch's bicubic rounds otherwise."""
+        """Resize one uint8 (3, H, W) with Pillow, because torch's bicubic rounds differently."""
         whole = Image.fromarray(image.permute(1, 2, 0).numpy())
         resized = tvf.resize(whole, [self.image_size], InterpolationMode.BICUBIC)
         cropped = tvf.center_crop(resized, [self.image_size, self.image_size])
@@ -131,12 +150,12 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Text embeddings, (N, D) float32 on the CPU, not normalised.
+        """Return text embeddings (N, D) float32 on the CPU, not normalised.
 
-        A text over the context length is cut; `count_truncated` tells how many are.
+        A text above the context length is cut; `count_truncated` counts those texts.
         """
         tokens = self.tokenizer(list(texts))  # (N, context length)
-        # Captions of like length go together, so that few positions are computed in vain.
+        # Texts of similar length go together, so that few positions are computed for nothing.
         parts = tokens.argmax(dim=1).argsort().split(TEXTS_AT_ONCE)
         with self._autocast():
             y = [encode_tokens(self.model, tokens[part].to(self.device)) for part in parts]
@@ -144,7 +163,7 @@ class ClipEncoder:
         return torch.cat(y).float().cpu()[order.argsort()]
 
     def count_truncated(self, texts: Sequence[str]) -> int:
-        """How many texts have more tokens than the model reads."""
+        """Count the texts that have more tokens than the model reads."""
         room = self.context_length - 2  # start and end token
         return sum(len(self.tokenizer.encode(text)) > room for text in texts)
 
@@ -152,24 +171,21 @@ class ClipEncoder:
 def load_clip(
     source: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> ClipEncoder:
-    """Load a CLIP from where `source` points.
+    """Load a CLIP from a folder, a file or the hub.
 
-    Args:
-        source: one of
-            a folder with `open_clip_config.json` and weights (as `open_clip` writes for its hub),
-            and its own byte-pair merges in `merges.txt.gz` if its vocabulary is not the usual one;
-            a file as OpenAI published them (`ViT-B-32.pt`), whose architecture is read off its
-            shapes and whose activation is the quick GELU;
-            an `open_clip` name and a file of its weights, `ViT-B-32:weights/vit_b_32.pt`;
-            an `open_clip` name and tag, `ViT-B-32:openai`, fetched on first use.
-        device: where to run it.
-        dtype: float32, or a half type in which the towers are then kept and run.
+    source: one of
+        a folder with `open_clip_config.json` and weights (as `open_clip` writes for its hub),
+        and with its own byte-pair merges in `merges.txt.gz` if it has its own vocabulary;
+        a file that OpenAI published (`ViT-B-32.pt`): the shapes of the weights give the
+        architecture, and the activation is the quick GELU;
+        an `open_clip` name and a file of its weights, `ViT-B-32:weights/vit_b_32.pt`;
+        an `open_clip` name and tag, `ViT-B-32:openai`, which is downloaded on first use.
+    dtype: precision in which the towers are kept and run.
 
-    No code in a file is run, see models/weights.py.
+    Never runs code from a file; see models/weights.py.
 
-    Raises:
-        FileNotFoundError: no such folder or file.
-        ValueError: the folder or file does not hold a CLIP, or the name is not known.
+    Raises FileNotFoundError if a folder or file does not exist, and ValueError if it does not hold
+    a CLIP or the name is unknown.
     """
     path, device = Path(os.path.expanduser(source)), torch.device(device)
     if path.is_dir():
@@ -191,7 +207,7 @@ def load_clip(
 
 
 def _from_folder(folder: Path) -> ModelAndTokenizer:
-    """A model as `open_clip` writes it for its hub: JSON and weights."""
+    """Load a folder as `open_clip` writes it for its hub: JSON and weights."""
     if not (folder / "open_clip_config.json").exists():
         raise ValueError(f"{folder} holds no open_clip_config.json, so it is not a CLIP folder")
     merges = folder / MERGES_NAME
@@ -204,7 +220,7 @@ def _from_folder(folder: Path) -> ModelAndTokenizer:
 
 
 def _from_tag(name: str, tag: str) -> ModelAndTokenizer:
-    """A published model; its activation is the one that its weights were trained with."""
+    """Load a model of the hub, with the activation that its weights were trained with."""
     quick = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
     model = _quietly(
         f"{name}:{tag}",
@@ -218,9 +234,10 @@ def _from_tag(name: str, tag: str) -> ModelAndTokenizer:
 
 
 def _from_named_file(name: str, path: Path) -> ModelAndTokenizer:
-    """Weights of a named architecture: OpenAI's file, or a checkpoint of `open_clip`."""
-    tensors = None if path.suffix in (".npz", ".npy") else read_tensors(path)
-    openai = tensors is not None and _is_openai(path, tensors)
+    """Load weights of a named architecture: OpenAI's file, or a checkpoint of `open_clip`."""
+    # open_clip reads numpy's formats itself.
+    tensors = {} if path.suffix in (".npz", ".npy") else read_tensors(path)
+    openai = bool(tensors) and _is_openai(path, tensors)
     model = open_clip.create_model(
         name, force_quick_gelu=openai, pretrained_text=False, pretrained_image=False
     )
@@ -228,13 +245,13 @@ def _from_named_file(name: str, path: Path) -> ModelAndTokenizer:
         _quietly(path, model.load_state_dict, _without_constants(tensors))
         _set_openai_preprocessing(model)
     else:
-        # open_clip knows the older layouts of its checkpoints.
+        # open_clip also reads the older layouts of its checkpoints.
         _quietly(path, open_clip.load_checkpoint, model, str(path), weights_only=True)
     return model, open_clip.get_tokenizer(name)
 
 
 def _from_openai_file(path: Path) -> ModelAndTokenizer:
-    """A file of OpenAI's; ValueError if it is another's, which does not tell its activation."""
+    """Load a file of OpenAI's; ValueError for other files, which do not state their activation."""
     tensors = read_tensors(path)
     if not _is_openai(path, tensors):
         raise ValueError(
@@ -249,12 +266,12 @@ def _from_openai_file(path: Path) -> ModelAndTokenizer:
 
 
 def _is_openai(path: Path, tensors: Mapping[str, Tensor]) -> bool:
-    """OpenAI's are TorchScript archives; their bare tensors keep three constants of the code."""
+    """Return True if a file is OpenAI's: a TorchScript archive, or tensors with its constants."""
     return is_torchscript(path) or tensors.keys() >= OPENAI_CONSTANTS
 
 
 def _without_constants(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters among an archive's tensors: its causal mask is one too, and is made anew."""
+    """Return the parameters among an archive's tensors, without constants and causal mask."""
     return {
         name: tensor
         for name, tensor in tensors.items()
@@ -262,13 +279,14 @@ def _without_constants(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _set_openai_preprocessing(model: torch.nn.Module) -> None:
+def _set_openai_preprocessing(model: open_clip.CLIP) -> None:
+    """Set the mean and standard deviation of pixels that OpenAI's models were trained with."""
     model.visual.image_mean = open_clip.OPENAI_DATASET_MEAN
     model.visual.image_std = open_clip.OPENAI_DATASET_STD
 
 
 def _quietly(where: str | Path, build: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call a loader; its failures come out as one ValueError that names `where`."""
+    """Call a loader; turn its failures into one ValueError that names `where`."""
     try:
         return build(*args, **kwargs)
     except (
@@ -284,5 +302,5 @@ def _quietly(where: str | Path, build: Callable[..., T], *args: Any, **kwargs: A
         lines = str(fault).strip().splitlines()
         reason = lines[0] if lines else repr(fault)
         if reason.endswith(":") and len(lines) > 1:
-            reason = f"{reason} {lines[1].strip()}"  # what does not fit follows on the next line
+            reason = f"{reason} {lines[1].strip()}"  # the next line names the tensor
         raise ValueError(f"cannot load a CLIP from {where}: {reason}") from fault

@@ -1,6 +1,6 @@
 """Formulations of diffusion sampling (Karras et al. 2022, table 1): noise levels, sigma(t), s(t).
 
-Everything here is a Python float in double precision; there are a few dozen steps.
+All values are Python floats in double precision, as there are only a few dozen steps.
 """
 
 import math
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from models.choices import Discretization, NoiseSchedule, SignalScaling
 
-VP_BETA_D, VP_BETA_MIN, VP_EPSILON = 19.1, 0.1, 1e-3  # as in the published ablation sampler
+VP_BETA_D, VP_BETA_MIN, VP_EPSILON = 19.1, 0.1, 1e-3  # EDM's code, ablation_sampler
 IDDPM_C1, IDDPM_C2, IDDPM_M = 0.001, 0.008, 1000  # Nichol & Dhariwal 2021
 
 Function = Callable[[float], float]
@@ -17,7 +17,7 @@ Function = Callable[[float], float]
 
 @dataclass(frozen=True)
 class Formulation:
-    """Time steps, descending and with a final 0, and the functions of time that a sampler needs."""
+    """Time steps, descending to a final 0, and the functions of time that a solver uses."""
 
     t_steps: list[float]
     sigma: Function  # noise level at t
@@ -36,9 +36,10 @@ def formulation(
     sigma_max: float | None = None,
     rho: float = 7.0,
 ) -> Formulation:
-    """Noise levels of one formulation, expressed in the time of another, scaled by a third.
+    """Combine the noise levels of one formulation with sigma(t) of another and s(t) of a third.
 
-    sigma_min, sigma_max: None takes the discretization's own range.
+    sigma_min, sigma_max: range of the levels; None = the discretization's own.
+    rho: density of the levels of 'edm' near sigma_min (Karras 2022, equation 5).
     Raises ValueError if the range is empty.
     """
     default_min, default_max = default_range(discretization)
@@ -69,7 +70,7 @@ def formulation(
 
 
 def default_range(discretization: Discretization) -> tuple[float, float]:
-    """Smallest and largest noise level of a formulation."""
+    """Return the smallest and the largest noise level of a discretization."""
     if discretization == "vp":
         return vp_sigma(VP_EPSILON, VP_BETA_D, VP_BETA_MIN), vp_sigma(1.0, VP_BETA_D, VP_BETA_MIN)
     return {"ve": (0.02, 100.0), "iddpm": (0.002, 81.0), "edm": (0.002, 80.0)}[discretization]
@@ -78,7 +79,10 @@ def default_range(discretization: Discretization) -> tuple[float, float]:
 def noise_levels(
     discretization: Discretization, num_steps: int, sigma_min: float, sigma_max: float, rho: float
 ) -> list[float]:
-    """`num_steps` noise levels from sigma_max down to sigma_min."""
+    """Return `num_steps` noise levels from sigma_max down to sigma_min.
+
+    Raises ValueError if 'iddpm' has no level in that range.
+    """
     ramp = [i / max(num_steps - 1, 1) for i in range(num_steps)]
     if discretization == "vp":
         betas = vp_betas(sigma_min, sigma_max)
@@ -97,7 +101,7 @@ def noise_levels(
 def time_functions(
     schedule: NoiseSchedule, sigma_min: float, sigma_max: float
 ) -> tuple[Function, Function, Function]:
-    """sigma(t), its derivative and its inverse."""
+    """Return sigma(t), its derivative and its inverse."""
     if schedule == "linear":
         return lambda t: t, lambda t: 1.0, lambda sigma: sigma
     if schedule == "ve":
@@ -115,19 +119,19 @@ def time_functions(
 
 
 def vp_sigma(t: float, beta_d: float, beta_min: float) -> float:
-    """Noise level of the variance-preserving process at t."""
+    """Return the noise level of the variance-preserving process at t."""
     return math.sqrt(math.expm1(0.5 * beta_d * t**2 + beta_min * t))
 
 
 def vp_betas(sigma_min: float, sigma_max: float) -> tuple[float, float]:
-    """beta_d and beta_min with which sigma(VP_EPSILON) = sigma_min and sigma(1) = sigma_max."""
+    """Return beta_d and beta_min with sigma(VP_EPSILON) = sigma_min and sigma(1) = sigma_max."""
     low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
     beta_d = 2 * (low / VP_EPSILON - high) / (VP_EPSILON - 1)
     return beta_d, high - 0.5 * beta_d
 
 
 def iddpm_levels() -> list[float]:
-    """All noise levels of improved DDPM, descending."""
+    """Return all noise levels of improved DDPM (Nichol & Dhariwal 2021), descending."""
 
     def alpha_bar(j: int) -> float:
         return math.sin(0.5 * math.pi * j / IDDPM_M / (IDDPM_C2 + 1)) ** 2

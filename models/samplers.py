@@ -1,8 +1,8 @@
 """Samplers: from unit normal noise to images, given a denoiser D(x, sigma).
 
-A denoiser is any function of noised images (N, C, H, W) float32 and one noise level that returns
-clean images (N, C, H, W). Condition and guidance are wrapped round it once (`guided`), so that no
-sampler knows of them. Noise levels are Python floats: exact, and a GPU need not be waited for.
+A denoiser is a function of noised images (N, C, H, W) float32 and one noise level; it returns clean
+images (N, C, H, W). `guided` binds condition and guidance to a denoiser once, so that no sampler
+handles them. Noise levels are Python floats: exact, and read without waiting for a GPU.
 """
 
 import math
@@ -16,22 +16,23 @@ from torch import Tensor
 from models.choices import Discretization, NoiseSchedule, SignalScaling, Solver
 from models.noise_levels import Formulation, formulation
 
-Denoise = Callable[[Tensor, float], Tensor]
-Randn = Callable[[Tensor], Tensor]
+Denoise = Callable[[Tensor, float], Tensor]  # (x, sigma) -> clean images
+Randn = Callable[[Tensor], Tensor]  # x -> unit normal noise of its shape
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """What decides an image besides weights, condition and first noise.
+    """Sampler settings.
 
     solver: 'heun' (Karras 2022, Algorithm 2), 'euler', or 'dpmpp_2m' (deterministic).
-    num_steps: noise levels.
-    sigma_min, sigma_max: their range; None = that of the discretization (EDM: 0.002 to 80).
-    rho: how densely the levels of 'edm' lie near sigma_min (Karras 2022, equation 5).
-    S_churn, S_min, S_max, S_noise: noise that is added between steps (Karras 2022, Algorithm 2).
+    num_steps: number of noise levels.
+    sigma_min, sigma_max: range of the levels; None = the discretization's own (EDM: 0.002 to 80).
+    rho: density of the levels of 'edm' near sigma_min (Karras 2022, equation 5).
+    S_churn, S_min, S_max, S_noise: noise added between steps (Karras 2022, Algorithm 2).
     discretization, schedule, scaling: time steps, sigma(t) and s(t) of another formulation
         (Karras 2022, table 1: the ablation sampler); None = EDM's: 'edm', 'linear', 'none'.
-    Raises ValueError for values that do not exist or do not go together.
+
+    Raises ValueError if a value is unknown or values do not go together.
     """
 
     solver: Solver = "heun"
@@ -48,6 +49,7 @@ class SamplerSettings:
     scaling: SignalScaling | None = None
 
     def __post_init__(self) -> None:
+        """Check the values."""
         for name, allowed in (
             ("solver", get_args(Solver)),
             ("discretization", (None, *get_args(Discretization))),
@@ -61,10 +63,10 @@ class SamplerSettings:
             raise ValueError(f"num_steps is {self.num_steps}; a sampler needs at least 1")
         if self.solver == "dpmpp_2m" and (self.S_churn or self.schedule or self.scaling):
             raise ValueError("solver 'dpmpp_2m' takes no S_churn, schedule or scaling")
-        self.formulation()  # an empty range of noise levels is noticed here, not while sampling
+        self.formulation()  # raises now, not during sampling, if the range of levels is empty
 
     def formulation(self) -> Formulation:
-        """Time steps and what a solver needs to know of time."""
+        """Return the time steps, and the functions of time that a solver uses."""
         return formulation(
             self.discretization or "edm",
             self.schedule or "linear",
@@ -77,17 +79,18 @@ class SamplerSettings:
 
 
 def nfe(settings: SamplerSettings) -> int:
-    """Network evaluations that a sampler needs; guidance doubles the cost of each."""
+    """Return the number of network evaluations; guidance doubles the cost of each."""
     return settings.num_steps * 2 - 1 if settings.solver == "heun" else settings.num_steps
 
 
 def sample(
     denoise: Denoise, latents: Tensor, settings: SamplerSettings, randn: Randn | None = None
 ) -> Tensor:
-    """latents (N, C, H, W), unit normal -> images (N, C, H, W), float64 where the device has it.
+    """Run a solver: unit normal latents (N, C, H, W) -> images (N, C, H, W).
 
-    randn: function of a tensor that returns unit normal noise of its shape; called in every step
-    if S_churn > 0, and not at all otherwise. None = torch.randn_like.
+    The result is float64, or float32 on a device without float64.
+    randn: source of the churn noise, called in every step if S_churn > 0 and never otherwise;
+        None = torch.randn_like.
     """
     # Apple's GPUs have no float64.
     dtype = torch.float32 if latents.device.type == "mps" else torch.float64
@@ -104,14 +107,15 @@ def sample(
 def sample_ode(
     denoise: Denoise, latents: Tensor, form: Formulation, settings: SamplerSettings, randn: Randn
 ) -> Tensor:
-    """Euler or Heun steps with churn (Karras 2022, Algorithm 2, for any sigma(t) and s(t)).
+    """Take Euler or Heun steps with churn (Karras 2022, Algorithm 2, for any sigma(t) and s(t)).
 
-    With the default formulation, t is the noise level itself and s(t) = 1.
+    latents: (N, C, H, W), unit normal. Returns images (N, C, H, W).
+    In EDM's own formulation t is the noise level and s(t) = 1.
     """
     sigma, s = form.sigma, form.s
 
     def slope(x: Tensor, t: float) -> Tensor:
-        """dx/dt (Karras 2022, Algorithm 1, line 4)."""
+        """Return dx/dt (Karras 2022, Algorithm 1, line 4)."""
         denoised = denoise(x / s(t), sigma(t))
         decay = form.d_sigma(t) / sigma(t)
         return (decay + form.d_s(t) / s(t)) * x - decay * s(t) * denoised
@@ -135,10 +139,11 @@ def sample_ode(
 
 
 def sample_dpmpp_2m(denoise: Denoise, latents: Tensor, form: Formulation) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2) with alpha = 1, so that lambda = -ln sigma.
+    """Take steps of DPM-Solver++(2M) (Lu 2022, Algorithm 2) with alpha = 1: lambda = -ln sigma.
 
-    The first step has no predecessor and the last one ends at sigma = 0: both are of first order,
-    and the last one is the denoised image itself.
+    latents: (N, C, H, W), unit normal. Returns images (N, C, H, W).
+    The first step has no predecessor, and the last one ends at sigma = 0. Both are of first order;
+    the last one returns the denoised images.
     """
     sigmas = form.t_steps  # time is the noise level
     x = latents * sigmas[0]
@@ -163,11 +168,14 @@ def guided(
 ) -> Denoise:
     """Bind a denoiser D(x, sigma, cond) to a condition, with classifier-free guidance.
 
-    Returns (x, sigma) -> D_u + cfg_scale (D_c - D_u) (Ho & Salimans 2022, equation 6), where D_u
-    has the all-zero condition; both halves are one batch.
-    cond: (N, D), or None for images without condition. cfg_scale: None = conditional only.
-    cond_dim: columns of cond that D_u has zeros in, None = all; the others are external features.
-    interval: guide at lo < sigma <= hi only, conditional elsewhere (Kynkäänniemi 2024, equation 5).
+    Returns (x, sigma) -> D_u + cfg_scale (D_c - D_u) (Ho & Salimans 2022, equation 6). D_u has the
+    all-zero condition; D_u and D_c are evaluated in one batch.
+
+    cond: (N, D), or None for a denoiser without condition.
+    cfg_scale: None = D_c alone.
+    interval: guide only at lo < sigma <= hi; elsewhere return D_c (Kynkäänniemi 2024, equation 5).
+    cond_dim: number of columns of cond that are zero in D_u; None = all. The other columns are
+        external features.
     """
     if cond is None or cfg_scale is None or cfg_scale == 1:
         return lambda x, sigma: denoiser(x, sigma, cond)
@@ -186,21 +194,22 @@ def guided(
 
 
 class SeededNoise:
-    """Random numbers of image k from its own seed k, whatever batch or process draws it.
+    """Random numbers with a generator for each seed, independent of batches and processes.
 
-    Drawn on the CPU, so that a seed gives the same image on every device.
+    They are drawn on the CPU, so that a seed gives equal numbers on every device.
     """
 
-    def __init__(self, seeds: Sequence[int] | Tensor, device: torch.device | str = "cpu"):
+    def __init__(self, seeds: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> None:
+        """`device`: where the drawn tensors go."""
         self.generators = [torch.Generator().manual_seed(int(seed) % 2**32) for seed in seeds]
         self.device = device
 
     def randn(self, shape: Sequence[int]) -> Tensor:
-        """Unit normal (C, H, W) for each seed -> (N, C, H, W) float32."""
+        """Draw unit normal noise of `shape` (C, H, W) for each seed -> (N, C, H, W) float32."""
         draws = [torch.randn(tuple(shape), generator=g) for g in self.generators]
         return torch.stack(draws).to(self.device)
 
     def randint(self, high: int) -> Tensor:
-        """An integer in [0, high) for each seed -> (N,) int64."""
+        """Draw an integer in [0, high) for each seed -> (N,) int64."""
         draws = [torch.randint(high, (1,), generator=g) for g in self.generators]
         return torch.cat(draws).to(self.device)

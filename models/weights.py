@@ -1,11 +1,11 @@
-"""Tensors by name out of a file of weights, without running anything that the file may hold.
+"""Read tensors by name from a file of weights, without running any code in the file.
 
-Three formats: safetensors; what `torch.save` writes (read with `weights_only`); and TorchScript
-archives, the form in which OpenAI published its CLIP. Such an archive is a zip of compiled code, of
-one pickle that describes the modules, and of the tensors' bytes. `torch.jit.load` would compile the
-code; here it is never looked at. The pickle is read by an unpickler that knows four things: modules
-(whatever their class, a bag of named values), tensors over the archive's own bytes, ordered dicts
-and lists of plain values. Any other name in it is refused, so nothing can be called.
+There are three formats: safetensors; files of `torch.save` (read with `weights_only`); and
+TorchScript archives, the format in which OpenAI published its CLIP. A TorchScript archive is a zip
+of compiled code, of one pickle that describes the modules, and of the tensors' bytes.
+`torch.jit.load` would compile the code; this module never reads it. The unpickler here allows four
+things: modules (of any class, read as named values), tensors over the archive's own bytes, ordered
+dicts, and lists of plain values. It refuses any other name, so that nothing can be called.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -37,15 +36,15 @@ STORAGE_TYPES = {
 
 
 def looks_like_path(source: str) -> bool:
-    """Whether a name in a config means a file or folder rather than something on a hub."""
+    """Return True if a name in a config means a file or folder, not something on a hub."""
     return bool(Path(source).suffix) or source.startswith(("/", ".", "~", "assets/"))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors file, a torch file or a TorchScript archive.
+    """Read tensors by name from a .safetensors file, a torch file or a TorchScript archive.
 
-    A torch file may hold the tensors under `state_dict`, beside other plain values. Raises
-    ValueError if it holds anything else, is damaged, or has no tensor.
+    A torch file may hold the tensors under `state_dict`, beside other plain values.
+    Raises ValueError if the file holds anything else, is damaged, or has no tensor.
     """
     try:
         if path.suffix == ".safetensors":
@@ -53,12 +52,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         elif is_torchscript(path):
             tensors = _read_torchscript(path)
         else:
-            # Zip archives can be mapped, so that only what is used is ever read.
+            # A zip archive can be mapped, so that only the tensors in use are read.
             mapped = zipfile.is_zipfile(path)
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             state = state.get("state_dict", state)
             tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
-    except Exception as fault:  # a damaged or hostile file: what a library raises then is open
+    except Exception as fault:  # for a damaged or hostile file a library may raise anything
         raise ValueError(f"{path} is not a file of weights") from fault
     if not tensors:
         raise ValueError(f"{path} is not a file of weights: it holds no tensor")
@@ -66,7 +65,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive written by `torch.jit.save`."""
+    """Return True if a file is an archive written by `torch.jit.save`."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -74,27 +73,31 @@ def is_torchscript(path: Path) -> bool:
 
 
 class _Module:
-    """Stands in for every class of an archive: holds the values, has no behaviour."""
+    """Stand-in for every class of an archive: it holds values and has no behaviour."""
 
     __slots__ = ("values",)
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
+        """Keep the values that the unpickler read."""
         self.values = state if isinstance(state, dict) else {}
 
 
-def _as_list(values: list) -> list:
+def _as_list(values: list[object]) -> list[object]:
+    """Stand-in for TorchScript's functions that build typed lists."""
     return values
 
 
 class _ArchiveUnpickler(pickle.Unpickler):
-    """Reads the `data.pkl` of a TorchScript archive; see the module's text for what it admits."""
+    """Unpickler of the `data.pkl` of a TorchScript archive; see the rules in the module's text."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        """`root`: the folder inside the archive that holds everything."""
         super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
         self.archive, self.root = archive, root
         self.storages: dict[str, Tensor] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
+        """Return the stand-in for a name; raises UnpicklingError if the name is not allowed."""
         if module == "__torch__" or module.startswith("__torch__."):
             return _Module
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -108,7 +111,11 @@ class _ArchiveUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"refused: {module}.{name}")
 
     def persistent_load(self, pid: tuple[str, torch.dtype, str, str, int]) -> Tensor:
-        """A storage as a flat tensor: ('storage', type, record, device, number of elements)."""
+        """Read a storage as a flat tensor.
+
+        pid: ('storage', type, record, device, number of elements).
+        Raises UnpicklingError if the archive holds fewer bytes than announced.
+        """
         _, dtype, key, _, count = pid
         if key not in self.storages:
             record = f"{self.root}/data/{key}"
@@ -116,26 +123,31 @@ class _ArchiveUnpickler(pickle.Unpickler):
             if self.archive.getinfo(record).file_size < size:
                 raise pickle.UnpicklingError(f"{record} is shorter than the {size} bytes announced")
             data = bytearray(self.archive.read(record))
-            # An empty buffer is refused by frombuffer.
+            # frombuffer refuses an empty buffer.
             empty = torch.empty(0, dtype=dtype)
             self.storages[key] = torch.frombuffer(data, dtype=dtype, count=count) if size else empty
         return self.storages[key]
 
     @staticmethod
-    def _tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
-        # as_strided checks that the view stays within the storage.
+    def _tensor(
+        storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
+    ) -> Tensor:
+        """Return a view of a storage; as_strided checks that it stays within the storage."""
         return torch.as_strided(storage, size, stride, offset)
 
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:
-    """All tensors of an archive's modules under their dotted names, parameters or not."""
+    """Read all tensors of an archive's modules, parameters or not, under their dotted names."""
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         root = pickles[0].removesuffix("/data.pkl")
         return dict(_named_tensors(_ArchiveUnpickler(archive, root).load(), ()))
 
 
-def _named_tensors(module: Any, above: tuple[_Module, ...], prefix: str = "") -> Iterator:
+def _named_tensors(
+    module: object, above: tuple[_Module, ...], prefix: str = ""
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and tensor below a module; `above` are its parents, so that a loop ends."""
     if not isinstance(module, _Module) or any(module is m for m in above):
         return
     for name, value in module.values.items():

@@ -1,4 +1,4 @@
-"""Shortage of memory: batches are done in halves, with the same results."""
+"""Batches that do not fit into memory are done in halves, with equal results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +20,11 @@ from utils.evaluation.checkpoints import evaluate_checkpoint
 from utils.evaluation.folder import evaluate_folder
 from utils.evaluation.judge import Judge
 from utils.pretrained.encoders import load_config_autoencoder
-from utils.sampling.generate import generate, sampler_settings
+from utils.sampling.generate import generate
 
 
 def allocate(items: int) -> torch.Tensor:
-    """Half a terabyte for each of more than three items, really asked for."""
+    """Really ask for half a terabyte per item if there are more than three items."""
     return (
         torch.ones(items, dtype=torch.float64).expand(items)
         if items <= 3
@@ -32,27 +32,27 @@ def allocate(items: int) -> torch.Tensor:
     )
 
 
-def test_a_batch_that_does_not_fit_is_done_in_halves_and_this_is_said_once(capsys):
+def test_a_batch_that_does_not_fit_is_done_in_halves_and_noted_once(capsys):
     halving, seen = Halving("encoding"), []
 
-    def work(first: int, stop: int) -> list[int]:
-        seen.append((first, stop))
-        allocate(stop - first)
-        return list(range(first, stop))
+    def work(part: range) -> list[int]:
+        seen.append((part.start, part.stop))
+        allocate(len(part))
+        return list(part)
 
-    assert sum(halving(work, 10), []) == list(range(10))
+    assert sum(halving(work, range(10)), []) == list(range(10))
     assert seen == [(0, 10), (0, 5), (0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
-    said = capsys.readouterr().err.splitlines()
-    assert said == [
+    printed = capsys.readouterr().err.splitlines()
+    assert printed == [
         "note: encoding: 10 at once do not fit into memory; now 5",
         "note: encoding: 5 at once do not fit into memory; now 2",
     ]
-    assert len(halving(work, 4)) == 2 and capsys.readouterr().err == ""
+    assert len(halving(work, range(4))) == 2 and capsys.readouterr().err == ""
 
 
 @contextmanager
 def scarce_memory() -> Iterator[None]:
-    """Denoisers and CLIP's image towers find no memory for more than three images at once."""
+    """Let denoisers and CLIP's image towers run out of memory for more than three images."""
 
     def take(network: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if isinstance(network, MaskDiT | VisionTransformer):
@@ -71,35 +71,35 @@ def test_images_drawn_in_scarce_memory_are_the_same(tmp_path, capsys):
     conds = torch.randn(20, DIM, generator=torch.Generator().manual_seed(0))
 
     def draw(batch_size: int) -> torch.Tensor:
-        settings = sampler_settings(config.sampling)
-        parts = generate(denoiser, vae, conds, range(20), settings, batch_size=batch_size)
+        sampling = config.sampling.model_copy(update={"cfg_scale": None})
+        parts = generate(denoiser, vae, conds, range(20), sampling, batch_size=batch_size)
         return torch.cat([images for _, images in parts]).int()
 
     expected = draw(16)
     with scarce_memory():
         difference = (draw(16) - expected).abs()
-    assert difference.max() <= 1  # another batch size rounds otherwise
+    assert difference.max() <= 1  # another batch size rounds differently
     assert difference.bool().float().mean() < 1e-3
-    said = capsys.readouterr().err.splitlines()
-    assert [line for line in said if "memory" in line] == [
+    printed = capsys.readouterr().err.splitlines()
+    assert [line for line in printed if "memory" in line] == [
         f"note: sampling: {n} at once do not fit into memory; now {n // 2}" for n in (16, 8, 4)
     ]
 
 
-def test_a_checkpoint_judged_in_scarce_memory_has_the_same_figures(tmp_path, capsys):
+def test_a_checkpoint_judged_in_scarce_memory_has_the_same_metrics(tmp_path, capsys):
     config = make_tiny_config(tmp_path)
     make_tiny_evaluation_data(config)
     denoiser, judge = make_tiny_denoiser(), Judge(config)
     expected = evaluate_checkpoint(denoiser, config, judge, tmp_path / "ample")
     with scarce_memory():
-        figures = evaluate_checkpoint(denoiser, config, judge, tmp_path / "scarce")
-    assert_same(figures, expected)
-    said = capsys.readouterr().err
-    assert said.count("note: sampling: 8 at once do not fit into memory; now 4") == 1
-    assert said.count(f"features of {judge.network.name}: 16 at once do not fit") == 1
+        metrics = evaluate_checkpoint(denoiser, config, judge, tmp_path / "scarce")
+    assert_same(metrics, expected)
+    printed = capsys.readouterr().err
+    assert printed.count("note: sampling: 8 at once do not fit into memory; now 4") == 1
+    assert printed.count(f"features of {judge.network.name}: 16 at once do not fit") == 1
 
 
-def test_a_folder_judged_in_scarce_memory_has_the_same_figures(tmp_path, tiny_faces, capsys):
+def test_a_folder_judged_in_scarce_memory_has_the_same_metrics(tmp_path, tiny_faces, capsys):
     config, (images, captions) = make_tiny_config(tmp_path), tiny_faces(20)
     make_tiny_evaluation_data(config)
 
@@ -112,13 +112,13 @@ def test_a_folder_judged_in_scarce_memory_has_the_same_figures(tmp_path, tiny_fa
     assert capsys.readouterr().err.count("16 at once do not fit into memory; now 8") == 1
 
 
-def assert_same(figures: dict[str, object], expected: dict[str, object]) -> None:
-    """Networks round otherwise with other batch sizes; nothing else may differ."""
+def assert_same(metrics: dict[str, object], expected: dict[str, object]) -> None:
+    """Compare metrics; networks round differently with other batch sizes, nothing else differs."""
     for key in expected.keys() - {"seconds"}:
         is_float = isinstance(expected[key], float)
         within = {"rel": 1e-2} if key.endswith("_std") else {"rel": 1e-3, "abs": 1e-6}
         same = pytest.approx(expected[key], **within) if is_float else expected[key]
-        assert figures[key] == same, key
+        assert metrics[key] == same, key
 
 
 def test_databases_filled_in_scarce_memory_are_the_same(tmp_path, capsys):
@@ -138,15 +138,15 @@ def test_databases_filled_in_scarce_memory_are_the_same(tmp_path, capsys):
 
 def test_what_does_not_fit_alone_ends_with_one_line():
     with pytest.raises(UserError, match="^sampling: not enough memory even for a batch of 1"):
-        Halving("sampling")(lambda a, b: torch.empty(2**45), 3)
+        Halving("sampling")(lambda part: torch.empty(2**45), [1, 2, 3])
 
 
 def test_other_faults_are_not_taken_for_a_shortage():
     with pytest.raises(RuntimeError, match="size mismatch|must match"):
-        Halving("x")(lambda a, b: torch.ones(2) + torch.ones(3), 4)
+        Halving("x")(lambda part: part + torch.ones(3), torch.ones(2))
 
 
-def test_every_library_says_it_in_its_own_way():
+def test_the_message_of_every_library_is_known():
     for allocate_too_much in (
         lambda: torch.empty(2**45),
         lambda: np.ones(2**45),

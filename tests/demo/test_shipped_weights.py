@@ -13,7 +13,7 @@ from utils.config.command_line import DEFAULT_CONFIG
 from utils.config.load import load_config
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
-from utils.sampling.generate import generate, sampler_settings
+from utils.sampling.generate import generate
 
 ASSETS = Path("assets/demo")
 
@@ -41,9 +41,8 @@ def test_shipped_model_draws_what_sentences_ask():
     records = [make_face("test", index, num_captions=6)[1] for index in range(40)]
     fullest = [max(r["captions"], key=lambda c: len(c["states"]))["text"] for r in records]
     texts = F.normalize(clip.encode_texts(fullest), dim=1)
-    settings = sampler_settings(config.sampling)
-    scale = config.sampling.cfg_scale
-    batches = generate(denoiser, vae, texts, range(40), settings, cfg_scale=scale)
+    sampling = config.sampling.model_copy(update={"guidance_interval": None, "amp": "no"})
+    batches = generate(denoiser, vae, texts, range(40), sampling)
     pictures = torch.cat([batch for _, batch in batches]).permute(0, 3, 1, 2)
     scores = texts @ F.normalize(clip.encode_images(pictures), dim=1).T  # (texts, pictures)
     found = (scores.argmax(dim=1) == torch.arange(40)).float().mean()

@@ -29,7 +29,7 @@ from utils.evaluation.frechet import frechet_distance
 from utils.evaluation.judge import Judge
 from utils.evaluation.metric_names import metrics_text
 from utils.evaluation.metrics import clip_score
-from utils.sampling.generate import draw_images, latent_shape, sampler_settings
+from utils.sampling.generate import draw_images, latent_shape
 
 
 @pytest.fixture
@@ -246,8 +246,5 @@ def test_models_without_captions_are_judged_by_their_images_alone(tmp_path, clas
     if classes:
         drawn = noise.randint(classes)
         conds = torch.eye(classes)[drawn if wanted is None else [wanted]]
-    settings = sampler_settings(config.sampling)
-    expected = draw_images(
-        denoiser, judge.autoencoder, noise, latents, conds, settings, cfg_scale=2.0
-    )
+    expected = draw_images(denoiser, judge.autoencoder, noise, latents, conds, config.sampling)
     assert torch.equal(images, expected)

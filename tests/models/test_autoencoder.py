@@ -1,4 +1,4 @@
-"""The VAE: all the forms it may come in, and its latents."""
+"""The VAE: all file formats, and its latents."""
 
 import os
 from pathlib import Path
@@ -27,7 +27,7 @@ def images(n: int = 2, size: int = 16) -> torch.Tensor:
 
 
 def two_level_vae() -> AutoencoderKL:
-    """Random weights everywhere, in levels of different width so that none can be swapped."""
+    """Return a VAE with random weights; its levels differ in width, so that none can be swapped."""
     torch.manual_seed(0)
     return AutoencoderKL(
         block_out_channels=(32, 64),
@@ -50,7 +50,7 @@ def test_ldm_file_meets_the_published_encoder_and_decoder(golden):
 
 
 def in_hub_cache(folder: Path, name: str, monkeypatch) -> Path:
-    """A folder that the hub's library takes for its cached copy of a repository, offline."""
+    """Make a folder that the hub's library, offline, takes for its cached copy of a repository."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     repository = folder / f"models--{name.replace('/', '--')}"
@@ -60,7 +60,7 @@ def in_hub_cache(folder: Path, name: str, monkeypatch) -> Path:
 
 
 def with_old_attention_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """As the published diffusers folders have them (sd-vae-ft-ema)."""
+    """Rename attention weights as in the published folder sd-vae-ft-ema."""
     pieces = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     renamed = {}
     for name, tensor in weights.items():
@@ -156,7 +156,7 @@ def test_half_precision_is_used_and_answers_in_float32(tmp_path, precision, tole
 
 
 def test_slices_and_tiles_need_less_memory_for_the_same_images():
-    """Slices are exact; of images larger than those of the training, tiles blend at their seams."""
+    """Slices are exact; tiles of an image larger than in the training blend at their seams."""
     source = Path(__file__).parents[2] / "assets" / "demo" / "vae"
     full, sliced, tiled = (load_autoencoder(source, memory=m) for m in ("full", "sliced", "tiled"))
     small, large = torch.zeros(2, 4, 16, 16), torch.zeros(1, 4, 24, 24)

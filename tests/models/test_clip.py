@@ -1,4 +1,4 @@
-"""CLIP: all the forms it may come in, and embeddings equal to those of plain open_clip."""
+"""CLIP: all file formats, and embeddings equal to those of plain open_clip."""
 
 import copy
 import json
@@ -42,7 +42,7 @@ def archive(model, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def name(tmp_path_factory) -> str:
-    """A name that open_clip knows, of the tiny architecture with its plain GELU."""
+    """Register the tiny architecture, with its plain GELU, at open_clip; return its name."""
     path = tmp_path_factory.mktemp("configs") / "tiny-test-clip.json"
     path.write_text(json.dumps(TINY))
     open_clip.add_model_config(path)
@@ -135,7 +135,7 @@ def test_the_code_of_an_archive_is_not_looked_at(tmp_path, archive):
 
 
 class Payload:
-    """Unpickled, it makes a file."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

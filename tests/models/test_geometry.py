@@ -22,7 +22,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def on_circle(*degrees: float) -> torch.Tensor:
-    """Unit vectors (N, 3) at these angles in a plane."""
+    """Return unit vectors (N, 3) at these angles in a plane."""
     angle = torch.tensor(degrees, dtype=torch.float64).deg2rad()
     return torch.stack([angle.cos(), angle.sin(), torch.zeros_like(angle)], dim=1)
 
@@ -61,7 +61,7 @@ def test_lengths_are_averaged():
 
 
 def test_with_negative_weights_embeddings_are_added_and_subtracted():
-    """As in king - man + woman; other rows of the same call are averaged all the same."""
+    """king - man + woman; rows of the call without negative weights are still averaged."""
     y = F.normalize(torch.randn(3, 16, generator=seeded()), dim=1)
     mixed = mix(y, torch.tensor([[1.0, -1.0, 1.0], [1.0, 0.0, 1.0]]))
     torch.testing.assert_close(mixed[0], F.normalize(y[0] - y[1] + y[2], dim=0))
@@ -82,7 +82,7 @@ def test_mixtures_that_do_not_exist_are_refused(degrees, weights, message):
 
 
 def test_the_gap_is_measured_between_the_right_pairs():
-    """Images point one way and texts another, each sample with a part of its own."""
+    """All images share one direction and all texts another; each pair shares a third one."""
     n, dim = 50, 128
     own = F.pad(torch.eye(n), (2, dim - n - 2))
     images, texts = own.clone(), own.clone()

@@ -1,4 +1,4 @@
-"""Samplers against reference values and against what is known in closed form."""
+"""Samplers, compared with reference values and with solutions in closed form."""
 
 import json
 import math
@@ -24,7 +24,7 @@ GOLDEN_SAMPLERS = (
 
 
 class GaussianDenoiser:
-    """Ideal denoiser of images ~ N(mean of the condition, 0.5²); counts what is asked of it."""
+    """Ideal denoiser of images ~ N(mean of the condition, 0.5²); records its calls."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -74,7 +74,7 @@ def test_noise_of_a_seed_does_not_depend_on_its_batch():
 
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("dpmpp_2m", 2)])
 def test_error_falls_with_the_order_of_the_solver(solver, order):
-    """For Gaussian images the exact end of the trajectory is known."""
+    """The exact end of the trajectory is known for Gaussian images."""
     latents, start, end = torch.randn(8, 1, 2, 2, dtype=torch.float64), 80.0, 0.002
     # The trajectory is x(sigma) ~ sqrt(sigma² + 0.25); the last step lands on D(x, sigma_min).
     exact = latents * start * math.sqrt((0.25 + end**2) / (0.25 + start**2))

@@ -1,4 +1,4 @@
-"""Seeds and conditions -> images, whatever the batches."""
+"""Seeds and conditions become images, independent of the batches."""
 
 import pytest
 import torch
@@ -6,15 +6,16 @@ from tiny import DIM, RESOLUTION, make_tiny_config, make_tiny_denoiser
 
 from models.autoencoder import Autoencoder
 from models.edm import EDMPrecond
-from models.samplers import SamplerSettings
 from utils.base.errors import UserError
 from utils.config.parsing import parse_scale, parse_seeds
+from utils.config.sections import Sampling
 from utils.pretrained.encoders import load_config_autoencoder
 from utils.sampling.compile import compile_for_sampling
 from utils.sampling.generate import generate, sampler_settings
 
-HEUN = SamplerSettings(num_steps=4)
-CHURN = SamplerSettings(num_steps=4, S_churn=4)
+HEUN = Sampling(num_steps=4)
+GUIDED = Sampling(num_steps=4, cfg_scale=2.0)
+CHURN = Sampling(num_steps=4, S_churn=4)
 SEEDS = [5, 0, 17, 3, 2, 99, 7, 1]
 
 
@@ -37,39 +38,49 @@ def images_of(*args, **kwargs) -> torch.Tensor:
     return torch.cat([images for _, images in generate(*args, **kwargs)]).int()
 
 
-@pytest.mark.parametrize("settings", [HEUN, CHURN, SamplerSettings("dpmpp_2m", 4)])
+@pytest.mark.parametrize("solver", [{}, {"S_churn": 4}, {"solver": "dpmpp_2m"}])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_images_do_not_depend_on_the_batch_size(denoiser, autoencoder, conds, settings, batch_size):
-    args = denoiser, autoencoder, conds, SEEDS, settings
-    whole = images_of(*args, cfg_scale=2.0, batch_size=8)
-    parts = images_of(*args, cfg_scale=2.0, batch_size=batch_size)
+def test_images_do_not_depend_on_the_batch_size(denoiser, autoencoder, conds, solver, batch_size):
+    args = denoiser, autoencoder, conds, SEEDS, GUIDED.model_copy(update=solver)
+    whole = images_of(*args, batch_size=8)
+    parts = images_of(*args, batch_size=batch_size)
     assert whole.shape == (8, RESOLUTION, RESOLUTION, 3)
     assert (whole - parts).abs().max() <= 1
     assert (whole - parts).float().mean().abs() < 0.01
 
 
-@pytest.mark.parametrize("settings", [HEUN, CHURN])
+@pytest.mark.parametrize("sampling", [HEUN, CHURN])
 def test_an_image_depends_on_its_own_seed_and_condition_only(
-    denoiser, autoencoder, conds, settings
+    denoiser, autoencoder, conds, sampling
 ):
-    images = images_of(denoiser, autoencoder, conds, SEEDS, settings)
+    images = images_of(denoiser, autoencoder, conds, SEEDS, sampling)
     order = [3, 0, 6]
     others = images_of(
-        denoiser, autoencoder, conds[order], [SEEDS[k] for k in order], settings, batch_size=2
+        denoiser, autoencoder, conds[order], [SEEDS[k] for k in order], sampling, batch_size=2
     )
     assert (images[order] - others).abs().max() <= 1
 
 
-@pytest.mark.parametrize("change", ["seed", "condition", "guidance", "settings", "churn"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seed",
+        "condition",
+        {"cfg_scale": 5.0},
+        {"guidance_interval": (0.0, 0.1)},
+        {"num_steps": 3},
+        {"S_churn": 4},
+    ],
+    ids=str,
+)
 def test_everything_an_image_depends_on_changes_it(denoiser, autoencoder, conds, change):
-    before = images_of(denoiser, autoencoder, conds[:1], [5], HEUN, cfg_scale=2.0)
+    before = images_of(denoiser, autoencoder, conds[:1], [5], GUIDED)
     after = images_of(
         denoiser,
         autoencoder,
         conds[1:2] if change == "condition" else conds[:1],
         [6] if change == "seed" else [5],
-        {"settings": SamplerSettings(num_steps=3), "churn": CHURN}.get(change, HEUN),
-        cfg_scale=5.0 if change == "guidance" else 2.0,
+        GUIDED.model_copy(update=change) if isinstance(change, dict) else GUIDED,
     )
     assert (before - after).abs().max() > 5
 
@@ -100,8 +111,10 @@ def test_settings_that_exclude_each_other_give_a_clear_line(tmp_path):
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_half_precision_changes_pixels_by_little(denoiser, autoencoder, conds, amp):
-    args = denoiser, autoencoder, conds, SEEDS, HEUN
-    exact, rounded = images_of(*args), images_of(*args, amp=amp)
+    exact, rounded = (
+        images_of(denoiser, autoencoder, conds, SEEDS, HEUN.model_copy(update={"amp": name}))
+        for name in ("no", amp)
+    )
     assert 0 < (exact - rounded).abs().float().mean() < 4  # of 255
     assert exact.float().std() > 30
 
@@ -111,13 +124,12 @@ def test_a_compiled_network_draws_the_same_images(autoencoder, conds, tmp_path):
     plain, compiled = make_tiny_denoiser(), make_tiny_denoiser()
     compile_for_sampling(compiled, config, torch.device("cpu"))
     expected, images = (
-        images_of(d, autoencoder, conds, SEEDS, HEUN, cfg_scale=2.0, batch_size=5)
-        for d in (plain, compiled)
+        images_of(d, autoencoder, conds, SEEDS, GUIDED, batch_size=5) for d in (plain, compiled)
     )
     assert (expected - images).abs().max() <= 1
 
 
-def test_what_goes_wrong_while_drawing_reaches_the_caller(denoiser, autoencoder):
+def test_errors_of_the_drawing_thread_reach_the_caller(denoiser, autoencoder):
     with pytest.raises(ValueError, match="the condition has 3 features"):
         images_of(denoiser, autoencoder, torch.ones(8, 3), SEEDS, HEUN)
 

@@ -1,4 +1,4 @@
-"""`encoders.image_mean`: captions are moved among images, by the mean that preprocessing writes."""
+"""`encoders.image_mean`: captions move towards the images, by the mean of the preprocessing."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from utils.sampling.prompts import arrange, image_prompt, text_prompt
 
 @pytest.fixture
 def mean_of_images(tmp_path):
-    """A database of image embeddings of different lengths, its mean's file, and the mean."""
+    """Make a database of image embeddings of different lengths; return its mean's file and mean."""
     y = np.random.default_rng(0).normal(1, 1, (50, 1, DIM)).astype(np.float32)
     y *= np.linspace(0.1, 10, 50, dtype=np.float32)[:, None, None]
     with LMDBWriter(tmp_path / "clip_img", "y", {}, 50) as writer:
@@ -36,7 +36,7 @@ def test_every_image_counts_alike_in_the_mean(mean_of_images):
 
 def test_a_caption_comes_nearer_to_the_images_and_keeps_unit_length():
     y, mean = torch.tensor([[0.0, 5.0], [0.0, 0.1]]), torch.tensor([1.0, 0.0])
-    expected = torch.full((2, 2), 0.5**0.5)  # half-way, however long the embedding was
+    expected = torch.full((2, 2), 0.5**0.5)  # half-way; the length of the embedding does not count
     torch.testing.assert_close(towards_images(y, mean), expected)
 
 
@@ -62,17 +62,17 @@ def test_without_the_mean_captions_are_only_normalised(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "is not there"),
         (np.zeros(DIM + 1, np.float32), f"does not hold {DIM} numbers"),
-        (np.array([{"a": 1}]), "cannot be read"),  # a pickle, which is never read
+        (np.array([{"a": 1}]), "cannot be read"),  # a pickle is never read
     ],
 )
-def test_a_file_that_holds_no_mean_is_named(tmp_path, content, said):
+def test_a_file_that_holds_no_mean_is_named(tmp_path, content, message):
     path = tmp_path / "mean.npy"
     if content is not None:
         np.save(path, content, allow_pickle=True)
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         read_image_mean(path, DIM)
     assert str(path) in str(error.value) and "encoders.image_mean" in str(error.value)

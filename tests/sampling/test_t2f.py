@@ -1,4 +1,4 @@
-"""From sentences and images to pictures, by the script."""
+"""t2f.py: from sentences and images to pictures."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """A released model whose encoders are the tiny ones."""
+    """Make a released model with the tiny encoders; return its file."""
     folder = tmp_path_factory.mktemp("released")
     make_tiny_checkpoint(folder / "0000010.pt", make_tiny_config(folder))
     export_safetensors(folder / "0000010.pt", folder / "dit.safetensors")
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(checkpoint, tmp_path, monkeypatch):
-    """Call the script's main() with flags; returns the folder it wrote into."""
+    """Return a function that runs main() with flags; it returns the folder that was written."""
 
     def call(*flags: object) -> Path:
         out = tmp_path / "out"
@@ -46,7 +46,7 @@ def run(checkpoint, tmp_path, monkeypatch):
 
 
 def error_of(run, capsys, *flags: object) -> str:
-    """What a user's mistake prints: one line, exit code 2."""
+    """Run with a user's mistake; return the only line on stderr, after checking for exit code 2."""
     with pytest.raises(SystemExit) as stop:
         run(*flags)
     assert stop.value.code == 2
@@ -97,7 +97,7 @@ def test_prompts_come_from_a_file_too(run, tmp_path):
     assert Image.open(out / "01_000.png").text["prompt"] == "a green hat"
 
 
-def test_a_long_prompt_is_cut_and_said_so(run, capsys):
+def test_a_note_names_the_long_prompt_that_is_cut(run, capsys):
     words = "red hair and a hat " * CONTEXT_LENGTH
     run("--prompt", words, "--prompt", "short", "--num", 1)
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")]
@@ -179,7 +179,7 @@ def test_the_prompt_decides_the_picture(run):
 
 @pytest.fixture
 def face(tmp_path) -> Path:
-    """An image file, larger than the model's and not square."""
+    """Write an image that is larger than the model's and not square; return its path."""
     path = tmp_path / "face.png"
     draw_face(3, 48).resize((60, 48)).save(path)
     return path
@@ -190,7 +190,7 @@ def pixels_of(out: Path, row: int, seed: int = 0) -> np.ndarray:
 
 
 def test_an_image_is_embedded_as_those_of_the_training(tmp_path, tiny_faces):
-    """Same crop, same CLIP, same normalisation as in the database of image embeddings."""
+    """Crop, CLIP and normalisation equal those of the database of image embeddings."""
     config = make_tiny_config(tmp_path)
     clip = load_clip(tmp_path / "clip")
     folder, _ = tiny_faces(1, RESOLUTION)

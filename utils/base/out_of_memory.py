@@ -1,26 +1,35 @@
-"""Batches that do not fit into memory are done in halves.
+"""Do a batch in halves if it does not fit into memory.
 
-accelerate's `find_executable_batch_size` begins all of the work anew; here only the batch in hand
-is done again, so what is finished stays.
+accelerate's `find_executable_batch_size` begins all of the work anew. Here only the batch in hand
+is done again, so finished work is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from utils.base.errors import UserError, note, one_line
 
-R = TypeVar("R")
-
-# What libraries below torch say on a CPU, beside what accelerate knows.
+# Messages of the libraries below torch on a CPU, beside those that accelerate knows.
 CPU_MESSAGES = ("std::bad_alloc", "could not create a memory", "can't allocate memory")
 
 
+class Sliceable(Protocol):
+    """A batch: a tensor, a list or a range."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> Self: ...
+
+
+Batch = TypeVar("Batch", bound=Sliceable)
+R = TypeVar("R")
+
+
 def is_out_of_memory(fault: BaseException) -> bool:
-    """Whether an exception says that the memory of a device or of the machine did not suffice."""
+    """Return True if an exception reports that the device or the machine ran out of memory."""
     if isinstance(fault, MemoryError):
         return True
     known = isinstance(fault, RuntimeError) and any(text in str(fault) for text in CPU_MESSAGES)
@@ -28,27 +37,27 @@ def is_out_of_memory(fault: BaseException) -> bool:
 
 
 class Halving:
-    """Does work on batches, on ever smaller parts of them where memory runs out.
+    """Runs work on batches, and halves them when memory runs out.
 
-    Remembers what fits, so that later batches are cut at once.
+    It remembers the size that fits, so that it cuts later batches at once.
     """
 
     def __init__(self, what: str) -> None:
-        """`what` is done, for messages, e.g. 'sampling'."""
+        """`what`: name of the task in messages, for example 'sampling'."""
         self.what = what
-        self.most: int | None = None  # that fit; None = no limit is known
+        self.most: int | None = None  # largest size that fits; None = no limit is known
 
-    def __call__(self, work: Callable[[int, int], R], count: int) -> list[R]:
-        """The results of `work(first, stop)` over parts that cover 0 to `count`, in order.
+    def __call__(self, work: Callable[[Batch], R], batch: Batch) -> list[R]:
+        """Return the results of `work(part)` for parts that cover `batch`, in order.
 
-        Raises a UserError if memory does not suffice for one.
+        Raises UserError if memory does not suffice for a part of one item.
         """
         results: list[R] = []
         first = 0
-        while first < count:
-            stop = min(first + (self.most or count), count)
+        while first < len(batch):
+            stop = min(first + (self.most or len(batch)), len(batch))
             try:
-                results.append(work(first, stop))
+                results.append(work(batch[first:stop]))
                 first = stop
                 continue
             except (RuntimeError, MemoryError) as fault:

@@ -124,7 +124,10 @@ def _fill_range(
             in_memory = Halving("encoding")
 
             def encoded(target: Target, inputs: Any, index: int) -> list[Samples]:
-                return in_memory(lambda a, b: target.encode(inputs[a:b], index + a), len(inputs))
+                def encode(part: range) -> Samples:
+                    return target.encode(inputs[part.start : part.stop], index + part.start)
+
+                return in_memory(encode, range(len(inputs)))
 
             with bar, advise_skip_bad():
                 for inputs in read(first + position, first + len(names)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,25 +15,27 @@ from utils.config.parsing import parse_seeds
 from utils.config.schema import Config
 from utils.evaluation.judge import Judge
 from utils.sampling.conditions import caption_conditions
-from utils.sampling.generate import draw_images, latent_shape, sampler_settings
+from utils.sampling.generate import draw_images, latent_shape
 
-# A CPU rounds matrix products differently if they are of another size, which moves a pixel here
-# and there by one. Drawn in groups of one size, images are the same for every batch size, and on a
-# CPU that costs no time.
+# A CPU rounds matrix products of another size differently, so that some pixels change by one.
+# Groups of a fixed size make images independent of the batch size, and cost a CPU no time.
 CPU_GROUP = 8
 
 
 class Drawn(NamedTuple):
-    """A batch of images and what they were drawn of; None where the model takes no such."""
+    """Generated images and their conditions; a condition is None if the model does not use it."""
 
     images: torch.Tensor  # (B, H, W, 3) uint8
     captions: torch.Tensor | None  # (B, D) embeddings as stored
-    chosen: torch.Tensor | None  # (B, 2) test image and number of its caption
-    classes: torch.Tensor | None  # (B,)
+    chosen: torch.Tensor | None  # (B, 2) index of the test image, and of its caption
+    classes: torch.Tensor | None  # (B,) int64
 
 
 def seeds_to_judge(config: Config) -> Sequence[int]:
-    """The seeds of `eval.fid_sample_size` images; raises UserError if there are not as many."""
+    """Return the seeds of `eval.fid_sample_size` images.
+
+    Raises UserError if that is below two, or `eval.seeds` lists fewer seeds.
+    """
     first, count = config.sampling.seed, config.eval.fid_sample_size
     if count < 2:
         raise UserError(f"eval.fid_sample_size: {count} is too few, statistics need two images")
@@ -48,42 +50,52 @@ def seeds_to_judge(config: Config) -> Sequence[int]:
 
 
 def draws_ahead(device: torch.device) -> bool:
-    """Whether a thread draws the next batch while one is judged and saved.
+    """Return True if a thread draws the next batch while the last one is judged and saved.
 
-    On a CPU both would want the same cores, and the whole takes a fifth longer.
+    On a CPU both would compete for the same cores, and together they take a fifth longer.
     """
     return device.type != "cpu"
 
 
 def draw_seeds(denoiser: EDMPrecond, config: Config, judge: Judge, seeds: Sequence[int]) -> Drawn:
-    """The images of a batch of seeds; see CPU_GROUP.
+    """Draw the images of a batch of seeds, on a CPU in groups of CPU_GROUP.
 
-    What does not fit into memory is drawn in halves.
+    A group that does not fit into memory is drawn in halves.
     """
     group = CPU_GROUP if judge.device.type == "cpu" else len(seeds)
     padded = [*seeds, *[seeds[-1]] * (-len(seeds) % group)]
 
-    def draw(first: int, stop: int) -> Drawn:
-        noise = SeededNoise(padded[first:stop], judge.device)
-        return draw_from_captions(denoiser, config, judge, noise)
+    def draw(part: list[int]) -> Drawn:
+        return draw_from_captions(denoiser, config, judge, SeededNoise(part, judge.device))
 
-    parts = []
+    parts: list[Drawn] = []
     for start in range(0, len(padded), group):
-        parts += judge.in_memory(lambda a, b, at=start: draw(at + a, at + b), group)
+        parts += judge.in_memory(draw, padded[start : start + group])
+    return _joined(parts, len(seeds))
 
-    def join(values: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-        return None if values[0] is None else torch.cat(values)[: len(seeds)]
 
-    return Drawn(*map(join, zip(*parts, strict=True)))
+def _joined(parts: Sequence[Drawn], count: int) -> Drawn:
+    """Return the first `count` images of all parts as one batch."""
+
+    def join(values: Iterable[torch.Tensor | None]) -> torch.Tensor | None:
+        tensors = [value for value in values if value is not None]
+        return torch.cat(tensors)[:count] if tensors else None
+
+    return Drawn(
+        images=torch.cat([part.images for part in parts])[:count],
+        captions=join(part.captions for part in parts),
+        chosen=join(part.chosen for part in parts),
+        classes=join(part.classes for part in parts),
+    )
 
 
 def draw_from_captions(
     denoiser: EDMPrecond, config: Config, judge: Judge, noise: SeededNoise
 ) -> Drawn:
-    """Images of the captions that the seeds choose, one for each seed.
+    """Draw one image for each seed, from the caption that the seed chooses.
 
-    Without captions each seed chooses a class, if the model has such (as published), unless
-    `eval.class_idx` is the class of all.
+    A model of classes has no captions: each seed chooses a class, as in MaskDiT's code, unless
+    `eval.class_idx` sets one class for all seeds.
     """
     latents = noise.randn(latent_shape(denoiser))
     captions = conds = chosen = classes = None
@@ -102,9 +114,6 @@ def draw_from_captions(
         noise,
         latents,
         None if conds is None else conds.to(judge.device),
-        sampler_settings(config.sampling),
-        cfg_scale=config.sampling.cfg_scale,
-        interval=config.sampling.guidance_interval,
-        amp=config.sampling.amp,
+        config.sampling,
     )
     return Drawn(images, captions, chosen, classes)

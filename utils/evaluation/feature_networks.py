@@ -71,8 +71,7 @@ class FeatureNetwork(ABC):
             else:
                 inputs = self.prepare(block)
             filling = inputs[:1].expand(BLOCK - len(inputs), -1, -1, -1)
-            whole = torch.cat([inputs, filling])
-            parts += self.in_memory(lambda a, b, x=whole: self._run_to_cpu(x[a:b]), BLOCK)
+            parts += self.in_memory(self._run_to_cpu, torch.cat([inputs, filling]))
 
         def join(values: Sequence[Tensor | None]) -> Tensor | None:
             return None if values[0] is None else torch.cat(values)[: len(images)]

@@ -1,4 +1,4 @@
-"""Compile a network, without changing its results."""
+"""Compile a network without changing its results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utils.config.schema import Config
 
 
 def compile_for_sampling(denoiser: EDMPrecond, config: Config, device: torch.device) -> None:
-    """As `sampling.compile` says; for batches of any size."""
+    """Compile a denoiser with dynamic shapes if `sampling.compile` asks for it."""
     wish = config.sampling.compile
     for line in compile_if(wish, "sampling.compile", denoiser.model, device, varying_tokens=True):
         note(line)
@@ -27,9 +27,11 @@ def compile_if(
     *,
     varying_tokens: bool = False,
 ) -> list[str]:
-    """Compile a network's blocks if the config's `key` says so; returns what there is to tell.
+    """Compile a network's blocks if the config asks for it; return messages for the user.
 
-    Raises UserError if it says true, not auto, and nothing can be compiled here.
+    wish: the value of the config's `key`; 'auto' compiles if there is a working compiler.
+    varying_tokens: see `compile_blocks`.
+    Raises UserError if `wish` is true and there is no working compiler.
     """
     if not wish:
         return []
@@ -44,15 +46,15 @@ def compile_if(
 def compile_blocks(model: MaskDiT, *, varying_tokens: bool = False) -> None:
     """Compile each block in place; blocks of one width share their code.
 
-    `varying_tokens`: one program for any number of tokens and images, as mask schedules and
-        sampling need it.
+    varying_tokens: compile with dynamic shapes, for any number of tokens and images, as mask
+        schedules and sampling need it.
     """
     for block in [*model.blocks, *getattr(model, "decoder_blocks", [])]:
         block.compile(dynamic=varying_tokens)
 
 
 def compiler_fault(device: torch.device) -> str | None:
-    """Why torch.compile does not work on `device`, or None; found by compiling a sum."""
+    """Return the reason why torch.compile fails on `device`, or None; tested by compiling a sum."""
     try:
         torch.compile(torch.add)(torch.zeros(8, device=device), 1)
     except (RuntimeError, OSError, ImportError) as error:

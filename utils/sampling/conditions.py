@@ -1,4 +1,4 @@
-"""Conditions of the network: embeddings of captions, prompts, images and mixtures."""
+"""Conditions of the network: embeddings of captions, prompts, images and their mixtures."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from utils.sampling.prompts import Row, Source
 
 
 def caption_conditions(y: torch.Tensor, config: Config) -> torch.Tensor:
-    """Caption embeddings (N, D) as the network takes them -> (N, D).
+    """Turn caption embeddings (N, D) into conditions of the network (N, D).
 
-    Of unit length with `data.norm_feature`; among the images' with `encoders.image_mean`. Raises
-    UserError if the file of that mean does not fit.
+    `encoders.image_mean` moves them towards the images; otherwise `data.norm_feature` scales them
+    to unit length. Raises UserError if the file of the mean does not fit.
     """
     if path := config.encoders.image_mean:
         return towards_images(y, read_image_mean(path, y.shape[1]).to(y.device))
@@ -33,11 +33,12 @@ def caption_conditions(y: torch.Tensor, config: Config) -> torch.Tensor:
 def captions_of(
     config: Config, names: Sequence[str] | None, chosen: torch.Tensor
 ) -> list[str] | None:
-    """The texts of `chosen`, (N, 2) test images and numbers of their captions.
+    """Return the captions of `chosen`, (N, 2): index of the test image, and of its caption.
 
-    `names` are those that the embeddings' database holds; without, the image folder's order counts,
-    unless a list chose among its images. None if the config does not say where the texts are;
-    raises UserError if they are not there.
+    names: of the test images, as the embeddings' database holds them; without them the order of the
+        image folder counts, unless `eval.split_file` chose among its images.
+    Returns None if the config does not say where the captions are. Raises UserError if they are not
+    there.
     """
     folder, images = config.eval.caption_dir, config.eval.image_dir
     if folder is None or images is None or (names is None and config.eval.split_file):
@@ -50,22 +51,22 @@ def captions_of(
 
 @dataclass(frozen=True)
 class Conditions:
-    """Rows with what the network and the grid need of them."""
+    """Rows with their conditions, and with the images for their grid."""
 
     rows: list[Row]
     embeddings: torch.Tensor  # (R, D)
-    thumbnails: dict[str, np.ndarray]  # image path -> (S, S, 3) uint8, as CLIP saw it
+    thumbnails: dict[str, np.ndarray]  # image path -> (S, S, 3) uint8, the input of CLIP
 
     def icons(self) -> dict[str, list[np.ndarray]]:
-        """Label of a row -> the images that it is drawn from."""
+        """Return the images of each row, (S, S, 3) uint8, by the row's label."""
         return {row.label: [self.thumbnails[path] for path in row.images] for row in self.rows}
 
 
 def embed_rows(rows: list[Row], clip: ClipEncoder, config: Config) -> Conditions:
-    """Embed every source once, images as for training, and mix them; see models.geometry.mix.
+    """Embed every source once and mix them; see `models.geometry.mix`.
 
-    Says which prompts are too long to be read whole. Raises UserError if an image is unreadable or
-    a mixture does not exist.
+    Images are cropped and embedded as in training. A note names each prompt that is cut because it
+    is too long. Raises UserError if an image is unreadable or a mixture does not exist.
     """
     thumbnails: dict[str, np.ndarray] = {}
     embeddings: dict[Source, torch.Tensor] = {}  # (D,)
@@ -78,7 +79,7 @@ def embed_rows(rows: list[Row], clip: ClipEncoder, config: Config) -> Conditions
         else:
             if clip.count_truncated([source.value]):
                 note(
-                    f"only the first {clip.context_length} tokens are read, the rest is cut: "
+                    f"CLIP reads only the first {clip.context_length} tokens of a prompt: "
                     f"{source.value[:60]}…"
                 )
             y = caption_conditions(clip.encode_texts([source.value]), config)

@@ -1,7 +1,8 @@
 """From seeds and conditions to images, in batches.
 
-An image depends on its seed, its condition, the weights and the sampler's settings only: each seed
-has a generator of its own (first the latent, then whatever the caller draws, then churn noise).
+An image depends only on its seed, its condition, the weights and the `sampling` section of the
+config. Each seed has its own generator: it draws the latent first, then what the caller asks for,
+then the churn noise.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,10 @@ AMP_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 
 
 def sampler_settings(sampling: Sampling) -> SamplerSettings:
-    """The sampler that a config's `sampling` section describes; UserError if there is none such."""
+    """Return the sampler of a config's `sampling` section.
+
+    Raises UserError if its values do not go together.
+    """
     try:
         return SamplerSettings(
             **{f.name: getattr(sampling, f.name) for f in fields(SamplerSettings)}
@@ -31,7 +35,7 @@ def sampler_settings(sampling: Sampling) -> SamplerSettings:
 
 
 def latent_shape(denoiser: EDMPrecond) -> tuple[int, int, int]:
-    """(C, H, W) of the latents that a denoiser takes."""
+    """Return the shape (C, h, w) of one latent of a denoiser."""
     model = denoiser.model
     return model.in_channels, model.img_size, model.img_size
 
@@ -43,23 +47,26 @@ def draw_images(
     noise: SeededNoise,
     latents: torch.Tensor,
     conds: torch.Tensor | None,
-    settings: SamplerSettings,
-    *,
-    cfg_scale: float | None = None,
-    interval: tuple[float, float] | None = None,
-    amp: str = "no",
+    sampling: Sampling,
 ) -> torch.Tensor:
-    """One batch: (B, C, h, w) unit normal latents and (B, D) conditions -> (B, H, W, 3) uint8, CPU.
+    """Draw one batch of images: (B, H, W, 3) uint8 on the CPU.
 
-    External features, if the network takes such, are the last columns of `conds`.
-    `noise` gives the churn noise and goes on from where its seeds' generators are.
-    `cfg_scale`, `interval`: see models.samplers.guided. `amp`: precision of the network, 'no'
-    (float32), 'bf16' or 'fp16', and with 'bf16' of the decoder; the sampler's state keeps its own.
+    noise: generators of the seeds; they go on from where they are and draw the churn noise.
+    latents: (B, C, h, w) unit normal.
+    conds: (B, D), or None for a model without condition. External features, if the network reads
+        them, are the last columns.
+    sampling: sampler, guidance and precision. `amp` is the precision of the network, and bf16 also
+        that of the decoder. The sampler's state stays in float64.
+
+    Raises UserError if values of `sampling` do not go together.
     """
-    denoise = guided(denoiser, conds, cfg_scale, interval, denoiser.model.cond_dim)
+    settings, amp = sampler_settings(sampling), sampling.amp
+    denoise = guided(
+        denoiser, conds, sampling.cfg_scale, sampling.guidance_interval, denoiser.model.cond_dim
+    )
     with torch.autocast(latents.device.type, AMP_DTYPES[amp], enabled=amp != "no"):
         x = sample(denoise, latents, settings, randn=lambda like: noise.randn(like.shape[1:]))
-    # Published VAEs overflow in float16.
+    # Stable Diffusion's VAEs overflow in float16.
     with torch.autocast(latents.device.type, torch.bfloat16, enabled=amp == "bf16"):
         pixels = autoencoder.decode(x.float())  # (B, 3, H, W) in [-1, 1]
     pixels = (pixels * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -71,45 +78,30 @@ def generate(
     autoencoder: Autoencoder,
     conds: torch.Tensor | None,
     seeds: Sequence[int],
-    settings: SamplerSettings,
+    sampling: Sampling,
     *,
-    cfg_scale: float | None = None,
-    interval: tuple[float, float] | None = None,
     batch_size: int = 16,
     device: torch.device | str = "cpu",
-    amp: str = "no",
 ) -> Iterator[tuple[range, torch.Tensor]]:
     """Yield finished batches: positions in `seeds`, and their images (B, H, W, 3) uint8 on the CPU.
 
-    `conds`: (N, D), one for each seed, or None for an unconditional model. See draw_images.
+    conds: (N, D), one for each seed, or None for a model without condition; see `draw_images`.
     A batch that does not fit into memory is drawn in halves.
-    """
-    batches = [
-        range(start, min(start + batch_size, len(seeds)))
-        for start in range(0, len(seeds), batch_size)
-    ]
 
+    Raises UserError if values of `sampling` do not go together.
+    """
     in_memory = Halving("sampling")
 
     def draw(positions: range) -> torch.Tensor:
-        parts = in_memory(lambda a, b: draw_part(positions[a:b]), len(positions))
-        return torch.cat(parts)
-
-    def draw_part(positions: range) -> torch.Tensor:
         noise = SeededNoise([seeds[p] for p in positions], device)
         latents = noise.randn(latent_shape(denoiser))
         batch = None if conds is None else conds[positions.start : positions.stop].to(device)
-        return draw_images(
-            denoiser,
-            autoencoder,
-            noise,
-            latents,
-            batch,
-            settings,
-            cfg_scale=cfg_scale,
-            interval=interval,
-            amp=amp,
-        )
+        return draw_images(denoiser, autoencoder, noise, latents, batch, sampling)
 
+    def draw_in_memory(positions: range) -> torch.Tensor:
+        return torch.cat(in_memory(draw, positions))
+
+    everything = range(len(seeds))
+    batches = [everything[start : start + batch_size] for start in everything[::batch_size]]
     # A thread draws the next batch while the caller saves or judges this one.
-    yield from zip(batches, read_ahead(draw, batches, threads=1, ahead=1), strict=True)
+    yield from zip(batches, read_ahead(draw_in_memory, batches, threads=1, ahead=1), strict=True)

@@ -1,4 +1,4 @@
-"""How pictures are written: single PNGs, and labelled grids."""
+"""Write pictures: single PNGs, and labelled grids."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ from utils.data.images import opened_image
 
 MIN_CELL = 160  # pixels; smaller pictures are enlarged in grids so that captions can be read
 MAX_LINES = 6  # of a caption
-MAX_ICONS = 3  # before a caption
+MAX_ICONS = 3  # in front of a caption
 
 
 def save_png(
     image: np.ndarray | Image.Image, path: str | Path, text: Mapping[str, str] | None = None
 ) -> None:
-    """Write (H, W, 3) uint8 or a Pillow image as PNG; `text` goes into its text chunks."""
+    """Write (H, W, 3) uint8 or a Pillow image as PNG, with `text` as its text chunks."""
     if not isinstance(image, Image.Image):
         image = Image.fromarray(np.asarray(image))
     chunks = PngInfo()
@@ -30,7 +30,10 @@ def save_png(
 
 
 def png_text(path: str | Path) -> dict[str, str]:
-    """The text chunks of a PNG, none for other formats; raises UnreadableImage if it is broken."""
+    """Return the text chunks of a PNG, or none for other formats.
+
+    Raises UnreadableImage if the file is damaged.
+    """
     with opened_image(path) as image:
         return dict(getattr(image, "text", {}))
 
@@ -46,72 +49,103 @@ def labelled_grid(
 ) -> None:
     """Write pictures, (N, H, W, 3) uint8, as one PNG on white with their captions.
 
-    A caption stands below its picture; one that a whole row shares stands once, above the row (and
-    above the rows after it that share it too). `columns` defaults to a nearly square grid. `icons`:
-    caption or title -> (H, W, 3) uint8 pictures that stand small before it.
+    A caption stands below its picture. A caption that a whole row shares stands once, above the
+    row; the rows after it that share it too have no caption of their own.
+
+    columns: pictures in a row; None = a nearly square grid.
+    text: text chunks of the PNG.
+    icons: caption or title -> (H, W, 3) uint8 pictures, which stand small before it.
     """
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
-    enlarge = math.ceil(MIN_CELL / images.shape[2])
-    width, height = images.shape[2] * enlarge, images.shape[1] * enlarge
-    gap = width // 12
-    full = columns * (width + gap) - gap
-    font, title_font = _font("DejaVuSans", width // 14), _font("DejaVuSans-Bold", width // 11)
+    page = _GridPage(images.shape[2], images.shape[1], columns, icons or {})
+    if title:
+        page.add_title(title)
+    for start in range(0, len(images), columns):
+        stop = start + columns
+        page.add_row(images[start:stop], captions[start:stop] if captions is not None else ())
+    save_png(page.draw(), path, text)
 
-    texts: list[tuple[int, int, str, ImageFont.FreeTypeFont]] = []  # x, y of the top left corner
-    places: list[tuple[int, int]] = []
-    thumbnails: list[tuple[int, int, np.ndarray]] = []
-    small = width // 4
 
-    def add_text(x: int, y: int, words: str, font: ImageFont.FreeTypeFont, room: int) -> int:
-        """Set a block of text, icons first, at most `room` pixels wide; returns the y below it."""
-        before = (icons or {}).get(words, ())[:MAX_ICONS]
-        for icon in before:
-            thumbnails.append((x, y, icon))
-            x, room = x + small + gap // 2, room - small - gap // 2
-        lines, step = _wrap(words, font, room), round(1.3 * font.size)
-        height = max(len(lines) * step, small if before else 0)
-        top = y + (height - len(lines) * step) // 2
-        texts.extend((x, top + i * step, line, font) for i, line in enumerate(lines))
+class _GridPage:
+    """A page that is filled from top to bottom, and drawn when its height is known."""
+
+    def __init__(
+        self, width: int, height: int, columns: int, icons: Mapping[str, Sequence[np.ndarray]]
+    ) -> None:
+        """`width`, `height`: pixels of a picture, which is enlarged to at least MIN_CELL."""
+        enlarge = math.ceil(MIN_CELL / width)
+        self.width, self.height = width * enlarge, height * enlarge
+        self.gap = self.width // 12
+        self.full = columns * (self.width + self.gap) - self.gap  # width of a row
+        self.icon_side = self.width // 4
+        self.font = _font("DejaVuSans", self.width // 14)
+        self.title_font = _font("DejaVuSans-Bold", self.width // 11)
+        self.icons = icons
+        self.bottom = self.gap  # y of what comes next
+        self.heading: str | None = None  # caption that the last row shared
+        # All with x and y of the top left corner.
+        self.texts: list[tuple[int, int, str, ImageFont.FreeTypeFont]] = []
+        self.pictures: list[tuple[int, int, np.ndarray]] = []
+        self.thumbnails: list[tuple[int, int, np.ndarray]] = []
+
+    def add_title(self, title: str) -> None:
+        """Set a title over the whole width."""
+        self.bottom = self._add_text(self.gap, self.bottom, title, self.title_font, self.full)
+        self.bottom += self.gap // 2
+
+    def add_row(self, images: np.ndarray, captions: Sequence[str]) -> None:
+        """Place a row of pictures (N, H, W, 3), with N captions or without any."""
+        gap, font = self.gap, self.font
+        shared = len(set(captions)) == 1 and (len(captions) > 1 or captions[0] == self.heading)
+        if shared and captions[0] != self.heading:
+            self.bottom = self._add_text(gap, self.bottom, captions[0], font, self.full) + gap // 3
+        self.heading = captions[0] if shared else None
+        xs = [gap + i * (self.width + gap) for i in range(len(images))]
+        self.pictures += [(x, self.bottom, image) for x, image in zip(xs, images, strict=True)]
+        self.bottom += self.height
+        if captions and not shared:
+            top = self.bottom + gap // 3
+            below = zip(xs, captions, strict=True)
+            self.bottom = max(self._add_text(x, top, c, font, self.width) for x, c in below)
+        self.bottom += gap
+
+    def _add_text(self, x: int, y: int, words: str, font: ImageFont.FreeTypeFont, room: int) -> int:
+        """Set a block of text, icons first, at most `room` pixels wide; return the y below it."""
+        icons = self.icons.get(words, ())[:MAX_ICONS]
+        for icon in icons:
+            self.thumbnails.append((x, y, icon))
+            step = self.icon_side + self.gap // 2
+            x, room = x + step, room - step
+        lines, line_height = _wrap(words, font, room), round(1.3 * font.size)
+        height = max(len(lines) * line_height, self.icon_side if icons else 0)
+        top = y + (height - len(lines) * line_height) // 2
+        self.texts += [(x, top + i * line_height, line, font) for i, line in enumerate(lines)]
         return y + height
 
-    y = gap
-    if title:
-        y = add_text(gap, y, title, title_font, full) + gap // 2
-    heading = None
-    for start in range(0, len(images), columns):
-        row = list(captions[start : start + columns]) if captions is not None else []
-        is_shared = len(set(row)) == 1 and (len(row) > 1 or row[0] == heading)
-        if is_shared and row[0] != heading:
-            y = add_text(gap, y, row[0], font, full) + gap // 3
-        heading = row[0] if is_shared else None
-        xs = [gap + i * (width + gap) for i in range(min(columns, len(images) - start))]
-        places += [(x, y) for x in xs]
-        y += height
-        if row and not is_shared:
-            top = y + gap // 3
-            y = max(add_text(x, top, c, font, width) for x, c in zip(xs, row, strict=True))
-        y += gap
-
-    canvas = Image.new("RGB", (full + 2 * gap, y), "white")
-    for place, pixels in zip(places, images, strict=True):
-        picture = Image.fromarray(np.asarray(pixels))
-        canvas.paste(picture.resize((width, height), Image.Resampling.BICUBIC), place)
-    for x, y, pixels in thumbnails:
-        picture = Image.fromarray(pixels).resize((small, small), Image.Resampling.LANCZOS)
-        canvas.paste(picture, (x, y))
-    draw = ImageDraw.Draw(canvas)
-    for x, y, line, font in texts:
-        draw.text((x, y), line, fill="#222222", font=font)
-    save_png(canvas, path, text)
+    def draw(self) -> Image.Image:
+        """Return the page as it has been filled."""
+        canvas = Image.new("RGB", (self.full + 2 * self.gap, self.bottom), "white")
+        for x, y, pixels in self.pictures:
+            picture = Image.fromarray(np.asarray(pixels))
+            size = (self.width, self.height)
+            canvas.paste(picture.resize(size, Image.Resampling.BICUBIC), (x, y))
+        for x, y, pixels in self.thumbnails:
+            size = (self.icon_side, self.icon_side)
+            icon = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+            canvas.paste(icon, (x, y))
+        draw = ImageDraw.Draw(canvas)
+        for x, y, line, font in self.texts:
+            draw.text((x, y), line, fill="#222222", font=font)
+        return canvas
 
 
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    """matplotlib ships these, so that pictures look alike on every machine."""
+    """Return a font that matplotlib ships, so that grids look equal on every machine."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf"), size)
 
 
 def _wrap(words: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
-    """At most MAX_LINES lines of at most `room` pixels; what is cut ends with an ellipsis."""
+    """Break `words` into at most MAX_LINES lines of `room` pixels; an ellipsis marks a cut."""
     lines = [""]
     for word in words.split():
         joined = f"{lines[-1]} {word}".strip()
@@ -126,7 +160,7 @@ def _wrap(words: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
-    """`text` if it fits, else as much of it as fits with an ellipsis, at a word's end if it can."""
+    """Return `text` if it fits; else cut it, between words if possible, and add an ellipsis."""
     if font.getlength(text) <= room:
         return text
     while font.getlength(f"{text} …") > room and text:

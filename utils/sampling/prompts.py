@@ -1,4 +1,4 @@
-"""What faces are drawn from: prompts, images, and mixtures of them by weight."""
+"""Sources of a picture: prompts, images, and mixtures of them by weight."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from utils.base.errors import UserError
 
 @dataclass(frozen=True)
 class Source:
-    """A sentence, or the path of an image, that has a CLIP embedding."""
+    """A sentence or an image, from which CLIP makes an embedding."""
 
     kind: Literal["prompt", "image"]
-    value: str
+    value: str  # the sentence, or the path of the image
     label: str  # for people: the sentence, or the image's file name
 
 
 @dataclass(frozen=True)
 class Row:
-    """One condition: sources with their weights, which are not zero and sum to one."""
+    """One condition: sources with their weights, which are non-zero and sum to one."""
 
     parts: tuple[tuple[Source, float], ...]
 
     @property
     def label(self) -> str:
-        """`0.3 × red hair + 0.7 × face.png`; a source that is alone needs no weight."""
+        """`0.3 × red hair + 0.7 × face.png`, or the label alone for a single source."""
         if len(self.parts) == 1:
             return self.parts[0][0].label
         text = " ".join(f"{'−' if w < 0 else '+'} {abs(w):.2g} × {s.label}" for s, w in self.parts)
@@ -39,24 +39,27 @@ class Row:
 
     @property
     def images(self) -> list[str]:
-        """The paths of its images."""
+        """Paths of the images among the sources."""
         return [source.value for source, _ in self.parts if source.kind == "image"]
 
 
 def text_prompt(text: str) -> Source:
-    """A sentence from the command line, stripped; UserError if it is empty."""
+    """Return a sentence of the command line as a source; UserError if it is empty."""
     if not text.strip():
         raise UserError("--prompt is empty; say what to draw")
     return Source("prompt", text.strip(), text.strip())
 
 
 def image_prompt(path: str) -> Source:
-    """An image from the command line; it is read later."""
+    """Return an image of the command line as a source; the file is read later."""
     return Source("image", path, Path(path).name)
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a text file that are not blank, stripped; UserError if there are none."""
+    """Return the stripped lines of a text file without blank ones.
+
+    Raises UserError if the file cannot be read or has no prompt.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as fault:
@@ -68,17 +71,17 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def arrange(sources: Sequence[Source], mixes: Sequence[str], steps: int | None) -> list[Row]:
-    """The conditions to draw: each source; or each of `mixes`; or `steps` between two sources.
+    """Return the rows to draw: each source; or each of `mixes`; or `steps` between two sources.
 
-    mixes: weights such as '0.3,0.7', one for each source; only their ratios count.
-    steps: rows from the first source to the second, both included.
-    Raises UserError if there is nothing to draw, or weights or steps do not fit the sources.
+    mixes: weights, for example '0.3,0.7', one for each source; only their ratios count.
+    steps: number of rows from the first source to the second one, both included.
+    Raises UserError if there is no source, or weights or steps do not fit the sources.
     """
     if not sources:
         raise UserError(
             'say what to draw: --prompt "a person with red hair", --prompts_file F or --image F'
         )
-    # Images of the same name in different folders are told apart by their paths.
+    # Images of one name in different folders are labelled with their paths.
     labels = [source.label for source in dict.fromkeys(sources)]
     sources = [replace(s, label=s.value) if labels.count(s.label) > 1 else s for s in sources]
     if mixes and steps is not None:
@@ -88,7 +91,7 @@ def arrange(sources: Sequence[Source], mixes: Sequence[str], steps: int | None) 
             raise UserError(f"--interpolate goes between two prompts or images, not {len(sources)}")
         if steps < 2:
             raise UserError(f"--interpolate {steps}: should be at least 2, both ends included")
-        weights = [(1 - t, t) for t in np.linspace(0, 1, steps).tolist()]
+        weights = [[1 - t, t] for t in np.linspace(0, 1, steps).tolist()]
     elif mixes:
         weights = [parse_weights(text, len(sources)) for text in mixes]
     else:
@@ -98,7 +101,10 @@ def arrange(sources: Sequence[Source], mixes: Sequence[str], steps: int | None) 
 
 
 def parse_weights(text: str, count: int) -> list[float]:
-    """`count` weights divided by their sum; UserError if it is another number or their sum is 0."""
+    """Return `count` weights divided by their sum.
+
+    Raises UserError if they are not `count` numbers, or their sum is not above zero.
+    """
     try:
         weights = [float(part) for part in text.split(",")]
     except ValueError:
@@ -117,10 +123,10 @@ def parse_weights(text: str, count: int) -> list[float]:
 
 
 def describe(rows: Sequence[Row]) -> dict[str, str]:
-    """PNG text chunks that say what rows are drawn from, each with as many lines as it needs.
+    """Return PNG text chunks that name the sources of rows.
 
-    `prompt` and `image` name the sources; `mix`, where any row is a mixture, has a line of JSON for
-    each row: its sources in order with their weights.
+    `prompt` and `image` hold one source a line. `mix` is there if any row is a mixture; it holds a
+    line of JSON for each row: its sources in order with their weights.
     """
     sources = dict.fromkeys(source for row in rows for source, _ in row.parts)
     text = {}

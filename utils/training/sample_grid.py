@@ -30,7 +30,9 @@ class SampleGrid:
     ) -> None:
         self.config, self.autoencoder, self.device = config, autoencoder, device
         self.conds, self.captions = conds, captions
-        self.settings = sampler_settings(config.sampling)
+        sampler_settings(config.sampling)  # raises now rather than at the first checkpoint
+        amp = best_amp(config.train.amp)
+        self.sampling = config.sampling.model_copy(update={"amp": amp})
 
     @classmethod
     def from_config(cls, config: Config, device: torch.device | str) -> SampleGrid | None:
@@ -57,21 +59,17 @@ class SampleGrid:
 
     def save(self, denoiser: EDMPrecond, path: Path) -> None:
         """Draw with the configured sampler and write the PNG `path`."""
-        sampling = self.config.sampling
         count = self.config.log.num_samples if self.conds is None else len(self.conds)
         batches = generate(
             denoiser,
             self.autoencoder,
             self.conds,
-            range(sampling.seed, sampling.seed + count),
-            self.settings,
-            cfg_scale=sampling.cfg_scale,
-            interval=sampling.guidance_interval,
+            range(self.sampling.seed, self.sampling.seed + count),
+            self.sampling,
             batch_size=self.config.eval.batchsize,
             device=self.device,
-            amp=best_amp(self.config.train.amp),
         )
         images = torch.cat([images for _, images in batches])
-        scale = sampling.cfg_scale
+        scale = self.sampling.cfg_scale
         guidance = "no guidance" if scale is None else f"guidance {scale:g}"
         labelled_grid(images.numpy(), self.captions, path, title=f"{path.stem}, {guidance}")
