@@ -8,11 +8,10 @@ them; so shards need no connection among each other, only a folder that all of t
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 
 from models.clip import ClipEncoder
 from utils.base.errors import UserError, note
+from utils.base.locks import FileLock
 from utils.base.out_of_memory import Halving
 from utils.base.progress import progress
 from utils.config.schema import Config
@@ -62,18 +62,15 @@ def fill(
         _fill_range(job, targets, names, read, 0)
         return True
     first, stop = _range(number, count, len(names))
-    with _alone(targets[0].out):
+    with _lock(targets[0].out):
         missing = [target for target in targets if not is_complete(target.out)]
         # Says that they are complete, unless they were made from something else.
         _fill_range(job, [t for t in targets if t not in missing], names, read, 0)
     parts = [replace(target, out=_part(target.out, shard)) for target in missing]
     _fill_range(job, parts, names[first:stop], read, first)
     # One process at a time: the last one that comes finds all parts complete.
-    with _alone(targets[0].out) as lock_file:
-        merged = all([_merge(job, target, names, count) for target in targets])
-        if merged:
-            lock_file.unlink(missing_ok=True)
-        return merged
+    with _lock(targets[0].out):
+        return all([_merge(job, target, names, count) for target in targets])
 
 
 def _range(number: int, count: int, length: int) -> tuple[int, int]:
@@ -85,14 +82,10 @@ def _part(out: Path, shard: tuple[int, int]) -> Path:
     return out.with_name("{}.part{}of{}".format(out.name, *shard))
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[Path]:
-    """Holds the other shards back, which may be on other nodes; yields the file that is locked."""
+def _lock(out: Path) -> FileLock:
+    """Wait until no other shard, perhaps on another node, works on the whole database."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    path = out.with_name(f"{out.name}.shards")
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield path
+    return FileLock(out.with_name(f"{out.name}.shards"), busy=None)
 
 
 def _about(job: Job, target: Target, names: list[str]) -> dict[str, Any]:

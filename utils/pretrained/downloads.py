@@ -8,19 +8,14 @@ in this run or the next, if the server can resume and still has the same file.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import json
-import os
 import re
 import shutil
 import time
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import urlsplit
 
 import requests
@@ -30,6 +25,7 @@ from urllib3.util import Retry
 
 from utils.base.errors import UserError
 from utils.base.progress import progress
+from utils.pretrained.partial_file import Origin, PartialFile
 
 CHUNK = 1 << 20  # bytes
 PASSING = (408, 429, 500, 502, 503, 504)  # HTTP statuses that are worth another try
@@ -52,84 +48,6 @@ class Patience:
     attempts: int = 5  # tries in a row that bring nothing new
     backoff: float = 1.0  # seconds before the second try, doubled each time
     timeout: float = 30.0  # seconds without an answer or a byte
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where the bytes of a partial file come from."""
-
-    address: str  # SHA-256 of the URL, which may hold a password
-    validator: str | None  # ETag or date that the server gave for the file
-    total: int | None  # bytes that it announced
-
-
-class PartialFile:
-    """`.<name>.part` beside the target and its origin in `.<name>.part.json`, for one process."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        self.path = target.with_name(f".{target.name}.part")
-        self.about = target.with_name(f".{target.name}.part.json")
-
-    def __enter__(self) -> PartialFile:
-        try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "a+b")
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as fault:
-            self.file.close()
-            raise UserError(f"{self.target}: another process is fetching it now") from fault
-        except OSError as fault:
-            raise UserError(f"{self.target}: cannot be written ({fault.strerror})") from fault
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.size == 0:
-            self.path.unlink(missing_ok=True)
-            self.about.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # a full disk was reported when writing
-            self.file.close()
-
-    @property
-    def size(self) -> int:
-        """Bytes that have arrived."""
-        return os.fstat(self.file.fileno()).st_size
-
-    @property
-    def origin(self) -> Origin | None:
-        """What the bytes come from, or None if that is not known."""
-        try:
-            return Origin(**json.loads(self.about.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def begin(self, origin: Origin, keep: int) -> None:
-        """Write from byte `keep` on what comes from `origin`."""
-        self.file.truncate(keep)
-        self.about.write_text(json.dumps(asdict(origin)), encoding="utf-8")
-
-    def discard(self) -> None:
-        """Forget everything that has arrived."""
-        self.file.truncate(0)
-        self.about.unlink(missing_ok=True)
-
-    def sha256(self) -> str:
-        """Of what has arrived."""
-        self.file.flush()
-        self.file.seek(0)
-        return hashlib.file_digest(self.file, "sha256").hexdigest()
-
-    def finish(self) -> None:
-        """Bring the file to disk, then give it its name."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        os.replace(self.path, self.target)
-        self.about.unlink(missing_ok=True)
 
 
 def download(
