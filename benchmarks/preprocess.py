@@ -50,7 +50,7 @@ def make_jpegs(source: Path, folder: Path, count: int) -> list[Path]:
     if not source.is_dir():
         raise UserError(f"{source} is not there; make the faces: python demo/make_faces.py")
     paths = []
-    for i, path in enumerate(list_images(source)[:count]):
+    for i, (_, path) in enumerate(list_images(source)[:count]):
         paths.append(folder / f"{i}.jpg")
         large = Image.open(path).convert("RGB").resize((512, 512), Image.Resampling.BICUBIC)
         large.save(paths[-1], quality=90)
@@ -202,7 +202,7 @@ def decoding(paths: list[Path], repeats: int) -> list[dict]:
 
 def memory(source: Path) -> list[dict]:
     """Peak memory of create_latentspace_lmdb.py --with_clip, a process each."""
-    names = [path.stem for path in list_images(source)]
+    names = [name for name, _ in list_images(source)]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for count in (1000, 10_000):
@@ -233,9 +233,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = make_jpegs(args.data / "test" / "images", Path(folder), 256)
         images = list_images(args.data / "test" / "images")[:40]
-        lines = load_captions(
-            images, args.data / "test" / "images", args.data / "test" / "captions", all_images=False
-        )
+        lines = load_captions(images, args.data / "test" / "captions", all_images=False)
         texts = [text for captions in lines for text in captions][:128]
         for name in wanted:
             found[name] = {

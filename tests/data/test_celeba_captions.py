@@ -11,6 +11,7 @@ import pytest
 from utils.base.errors import UserError
 from utils.data.captions import load_captions
 from utils.data.celeba_captions import ATTRIBUTES, make_caption, make_captions, read_attributes
+from utils.data.images import Sample
 
 
 def annotation(*faces: tuple[str, set[str]], count: int | None = None) -> str:
@@ -192,8 +193,8 @@ def script(tmp_path, monkeypatch) -> Script:
 
 def test_the_script_writes_ten_lines_a_face_that_the_loader_reads(script):
     script.run()
-    paths = [script.folder / "image" / f"{i}.jpg" for i in range(3)]
-    captions = load_captions(paths, script.folder / "image", script.folder / "text")
+    samples = [Sample(str(i), script.folder / "image" / f"{i}.jpg") for i in range(3)]
+    captions = load_captions(samples, script.folder / "text")
     assert captions == [make_captions(f"{i}.jpg", f, 10) for i, f in enumerate(random_faces(3))]
 
 

@@ -21,9 +21,16 @@ from models.clip import load_clip
 from utils.base.errors import UserError
 from utils.data.archive_files import read_bytes
 from utils.data.captions import load_captions
-from utils.data.images import UnreadableImage, center_crop, list_images, load_image, to_uint8_array
+from utils.data.images import (
+    Sample,
+    UnreadableImage,
+    center_crop,
+    list_images,
+    load_image,
+    to_uint8_array,
+)
 from utils.data.lmdb_layout import names_hash
-from utils.data.lmdb_reader import read_info
+from utils.data.lmdb_reader import LMDBReader
 from utils.data.lmdb_writer import LMDBWriter
 
 FACE = draw_face(1, 40)
@@ -143,14 +150,15 @@ def test_an_archive_member_that_unfolds_to_gigabytes_is_refused(tmp_path):
 def test_file_names_need_not_be_utf_8(tmp_path):
     name = os.fsdecode(b"caf\xe9-1")
     FACE.save(tmp_path / f"{name}.png")
-    paths = list_images(tmp_path)
-    assert to_uint8_array(paths[0], 16).shape == (16, 16, 3)
+    (sample,) = list_images(tmp_path)
+    assert sample.name == name
+    assert to_uint8_array(sample.path, 16).shape == (16, 16, 3)
     meta = {"names": [name], "names_hash": names_hash([name])}
     for _ in range(2):  # the second finds the same names there
         with LMDBWriter(tmp_path / "z", "z", meta, 1) as writer:
             if not writer.complete:
                 writer.append(np.zeros((1, 4, 2, 2)))
-    assert read_info(tmp_path / "z").meta["names"] == [name]
+    assert LMDBReader(tmp_path / "z").info.meta["names"] == [name]
 
 
 CAPTIONS = {
@@ -172,7 +180,7 @@ def clip(tmp_path_factory):
 def test_captions_of_every_kind_are_read_and_embedded(tmp_path, clip, kind):
     FACE.save(tmp_path / "1.png")
     (tmp_path / "1.txt").write_bytes(CAPTIONS[kind].encode())
-    (captions,) = load_captions([tmp_path / "1.png"], tmp_path, tmp_path)
+    (captions,) = load_captions([Sample("1", tmp_path / "1.png")], tmp_path)
     assert captions == [line for line in CAPTIONS[kind].strip("\ufeff ").split("\r\n")]
     assert clip.encode_texts(captions).isfinite().all()
     is_long = len(CAPTIONS[kind].encode()) > CONTEXT_LENGTH
@@ -184,7 +192,7 @@ def test_captions_with_nul_bytes_are_refused_by_name(tmp_path, content):
     FACE.save(tmp_path / "1.png")
     (tmp_path / "1.txt").write_bytes(content)
     with pytest.raises(UserError, match=r"1\.txt: is not text, it holds NUL bytes; save it as"):
-        load_captions([tmp_path / "1.png"], tmp_path, tmp_path)
+        load_captions([Sample("1", tmp_path / "1.png")], tmp_path)
 
 
 @given(

@@ -102,13 +102,6 @@ def archive_of(path: Path) -> Path | None:
     return None
 
 
-def relative_name(path: Path, folder: str | Path) -> str:
-    """Name of a file that `list_files(folder, …)` gave, without the shard that it lies in."""
-    folder, archive = Path(folder), archive_of(path)
-    is_shard = archive is not None and archive != folder and archive.is_relative_to(folder)
-    return path.relative_to(archive if is_shard else folder).as_posix()
-
-
 def read_bytes(path: Path) -> bytes:
     """Content of a file on disk or in an archive; OSError if it is missing, damaged or huge."""
     archive = archive_of(path)

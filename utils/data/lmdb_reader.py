@@ -38,11 +38,6 @@ class LMDBInfo:
     labels: np.ndarray | None = None  # (length,) int64 classes, where they stand in it
 
 
-def read_info(path: str | Path, channels: int = 4) -> LMDBInfo:
-    """Raises a UserError if there is no database at `path`, or an incomplete or damaged one."""
-    return LMDBReader(path, channels).info
-
-
 class LMDBReader:
     """Reads batches by index; `info` tells what is there.
 
