@@ -176,7 +176,7 @@ def test_shards_that_share_a_name_are_refused(tmp_path):
 
 def test_other_zip_compression_is_one_line(tmp_path):
     archive = make_zip(tmp_path / "a.zip", {"1.png": face(1)}, zipfile.ZIP_BZIP2)
-    with pytest.raises(UserError, match=r"1\.png is encrypted or compressed in a way"):
+    with pytest.raises(UserError, match=r"1\.png is encrypted, or compressed by another method"):
         list_images(archive)
 
 

@@ -143,7 +143,7 @@ def test_an_archive_member_that_unfolds_to_gigabytes_is_refused(tmp_path):
     for at in sizes:
         content = content[:at] + huge + content[at + 4 :]
     (tmp_path / "a.zip").write_bytes(content)
-    with pytest.raises(OSError, match=r"a\.zip gives it 4\.0 GB"):
+    with pytest.raises(OSError, match=r"a\.zip states 4\.0 GB"):
         read_bytes(tmp_path / "a.zip" / "1.png")
 
 

@@ -411,9 +411,9 @@ def test_jpeg_draft_decodes_large_photos_small_and_is_recorded(project):
     [
         (Z, ["--images", "{}/train/images"], "are for one split: add --split train|test"),
         (Z, ["eval.image_dir=null"], "eval.image_dir: required key is missing"),
-        (Z, ["data.image_dir={}/none"], "/none: no such image folder"),
+        (Z, ["data.image_dir={}/none"], "/none: there is no image folder"),
         (Z, ["data.image_dir={}/lmdb"], "/lmdb: no images in this folder"),
-        (TXT, ["data.caption_dir={}/none"], "/none: no such caption folder"),
+        (TXT, ["data.caption_dir={}/none"], "/none: there is no caption folder"),
         (TXT, ["data.caption_dir={}/lmdb"], "9 of 9 images without caption file"),
         (Z, ["data.resolution=64"], "ask for 16"),
         (Z, ["encoders.vae={}/none"], "encoders.vae: "),

@@ -36,13 +36,14 @@ def load_captions(
 
 
 def _caption_lines(file: Path) -> list[str]:
+    """Return the lines of a caption file that are not blank; raise a UserError if it is no text."""
     try:
         text = read_bytes(file).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: is not UTF-8 text; save it as UTF-8") from error
-    if "\0" in text:  # UTF-16 without its mark is valid UTF-8
+    if "\0" in text:  # UTF-16 without a byte order mark may pass as UTF-8
         raise UserError(f"{file}: is not text, it holds NUL bytes; save it as UTF-8")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
