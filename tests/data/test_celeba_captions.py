@@ -50,7 +50,7 @@ GOOD = annotation(*FACES)
         (annotation(*FACES, count=3), r"anno\.txt: line 1 says 3 images, but 2 lines follow"),
         (GOOD[:-4] + "\n", r"anno\.txt:4: should be an image name and 40 times 1 or -1"),
         (GOOD.replace("1.jpg  -1", "1.jpg  0"), r"anno\.txt:4: should be an image name and 40"),
-        (GOOD.replace("1.jpg", "0.jpg"), r"anno\.txt:4: 0\.jpg was described in line 3 already"),
+        (GOOD.replace("1.jpg", "0.jpg"), r"anno\.txt:4: line 3 describes 0\.jpg already"),
         (GOOD.replace("1.jpg", "../1.jpg"), r"anno\.txt:4: '\.\./1\.jpg' is not a plain file name"),
     ],
 )
