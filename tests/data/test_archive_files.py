@@ -1,4 +1,4 @@
-"""Images and captions in archives, and lists of the images that count."""
+"""Images and captions in archives, and lists of the images to use."""
 
 import io
 import json
@@ -46,14 +46,14 @@ def face(i: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    """A data set as a folder holds it, in no good order."""
+    """Files of a dataset, not in natural order."""
     captions = {f"{i}.txt": f"face {i}\na drawn face\n".encode() for i in range(12)}
     return {f"{i}.png": face(i) for i in reversed(range(12))} | captions
 
 
 @pytest.fixture(params=["folder", "zip", "stored zip", "tar", "shards"])
 def source(request, files, tmp_path) -> Path:
-    """The same data set in each form."""
+    """The dataset in one of the forms that can be read."""
     if request.param == "folder":
         (tmp_path / "faces").mkdir()
         for name, content in files.items():

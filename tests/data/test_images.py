@@ -1,4 +1,4 @@
-"""Image folders: order, decoding, cropping, captions, and the pictures we write."""
+"""Image folders: order, decoding, cropping, captions; and the pictures that sampling writes."""
 
 from pathlib import Path
 
@@ -185,7 +185,7 @@ def test_png_keeps_pixels_and_text(tmp_path):
 
 
 def colour_boxes(path: Path, colours: list[tuple[int, int, int]]) -> list[tuple[int, ...]]:
-    """Where in the picture each colour lies: (left, top, right, bottom)."""
+    """Return the box of each colour in a picture: (left, top, right, bottom)."""
     pixels = np.asarray(Image.open(path))
     boxes = []
     for colour in colours:

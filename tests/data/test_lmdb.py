@@ -1,4 +1,4 @@
-"""Databases of latents and embeddings: the published layout, resuming, and what goes wrong."""
+"""Databases of latents and embeddings: the published layout, resuming, and damage."""
 
 import os
 import random

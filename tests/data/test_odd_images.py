@@ -1,4 +1,4 @@
-"""Images and captions as they are found in the wild: each is read, or refused by its name."""
+"""Unusual images and captions: each is read, or refused by its name."""
 
 import io
 import os
@@ -37,7 +37,7 @@ FACE = draw_face(1, 40)
 
 
 def palette_with_alpha(path: Path) -> None:
-    """Three colours, of which the first is see-through and the last half so."""
+    """Write three colours: a transparent, an opaque and a half transparent one."""
     image = Image.new("P", (40, 40), 0)
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     image.paste(1, (10, 0, 20, 40))
@@ -90,7 +90,7 @@ def test_extreme_sizes_become_a_square_in_little_memory(tmp_path, size):
 
 
 def bomb(path: Path) -> None:
-    """A small PNG that says it is 60,000 pixels square."""
+    """Write a small PNG whose header states 60,000 x 60,000 pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return (
@@ -112,7 +112,7 @@ def cut_jpeg(path: Path) -> None:
 
 
 def postscript(path: Path) -> None:
-    """Pillow would hand it to Ghostscript, if that is installed."""
+    """Write an EPS, which Pillow would hand to Ghostscript."""
     FACE.save(path, "EPS")
 
 
@@ -215,7 +215,7 @@ def test_any_bytes_are_an_image_or_unreadable(tmp_path_factory, start, rest):
     mode=st.sampled_from(["RGB", "L", "RGBA", "1", "P", "LA"]),
 )
 def test_any_image_becomes_the_middle_square(width, height, size, mode):
-    """The picture is a slope from black to white along its longer side, so grey in the middle."""
+    """The picture fades from black to white along its longer side: its middle is grey."""
     slope = np.linspace(0, 255, max(width, height))
     pixels = np.tile(slope, (min(width, height), 1)).astype(np.uint8)
     image = Image.fromarray(pixels if width >= height else pixels.T).convert(mode)

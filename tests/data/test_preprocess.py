@@ -44,7 +44,7 @@ class Project:
         importlib.import_module(f"preprocess_scripts.{script}").main()
 
     def fails(self, capsys: pytest.CaptureFixture, script: str, *options: str) -> str:
-        """Run what must end as a user's mistake does; returns the one line that it says."""
+        """Run a command that must end as a user's mistake does; return its one line."""
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             self.run(script, *options)
@@ -304,7 +304,7 @@ def test_a_split_without_place_is_left_out_and_named(project, capsys):
 
 
 def same_database(a: Path, b: Path) -> bool:
-    """Byte for byte, keys and values, what they say of themselves included."""
+    """Return True if two databases have equal keys and values, `meta` included."""
     contents = []
     for path in (a, b):
         with lmdb.open(str(path), readonly=True, lock=False) as env, env.begin() as txn:
@@ -391,7 +391,7 @@ def test_processes_of_a_launcher_share_a_dataset(project, monkeypatch):
 
 
 def test_jpeg_draft_decodes_large_photos_small_and_is_recorded(project):
-    """A photo eight times as large is read at a quarter, which changes its pixels a little."""
+    """A photo of eight times the side is decoded at a quarter; its pixels differ a little."""
     folder = project.folder / "photos"
     folder.mkdir()
     for i in range(2):

@@ -1,4 +1,4 @@
-"""Transfers from a real server that fails in the ways that real ones do."""
+"""Downloads from a real server that fails in realistic ways."""
 
 import hashlib
 import io
