@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from diffusers.models import AutoencoderKL
+from diffusers import AutoencoderKL
 
 from benchmarks import timing
 from models.autoencoder import LDM_SCALE_FACTOR, Autoencoder
@@ -42,13 +42,12 @@ VARIANTS = {
 
 def sd_vae() -> AutoencoderKL:
     """Stable Diffusion's VAE at its full size, with random weights."""
-    vae: AutoencoderKL = AutoencoderKL(
+    return AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
     )
-    return vae
 
 
 def load(network: str) -> tuple[EDMPrecond, Autoencoder]:

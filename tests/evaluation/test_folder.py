@@ -119,7 +119,7 @@ def test_bad_input_gives_one_clear_line(config, faces, tmp_path, monkeypatch, ca
     cases = [
         (images, [tmp_path / "wide.npz"], "9 dimensions, the features 16"),
         (images, [tmp_path / "other.npz"], "features are from 'clip-0'"),
-        (images, [tmp_path / "big.npz"], "32x32 pixels, too small for metrics at 64"),
+        (images, [tmp_path / "big.npz"], "32x32 pixels, too small for"),
         (images, [ref, tmp_path / "big.npz"], "cannot be compared with both"),
         (images, [tmp_path / "none.npz"], "no such reference"),
         (single, [ref], "at least two images"),
