@@ -37,7 +37,7 @@ class Sample(NamedTuple):
 
     @property
     def file_name(self) -> str:
-        """The name with the file's suffix."""
+        """Return the name with the file's suffix."""
         return self.name + self.path.suffix
 
 

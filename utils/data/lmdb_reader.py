@@ -92,7 +92,7 @@ class LMDBReader:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that all samples take in memory."""
+        """Return the bytes that all samples take in memory."""
         return int(self.info.counts.sum() * np.prod(self.info.shape) * 4)
 
     def load(self) -> None:

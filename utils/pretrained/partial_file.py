@@ -15,7 +15,7 @@ from utils.base.locks import FileLock
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the bytes of a partial file come from."""
+    """The source of a partial file's bytes."""
 
     address: str  # SHA-256 of the URL, which may hold a password
     validator: str | None  # ETag or date that the server gave for the file
@@ -59,12 +59,12 @@ class PartialFile:
 
     @property
     def size(self) -> int:
-        """Bytes that have arrived."""
+        """Return the number of bytes that have arrived."""
         return os.fstat(self.file.fileno()).st_size
 
     @property
     def origin(self) -> Origin | None:
-        """Where the bytes come from, or None if that is not known."""
+        """Return the source of the bytes, or None if it is not known."""
         try:
             return Origin(**json.loads(self.about.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
