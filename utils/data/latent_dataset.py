@@ -91,7 +91,7 @@ class LatentDataset:
         first: int = 0,
         total: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Latents (B, C, H, W) and conditions (B, D) or None, float32 on the CPU.
+        """Read latents (B, C, H, W) and conditions (B, D) or None, float32 on the CPU.
 
         Conditions are one-hot labels, embeddings, or the embeddings after the labels.
         `indices`: (B,) integers. Where a sample has several embeddings one is drawn with
