@@ -1,14 +1,14 @@
-"""Fetch published weights and statistics into the places where the configs look for them.
+"""Download published weights and statistics into the places where the configs look for them.
 
-What there is:            python download_assets.py --list
+List of files:            python download_assets.py --list
 One file:                 python download_assets.py --name vae
 Into another folder:      python download_assets.py --name imagenet256 --dest ../fid_stats
 From a mirror:            python download_assets.py --name clip --url https://mirror/ViT-B-32.pt
 All that a config lacks:  python download_assets.py --all-needed \\
                               --config configs/main_config/train/celeb_t2f_gaus1.2.yaml
 
-A transfer that broke off goes on where it stopped, in the same run or the next. Nothing unfinished
-gets the file's name; size and checksum are compared where they are known. Proxies are taken from
+A transfer that broke off goes on where it stopped, in the same run or the next. An unfinished file
+never gets its final name. Size and checksum are compared if they are known. Proxies are read from
 the environment (HTTPS_PROXY, NO_PROXY).
 """
 
@@ -25,42 +25,48 @@ from utils.pretrained.downloads import Patience
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--name",
         action="append",
         metavar="NAME",
-        help=f"what to fetch, may be given more than once: {', '.join(a.name for a in ASSETS)}",
+        help=f"file to fetch, may be given more than once: {', '.join(a.name for a in ASSETS)}",
     )
     what.add_argument(
-        "--list", action="store_true", help="say what there is, where, and from where"
+        "--list", action="store_true", help="list all files, their places and their addresses"
     )
     what.add_argument(
         "--all-needed",
         "--all_needed",
         action="store_true",
-        help="fetch what --config names and is not there",
+        help="fetch all files that --config names and that are missing",
     )
     parser.add_argument(
-        "--dest", type=Path, help="folder to put it into; None = where the configs look"
+        "--dest", type=Path, help="folder to put the file into; None = where the configs look"
     )
     parser.add_argument(
         "--url",
-        help="address to use instead of the published ones: of the file, of a zip or tar with it, "
-        "or, with / at the end, of a folder with it",
+        help="address to use instead of the listed ones: of the file, of a zip or tar with it, or, "
+        "with / at the end, of a folder with it",
     )
     add = parser.add_argument
     patience = Patience()
-    add("--retries", type=int, default=patience.attempts, help="tries that bring nothing new")
-    add("--backoff", type=float, default=patience.backoff, help="wait before the second try, s")
-    add("--timeout", type=float, default=patience.timeout, help="wait for an answer or a byte, s")
+    add("--retries", type=int, default=patience.attempts, help="tries in a row that bring no bytes")
+    add("--backoff", type=float, default=patience.backoff, help="seconds before the second try")
+    add(
+        "--timeout",
+        type=float,
+        default=patience.timeout,
+        help="seconds to wait for an answer or a byte",
+    )
     add_config_arguments(parser)
     return parser.parse_intermixed_args()
 
 
 def describe(asset: Asset) -> str:
-    """A few lines for --list."""
+    """Return the lines of an asset for --list."""
     names = ", ".join((asset.name, *asset.aliases))
     state = "there" if asset.file.is_file() else "not there"
     return "\n  ".join((f"{names}: {asset.about}", f"{asset.file} ({state})", *asset.urls))
@@ -68,6 +74,7 @@ def describe(asset: Asset) -> str:
 
 @one_line_errors
 def main() -> None:
+    """Fetch the files that the command line asks for; report all failures at the end."""
     args = parse_args()
     if args.list:
         print("\n".join(describe(asset) for asset in ASSETS))
@@ -82,9 +89,9 @@ def main() -> None:
         needs = needed_by(load_config(args.config, args.overrides))
         todo, hub = needs.files, needs.hub
         for key, source in needs.unknown:
-            note(f"{key}: {source} is not there, and is no published file that could be fetched")
+            note(f"{key}: {source} is not there, and is no file that can be fetched")
         if not (todo or hub or needs.unknown):
-            print(f"{args.config}: nothing is missing that could be fetched")
+            print(f"{args.config}: nothing is missing that can be fetched")
     else:
         if unknown := [name for name in args.name if name not in BY_NAME]:
             known = ", ".join(asset.name for asset in ASSETS)

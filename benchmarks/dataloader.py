@@ -1,10 +1,10 @@
-"""Training batches a second: ours beside per-sample reads through a torch DataLoader with workers.
+"""Rates of reading training data: ours beside a torch DataLoader that reads sample by sample.
 
     python benchmarks/dataloader.py --out docs/benchmarks/dataloader.json
 
-Both deliver shuffled batches of latents and perturbed conditions, some of them dropped, on the CPU
-as the device. The plain way reads sample after sample and perturbs it with NumPy; ours is what
-train_latent_t2f.py does. Databases are synthetic. Each variant is started anew for its turn,
+Both yield shuffled batches of latents and perturbed conditions, some of them dropped, on the CPU.
+The plain reader reads one sample after the other and perturbs it with NumPy. Ours is the code of
+train_latent_t2f.py. The databases hold random numbers. Each variant is started anew for its turn,
 so that none reads ahead while another is timed.
 """
 
@@ -38,36 +38,37 @@ from utils.data.latent_dataset import LatentDataset
 from utils.data.lmdb_writer import LMDBWriter
 from utils.training.batches import DataOrder, make_condition, training_batches
 
-DIM, EMBEDDINGS, SCALE, DROPOUT = 512, 1, 1.2, 0.1  # so many embeddings of an image
+DIM, EMBEDDINGS, SCALE, DROPOUT = 512, 1, 1.2, 0.1  # EMBEDDINGS of each image
 CHUNK = 1000  # samples written at once
 CONFIG = {
     "model": {"num_classes": DIM, "class_dropout_prob": DROPOUT},
     "train": {"perturbation": SCALE},
 }
-Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor | None]]
 
 
 class PlainDataset(Dataset):
-    """A sample at a time from the two databases, as published code reads them."""
+    """A reader of single samples from the two databases, like that of the published code."""
 
     def __init__(self, folder: Path, length: int, side: int) -> None:
-        self.folder, self.length, self.side, self.opened = folder, length, side, None
+        self.folder, self.length, self.side = folder, length, side
+        self.opened: list[lmdb.Environment] = []
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        if self.opened is None:  # in each worker
+        if not self.opened:  # each worker opens them anew
             self.opened = [
                 lmdb.open(str(self.folder / name), readonly=True, lock=False, readahead=False)
                 for name in ("z", "y")
             ]
         latents, embeddings = self.opened
         with latents.begin() as transaction:
-            z = np.frombuffer(transaction.get(f"z-{index}".encode()), np.float32)
+            z = np.frombuffer(transaction.get(f"z-{index}".encode(), b""), np.float32)
         with embeddings.begin() as transaction:
             key = f"y-{index}-{random.randrange(EMBEDDINGS)}"
-            y = np.frombuffer(transaction.get(key.encode()), np.float32)
+            y = np.frombuffer(transaction.get(key.encode(), b""), np.float32)
         noise = np.random.randn(DIM).astype(np.float32)
         y = y / np.linalg.norm(y) + np.random.randn() * SCALE * noise / np.linalg.norm(noise)
         y = y / np.linalg.norm(y) * (np.random.rand() >= DROPOUT)
@@ -75,6 +76,7 @@ class PlainDataset(Dataset):
 
 
 def plain_batches(folder: Path, length: int, side: int, workers: int, batch: int) -> Batches:
+    """Yield batches of a DataLoader with worker processes, without end."""
     loader = DataLoader(
         PlainDataset(folder, length, side),
         batch,
@@ -90,6 +92,7 @@ def plain_batches(folder: Path, length: int, side: int, workers: int, batch: int
 def our_batches(
     folder: Path, in_memory: bool, perturbed: bool, threads: int, batch: int
 ) -> Batches:
+    """Yield batches of this project's reader, without end."""
     config, draws = config_from_dict(CONFIG, "benchmark"), BatchDraws(torch.Generator())
     data = LatentDataset(folder / "z", folder / "y", in_memory=in_memory)
     order = DataOrder(data.length, seed=0)
@@ -98,7 +101,7 @@ def our_batches(
 
 
 def make_database(folder: Path, length: int, side: int, kind: str) -> None:
-    """Random latents ('sample'), or their 'moments', and embeddings."""
+    """Write random latents, as `kind` 'sample' or 'moments', and random embeddings."""
     rng, channels = np.random.default_rng(0), 8 if kind == "moments" else 4
     latents = rng.standard_normal((CHUNK, channels, side, side), np.float32)
     embeddings = rng.standard_normal((CHUNK, EMBEDDINGS, DIM), np.float32)
@@ -114,9 +117,9 @@ def make_database(folder: Path, length: int, side: int, kind: str) -> None:
 def sustained(
     batches: Callable[[int], Batches], batch: int, fewest: int, seconds: float
 ) -> Callable[[], tuple[float, float]]:
-    """Work that reads batches for so long and returns samples/s, and CPU seconds of 1,000 samples.
+    """Return work that reads for `seconds`: its result is samples/s, and CPU seconds per 1,000.
 
-    What was read ahead before the clock starts is a few batches, of `fewest` at least.
+    It reads at least `fewest` batches, so that the few that were read ahead before do not matter.
     """
     stream = batches(batch)
 
@@ -131,14 +134,14 @@ def sustained(
 
 
 def cpu_seconds() -> float:
-    """Of this process, its threads, and its running children."""
+    """Return the CPU time of this process, its threads and its running children."""
     own = psutil.Process(os.getpid())
     times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
     return sum(t.user + t.system for t in times)
 
 
 def measure(folder: Path, length: int, args: argparse.Namespace) -> list[dict]:
-    """A row for each variant, from databases of so many images made in `folder`."""
+    """Make databases of `length` images in `folder`; return a row for each variant."""
     plain, moments = folder / "sample", folder / "moments"
     make_database(plain, length, args.side, "sample")
     variants = {
@@ -157,13 +160,13 @@ def measure(folder: Path, length: int, args: argparse.Namespace) -> list[dict]:
         name: partial(sustained, batches, args.batch, args.batches, args.seconds)
         for name, batches in variants.items()
     }
-    figures = {name: [] for name in setups}
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in setups}
     for _ in range(args.repeats):
         for name, timing in compare(setups, repeats=1, rounds=1).items():
-            figures[name].append(timing.result)
+            results[name].append(timing.result)
     medians = {
-        name: [statistics.median(values) for values in zip(*results, strict=True)]
-        for name, results in figures.items()
+        name: [statistics.median(values) for values in zip(*pairs, strict=True)]
+        for name, pairs in results.items()
     }
     best = max(rate for name, (rate, _) in medians.items() if name.startswith("plain"))
     return [
@@ -180,25 +183,29 @@ def measure(folder: Path, length: int, args: argparse.Namespace) -> list[dict]:
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--lengths", default="1000,10000,100000", help="images in the database")
-    parser.add_argument("--side", type=int, default=32, help="of the latents")
+    parser.add_argument("--side", type=int, default=32, help="height and width of the latents")
     parser.add_argument(
-        "--moments", action="store_true", help="fresh latents of stored moments too"
+        "--moments", action="store_true", help="also measure latents drawn from stored moments"
     )
     parser.add_argument("--batch", type=int, default=128, help="images in a batch")
-    parser.add_argument("--batches", type=int, default=200, help="the fewest timed at once")
-    parser.add_argument("--seconds", type=float, default=2, help="the shortest time at once")
-    parser.add_argument("--workers", default="0,2", help="of the plain DataLoader")
-    parser.add_argument("--title", default="Reading training data", help="of the table")
+    parser.add_argument("--batches", type=int, default=200, help="batches timed at once, at least")
+    parser.add_argument("--seconds", type=float, default=2, help="seconds timed at once, at least")
+    parser.add_argument(
+        "--workers", default="0,2", help="numbers of worker processes of the plain DataLoader"
+    )
+    parser.add_argument("--title", default="Reading training data", help="title of the table")
     add_arguments(parser)
     return parser.parse_args()
 
 
 def main() -> None:
+    """Measure databases of all lengths, and report one table."""
     args = parse_args()
     start(args)
-    torch.set_num_threads(1)  # for each process: the cores are for workers and reading threads
+    torch.set_num_threads(1)  # in each process: workers and reading threads need the cores
     rows = []
     for length in map(int, args.lengths.split(",")):
         with tempfile.TemporaryDirectory() as temporary:
@@ -207,8 +214,8 @@ def main() -> None:
         f"Batches of {args.batch} on {args.threads} cores, one thread for tensors in each process. "
         "CPU seconds are those of all cores together.",
         "The database lies in the page cache, so this is the cost of the code, not of a disk.",
-        "'Not perturbed' is what is left for the processor where a GPU perturbs; the plain readers "
-        "perturb on the processor always. 2 threads: train.num_workers=2.",
+        "'Not perturbed' is the processor's part if a GPU perturbs; the plain readers perturb on "
+        "the processor always. 2 threads: train.num_workers=2.",
     ]
     if args.moments:
         notes.append("'Fresh latents' draws them from stored moments in every epoch.")

@@ -1,11 +1,11 @@
-"""Preprocessing: embeddings, latents and decoded images a second, against one by one in float32.
+"""Rates of preprocessing, in images a second: ours beside one image after the other in float32.
 
     python benchmarks/preprocess.py                    # full-size encoders with random weights
     python benchmarks/preprocess.py --only memory      # the demo's encoders, 1,000 to 10,000 images
 
-Images are those of the demo, enlarged to JPEGs of 512x512, and every rate includes reading them.
-The baseline is what a plain script does: decode one image, run the library's network on it in
-float32. Deviations are from the baseline's results.
+The images are those of the demo, enlarged to JPEGs of 512x512. Every rate includes reading them.
+The baseline does the work of a plain script: decode one image, then run the library's network on it
+in float32. Deviations are from the baseline's results.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -46,11 +46,11 @@ HALF = torch.bfloat16
 
 
 def make_jpegs(source: Path, folder: Path, count: int) -> list[Path]:
-    """The first images of `source`, enlarged."""
+    """Write the first `count` images of `source` enlarged to 512x512; return their paths."""
     if not source.is_dir():
         raise UserError(f"{source} is not there; make the faces: python demo/make_faces.py")
     paths = []
-    for i, path in enumerate(list_images(source)[:count]):
+    for i, (_, path) in enumerate(list_images(source)[:count]):
         paths.append(folder / f"{i}.jpg")
         large = Image.open(path).convert("RGB").resize((512, 512), Image.Resampling.BICUBIC)
         large.save(paths[-1], quality=90)
@@ -58,23 +58,23 @@ def make_jpegs(source: Path, folder: Path, count: int) -> list[Path]:
 
 
 def cosine_deviation(a: torch.Tensor, b: torch.Tensor) -> str:
-    """Largest 1 - cosine of rows."""
+    """Return the largest 1 - cosine between the rows of (N, D) and (N, D)."""
     return f"1 − cosine ≤ {(1 - torch.cosine_similarity(a.double(), b.double())).max():.1g}"
 
 
 def relative_deviation(a: torch.Tensor, b: torch.Tensor) -> str:
-    """Root mean square of the difference, relative to that of the second."""
+    """Return the root mean square of `a` - `b`, relative to that of `b`."""
     return f"{100 * (a - b).square().mean().sqrt() / b.square().mean().sqrt():.2g} % (rms)"
 
 
 def rows_of(
-    variants: dict[str, timing.Work],
+    variants: Mapping[str, timing.Work],
     count: int,
     unit: str,
     deviation: Callable[[torch.Tensor, torch.Tensor], str] | None,
     repeats: int,
 ) -> list[dict]:
-    """Times the variants, the first of which is the baseline."""
+    """Time variants that each do `count` units, the first being the baseline; return a row each."""
     timings = timing.interleaved(variants, repeats)
     baseline = next(iter(timings.values()))
     rows = []
@@ -90,8 +90,8 @@ def rows_of(
     return rows
 
 
-def clip_encoders() -> tuple[torch.nn.Module, dict[torch.dtype, ClipEncoder]]:
-    """A plain ViT-B/32 with random weights, and ours with the same ones."""
+def clip_encoders() -> tuple[open_clip.CLIP, dict[torch.dtype, ClipEncoder]]:
+    """Return the library's ViT-B/32 with random weights, and ours with equal weights."""
     torch.manual_seed(0)
     plain = open_clip.create_model("ViT-B-32").eval().requires_grad_(False).to(DEVICE)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
@@ -104,6 +104,7 @@ def clip_encoders() -> tuple[torch.nn.Module, dict[torch.dtype, ClipEncoder]]:
 
 @torch.inference_mode()
 def images_with_clip(paths: list[Path], repeats: int) -> list[dict]:
+    """Time the embedding of images."""
     plain, ours = clip_encoders()
     to_tensor = transforms.Compose(
         [
@@ -123,7 +124,7 @@ def images_with_clip(paths: list[Path], repeats: int) -> list[dict]:
     def batched(clip: ClipEncoder) -> torch.Tensor:
         return torch.cat([clip.encode_images(batch) for batch in iterate_batches(paths, SIZE, 64)])
 
-    variants = {
+    variants: dict[str, timing.Work] = {
         "one by one, float32": one_by_one,
         "batches of 64, float32": partial(batched, ours[torch.float32]),
         "batches of 64, bf16": partial(batched, ours[HALF]),
@@ -133,13 +134,14 @@ def images_with_clip(paths: list[Path], repeats: int) -> list[dict]:
 
 @torch.inference_mode()
 def captions_with_clip(texts: list[str], repeats: int) -> list[dict]:
+    """Time the embedding of captions."""
     plain, ours = clip_encoders()
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
 
     def one_by_one() -> torch.Tensor:
         return torch.cat([plain.encode_text(tokenizer([t]).to(DEVICE)).cpu() for t in texts])
 
-    variants = {
+    variants: dict[str, timing.Work] = {
         "one by one, float32": one_by_one,
         "sorted batches of 64, float32": lambda: ours[torch.float32].encode_texts(texts),
         "sorted batches of 64, bf16": lambda: ours[HALF].encode_texts(texts),
@@ -149,8 +151,10 @@ def captions_with_clip(texts: list[str], repeats: int) -> list[dict]:
 
 @torch.inference_mode()
 def latents(paths: list[Path], repeats: int) -> list[dict]:
+    """Time the encoding of images into latents."""
     torch.manual_seed(0)
-    plain = sd_vae().eval().requires_grad_(False).to(DEVICE)
+    plain = sd_vae().eval().requires_grad_(False)
+    torch.nn.Module.to(plain, DEVICE)  # the library's own `.to` has no types
     ours = {
         dtype: Autoencoder(copy.deepcopy(plain), LDM_SCALE_FACTOR, DEVICE, dtype)
         for dtype in (torch.float32, HALF)
@@ -170,7 +174,7 @@ def latents(paths: list[Path], repeats: int) -> list[dict]:
             [vae.mean_latents(vae.encode_moments(b.float() / 127.5 - 1)).cpu() for b in batches]
         )
 
-    variants = {
+    variants: dict[str, timing.Work] = {
         "one by one, float32": one_by_one,
         "batches of 8, float32": partial(batched, ours[torch.float32]),
         "batches of 8, bf16": partial(batched, ours[HALF]),
@@ -179,7 +183,7 @@ def latents(paths: list[Path], repeats: int) -> list[dict]:
 
 
 def decoding(paths: list[Path], repeats: int) -> list[dict]:
-    """Read, decode and crop alone; processes hand their pixels over."""
+    """Time reading, decoding and cropping alone; processes include the transfer of pixels."""
 
     def threads(count: int, draft: bool = False) -> None:
         assert sum(map(len, iterate_batches(paths, SIZE, 64, count, draft=draft))) == len(paths)
@@ -191,7 +195,7 @@ def decoding(paths: list[Path], repeats: int) -> list[dict]:
             while batch := list(itertools.islice(arrays, 64)):
                 torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()
 
-        variants = {
+        variants: dict[str, timing.Work] = {
             "one thread": partial(threads, 1),
             "two threads": partial(threads, 2),
             "two processes": processes,
@@ -201,8 +205,8 @@ def decoding(paths: list[Path], repeats: int) -> list[dict]:
 
 
 def memory(source: Path) -> list[dict]:
-    """Peak memory of create_latentspace_lmdb.py --with_clip, a process each."""
-    names = [path.stem for path in list_images(source)]
+    """Measure the peak memory of create_latentspace_lmdb.py --with_clip, each in a new process."""
+    names = [name for name, _ in list_images(source)]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for count in (1000, 10_000):
@@ -221,11 +225,14 @@ def memory(source: Path) -> list[dict]:
 
 @one_line_errors
 def main() -> None:
+    """Measure the tables that are asked for, and report them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     timing.add_arguments(parser)
     tables = ("clip", "captions", "vae", "decoding", "memory")
-    parser.add_argument("--only", choices=tables, help="one of the tables; None = all")
-    parser.add_argument("--data", type=Path, default=Path("data/demo"), help="from make_faces.py")
+    parser.add_argument("--only", choices=tables, help="table to measure; None = all")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/demo"), help="folder that make_faces.py wrote"
+    )
     args = parser.parse_args()
     timing.start(args)
     wanted = [args.only] if args.only else tables
@@ -233,9 +240,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths = make_jpegs(args.data / "test" / "images", Path(folder), 256)
         images = list_images(args.data / "test" / "images")[:40]
-        lines = load_captions(
-            images, args.data / "test" / "images", args.data / "test" / "captions", all_images=False
-        )
+        lines = load_captions(images, args.data / "test" / "captions", all_images=False)
         texts = [text for captions in lines for text in captions][:128]
         for name in wanted:
             found[name] = {

@@ -93,7 +93,7 @@ def load_faces(folder: Path, limit: int | None = None) -> tuple[Tensor, list[dic
     if not index.exists():
         raise UserError(f"{index} is not there; make the faces: python demo/make_faces.py")
     records = [json.loads(line) for line in index.read_text().splitlines()][:limit]
-    paths = list_images(folder / "images")[: len(records)]
+    paths = [path for _, path in list_images(folder / "images")[: len(records)]]
     return torch.cat(list(iterate_batches(paths, 128, CHUNK))), records
 
 

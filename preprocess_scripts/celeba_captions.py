@@ -1,10 +1,10 @@
-"""Write captions for CelebAMask-HQ from its attributes: ten sentences a face, `text/N.txt`.
+"""Write captions for CelebAMask-HQ from its attributes: ten sentences for each face, `text/N.txt`.
 
 python preprocess_scripts/celeba_captions.py --attributes CelebAMask-HQ-attribute-anno.txt
 
-The captions of MM-CelebA-HQ were made likewise, and are no longer hosted; these are other words
-from the same attributes. A face's captions depend on its name and attributes alone. CelebA's own
-list_attr_celeba.txt has the same form and works too.
+MM-CelebA-HQ's captions were also made from these attributes, but are no longer hosted. The
+sentences written here are different ones. A face's captions depend on its name and attributes
+alone. CelebA's own list_attr_celeba.txt has the same form and works too.
 """
 
 import argparse
@@ -21,20 +21,23 @@ from utils.data.celeba_captions import make_captions, read_attributes
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--attributes",
         type=Path,
         default=Path("data/mmceleb/CelebAMask-HQ-attribute-anno.txt"),
-        help="the annotation file",
+        help="annotation file",
     )
-    parser.add_argument("--out", type=Path, default=Path("data/mmceleb/text"), help="folder")
-    parser.add_argument("--num_captions", type=int, default=10, help="sentences a face")
+    parser.add_argument(
+        "--out", type=Path, default=Path("data/mmceleb/text"), help="folder to write"
+    )
+    parser.add_argument("--num_captions", type=int, default=10, help="sentences for each face")
     return parser.parse_args()
 
 
 def write_captions(file: Path, captions: list[str]) -> None:
-    """Write one caption a line; raises a UserError rather than replace other captions."""
+    """Write one caption a line; raise a UserError if the file holds other captions."""
     text = "".join(f"{caption}\n" for caption in captions)
     if file.exists():
         if file.read_text(encoding="utf-8") != text:
@@ -47,6 +50,7 @@ def write_captions(file: Path, captions: list[str]) -> None:
 
 @one_line_errors
 def main() -> None:
+    """Write the captions of each face into a file of its own."""
     args = parse_args()
     if args.num_captions < 1:
         raise UserError(f"--num_captions: should be at least 1, is {args.num_captions}")

@@ -1,4 +1,4 @@
-"""Embed images with CLIP, straight into feature databases (LMDB): the training condition.
+"""Embed images with CLIP into feature databases (LMDB): the condition of language-free training.
 
 The demo:          python preprocess_scripts/clip_encode_img.py
 Your config:       python preprocess_scripts/clip_encode_img.py --config X.yaml
@@ -6,9 +6,9 @@ One folder:        python preprocess_scripts/clip_encode_img.py --images photos 
 Four GPUs:         python preprocess_scripts/clip_encode_img.py --num_process_per_node 4
 A part of eight:   python preprocess_scripts/clip_encode_img.py --num_shards 8 --shard 2
 
-Beside the embeddings it writes their mean, image_mean.npy, which `encoders.image_mean` may name: it
-moves captions among images when faces are drawn. A run that was cut off goes on where it stopped
-when it is started again.
+Beside the embeddings, the script writes their mean, image_mean.npy. `encoders.image_mean` may name
+that file: sampling then moves the embeddings of captions towards those of images. If a run is cut
+off, start it again: it goes on where it stopped.
 """
 
 import sys
@@ -22,25 +22,26 @@ from utils.config.load import load_config
 from utils.data.embeddings import write_image_mean
 from utils.data.fill_databases import fill, image_embeddings, read_images
 from utils.data.preprocess_jobs import (
-    find_images,
     find_jobs,
     load_clip_that_fits,
     make_parser,
     shard_of,
 )
+from utils.data.split_images import find_images
 
 
 @one_line_errors
 def main() -> None:
+    """Embed the images of each split, then write the mean of the embeddings."""
     args = make_parser(__doc__, "clip_img", batch_size=64).parse_intermixed_args()
     config = load_config(args.config, args.overrides)
     shard = shard_of(args)
-    todo = [(job, *find_images(job, args)) for job in find_jobs(args, config, "clip_img")]
+    todo = [(job, find_images(job, args)) for job in find_jobs(args, config, "clip_img")]
     clip = load_clip_that_fits(config, args.device)
-    for job, paths, names in todo:
+    for job, samples in todo:
         target = image_embeddings(job.out, clip, config, args)
-        read = partial(read_images, paths, config, args)
-        if fill(job, names, [target], read, shard):
+        read = partial(read_images, [sample.path for sample in samples], config, args)
+        if fill(job, [sample.name for sample in samples], [target], read, shard):
             write_image_mean(job.out)
 
 

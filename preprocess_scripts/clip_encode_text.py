@@ -1,4 +1,4 @@
-"""Embed captions with CLIP, straight into feature databases (LMDB).
+"""Embed captions with CLIP into feature databases (LMDB).
 
 The demo:          python preprocess_scripts/clip_encode_text.py
 Your config:       python preprocess_scripts/clip_encode_text.py --config X.yaml
@@ -7,8 +7,8 @@ One folder:        python preprocess_scripts/clip_encode_text.py --images photos
 A part of eight:   python preprocess_scripts/clip_encode_text.py --num_shards 8 --shard 2
 
 The captions of photos/a/1.png are the lines of texts/a/1.txt. Language-free training needs none
-of the training captions; evaluation needs those of the test split. A run that was cut off goes on
-where it stopped when it is started again.
+of the training captions; evaluation needs those of the test split. If a run is cut off, start it
+again: it goes on where it stopped.
 """
 
 import hashlib
@@ -25,25 +25,26 @@ from utils.config.load import load_config
 from utils.data.captions import load_captions
 from utils.data.fill_databases import Target, fill
 from utils.data.preprocess_jobs import (
-    find_images,
     find_jobs,
     load_clip_that_fits,
     make_parser,
     shard_of,
 )
+from utils.data.split_images import find_images
 
 
 @one_line_errors
 def main() -> None:
+    """Embed the captions of each split."""
     args = make_parser(__doc__, "clip_txt", batch_size=64).parse_intermixed_args()
     config = load_config(args.config, args.overrides)
     shard = shard_of(args)
     todo = []
     for job in find_jobs(args, config, "clip_txt"):
-        paths, names = find_images(job, args)
-        all_images = job.names is None
-        captions = load_captions(paths, job.images, job.captions, all_images=all_images)
-        todo.append((job, names, captions))
+        samples = find_images(job, args)
+        assert job.captions is not None  # find_jobs has raised otherwise
+        captions = load_captions(samples, job.captions, all_images=job.names is None)
+        todo.append((job, [sample.name for sample in samples], captions))
     clip = load_clip_that_fits(config, args.device)
     for job, names, captions in todo:
         texts = [text for lines in captions for text in lines]

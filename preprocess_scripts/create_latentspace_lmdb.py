@@ -3,12 +3,12 @@
 The demo:          python preprocess_scripts/create_latentspace_lmdb.py
 Your config:       python preprocess_scripts/create_latentspace_lmdb.py --config X.yaml
 One folder:        python preprocess_scripts/create_latentspace_lmdb.py --images photos --out z
-In the same pass the images' CLIP embeddings, as clip_encode_img.py makes them:
-                   python preprocess_scripts/create_latentspace_lmdb.py --with_clip
+With embeddings:   python preprocess_scripts/create_latentspace_lmdb.py --with_clip
 Four GPUs:         python preprocess_scripts/create_latentspace_lmdb.py --num_process_per_node 4
 A part of eight:   python preprocess_scripts/create_latentspace_lmdb.py --num_shards 8 --shard 2
 
-A run that was cut off goes on where it stopped when it is started again.
+`--with_clip` also writes the CLIP embeddings that clip_encode_img.py makes, in one pass over the
+images. If a run is cut off, start it again: it goes on where it stopped.
 """
 
 import argparse
@@ -32,42 +32,44 @@ from utils.data.preprocess_jobs import (
     KEYS,
     Job,
     config_value,
-    find_images,
     find_jobs,
     load_clip_that_fits,
     make_parser,
     shard_of,
 )
+from utils.data.split_images import find_images
 from utils.pretrained.encoders import load_config_autoencoder
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = make_parser(__doc__, "z", batch_size=16)
     parser.add_argument(
         "--store",
         choices=["mean", "sample", "moments"],
         default="mean",
-        help="of an image's latent distribution: its mean; one sample, always the same for an "
-        "image's index; or mean and log-variance, from which training draws anew each time",
+        help="what to keep of an image's latent distribution: its mean; one sample, which depends "
+        "on the image's index alone; or mean and log-variance, from which training draws anew in "
+        "every epoch",
     )
     parser.add_argument(
         "--with_clip",
         action="store_true",
-        help="fill the databases of image embeddings too, from the same decoded images",
+        help="also fill the databases of image embeddings, from the same decoded images",
     )
     parser.add_argument(
         "--xflip",
         action="store_true",
-        help="fill a database of the mirrored images' latents too, beside the other: z_xflip",
+        help="also write the latents of the mirrored images, to z_xflip beside the database",
     )
     return parser.parse_intermixed_args()
 
 
 def latents(vae: Autoencoder, images: torch.Tensor, store: str, first: int) -> torch.Tensor:
-    """What is stored of (B, 3, H, W) uint8 images, the first of which has index `first`.
+    """Encode (B, 3, H, W) uint8 images, the first of which has index `first`.
 
-    Returns (B, C, h, w) scaled latents, or for moments (B, 2C, h, w): mean and log-variance of the
-    scaled latents.
+    Returns (B, C, h, w) scaled latents: means or samples. For `store` 'moments', returns
+    (B, 2C, h, w): mean and log-variance of the scaled latents.
     """
     moments = vae.encode_moments(images.float() / 127.5 - 1)
     if store == "sample":
@@ -82,7 +84,7 @@ def latents(vae: Autoencoder, images: torch.Tensor, store: str, first: int) -> t
 
 
 def check_size(config: Config, vae: Autoencoder) -> None:
-    """Images of `data.resolution` must give latents of `model.in_size`."""
+    """Raise a UserError unless images of `data.resolution` give latents of `model.in_size`."""
     if config.data.resolution != config.model.in_size * vae.downsample:
         raise UserError(
             f"data.resolution is {config.data.resolution} pixels, but latents of model.in_size "
@@ -93,12 +95,13 @@ def check_size(config: Config, vae: Autoencoder) -> None:
 
 @one_line_errors
 def main() -> None:
+    """Encode the images of each split into its databases."""
     args = parse_args()
     config = load_config(args.config, args.overrides)
     shard = shard_of(args)
     jobs = find_jobs(args, config, "z")
     embeddings = [embeddings_of(job, config) if args.with_clip else None for job in jobs]
-    todo = [(job, *find_images(job, args)) for job in jobs]
+    todo = [(job, find_images(job, args)) for job in jobs]
     vae = load_config_autoencoder(config, args.device)
     check_size(config, vae)
     clip = load_clip_that_fits(config, args.device) if args.with_clip else None
@@ -115,20 +118,24 @@ def main() -> None:
     def encode_mirrored(images: torch.Tensor, first: int) -> np.ndarray:
         return encode(images.flip(3), first)
 
-    for (job, paths, names), clip_img in zip(todo, embeddings, strict=True):
+    for (job, samples), clip_img in zip(todo, embeddings, strict=True):
         targets = [Target(job.out, "z", meta, encode)]
         if args.xflip:
             mirrored = job.out.with_name(f"{job.out.name}_xflip")
             targets.append(Target(mirrored, "z", meta | {"xflip": True}, encode_mirrored))
-        if clip_img:
+        if clip is not None and clip_img is not None:
             targets.append(image_embeddings(clip_img, clip, config, args))
-        read = partial(read_images, paths, config, args)
-        if fill(job, names, targets, read, shard) and clip_img:
+        names = [sample.name for sample in samples]
+        read = partial(read_images, [sample.path for sample in samples], config, args)
+        if fill(job, names, targets, read, shard) and clip_img is not None:
             write_image_mean(clip_img)
 
 
 def embeddings_of(job: Job, config: Config) -> Path:
-    """Where `--with_clip` writes: what the config names, or clip_img beside a given `--out`."""
+    """Return the database that `--with_clip` fills: the config's, or clip_img beside `--out`.
+
+    Raises a UserError if the config names none.
+    """
     if job.is_given:
         return job.out.with_name("clip_img")
     key = KEYS[job.split]["clip_img"]

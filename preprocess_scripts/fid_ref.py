@@ -34,7 +34,8 @@ from utils.base.progress import progress
 from utils.config.load import load_config
 from utils.data.image_batches import NpzImages, image_batches
 from utils.data.lmdb_layout import names_hash
-from utils.data.preprocess_jobs import advise_skip_bad, find_images, find_jobs, make_parser
+from utils.data.preprocess_jobs import find_jobs, make_parser
+from utils.data.split_images import advise_skip_bad, find_images
 from utils.evaluation.feature_networks import FeatureNetwork, load_feature_network
 from utils.evaluation.feature_store import FeatureBlocks
 from utils.evaluation.image_set import ImageSet
@@ -91,9 +92,10 @@ def main() -> None:
         source, size = NpzImages(job.images), None
         side, identity = source.side, source.checksum
     else:
-        source, names = find_images(job, args)
+        samples = find_images(job, args)
+        source = [sample.path for sample in samples]
         size = None if args.no_crop else config.data.resolution
-        side, identity = size or 0, names_hash(names)
+        side, identity = size or 0, names_hash(sample.name for sample in samples)
     network = load_feature_network(config, args.device)
     about = {"n": len(source), "network": network.name, "resolution": side, "source": identity}
     statistics = None  # of more images than are here, as in ADM's reference batches

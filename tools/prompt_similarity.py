@@ -39,7 +39,7 @@ def find_pictures(folder: Path, prompts: Sequence[str] | None) -> Pictures:
     images or mixtures have no sentence of their own and are left out, and this is said.
     Raises UserError if a picture's prompt cannot be found, or there is no picture.
     """
-    paths = [path for path in list_images(folder) if path.name != GRID]
+    paths = [path for _, path in list_images(folder) if path.name != GRID]
     if prompts is not None:
         found = [prompts[prompt_number(path, folder, len(prompts))] for path in paths]
         return Pictures(folder, paths, found)

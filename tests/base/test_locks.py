@@ -1,4 +1,4 @@
-"""The lock of a folder that one process at a time may write to."""
+"""Files that one process at a time may hold, and the lock of a folder."""
 
 import errno
 import fcntl
@@ -7,18 +7,28 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 from utils.base.errors import UserError
-from utils.base.locks import LOCK_NAME, FolderLock, writer_of
+from utils.base.locks import LOCK_NAME, FileLock, FolderLock, writer_of
 
 HOLD = (
     "import sys; from pathlib import Path; from utils.base.locks import FolderLock\n"
     "lock = FolderLock(Path(sys.argv[1]), 'database')\n"
     "print('held', flush=True); sys.stdin.read()\n"
+)
+# Fails if another process is inside at the same time.
+TAKE_TURNS = (
+    "import sys; from pathlib import Path; from utils.base.locks import FileLock\n"
+    "folder = Path(sys.argv[1])\n"
+    "for _ in range(200):\n"
+    "    with FileLock(folder / 'x.lock', busy=None):\n"
+    "        (folder / 'inside').mkdir()\n"
+    "        (folder / 'inside').rmdir()\n"
 )
 
 
@@ -56,6 +66,23 @@ def test_a_released_lock_leaves_nothing_behind(tmp_path, capsys):
             assert writer_of(tmp_path)
         assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err == ""
+
+
+def test_a_lock_that_waits_is_had_when_its_owner_ends(tmp_path, holder):
+    killer = threading.Timer(0.5, holder.kill)
+    killer.start()
+    with FileLock(tmp_path / LOCK_NAME, busy=None):
+        assert holder.wait() != 0
+        assert f"process {os.getpid()} " in writer_of(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_that_wait_for_one_lock_hold_it_one_after_the_other(tmp_path):
+    command = [sys.executable, "-c", TAKE_TURNS, str(tmp_path)]
+    turns = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) for _ in range(3)]
+    assert [turn.communicate()[1] for turn in turns] == [b""] * 3
+    assert [turn.returncode for turn in turns] == [0] * 3
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_without_lock_has_no_writer(tmp_path):

@@ -1,4 +1,4 @@
-"""Images and captions in archives, and lists of the images that count."""
+"""Images and captions in archives, and lists of the images to use."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from utils.base.errors import UserError
 from utils.data.archive_files import read_bytes
 from utils.data.captions import load_captions
 from utils.data.image_batches import iterate_batches
-from utils.data.images import find_unreadable, list_images, sample_names
+from utils.data.images import find_unreadable, list_images
 from utils.data.name_lists import choose, read_names
 
 NAMES = [f"{i}" for i in range(12)]
@@ -46,14 +46,14 @@ def face(i: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    """A data set as a folder holds it, in no good order."""
+    """Files of a dataset, not in natural order."""
     captions = {f"{i}.txt": f"face {i}\na drawn face\n".encode() for i in range(12)}
     return {f"{i}.png": face(i) for i in reversed(range(12))} | captions
 
 
 @pytest.fixture(params=["folder", "zip", "stored zip", "tar", "shards"])
 def source(request, files, tmp_path) -> Path:
-    """The same data set in each form."""
+    """The dataset in one of the forms that can be read."""
     if request.param == "folder":
         (tmp_path / "faces").mkdir()
         for name, content in files.items():
@@ -72,26 +72,34 @@ def source(request, files, tmp_path) -> Path:
     return tmp_path / "shards"
 
 
+def paths_in(folder: Path) -> list[Path]:
+    return [sample.path for sample in list_images(folder)]
+
+
+def names_in(folder: Path) -> list[str]:
+    return [sample.name for sample in list_images(folder)]
+
+
 def test_every_form_gives_the_same_names_in_the_same_order(source):
-    assert sample_names(list_images(source), source) == NAMES
+    assert names_in(source) == NAMES
 
 
 def test_every_form_gives_the_same_bytes_to_many_threads(source, files):
-    paths = list_images(source)
+    paths = paths_in(source)
     with ThreadPoolExecutor(8) as pool:
         contents = list(pool.map(read_bytes, paths * 20))
     assert contents == [files[f"{name}.png"] for name in NAMES] * 20
 
 
 def test_every_form_gives_the_same_captions(source):
-    captions = load_captions(list_images(source), source, source)
+    captions = load_captions(list_images(source), source)
     assert captions == [[f"face {i}", "a drawn face"] for i in range(12)]
 
 
 def test_captions_may_lie_in_another_form_than_the_images(source, files, tmp_path):
     texts = {f"text/{k}": v for k, v in files.items() if k.endswith(".txt")}
     archive = make_zip(tmp_path / "texts.zip", texts)
-    captions = load_captions(list_images(source), source, archive / "text")
+    captions = load_captions(list_images(source), archive / "text")
     assert captions[11] == ["face 11", "a drawn face"]
 
 
@@ -99,32 +107,32 @@ def test_a_folder_inside_an_archive_is_a_folder(tmp_path):
     content = {"MM/image/2.png": face(2), "MM/image/10.png": face(10), "MM/mask/2.png": face(0)}
     archive = make_zip(tmp_path / "mm.zip", content)
     inside = archive / "MM" / "image"
-    assert sample_names(list_images(inside), inside) == ["2", "10"]
-    assert sample_names(list_images(archive), archive)[0] == "MM/image/2"
+    assert names_in(inside) == ["2", "10"]
+    assert names_in(archive)[0] == "MM/image/2"
 
 
 def test_hidden_members_do_not_count(tmp_path):
     names = ["1.png", "._1.png", "__MACOSX/._1.png", ".thumbs/1.png", "notes.md"]
     archive = make_zip(tmp_path / "a.zip", dict.fromkeys(names, b""))
-    assert [path.name for path in list_images(archive)] == ["1.png"]
+    assert [path.name for path in paths_in(archive)] == ["1.png"]
 
 
 def test_loose_images_win_over_archives_beside_them(tmp_path):
     make_zip(tmp_path / "backup.zip", {"0.png": face(0)})
     (tmp_path / "1.png").write_bytes(face(1))
-    assert list_images(tmp_path) == [tmp_path / "1.png"]
+    assert list_images(tmp_path) == [("1", tmp_path / "1.png")]
 
 
 def test_an_archive_made_anew_is_read_anew(tmp_path):
     archive = make_tar(tmp_path / "a.tar", {"1.png": face(1)})
     assert len(list_images(archive)) == 1
     make_tar(archive, {"1.png": face(2), "2.png": face(1)})
-    assert read_bytes(list_images(archive)[0]) == face(2)
+    assert read_bytes(paths_in(archive)[0]) == face(2)
 
 
 def test_a_broken_image_in_an_archive_is_named(tmp_path):
     archive = make_tar(tmp_path / "a.tar", {"1.png": face(1), "2.png": b"broken"})
-    found = list(find_unreadable(list_images(archive)))
+    found = list(find_unreadable(paths_in(archive)))
     assert found[0] is None
     assert str(found[1]).startswith(f"{archive}/2.png: unreadable image")
 
@@ -136,7 +144,7 @@ def test_damage_inside_a_zip_is_noticed(tmp_path, how):
     content[80:84] = bytes(255 - b for b in content[80:84])
     archive.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.zip/1\.png: unreadable image \(a\.zip is damaged"):
-        list(iterate_batches(list_images(archive), 16, 4))
+        list(iterate_batches(paths_in(archive), 16, 4))
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
@@ -168,7 +176,7 @@ def test_shards_that_share_a_name_are_refused(tmp_path):
 
 def test_other_zip_compression_is_one_line(tmp_path):
     archive = make_zip(tmp_path / "a.zip", {"1.png": face(1)}, zipfile.ZIP_BZIP2)
-    with pytest.raises(UserError, match=r"1\.png is encrypted or compressed in a way"):
+    with pytest.raises(UserError, match=r"1\.png is encrypted, or compressed by another method"):
         list_images(archive)
 
 
@@ -255,6 +263,6 @@ def test_a_name_of_no_image_or_of_several_is_named(wanted):
 
 
 def test_batches_from_an_archive_are_those_of_the_folder(source, files):
-    (batch,) = iterate_batches(list_images(source), 16, 100, workers=4)
+    (batch,) = iterate_batches(paths_in(source), 16, 100, workers=4)
     expected = [np.asarray(draw_face(i, 32).resize((16, 16), 4)) for i in range(12)]  # 4 = box
     np.testing.assert_array_equal(batch.permute(0, 2, 3, 1), np.stack(expected))

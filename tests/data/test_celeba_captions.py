@@ -11,6 +11,7 @@ import pytest
 from utils.base.errors import UserError
 from utils.data.captions import load_captions
 from utils.data.celeba_captions import ATTRIBUTES, make_caption, make_captions, read_attributes
+from utils.data.images import Sample
 
 
 def annotation(*faces: tuple[str, set[str]], count: int | None = None) -> str:
@@ -49,7 +50,7 @@ GOOD = annotation(*FACES)
         (annotation(*FACES, count=3), r"anno\.txt: line 1 says 3 images, but 2 lines follow"),
         (GOOD[:-4] + "\n", r"anno\.txt:4: should be an image name and 40 times 1 or -1"),
         (GOOD.replace("1.jpg  -1", "1.jpg  0"), r"anno\.txt:4: should be an image name and 40"),
-        (GOOD.replace("1.jpg", "0.jpg"), r"anno\.txt:4: 0\.jpg was described in line 3 already"),
+        (GOOD.replace("1.jpg", "0.jpg"), r"anno\.txt:4: line 3 describes 0\.jpg already"),
         (GOOD.replace("1.jpg", "../1.jpg"), r"anno\.txt:4: '\.\./1\.jpg' is not a plain file name"),
     ],
 )
@@ -192,8 +193,8 @@ def script(tmp_path, monkeypatch) -> Script:
 
 def test_the_script_writes_ten_lines_a_face_that_the_loader_reads(script):
     script.run()
-    paths = [script.folder / "image" / f"{i}.jpg" for i in range(3)]
-    captions = load_captions(paths, script.folder / "image", script.folder / "text")
+    samples = [Sample(str(i), script.folder / "image" / f"{i}.jpg") for i in range(3)]
+    captions = load_captions(samples, script.folder / "text")
     assert captions == [make_captions(f"{i}.jpg", f, 10) for i, f in enumerate(random_faces(3))]
 
 

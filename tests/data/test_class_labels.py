@@ -108,7 +108,7 @@ def test_the_configuration_says_what_conditions(tmp_path):
     ("model", "feat", "message"),
     [
         ({"num_classes": 4}, None, r"set data\.feat_path .* or model\.num_classes=0"),
-        ({"ext_feature_dim": 5}, None, r"^data\.feat_path: set it to the features"),
+        ({"ext_feature_dim": 5}, None, r"^data\.feat_path: set it to the embeddings"),
         ({"num_classes": 0, "ext_feature_dim": 7}, "feat", r"5 numbers.*ext_feature_dim says 7"),
     ],
 )

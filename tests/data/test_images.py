@@ -1,4 +1,4 @@
-"""Image folders: order, decoding, cropping, captions, and the pictures we write."""
+"""Image folders: order, decoding, cropping, captions; and the pictures that sampling writes."""
 
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from utils.data.images import (
     find_unreadable,
     list_images,
     load_image,
-    sample_names,
     to_uint8_array,
 )
 from utils.sampling.pictures import labelled_grid, save_png
@@ -28,20 +27,24 @@ def touch(folder: Path, *names: str) -> None:
         path.write_bytes(b"")
 
 
+def paths_in(folder: Path) -> list[Path]:
+    return [sample.path for sample in list_images(folder)]
+
+
 def test_numbers_in_names_count_as_numbers(tmp_path):
     touch(tmp_path, "b10.jpg", "b2.jpg", "a/z.webp", "b1.png", "b2/x3.jpeg", "b2/x12.JPG")
-    names = [p.relative_to(tmp_path).as_posix() for p in list_images(tmp_path)]
+    names = [p.relative_to(tmp_path).as_posix() for p in paths_in(tmp_path)]
     assert names == ["a/z.webp", "b1.png", "b2.jpg", "b2/x3.jpeg", "b2/x12.JPG", "b10.jpg"]
 
 
 def test_integer_stems_are_ordered_by_value_across_folders(tmp_path):
     touch(tmp_path, "b/1.png", "a/10.png", "00002.jpg", "a/003.jpg")
-    assert [p.stem for p in list_images(tmp_path)] == ["1", "00002", "003", "10"]
+    assert [p.stem for p in paths_in(tmp_path)] == ["1", "00002", "003", "10"]
 
 
 def test_other_and_hidden_files_are_not_images(tmp_path):
     touch(tmp_path, "1.png", "1.txt", "._1.png", ".cache/2.png", "notes.gif")
-    assert [p.name for p in list_images(tmp_path)] == ["1.png"]
+    assert [p.name for p in paths_in(tmp_path)] == ["1.png"]
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])
@@ -53,7 +56,8 @@ def test_folder_without_images_is_named(tmp_path, name):
 
 def test_sample_names_do_not_depend_on_the_file_type(tmp_path):
     touch(tmp_path, "a/1.png", "2.jpg")
-    assert sample_names(list_images(tmp_path), tmp_path) == ["a/1", "2"]
+    assert [name for name, _ in list_images(tmp_path)] == ["a/1", "2"]
+    assert [sample.file_name for sample in list_images(tmp_path)] == ["a/1.png", "2.jpg"]
 
 
 def test_center_crop_is_exactly_adms(golden):
@@ -109,7 +113,7 @@ def test_broken_image_is_named(tmp_path, content):
 
 def test_batches_hold_the_images_in_order(tiny_faces):
     folder, _ = tiny_faces(n=10, size=40)
-    paths = list_images(folder)
+    paths = paths_in(folder)
     batches = list(iterate_batches(paths, 16, batch_size=4, workers=3))
     assert [tuple(b.shape) for b in batches] == [(4, 3, 16, 16), (4, 3, 16, 16), (2, 3, 16, 16)]
     pixels = np.concatenate([b.permute(0, 2, 3, 1).numpy() for b in batches])
@@ -120,7 +124,7 @@ def test_batches_hold_the_images_in_order(tiny_faces):
 def test_batches_before_a_broken_image_are_delivered(tiny_faces):
     folder, _ = tiny_faces(n=10)
     (folder / "000005.png").write_bytes(b"broken")
-    batches = iterate_batches(list_images(folder), 16, batch_size=2)
+    batches = iterate_batches(paths_in(folder), 16, batch_size=2)
     assert len([next(batches), next(batches)]) == 2
     with pytest.raises(UserError, match=r"000005\.png"):
         next(batches)
@@ -129,14 +133,14 @@ def test_batches_before_a_broken_image_are_delivered(tiny_faces):
 def test_unreadable_images_are_found(tiny_faces):
     folder, _ = tiny_faces(n=5)
     (folder / "000003.png").write_bytes(b"broken")
-    found = [error is not None for error in find_unreadable(list_images(folder))]
+    found = [error is not None for error in find_unreadable(paths_in(folder))]
     assert found == [False, False, False, True, False]
 
 
 def test_captions_are_the_lines_that_are_not_blank(tiny_faces):
     images, captions = tiny_faces(n=2)
     (captions / "000001.txt").write_text("\ufeffone \n\n  two\r\n \n", encoding="utf-8")
-    loaded = load_captions(list_images(images), images, captions)
+    loaded = load_captions(list_images(images), captions)
     assert loaded == [["a drawn face", "face number 0"], ["one", "two"]]
 
 
@@ -144,15 +148,15 @@ def test_captions_of_nested_images_lie_in_the_same_subfolder(tmp_path):
     touch(tmp_path, "images/a/1.png", "images/b/2.jpg", "captions/a/1.txt", "captions/b/2.txt")
     (tmp_path / "captions/a/1.txt").write_text("one")
     (tmp_path / "captions/b/2.txt").write_text("two")
-    paths = list_images(tmp_path / "images")
-    assert load_captions(paths, tmp_path / "images", tmp_path / "captions") == [["one"], ["two"]]
+    samples = list_images(tmp_path / "images")
+    assert load_captions(samples, tmp_path / "captions") == [["one"], ["two"]]
 
 
 def test_image_without_caption_is_named(tiny_faces):
     images, captions = tiny_faces(n=3)
     (captions / "000001.txt").unlink()
     with pytest.raises(UserError, match=r"1 of 3 images without caption file.*000001\.txt"):
-        load_captions(list_images(images), images, captions)
+        load_captions(list_images(images), captions)
 
 
 @pytest.mark.parametrize(
@@ -162,13 +166,13 @@ def test_bad_caption_file_is_named(tiny_faces, content, said):
     images, captions = tiny_faces(n=3)
     (captions / "000002.txt").write_bytes(content)
     with pytest.raises(UserError, match=f"000002.txt: {said}"):
-        load_captions(list_images(images), images, captions)
+        load_captions(list_images(images), captions)
 
 
 def test_caption_without_image_is_said(tiny_faces, capsys):
     images, captions = tiny_faces(n=2)
     (captions / "x.txt").write_text("nobody")
-    load_captions(list_images(images), images, captions)
+    load_captions(list_images(images), captions)
     assert "captions without image, not used: 1 (x.txt" in capsys.readouterr().err
 
 
@@ -181,7 +185,7 @@ def test_png_keeps_pixels_and_text(tmp_path):
 
 
 def colour_boxes(path: Path, colours: list[tuple[int, int, int]]) -> list[tuple[int, ...]]:
-    """Where in the picture each colour lies: (left, top, right, bottom)."""
+    """Return the box of each colour in a picture: (left, top, right, bottom)."""
     pixels = np.asarray(Image.open(path))
     boxes = []
     for colour in colours:

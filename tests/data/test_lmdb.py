@@ -1,4 +1,4 @@
-"""Databases of latents and embeddings: the published layout, resuming, and what goes wrong."""
+"""Databases of latents and embeddings: the published layout, resuming, and damage."""
 
 import os
 import random
@@ -16,7 +16,7 @@ from models.draws import BatchDraws
 from utils.base.errors import UserError
 from utils.data.latent_dataset import LatentDataset
 from utils.data.lmdb_layout import names_hash
-from utils.data.lmdb_reader import LMDBReader, read_info
+from utils.data.lmdb_reader import LMDBReader
 from utils.data.lmdb_writer import LMDBWriter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +76,7 @@ def test_we_write_the_published_layout(golden, expected, tmp_path):
 
 def test_captions_may_differ_in_number(tmp_path):
     ragged = [Y[i, : 1 + i % 3] for i in range(12)]
-    info = read_info(write(tmp_path / "y", "y", ragged))
+    info = LMDBReader(write(tmp_path / "y", "y", ragged)).info
     assert info.n_features == 1
     assert info.counts.tolist() == [1, 2, 3] * 4
     for load in (False, True):
@@ -91,7 +91,7 @@ def test_a_database_is_complete_only_with_its_last_sample(tmp_path):
         writer.append(Z[:11])
         assert not writer.complete
     with pytest.raises(UserError, match=r"incomplete database \(11 of 12 samples\)"):
-        read_info(tmp_path / "z")
+        LMDBReader(tmp_path / "z")
     with LMDBWriter(tmp_path / "z", "z", META, 12) as writer:
         assert writer.done == 11
         writer.append(Z[11:])
@@ -178,7 +178,7 @@ def test_a_killed_writer_keeps_whole_batches(tmp_path):
     with LMDBWriter(tmp_path / "y", "y", {}, 12) as writer:
         assert writer.done == 5
         writer.append([np.ones((2, 16))] * 7)
-    assert read_info(tmp_path / "y").counts.tolist() == [1, 2, 3, 4, 5] + [2] * 7
+    assert LMDBReader(tmp_path / "y").info.counts.tolist() == [1, 2, 3, 4, 5] + [2] * 7
 
 
 def test_a_full_disk_keeps_what_was_written(tmp_path):
@@ -198,7 +198,7 @@ def test_a_full_disk_keeps_what_was_written(tmp_path):
     with LMDBWriter(tmp_path / "z", "z", {}, 100) as writer:
         assert 5 < writer.done < 20
         writer.append(np.ones((100 - writer.done, 4, 64, 64)))
-    assert read_info(tmp_path / "z").length == 100
+    assert LMDBReader(tmp_path / "z").info.length == 100
 
 
 @pytest.mark.parametrize("written", [5, 12])
@@ -217,7 +217,7 @@ def test_samples_not_reached_yet_may_change(tmp_path):
     with LMDBWriter(tmp_path / "z", "z", fewer, 8) as writer:
         assert writer.done == 5
         writer.append(Z[5:8])
-    info = read_info(tmp_path / "z")
+    info = LMDBReader(tmp_path / "z").info
     assert (info.length, info.meta["names_hash"]) == (8, fewer["names_hash"])
 
 

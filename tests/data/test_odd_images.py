@@ -1,4 +1,4 @@
-"""Images and captions as they are found in the wild: each is read, or refused by its name."""
+"""Unusual images and captions: each is read, or refused by its name."""
 
 import io
 import os
@@ -21,16 +21,23 @@ from models.clip import load_clip
 from utils.base.errors import UserError
 from utils.data.archive_files import read_bytes
 from utils.data.captions import load_captions
-from utils.data.images import UnreadableImage, center_crop, list_images, load_image, to_uint8_array
+from utils.data.images import (
+    Sample,
+    UnreadableImage,
+    center_crop,
+    list_images,
+    load_image,
+    to_uint8_array,
+)
 from utils.data.lmdb_layout import names_hash
-from utils.data.lmdb_reader import read_info
+from utils.data.lmdb_reader import LMDBReader
 from utils.data.lmdb_writer import LMDBWriter
 
 FACE = draw_face(1, 40)
 
 
 def palette_with_alpha(path: Path) -> None:
-    """Three colours, of which the first is see-through and the last half so."""
+    """Write three colours: a transparent, an opaque and a half transparent one."""
     image = Image.new("P", (40, 40), 0)
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     image.paste(1, (10, 0, 20, 40))
@@ -83,7 +90,7 @@ def test_extreme_sizes_become_a_square_in_little_memory(tmp_path, size):
 
 
 def bomb(path: Path) -> None:
-    """A small PNG that says it is 60,000 pixels square."""
+    """Write a small PNG whose header states 60,000 x 60,000 pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return (
@@ -105,7 +112,7 @@ def cut_jpeg(path: Path) -> None:
 
 
 def postscript(path: Path) -> None:
-    """Pillow would hand it to Ghostscript, if that is installed."""
+    """Write an EPS, which Pillow would hand to Ghostscript."""
     FACE.save(path, "EPS")
 
 
@@ -136,21 +143,22 @@ def test_an_archive_member_that_unfolds_to_gigabytes_is_refused(tmp_path):
     for at in sizes:
         content = content[:at] + huge + content[at + 4 :]
     (tmp_path / "a.zip").write_bytes(content)
-    with pytest.raises(OSError, match=r"a\.zip gives it 4\.0 GB"):
+    with pytest.raises(OSError, match=r"a\.zip states 4\.0 GB"):
         read_bytes(tmp_path / "a.zip" / "1.png")
 
 
 def test_file_names_need_not_be_utf_8(tmp_path):
     name = os.fsdecode(b"caf\xe9-1")
     FACE.save(tmp_path / f"{name}.png")
-    paths = list_images(tmp_path)
-    assert to_uint8_array(paths[0], 16).shape == (16, 16, 3)
+    (sample,) = list_images(tmp_path)
+    assert sample.name == name
+    assert to_uint8_array(sample.path, 16).shape == (16, 16, 3)
     meta = {"names": [name], "names_hash": names_hash([name])}
     for _ in range(2):  # the second finds the same names there
         with LMDBWriter(tmp_path / "z", "z", meta, 1) as writer:
             if not writer.complete:
                 writer.append(np.zeros((1, 4, 2, 2)))
-    assert read_info(tmp_path / "z").meta["names"] == [name]
+    assert LMDBReader(tmp_path / "z").info.meta["names"] == [name]
 
 
 CAPTIONS = {
@@ -172,7 +180,7 @@ def clip(tmp_path_factory):
 def test_captions_of_every_kind_are_read_and_embedded(tmp_path, clip, kind):
     FACE.save(tmp_path / "1.png")
     (tmp_path / "1.txt").write_bytes(CAPTIONS[kind].encode())
-    (captions,) = load_captions([tmp_path / "1.png"], tmp_path, tmp_path)
+    (captions,) = load_captions([Sample("1", tmp_path / "1.png")], tmp_path)
     assert captions == [line for line in CAPTIONS[kind].strip("\ufeff ").split("\r\n")]
     assert clip.encode_texts(captions).isfinite().all()
     is_long = len(CAPTIONS[kind].encode()) > CONTEXT_LENGTH
@@ -184,7 +192,7 @@ def test_captions_with_nul_bytes_are_refused_by_name(tmp_path, content):
     FACE.save(tmp_path / "1.png")
     (tmp_path / "1.txt").write_bytes(content)
     with pytest.raises(UserError, match=r"1\.txt: is not text, it holds NUL bytes; save it as"):
-        load_captions([tmp_path / "1.png"], tmp_path, tmp_path)
+        load_captions([Sample("1", tmp_path / "1.png")], tmp_path)
 
 
 @given(
@@ -207,7 +215,7 @@ def test_any_bytes_are_an_image_or_unreadable(tmp_path_factory, start, rest):
     mode=st.sampled_from(["RGB", "L", "RGBA", "1", "P", "LA"]),
 )
 def test_any_image_becomes_the_middle_square(width, height, size, mode):
-    """The picture is a slope from black to white along its longer side, so grey in the middle."""
+    """The picture fades from black to white along its longer side: its middle is grey."""
     slope = np.linspace(0, 255, max(width, height))
     pixels = np.tile(slope, (min(width, height), 1)).astype(np.uint8)
     image = Image.fromarray(pixels if width >= height else pixels.T).convert(mode)

@@ -21,7 +21,7 @@ from models.draws import BatchDraws
 from utils.data.image_batches import iterate_batches
 from utils.data.images import list_images, load_image
 from utils.data.latent_dataset import LatentDataset
-from utils.data.lmdb_reader import LMDBReader, read_info
+from utils.data.lmdb_reader import LMDBReader
 from utils.evaluation.references import load_stats
 
 Z, IMG, TXT = "create_latentspace_lmdb", "clip_encode_img", "clip_encode_text"
@@ -45,7 +45,7 @@ class Project:
         importlib.import_module(f"preprocess_scripts.{script}").main()
 
     def fails(self, capsys: pytest.CaptureFixture, script: str, *options: str) -> str:
-        """Run what must end as a user's mistake does; returns the one line that it says."""
+        """Run a command that must end as a user's mistake does; return its one line."""
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             self.run(script, *options)
@@ -71,8 +71,12 @@ def project(tmp_path, tiny_faces: Callable, encoders, monkeypatch) -> Project:
     return Project(tmp_path, monkeypatch)
 
 
+def paths_in(folder: Path) -> list[Path]:
+    return [sample.path for sample in list_images(folder)]
+
+
 def pixels(folder: Path) -> torch.Tensor:
-    return torch.cat(list(iterate_batches(list_images(folder), RESOLUTION, 100)))
+    return torch.cat(list(iterate_batches(paths_in(folder), RESOLUTION, 100)))
 
 
 def test_latents_are_the_vaes_means_of_both_splits(project):
@@ -104,7 +108,7 @@ def test_caption_embeddings_keep_each_images_captions(project):
     assert reader.info.counts.tolist() == [2, 3, 2, 2, 2]
     expected = clip.encode_texts(["three", "face number 4"])
     np.testing.assert_allclose(reader.read([1, 4], [2, 1]), expected, rtol=1e-4, atol=1e-5)
-    assert read_info(project.train / "clip_txt").length == N_TRAIN
+    assert LMDBReader(project.train / "clip_txt").info.length == N_TRAIN
 
 
 def test_databases_of_a_split_fit_together_and_say_where_they_come_from(project):
@@ -113,7 +117,7 @@ def test_databases_of_a_split_fit_together_and_say_where_they_come_from(project)
     data = LatentDataset(project.config.data.root, project.config.data.feat_path)
     z, y = data.batch(torch.arange(N_TRAIN))
     assert (z.shape, y.shape) == ((N_TRAIN, 4, 2, 2), (N_TRAIN, DIM))
-    infos = [read_info(project.train / name) for name in ("z", "clip_img", "clip_txt")]
+    infos = [LMDBReader(project.train / name).info for name in ("z", "clip_img", "clip_txt")]
     assert len({info.meta["names_hash"] for info in infos}) == 1
     assert infos[0].meta["names"][3] == "000003"
     assert (infos[0].meta["z_holds"], infos[0].meta["scale_factor"]) == ("mean", 0.5)
@@ -136,7 +140,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_result(project, capsys):
     image.write_bytes(content[:60])
     message = project.fails(capsys, Z, "--split", "train")
     assert message.startswith(f"{image}: unreadable image")
-    assert message.endswith("repair or remove it, or leave such images out with --skip_bad")
+    assert message.endswith("repair or remove it, or leave unreadable images out with --skip_bad")
     image.write_bytes(content)
     (project.folder / "train" / "images" / "000001.png").write_bytes(b"not read again")
     project.run(Z, "--split", "train")
@@ -155,7 +159,7 @@ def test_skip_bad_leaves_an_image_out_of_everything(project, capsys, first):
     project.run("fid_ref")
     names = ["000000", "000001", "000003", "000004"]
     for name in ("z", "clip_img", "clip_txt"):
-        assert read_info(project.test / name).meta["names"] == names
+        assert LMDBReader(project.test / name).info.meta["names"] == names
     assert load_stats(project.config.eval.ref_path).n == 4
 
 
@@ -163,7 +167,7 @@ def test_a_run_stopped_by_a_bad_image_goes_on_with_skip_bad(project, capsys):
     (project.folder / "train" / "images" / "000005.png").write_bytes(b"broken")
     project.fails(capsys, IMG, "--split", "train")
     project.run(IMG, "--split", "train", "--skip_bad")
-    assert read_info(project.train / "clip_img").length == N_TRAIN - 1
+    assert LMDBReader(project.train / "clip_img").info.length == N_TRAIN - 1
 
 
 def test_names_that_are_not_utf_8_are_left_out_and_named_like_others(project):
@@ -171,7 +175,7 @@ def test_names_that_are_not_utf_8_are_left_out_and_named_like_others(project):
     bad.write_bytes(b"broken")
     project.run(IMG, "--split", "test", "--skip_bad")
     project.run(Z, "--split", "test")
-    assert read_info(project.test / "z").length == N_TEST
+    assert LMDBReader(project.test / "z").info.length == N_TEST
     assert b"  caf\xe9.png\tunreadable" in (project.test / "skipped.txt").read_bytes()
 
 
@@ -244,8 +248,8 @@ def test_a_split_file_chooses_the_images_of_everything(project, capsys):
     for script in (Z, IMG, TXT, "fid_ref"):
         project.run(script, *overrides)
     for name in ("z", "clip_img", "clip_txt"):
-        assert read_info(project.train / name).meta["names"] == ["000001", "000007"]
-        assert read_info(project.test / name).meta["names"] == ["000000", "000002", "000008"]
+        assert LMDBReader(project.train / name).info.meta["names"] == ["000001", "000007"]
+        assert LMDBReader(project.test / name).info.meta["names"] == ["000000", "000002", "000008"]
     assert load_stats(project.config.eval.ref_path).n == 3
     assert "captions without image" not in capsys.readouterr().err
 
@@ -254,14 +258,14 @@ def test_split_file_on_the_command_line_is_for_one_split(project, capsys):
     names = project.folder / "names.txt"
     names.write_text("000004\n")
     project.run(Z, "--split", "test", "--split_file", str(names))
-    assert read_info(project.test / "z").meta["names"] == ["000004"]
+    assert LMDBReader(project.test / "z").info.meta["names"] == ["000004"]
     assert "add --split train|test" in project.fails(capsys, Z, "--split_file", str(names))
 
 
 def test_one_folder_needs_no_config_keys(project):
     images = str(project.folder / "train" / "images")
     project.run(IMG, "--images", images, "--out", str(project.folder / "x"), "data.image_dir=null")
-    assert read_info(project.folder / "x").length == N_TRAIN
+    assert LMDBReader(project.folder / "x").info.length == N_TRAIN
 
 
 def test_reference_statistics_are_mean_and_covariance_of_the_features(project, capsys):
@@ -297,11 +301,11 @@ def test_captions_over_the_context_are_counted(project, capsys):
 def test_a_split_without_place_is_left_out_and_named(project, capsys):
     project.run(TXT, "data.text_feat_path=null")
     assert "train split left out: data.text_feat_path is not set" in capsys.readouterr().err
-    assert read_info(project.test / "clip_txt").length == N_TEST
+    assert LMDBReader(project.test / "clip_txt").info.length == N_TEST
 
 
 def same_database(a: Path, b: Path) -> bool:
-    """Byte for byte, keys and values, what they say of themselves included."""
+    """Return True if two databases have equal keys and values, `meta` included."""
     contents = []
     for path in (a, b):
         with lmdb.open(str(path), readonly=True, lock=False) as env, env.begin() as txn:
@@ -353,7 +357,7 @@ def test_shards_give_the_same_database_as_one_process(project, script, shards):
 def test_more_shards_than_images_are_no_fault(project):
     for shard in range(N_TEST + 2):
         project.run(Z, "--split", "test", "--num_shards", str(N_TEST + 2), "--shard", str(shard))
-    assert read_info(project.test / "z").length == N_TEST
+    assert LMDBReader(project.test / "z").info.length == N_TEST
 
 
 def test_a_shard_that_was_cut_off_goes_on(project, capsys):
@@ -366,7 +370,7 @@ def test_a_shard_that_was_cut_off_goes_on(project, capsys):
     assert "1 of 2 parts are not there yet: z.part1of2" in capsys.readouterr().err
     image.write_bytes(content)
     project.run(Z, *second)
-    assert read_info(project.train / "z").length == N_TRAIN
+    assert LMDBReader(project.train / "z").info.length == N_TRAIN
 
 
 def test_parts_of_another_encoder_are_not_merged(project, capsys):
@@ -388,19 +392,19 @@ def test_processes_of_a_launcher_share_a_dataset(project, monkeypatch):
 
 
 def test_jpeg_draft_decodes_large_photos_small_and_is_recorded(project):
-    """A photo eight times as large is read at a quarter, which changes its pixels a little."""
+    """A photo of eight times the side is decoded at a quarter; its pixels differ a little."""
     folder = project.folder / "photos"
     folder.mkdir()
     for i in range(2):
         draw_face(i, 8 * RESOLUTION).save(folder / f"{i}.jpg", quality=95)
-    paths = list_images(folder)
+    paths = paths_in(folder)
     whole, draft = (next(iterate_batches(paths, RESOLUTION, 2, draft=d)) for d in (False, True))
     assert load_image(paths[0], 2 * RESOLUTION).size == (2 * RESOLUTION,) * 2
     assert 0 < (whole.int() - draft.int()).abs().float().mean() < 3
     out = project.folder / "z"
     options = ("--split", "train", "--images", str(folder), "--out", str(out))
     project.run(Z, *options, "--jpeg_draft")
-    assert read_info(out).meta["jpeg_draft"] is True
+    assert LMDBReader(out).info.meta["jpeg_draft"] is True
 
 
 @pytest.mark.parametrize(
@@ -408,9 +412,9 @@ def test_jpeg_draft_decodes_large_photos_small_and_is_recorded(project):
     [
         (Z, ["--images", "{}/train/images"], "are for one split: add --split train|test"),
         (Z, ["eval.image_dir=null"], "eval.image_dir: required key is missing"),
-        (Z, ["data.image_dir={}/none"], "/none: no such image folder"),
+        (Z, ["data.image_dir={}/none"], "/none: there is no image folder"),
         (Z, ["data.image_dir={}/lmdb"], "/lmdb: no images in this folder"),
-        (TXT, ["data.caption_dir={}/none"], "/none: no such caption folder"),
+        (TXT, ["data.caption_dir={}/none"], "/none: there is no caption folder"),
         (TXT, ["data.caption_dir={}/lmdb"], "9 of 9 images without caption file"),
         (Z, ["data.resolution=64"], "ask for 16"),
         (Z, ["encoders.vae={}/none"], "encoders.vae: "),

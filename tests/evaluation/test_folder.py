@@ -119,12 +119,12 @@ def test_bad_input_gives_one_clear_line(config, faces, tmp_path, monkeypatch, ca
     cases = [
         (images, [tmp_path / "wide.npz"], "9 dimensions, the features 16"),
         (images, [tmp_path / "other.npz"], "features are from 'clip-0'"),
-        (images, [tmp_path / "big.npz"], "32x32 pixels, too small for figures at 64"),
+        (images, [tmp_path / "big.npz"], "32x32 pixels, too small for"),
         (images, [ref, tmp_path / "big.npz"], "cannot be compared with both"),
         (images, [tmp_path / "none.npz"], "no such reference"),
         (single, [ref], "at least two images"),
         (torn, [ref], "b.png: unreadable image"),
-        (tmp_path / "empty", [ref], "no such image folder"),
+        (tmp_path / "empty", [ref], "there is no image folder"),
         (tmp_path / "text.npz", [ref], "arr_0 is float64 (3, 4)"),
     ]
     for folder, refs, message in cases:

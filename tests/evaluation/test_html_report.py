@@ -16,7 +16,7 @@ from PIL import Image
 from tiny import RESOLUTION, make_tiny_config
 
 from utils.config.schema import Config
-from utils.data.images import list_images, sample_names, to_uint8_array
+from utils.data.images import list_images, to_uint8_array
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.lmdb_writer import LMDBWriter
 from utils.evaluation.html_report import write_report
@@ -83,10 +83,10 @@ def made(tmp_path: Path, tiny_faces) -> SimpleNamespace:
     images, _ = tiny_faces(12, RESOLUTION)
     config = make_tiny_config(tmp_path, data={"image_dir": images})
     clip = load_config_clip(config)
-    paths = list_images(images)
-    pixels = np.stack([to_uint8_array(path, RESOLUTION) for path in paths])
+    samples = list_images(images)
+    pixels = np.stack([to_uint8_array(path, RESOLUTION) for _, path in samples])
     embeddings = clip.encode_images(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-    meta = {"encoder": clip.identity, "names": sample_names(paths, images)}
+    meta = {"encoder": clip.identity, "names": [name for name, _ in samples]}
     with LMDBWriter(config.data.feat_path, "y", meta, 12) as writer:
         writer.append(embeddings[:, None].numpy())
 

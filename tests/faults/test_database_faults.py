@@ -22,7 +22,7 @@ def disk(tmp_path):
 
 
 def fill(path: Path, count: int = len(Z)) -> int:
-    """Write the rest of a database; returns how many samples were there before."""
+    """Write the rest of a database; return the number of samples that were there before."""
     with LMDBWriter(path, "z", {}, count) as writer:
         there = writer.done
         for start in range(there, count, 2):

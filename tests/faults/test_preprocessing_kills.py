@@ -1,4 +1,4 @@
-"""Preprocessing killed at any moment and started again: the same files, nothing done twice."""
+"""Preprocessing that is killed and started again: equal files, and no sample encoded twice."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ from utils.data.celeba_captions import ATTRIBUTES
 
 COUNT, BATCH = 96, 4  # images
 WITH_CLIP = "create_latentspace_lmdb --with_clip"
-# What is started -> what it makes, in the folder of its --out, which is the first.
+# Command -> files that it makes in the folder of its --out, which is the first.
 PRODUCTS = {
     "create_latentspace_lmdb": ["z"],
     WITH_CLIP: ["z", "clip_img"],
@@ -28,7 +28,7 @@ PRODUCTS = {
     "clip_encode_text": ["clip_txt"],
     "fid_ref": ["ref.npz"],
 }
-# Functions that encode a batch, and how much that is at most.
+# Functions that encode a batch -> images or captions that one call encodes at most.
 ENCODERS = {
     "Autoencoder.encode_moments": BATCH,
     "ClipEncoder.encode_images": BATCH,
@@ -38,12 +38,12 @@ FEATURES = {"FeatureNetwork.__call__": BATCH}
 
 
 class Whole(NamedTuple):
-    """What an uninterrupted run made, and how."""
+    """The result of an uninterrupted run."""
 
     folder: Path
     seconds: float  # from the start
-    working: float  # of those, since it began to encode
-    encoded: Counter[str]  # how much, by each of ENCODERS
+    working: float  # seconds since it began to encode
+    encoded: Counter[str]  # images or captions, by each of ENCODERS
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +57,14 @@ def faces(tmp_path_factory) -> Path:
         draw_face(i, 32).save(images / f"{i}.png")
         (captions / f"{i}.txt").write_text("".join(f"face {i}, {j}\n" for j in range(1 + i % 3)))
     (folder / "config.yaml").write_text(make_tiny_config(folder).to_yaml())
-    # The first start imports everything, and would be no measure of how long a run takes.
+    # The first start takes longer than others, because it imports everything.
     assert Run("preprocess_scripts/clip_encode_img.py", ["--help"], folder / "help").wait() == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def whole(faces) -> Callable[[str], Whole]:
-    """`whole(command)`: what it gives if nothing interrupts it."""
+    """`whole(command)` runs a command without interruption."""
 
     @cache
     def make(command: str) -> Whole:
@@ -84,7 +84,7 @@ def whole(faces) -> Callable[[str], Whole]:
 def start(
     command: str, faces: Path, folder: Path, *flags: object, die: tuple[str, int] | None = None
 ) -> Run:
-    """Start it; what it says and which encoders it calls goes to files beside the folder."""
+    """Start a command; its output and its calls of encoders go to files beside the folder."""
     folder.mkdir(exist_ok=True)
     script, *more = command.split()
     arguments = ["--config", faces / "config.yaml", "--split", "train", "--num_workers", "2"]
@@ -100,14 +100,14 @@ def start(
 
 
 def wait_for_work(run: Run, folder: Path) -> None:
-    """Until it encodes a batch, or ends without."""
+    """Wait until a run encodes a batch, or ends without."""
     calls = folder.with_suffix(".calls")
     before = called(calls).total()
     run.wait_until(lambda: called(calls).total() >= before + BATCH)
 
 
 def records(database: Path) -> dict[bytes, bytes]:
-    """What is in a database, nothing if there is none yet."""
+    """Return the keys and values of a database; none if there is no database yet."""
     try:
         with lmdb.open(str(database), readonly=True, lock=False) as env, env.begin() as txn:
             return {bytes(key): bytes(value) for key, value in txn.cursor()}
@@ -116,7 +116,7 @@ def records(database: Path) -> dict[bytes, bytes]:
 
 
 def content(folder: Path) -> dict[str, object]:
-    """All that is in a folder, but for locks, which are stale, and unfinished files."""
+    """Return the contents of a folder, without stale locks and unfinished files."""
     left_out = {"writer.lock", "lock.mdb"}
     return {
         str(path.relative_to(folder)): records(path.parent)
@@ -128,7 +128,7 @@ def content(folder: Path) -> dict[str, object]:
 
 
 def samples_in(command: str, folder: Path) -> int:
-    """How many samples all the products have."""
+    """Return the number of samples that all products hold."""
     if command == "fid_ref":
         if (folder / "ref.npz").exists():
             return COUNT
@@ -150,7 +150,7 @@ def test_killed_at_random_moments_it_makes_the_same_files(command, faces, whole,
         cut.with_suffix(".txt").unlink(missing_ok=True)
         run = start(command, faces, cut)
         within = expected.seconds
-        if rng.random() < 0.75:  # while it works, rather than at any moment from its start
+        if rng.random() < 0.75:  # while it encodes, otherwise at any moment from its start
             wait_for_work(run, cut)
             within = expected.working
         code = run.signal_within(within, rng) if kills < KILLS else run.wait()
@@ -165,7 +165,7 @@ def test_killed_at_random_moments_it_makes_the_same_files(command, faces, whole,
             assert content(cut) == content(expected.folder)
     encoded = called(cut.with_suffix(".calls"))
     assert encoded.keys() == expected.encoded.keys()
-    for encoder, once in expected.encoded.items():  # each kill costs no more than the batch in hand
+    for encoder, once in expected.encoded.items():  # a kill costs at most the batch in hand
         again = encoded[encoder] - goes * once
         print(f"{kills} kills, {goes} times made: {encoder} encoded {again} again")
         assert 0 <= again <= kills * (ENCODERS | FEATURES)[encoder]

@@ -1,4 +1,4 @@
-"""Published files: where they go, archives that hold them, and the script that fetches them."""
+"""Published files: their places, archives that hold them, and the script that fetches them."""
 
 import hashlib
 import io
@@ -269,7 +269,7 @@ def test_an_interrupted_script_goes_on_in_the_next_run(server, tmp_path):
         cwd=tmp_path,
         env={**os.environ, **NO_PROXY},
         stderr=subprocess.DEVNULL,
-        # What a shell starts in the background, and all below it, would be deaf to Ctrl-C.
+        # A process that a shell starts in the background ignores Ctrl-C, and so do its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     part = tmp_path / ".autoencoder_kl.pth.part"

@@ -1,7 +1,9 @@
-"""Transfers from a real server that fails in the ways that real ones do."""
+"""Downloads from a real server that fails in realistic ways."""
 
 import hashlib
 import io
+import json
+import os
 import random
 import socket
 import zipfile
@@ -12,7 +14,8 @@ import pytest
 from file_server import FileServer, announce, corrupt, drop_after, status, web_page
 
 from utils.base.errors import UserError
-from utils.pretrained.downloads import PartialFile, Patience, download
+from utils.pretrained.downloads import Patience, download
+from utils.pretrained.partial_file import PartialFile
 
 BODY = random.Random(0).randbytes(700_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -208,8 +211,19 @@ def test_the_proxy_of_the_environment_is_used(server, target, monkeypatch):
 
 
 def test_two_processes_do_not_write_one_file(server, target):
-    with PartialFile(target), pytest.raises(UserError, match="another process is fetching it"):
+    held = rf"file\.bin: is being fetched by process {os.getpid()} on host"
+    with PartialFile(target), pytest.raises(UserError, match=held):
         fetch(server, target)
+
+
+def test_a_process_that_was_killed_holds_nobody_back(server, target, capsys):
+    target.parent.mkdir()
+    (target.parent / f".{target.name}.part").write_bytes(BODY[:1000])
+    lock = target.parent / f".{target.name}.part.lock"
+    lock.write_text(json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1}))
+    fetch(server, target, SHA256)
+    assert_only(target)
+    assert f"{lock}: left behind by process {2**22 + 1}" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(server, tmp_path):

@@ -1,5 +1,6 @@
-"""The encoders of the published system at their full size, with random weights, from files in
-their published formats: they load, run, and agree with the libraries used plainly.
+"""Stable Diffusion's VAE and CLIP ViT-B/32 at full size, with random weights.
+
+They load from files in their published formats, run, and agree with the libraries.
 """
 
 from functools import partial

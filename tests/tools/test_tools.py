@@ -301,7 +301,7 @@ def test_similarity_mistakes_give_one_clear_line(run, tmp_path, clip_folder, cap
         ((tmp_path / "plain",), "does not say from which prompt"),
         ((tmp_path / "plain", *two), "02_000.png, or by its folder"),
         ((tmp_path / "third", *two), "is of prompt 2, but there are only 2"),
-        ((tmp_path / "nowhere",), "no such image folder"),
+        ((tmp_path / "nowhere",), "there is no image folder"),
         ((tmp_path / "broken",), "unreadable image"),
         ((tmp_path / "plain", "--prompts", tmp_path / "none.txt"), "holds no prompt"),
         ((tmp_path / "plain", "--prompts", tmp_path / "gone.txt"), "cannot be read"),

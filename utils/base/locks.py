@@ -1,4 +1,4 @@
-"""A folder that one process at a time writes to: a lock file that names its owner."""
+"""Files that one process at a time may hold: each names its owner."""
 
 from __future__ import annotations
 
@@ -8,111 +8,149 @@ import fcntl
 import json
 import os
 import socket
+import time
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from utils.base.errors import UserError, note
 
 LOCK_NAME = "writer.lock"
+POLL = 0.5  # seconds between two looks at a lock that the kernel does not keep
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of a file system
 
 
-class FolderLock:
-    """Held while a process writes to a folder; tells others which process that is.
+class Owner(NamedTuple):
+    """The process that holds a lock."""
 
-    The kernel keeps the lock (flock) and drops it when the process ends, however it ends, so that a
-    file left behind is known to be stale. A file system without such locks goes by the host and
-    process number in the file. Use as a context manager, or call `release()`.
+    host: str
+    pid: int
+
+
+class FileLock:
+    """A lock file, held until `release()` or the end of the process.
+
+    The kernel keeps the lock (flock). It drops the lock when the process ends, however it ends:
+    a file that is left behind is known to be stale. Where the file system knows no flock, the owner
+    that the file names has to be alive. Use the lock as a context manager, or call `release()`.
     """
 
-    def __init__(self, folder: Path, what: str) -> None:
-        """`what` the folder is, for messages, e.g. 'database'.
+    def __init__(self, path: Path, busy: str | None) -> None:
+        """Take the lock at `path`.
 
-        Raises a UserError that names the owner if it is held; OSError if it cannot be written.
+        `busy` begins the message about a lock that another process holds, e.g. 'z: this database is
+        being written'; None = wait until that process releases it. Raises a UserError that names
+        the owner if the lock is held and `busy` is given. Raises OSError if the file cannot be
+        written.
         """
-        self.path = folder / LOCK_NAME
+        self.path = path
         while True:
-            self._file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115
-            if not _take(self._file, self.path, fcntl.LOCK_EX):
+            self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+            if _take(self._file, path, fcntl.LOCK_EX, wait=busy is None):
+                if _is_still_there(self._file, path):
+                    break  # else its last owner removed the file just now
+            elif busy is None:
+                time.sleep(POLL)
+            else:
                 self._file.close()
                 raise UserError(
-                    f"{folder}: this {what} is being written by {_owner(self.path)}; wait for it, "
-                    "or stop it and start again"
+                    f"{busy} by {_owner_name(path)}; wait for it, or stop it and start again"
                 )
-            if _is_still_there(self._file, self.path):
-                break
-            self._file.close()  # its last owner removed it just now
-        if self.path.stat().st_size:
-            note(f"{self.path}: left behind by {_owner(self.path)}, which has ended; taken over")
-        self._file.truncate(0)
-        json.dump({"host": socket.gethostname(), "pid": os.getpid()}, self._file)
-        self._file.flush()
+            self._file.close()
+        if path.stat().st_size:
+            note(f"{path}: left behind by {_owner_name(path)}, which has ended; taken over")
+        try:
+            self._file.truncate(0)
+            json.dump(Owner(socket.gethostname(), os.getpid())._asdict(), self._file)
+            self._file.flush()
+        except OSError:  # the disk is full
+            self.release()
+            raise
 
     def release(self) -> None:
-        """Let others write; may be called twice."""
+        """Remove the file and let others take the lock; may be called twice."""
         if not self._file.closed:
             with contextlib.suppress(FileNotFoundError):  # the folder may have been deleted
                 self.path.unlink()
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk was reported before
+                self._file.close()
 
-    def __enter__(self) -> FolderLock:
+    def __enter__(self) -> FileLock:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
 
 
+class FolderLock(FileLock):
+    """The lock of a folder that one process at a time may write to: its `writer.lock`."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        """Take the lock of a folder; `what` names the folder in messages, e.g. 'database'.
+
+        Raises a UserError that names the owner if the lock is held, and OSError if the folder
+        cannot be written to.
+        """
+        super().__init__(folder / LOCK_NAME, f"{folder}: this {what} is being written")
+
+
 def writer_of(folder: Path) -> str | None:
-    """`process 123 on host x` that holds a folder's lock, or None if none does."""
+    """Return `process 123 on host x` if that process holds the folder's lock, else None."""
     path = folder / LOCK_NAME
     try:
         with open(path, encoding="utf-8") as file:
-            is_free = _take(file, path, fcntl.LOCK_SH)
+            is_free = _take(file, path, fcntl.LOCK_SH, wait=False)
     except FileNotFoundError:
         return None
-    return None if is_free else _owner(path)
+    return None if is_free else _owner_name(path)
 
 
-def _take(file: IO[str], path: Path, how: int) -> bool:
+def _take(file: IO[str], path: Path, kind: int, wait: bool) -> bool:
+    """Take a lock of the kernel's; return False if another process holds it.
+
+    With `wait`, False comes only from a file system without flock.
+    """
     try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
+        fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        return not _lives(_read(path))
+        owner = _read_owner(path)
+        return owner is None or not _may_live(owner)
     return True
 
 
 def _is_still_there(file: IO[str], path: Path) -> bool:
+    """Return True if `path` still names the open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
 
 
-def _read(path: Path) -> dict[str, str | int]:
+def _read_owner(path: Path) -> Owner | None:
+    """Return the owner that a lock file names; None if the file does not name one."""
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
-        return {"host": str(owner["host"]), "pid": int(owner["pid"])}
+        return Owner(str(owner["host"]), int(owner["pid"]))
     except (OSError, ValueError, LookupError, TypeError):
-        return {}
+        return None
 
 
-def _owner(path: Path) -> str:
-    owner = _read(path)
-    return f"process {owner['pid']} on host {owner['host']}" if owner else "another process"
+def _owner_name(path: Path) -> str:
+    owner = _read_owner(path)
+    return f"process {owner.pid} on host {owner.host}" if owner else "another process"
 
 
-def _lives(owner: dict[str, str | int]) -> bool:
-    """Whether a process may still be there; of another host's that is not known."""
-    if not owner or owner["host"] != socket.gethostname():
-        return bool(owner)
+def _may_live(owner: Owner) -> bool:
+    """Return True if a process may still run; nothing is known about those of other hosts."""
+    if owner.host != socket.gethostname():
+        return True
     try:
-        os.kill(owner["pid"], 0)
+        os.kill(owner.pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # another user's process
         return True
     return True

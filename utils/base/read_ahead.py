@@ -1,4 +1,4 @@
-"""Reading in threads while the results before are being used."""
+"""Read in threads while earlier results are being used."""
 
 import itertools
 from collections import deque
@@ -13,10 +13,10 @@ R = TypeVar("R")
 def read_ahead(
     read: Callable[[T], R], items: Iterable[T], threads: int = 1, ahead: int = 0
 ) -> Iterator[R]:
-    """`map(read, items)` with up to `ahead` results being read by threads meanwhile.
+    """Yield `read(item)` for each item in order, while threads read up to `ahead` results more.
 
-    `ahead`: 0 = one more than there are threads, of which there is at least one. Errors of `read`
-    appear where its result would have.
+    `threads`: at least one is started. `ahead`: 0 = `threads` + 1. An error of `read` is raised in
+    the place of its result.
     """
     threads, upcoming = max(threads, 1), iter(items)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="read-ahead")

@@ -1,10 +1,10 @@
-"""Where files of a data set lie: in a folder, in an archive, or in the shards of a folder.
+"""Files of a data set: in a folder, in an archive, or in the shards of a folder.
 
-A file in an archive is named by a path through it: `faces.zip/a/1.jpg`, `shards/007.tar/1.txt`.
-Such paths are listed and read like others; nothing is unpacked to disk. An archive counts as a
-folder, and so does a folder inside it (`faces.zip/a`). A folder that holds the wanted files only
-inside of archives is one folder cut into shards (webdataset): the archives' own names are no part
-of a sample's name. Reading opens the archive anew, so threads and processes may read at once.
+A path through an archive names a file in it: `faces.zip/a/1.jpg`, `shards/007.tar/1.txt`. Nothing
+is unpacked to disk. An archive counts as a folder, and so does a folder inside it (`faces.zip/a`).
+A folder whose files lie in archives only is one folder cut into shards (webdataset): a sample's
+name does not contain the archive's. Each read opens the archive anew, so threads and processes may
+read at once.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from utils.base.errors import UserError, refusing
 
 ARCHIVES = {".zip", ".tar"}
 COMPRESSED_TARS = {".tgz", ".gz", ".bz2", ".xz", ".zst"}  # cannot be read from the middle
-MOST_BYTES = 1 << 30  # of a file that a compressed archive may unfold to
-ZIP_HEADER = struct.Struct("<4s22xHH")  # of a member: signature, length of its name, of its extras
+MOST_BYTES = 1 << 30  # size of the largest file that is read from an archive
+ZIP_HEADER = struct.Struct("<4s22xHH")  # of a member: signature, lengths of its name and extras
 
 
 class Member(NamedTuple):
-    """Where the bytes of a file lie in its archive."""
+    """Place and form of a file's bytes in its archive."""
 
     offset: int  # of its header in a zip, of its content in a tar
     stored: int  # bytes in the archive
@@ -38,10 +38,11 @@ class Member(NamedTuple):
 
 
 def list_files(folder: str | Path, suffixes: Collection[str], what: str) -> dict[str, Path]:
-    """Files below `folder` with one of the `suffixes` (lower case): relative name -> path.
+    """List the files below `folder` with one of the `suffixes` (lower case): name -> path.
 
-    Hidden ones are left out. Raises a UserError that calls the folder a `what` folder if there is
-    none, if an archive is damaged, or if two shards hold a file of the same name.
+    A name is the path below the folder, or below its shard. Hidden files are left out. `what` names
+    the kind of folder in messages. Raises a UserError if there is no folder, if an archive is
+    damaged, or if two shards hold a file of the same name.
     """
     folder = Path(folder)
     if archive := archive_of(folder):
@@ -51,15 +52,15 @@ def list_files(folder: str | Path, suffixes: Collection[str], what: str) -> dict
         hint = ""
         if COMPRESSED_TARS & set(folder.suffixes) and folder.is_file():
             hint = "; decompress it to a plain .tar"
-        raise UserError(f"{folder}: no such {what} folder, .zip or .tar{hint}")
+        raise UserError(f"{folder}: there is no {what} folder, .zip or .tar{hint}")
     return _list_folder(folder, suffixes) or _list_shards(folder, suffixes)
 
 
 def _list_folder(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
-    found = {}
+    found: dict[str, Path] = {}
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = [Path(parent, name) for name in files if _counts(name, suffixes)]
+        paths = [Path(parent, name) for name in files if _is_wanted(name, suffixes)]
         found |= {path.relative_to(folder).as_posix(): path for path in paths}
     return found
 
@@ -84,33 +85,27 @@ def _list_archive(archive: Path, suffixes: Collection[str], inside: str) -> dict
     return {
         name.removeprefix(inside): archive / name
         for name in _members(archive)
-        if name.startswith(inside) and _counts(name, suffixes)
+        if name.startswith(inside) and _is_wanted(name, suffixes)
     }
 
 
-def _counts(name: str, suffixes: Collection[str]) -> bool:
+def _is_wanted(name: str, suffixes: Collection[str]) -> bool:
+    """Return True if a file has one of the suffixes and no part of its path is hidden."""
     parts = name.split("/")
     is_hidden = any(part.startswith(".") for part in parts) or parts[0] == "__MACOSX"
     return not is_hidden and PurePosixPath(name).suffix.lower() in suffixes
 
 
 def archive_of(path: Path) -> Path | None:
-    """The archive that `path` is or leads through, if any."""
+    """Return the archive that `path` is or leads through, if any."""
     for candidate in (*reversed(path.parents), path):
         if candidate.suffix.lower() in ARCHIVES and candidate.is_file():
             return candidate
     return None
 
 
-def relative_name(path: Path, folder: str | Path) -> str:
-    """Name of a file that `list_files(folder, …)` gave, without the shard that it lies in."""
-    folder, archive = Path(folder), archive_of(path)
-    is_shard = archive is not None and archive != folder and archive.is_relative_to(folder)
-    return path.relative_to(archive if is_shard else folder).as_posix()
-
-
 def read_bytes(path: Path) -> bytes:
-    """Content of a file on disk or in an archive; OSError if it is missing, damaged or huge."""
+    """Read a file on disk or in an archive; raise OSError if it is missing, damaged or huge."""
     archive = archive_of(path)
     if archive is None or archive == path:
         return path.read_bytes()
@@ -118,7 +113,7 @@ def read_bytes(path: Path) -> bytes:
     if member is None:
         raise FileNotFoundError(f"not in {archive.name}")
     if member.size > MOST_BYTES:
-        raise OSError(f"{archive.name} gives it {member.size / 1e9:.1f} GB")
+        raise OSError(f"{archive.name} states {member.size / 1e9:.1f} GB for it")
     with open(archive, "rb") as file:
         file.seek(member.offset)
         if member.crc is not None:
@@ -144,7 +139,7 @@ def _members(archive: Path) -> dict[str, Member]:
 
 @cache
 def _read_index(archive: Path, size: int, changed: int) -> dict[str, Member]:
-    """All files of an archive; `size` and `changed` make it read again when it is another one."""
+    """List the files of an archive; `size` and `changed` make the cache miss when it changes."""
     kind = archive.suffix[1:].lower()
     with refusing(f"{archive}: not a readable {kind} archive; copy or download it again"):
         members = (_read_zip if kind == "zip" else _read_tar)(archive)
@@ -162,8 +157,8 @@ def _read_zip(archive: Path) -> dict[str, Member]:
             deflated = info.compress_type == zipfile.ZIP_DEFLATED
             if info.flag_bits & 1 or not (deflated or info.compress_type == zipfile.ZIP_STORED):
                 raise UserError(
-                    f"{archive}: {info.filename} is encrypted or compressed in a way that is not "
-                    "read here; make the archive again, stored or deflated"
+                    f"{archive}: {info.filename} is encrypted, or compressed by another method "
+                    "than deflate; make the archive again, stored or deflated"
                 )
             members[_plain(info.filename)] = Member(
                 info.header_offset, info.compress_size, info.file_size, deflated, info.CRC
@@ -181,5 +176,5 @@ def _read_tar(archive: Path) -> dict[str, Member]:
 
 
 def _plain(name: str) -> str:
-    """`./a//b` and `/a/b` are `a/b`."""
+    """Normalise a member's name: `./a//b` and `/a/b` become `a/b`."""
     return PurePosixPath(name).as_posix().lstrip("/")

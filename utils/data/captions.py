@@ -5,27 +5,23 @@ from pathlib import Path
 
 from utils.base.errors import UserError, note
 from utils.data.archive_files import list_files, read_bytes
-from utils.data.images import sample_names
+from utils.data.images import Sample
 
 
 def load_captions(
-    image_paths: Sequence[Path],
-    image_dir: str | Path,
-    caption_dir: str | Path,
-    *,
-    all_images: bool = True,
+    samples: Sequence[Sample], caption_dir: str | Path, *, all_images: bool = True
 ) -> list[list[str]]:
-    """The captions of each image: the lines of `<stem>.txt` at the same place below `caption_dir`.
+    """Return the captions of each image: the lines of `<name>.txt` below `caption_dir`.
 
-    Raises a UserError if a file is missing, empty or no UTF-8 text. Caption files of none of the
-    images are left unused, and this is said, unless there are more images than these.
+    With `all_images`, `samples` are all images of their folder: caption files of none of them are
+    reported in a note. Raises a UserError if a caption file is missing, empty or not UTF-8 text.
     """
     found = list_files(caption_dir, {".txt"}, "caption")
-    names = [f"{name}.txt" for name in sample_names(image_paths, image_dir)]
+    names = [f"{sample.name}.txt" for sample in samples]
     if missing := [i for i, name in enumerate(names) if name not in found]:
         raise UserError(
             f"{caption_dir}: {_of(len(missing), len(names), 'images')} without caption file; "
-            f"{image_paths[missing[0]]} needs {Path(caption_dir, names[missing[0]])}"
+            f"{samples[missing[0]].path} needs {Path(caption_dir, names[missing[0]])}"
         )
     files = [found[name] for name in names]
     captions = [_caption_lines(file) for file in files]
@@ -40,13 +36,14 @@ def load_captions(
 
 
 def _caption_lines(file: Path) -> list[str]:
+    """Return the lines of a caption file that are not blank; raise a UserError if it is no text."""
     try:
         text = read_bytes(file).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: is not UTF-8 text; save it as UTF-8") from error
-    if "\0" in text:  # UTF-16 without its mark is valid UTF-8
+    if "\0" in text:  # UTF-16 without a byte order mark may pass as UTF-8
         raise UserError(f"{file}: is not text, it holds NUL bytes; save it as UTF-8")
     return [line.strip() for line in text.splitlines() if line.strip()]
 

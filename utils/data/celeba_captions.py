@@ -1,7 +1,7 @@
 """CelebA's forty attributes: reading the annotation file, and sentences that name some of them.
 
-A sentence names a random subset of what is annotated. Annotations that contradict each other (a
-goatee but no beard, a bald head with wavy hair) are left unsaid or resolved in `face_facts`.
+A sentence names a random subset of a face's attributes. Attributes that contradict each other (a
+goatee but no beard, a bald head with wavy hair) are left out or resolved in `face_facts`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ATTRIBUTES = (
 
 # fmt: on
 
-# Attributes that need no second look: name -> kind, wordings (the first is the commonest).
+# Attributes that contradict no other: name -> kind, wordings (the most common one first).
 PhraseKind = Literal["looks", "has", "wears", "does"]
 PLAIN: dict[str, tuple[PhraseKind, list[str]]] = {
     "Attractive": ("looks", ["attractive", "good-looking"]),
@@ -55,23 +55,23 @@ HAIR_COLOR = {
     "Gray_Hair": ["gray", "grey", "silver"],
 }
 SUBJECTS = {True: ["man", "man", "gentleman", "guy"], False: ["woman", "woman", "lady"]}
-MOST_FACTS = 6  # in a sentence
+MOST_FACTS = 6  # of a sentence
 
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that can be said: an adjective, or what a face has, wears or does."""
+    """A property of a face: an adjective, or a thing that the face has, wears or does."""
 
     kind: PhraseKind
     wordings: list[str]
-    weight: float = 1.0  # chance that it is considered for a sentence at all
+    weight: float = 1.0  # probability that a sentence considers it at all
 
 
 def read_attributes(file: Path) -> Iterator[tuple[str, set[str]]]:
-    """Image names and their attributes from `CelebAMask-HQ-attribute-anno.txt`, line by line.
+    """Yield image names with their attributes from `CelebAMask-HQ-attribute-anno.txt`.
 
     The file holds the number of images, the names of the attributes, and for each image its name
-    and a 1 or -1 for each attribute. Raises a UserError with the line number if it does not.
+    and a 1 or -1 for each attribute. Raises a UserError with the line number at the first fault.
     """
     try:
         lines = file.read_text(encoding="utf-8").rstrip().split("\n")
@@ -100,15 +100,15 @@ def read_attributes(file: Path) -> Iterator[tuple[str, set[str]]]:
         if PurePosixPath(name).name != name:
             raise UserError(f"{file}:{number}: {name!r} is not a plain file name")
         if name in seen:
-            raise UserError(f"{file}:{number}: {name} was described in line {seen[name]} already")
+            raise UserError(f"{file}:{number}: line {seen[name]} describes {name} already")
         seen[name] = number
         yield name, {a for a, value in zip(header, values, strict=True) if value == "1"}
 
 
 def make_captions(name: str, attributes: Collection[str], count: int) -> list[str]:
-    """`count` sentences about one face, each another one; a function of the arguments alone.
+    """Return `count` sentences about one face; they depend on the arguments alone.
 
-    They may repeat only if too little is known of the face for so many.
+    Sentences differ from each other, unless the face has too few attributes for so many.
     """
     rng = random.Random(f"celeba {name}")
     captions: list[str] = []
@@ -122,7 +122,7 @@ def make_captions(name: str, attributes: Collection[str], count: int) -> list[st
 
 
 def face_facts(attributes: Collection[str], rng: random.Random) -> list[Fact]:
-    """All that can truly be said of a face, gender aside; wordings may vary from call to call."""
+    """Return all facts about a face except its gender; `rng` chooses among wordings."""
     has = set(attributes).__contains__
     facts = [Fact(kind, words) for name, (kind, words) in PLAIN.items() if has(name)]
     facts.append(Fact("looks", ["young"] if has("Young") else ["older", "mature"]))
@@ -147,15 +147,16 @@ def face_facts(attributes: Collection[str], rng: random.Random) -> list[Fact]:
 
 
 def _hair_facts(attributes: Collection[str], rng: random.Random) -> list[Fact]:
+    """Return the facts about the hair on the head."""
     has = set(attributes).__contains__
     if has("Bald"):
         bald_head = Fact("has", ["a bald head", "no hair on the head"])
         return [Fact("looks", ["bald"]) if rng.random() < 0.6 else bald_head]
     facts = []
-    if has("Bangs") != has("Receding_Hairline"):  # both at once is a mistake
+    if has("Bangs") != has("Receding_Hairline"):  # both at once contradict each other
         words = ["bangs", "a fringe"] if has("Bangs") else ["a receding hairline"]
         facts.append(Fact("has", words))
-    # Two colours, or straight as well as wavy, are annotators in doubt.
+    # Two colours, or both straight and wavy, mean that the annotators were in doubt.
     colors = [name for name in HAIR_COLOR if has(name)]
     textures = [name for name in ("Straight_Hair", "Wavy_Hair") if has(name)]
     color = choose_word(HAIR_COLOR[colors[0]], rng) if len(colors) == 1 else ""
@@ -168,6 +169,7 @@ def _hair_facts(attributes: Collection[str], rng: random.Random) -> list[Fact]:
 
 
 def _facial_hair_facts(attributes: Collection[str], rng: random.Random) -> list[Fact]:
+    """Return the facts about beard, mustache and sideburns."""
     has = set(attributes).__contains__
     if not has("Male"):
         return []
@@ -190,65 +192,67 @@ def _facial_hair_facts(attributes: Collection[str], rng: random.Random) -> list[
 
 
 def make_caption(attributes: Collection[str], rng: random.Random) -> str:
-    """One sentence that names a random subset of what a face shows."""
+    """Return one sentence that names a random subset of a face's attributes."""
     facts = [fact for fact in face_facts(attributes, rng) if rng.random() < fact.weight]
     chosen = rng.sample(facts, min(len(facts), rng.randint(2, MOST_FACTS)))
-    said: dict[PhraseKind, list[str]] = {"looks": [], "has": [], "wears": [], "does": []}
+    phrases: dict[PhraseKind, list[str]] = {"looks": [], "has": [], "wears": [], "does": []}
     last_words: set[str] = set()
     for fact in chosen:
         # "big lips and slightly parted lips" is no good English.
         words = [w for w in fact.wordings if w.rpartition(" ")[2] not in last_words]
         if words:
-            said[fact.kind].append(choose_word(words, rng))
-            last_words.add(said[fact.kind][-1].rpartition(" ")[2])
+            phrases[fact.kind].append(choose_word(words, rng))
+            last_words.add(phrases[fact.kind][-1].rpartition(" ")[2])
     is_male = "Male" in attributes
     noun = rng.choice(SUBJECTS[is_male]) if rng.random() < 0.85 else "person"
-    text = mend_articles(_sentence(said, noun, "he" if is_male else "she", rng))
+    text = mend_articles(_sentence(phrases, noun, "he" if is_male else "she", rng))
     return text[0].upper() + text[1:] + "."
 
 
 def _sentence(
-    said: dict[PhraseKind, list[str]], noun: str, pronoun: str, rng: random.Random
+    phrases: dict[PhraseKind, list[str]], noun: str, pronoun: str, rng: random.Random
 ) -> str:
+    """Put phrases of each kind and a subject together, in one of several forms."""
     order = ["attractive", "good-looking", "young", "older", "mature"]
-    looks = sorted(said["looks"], key=lambda w: order.index(w) if w in order else len(order))
+    looks = sorted(phrases["looks"], key=lambda w: order.index(w) if w in order else len(order))
     person = " ".join([*looks, noun])
     form = rng.random()
     if form < 0.35:  # A young man with a goatee, wearing a tie and smiling
         start = rng.choice(["", "", "", "a photo of ", "a portrait of ", "a close-up of "])
-        return f"{start}a {_described(person, said, rng)}"
+        return f"{start}a {_described(person, phrases, rng)}"
     if form < 0.5:  # She is a young woman with wavy hair, smiling
-        return f"{pronoun} is a {_described(person, said, rng)}"
-    if form < 0.62 and said["has"] and (said["wears"] or said["does"]):
+        return f"{pronoun} is a {_described(person, phrases, rng)}"
+    if form < 0.62 and phrases["has"] and (phrases["wears"] or phrases["does"]):
         # With wavy hair and bangs, this young woman is smiling
-        predicates = _predicates({**said, "has": []}, rng)
-        return f"with {enumerate_phrases(said['has'])}, this {person} {predicates}"
-    predicates = _predicates(said, rng)
+        predicates = _predicates({**phrases, "has": []}, rng)
+        return f"with {enumerate_phrases(phrases['has'])}, this {person} {predicates}"
+    predicates = _predicates(phrases, rng)
     if not predicates:
         return f"{pronoun} is a {person}"
     subject = rng.choice([f"this {person}", f"the {person}"] + ([] if looks else [pronoun] * 2))
     return f"{subject} {predicates}"
 
 
-def _described(person: str, said: dict[PhraseKind, list[str]], rng: random.Random) -> str:
-    """`man with a goatee, wearing a tie and smiling`."""
-    text = f"{person} with {enumerate_phrases(said['has'])}" if said["has"] else person
-    if not said["has"] and not said["wears"] and said["does"]:
-        return f"{text} who is {enumerate_phrases(said['does'])}"
-    doing = [f"wearing {enumerate_phrases(said['wears'])}"] if said["wears"] else []
-    doing += said["does"]
+def _described(person: str, phrases: dict[PhraseKind, list[str]], rng: random.Random) -> str:
+    """Return a noun phrase, e.g. `man with a goatee, wearing a tie and smiling`."""
+    text = f"{person} with {enumerate_phrases(phrases['has'])}" if phrases["has"] else person
+    if not phrases["has"] and not phrases["wears"] and phrases["does"]:
+        return f"{text} who is {enumerate_phrases(phrases['does'])}"
+    doing = [f"wearing {enumerate_phrases(phrases['wears'])}"] if phrases["wears"] else []
+    doing += phrases["does"]
     if doing:
-        joint = ", and " if len(said["wears"]) > 1 else " and "
-        text += (", " if said["has"] else " ") + joint.join(doing)
+        joint = ", and " if len(phrases["wears"]) > 1 else " and "
+        text += (", " if phrases["has"] else " ") + joint.join(doing)
     return text
 
 
-def _predicates(said: dict[PhraseKind, list[str]], rng: random.Random) -> str:
-    """`has a goatee, is smiling and wears a tie`; empty if there is nothing to say."""
+def _predicates(phrases: dict[PhraseKind, list[str]], rng: random.Random) -> str:
+    """Return predicates, e.g. `has a goatee, is smiling and wears a tie`; empty without phrases."""
     verbs = {"has": "has", "wears": rng.choice(["is wearing", "wears"]), "does": "is"}
-    kinds = [kind for kind in ("has", "does", "wears") if said[kind]]
+    order: tuple[PhraseKind, ...] = ("has", "does", "wears")
+    kinds = [kind for kind in order if phrases[kind]]
     rng.shuffle(kinds)
-    parts = [f"{verbs[kind]} {enumerate_phrases(said[kind])}" for kind in kinds]
+    parts = [f"{verbs[kind]} {enumerate_phrases(phrases[kind])}" for kind in kinds]
     if len(parts) < 2 or not any(" and " in part for part in parts):
         return enumerate_phrases(parts) if parts else ""
     return ", ".join(parts[:-1]) + ", and " + parts[-1]

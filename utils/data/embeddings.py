@@ -33,7 +33,7 @@ def write_image_mean(database: Path) -> None:
 
 
 def read_image_mean(path: Path, dim: int) -> torch.Tensor:
-    """(dim,) float32 from a file of write_image_mean; raises UserError if it holds no such."""
+    """Read (dim,) float32 from a file of write_image_mean; raise a UserError if it does not fit."""
     if not path.is_file():
         raise UserError(
             f"encoders.image_mean: {path} is not there; preprocess_scripts/clip_encode_img.py "
@@ -42,12 +42,14 @@ def read_image_mean(path: Path, dim: int) -> torch.Tensor:
     with refusing(f"encoders.image_mean: {path} cannot be read"):
         mean = np.load(path, allow_pickle=False)
     if not isinstance(mean, np.ndarray) or mean.shape != (dim,):
-        raise UserError(f"encoders.image_mean: {path} does not hold {dim} numbers, as CLIP gives")
+        raise UserError(
+            f"encoders.image_mean: {path} does not hold {dim} numbers, the width of embeddings"
+        )
     if mean.dtype.kind not in "fiu":
         raise UserError(f"encoders.image_mean: {path} holds {mean.dtype}, not numbers")
     return torch.from_numpy(mean.astype(np.float32))
 
 
 def some_samples(reader: LMDBReader, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Which samples: (min(count, length),) int64, each once, in random order."""
+    """Draw samples without repetition: their indices, (min(count, length),) int64."""
     return torch.randperm(reader.info.length, generator=generator)[:count]

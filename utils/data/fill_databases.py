@@ -1,18 +1,17 @@
-"""Filling databases from a stream of images or captions: several in one pass, or in shards.
+"""Fill databases from a stream of images or captions: several in one pass, or in shards.
 
-A shard is a contiguous range of the samples in a complete database of its own, beside the whole
-one: `z.part2of8`. Whoever finds all parts complete copies them into the whole, once, and removes
-them; so shards need no connection among each other, only a folder that all of them see.
+A shard is a contiguous range of the samples. Its process fills a database of its own beside the
+whole one, e.g. `z.part2of8`. The process that finds all parts complete copies them into the whole
+and removes them. Shards need no connection to each other, only a folder that all of them see.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 
 from models.clip import ClipEncoder
 from utils.base.errors import UserError, note
+from utils.base.locks import FileLock
 from utils.base.out_of_memory import Halving
 from utils.base.progress import progress
 from utils.config.schema import Config
@@ -29,19 +29,20 @@ from utils.data.image_batches import iterate_batches
 from utils.data.lmdb_layout import DatabaseKind, names_hash
 from utils.data.lmdb_reader import LMDBReader, is_complete
 from utils.data.lmdb_writer import LMDBWriter
-from utils.data.preprocess_jobs import Job, advise_skip_bad
+from utils.data.preprocess_jobs import Job
+from utils.data.split_images import advise_skip_bad
 
 Samples = np.ndarray | Sequence[np.ndarray]  # as LMDBWriter.append takes them
 
 
 @dataclass(frozen=True)
 class Target:
-    """A database to fill: where it is, what it says of itself, and how its samples are made."""
+    """A database to fill, and the function that makes its samples."""
 
     out: Path
     kind: DatabaseKind
-    meta: Mapping[str, Any]
-    encode: Callable[[Any, int], Samples]  # of a batch of inputs, and the index of its first
+    meta: Mapping[str, Any]  # identifies the encoder and its settings
+    encode: Callable[[Any, int], Samples]  # takes a batch of inputs and the index of its first
 
 
 def fill(
@@ -51,52 +52,52 @@ def fill(
     read: Callable[[int, int], Iterable[Any]],
     shard: tuple[int, int] = (0, 1),
 ) -> bool:
-    """Fill a split's databases in one pass, or this process's shard of them, or what is missing.
+    """Fill a split's databases in one pass, or the shard of them that belongs to this process.
 
-    `read(first, stop)` yields batches of inputs, things that can be sliced, from sample `first` up
-    to `stop`. Returns whether all databases are complete now.
-    Raises a UserError if what is there was made from something else, or an image is unreadable.
+    Samples that are there already are kept. Returns True if all databases are complete now.
+
+    Args:
+        names: of all samples of the split, in order.
+        read: `read(first, stop)` yields batches of inputs, which can be sliced, from sample `first`
+            up to `stop`.
+        shard: this process's number, from 0, and the number of shards.
+
+    Raises a UserError if a database that is there was made differently, or an image is unreadable.
     """
     number, count = shard
     if count == 1:
         _fill_range(job, targets, names, read, 0)
         return True
     first, stop = _range(number, count, len(names))
-    with _alone(targets[0].out):
+    with _lock(targets[0].out):
         missing = [target for target in targets if not is_complete(target.out)]
-        # Says that they are complete, unless they were made from something else.
+        # Nothing is left to fill: this reports that they are complete, or were made differently.
         _fill_range(job, [t for t in targets if t not in missing], names, read, 0)
     parts = [replace(target, out=_part(target.out, shard)) for target in missing]
     _fill_range(job, parts, names[first:stop], read, first)
-    # One process at a time: the last one that comes finds all parts complete.
-    with _alone(targets[0].out) as lock_file:
-        merged = all([_merge(job, target, names, count) for target in targets])
-        if merged:
-            lock_file.unlink(missing_ok=True)
-        return merged
+    # The lock admits one process at a time, so the last one finds all parts complete.
+    with _lock(targets[0].out):
+        return all([_merge(job, target, names, count) for target in targets])
 
 
 def _range(number: int, count: int, length: int) -> tuple[int, int]:
-    """First sample of a shard, and the first one after it."""
+    """Return the first sample of a shard, and the first one after it."""
     return length * number // count, length * (number + 1) // count
 
 
 def _part(out: Path, shard: tuple[int, int]) -> Path:
+    """Return the path of a shard's own database."""
     return out.with_name("{}.part{}of{}".format(out.name, *shard))
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[Path]:
-    """Holds the other shards back, which may be on other nodes; yields the file that is locked."""
+def _lock(out: Path) -> FileLock:
+    """Lock the whole database against other shards; wait while one of them holds the lock."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    path = out.with_name(f"{out.name}.shards")
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield path
+    return FileLock(out.with_name(f"{out.name}.shards"), busy=None)
 
 
-def _about(job: Job, target: Target, names: list[str]) -> dict[str, Any]:
-    """What a database says of where it comes from."""
+def _meta(job: Job, target: Target, names: list[str]) -> dict[str, Any]:
+    """Return a database's `meta`: its encoder, and the images it comes from."""
     source = os.path.relpath(job.images)
     return {**target.meta, "source": source, "names": names, "names_hash": names_hash(names)}
 
@@ -108,12 +109,12 @@ def _fill_range(
     read: Callable[[int, int], Iterable[Any]],
     first: int,
 ) -> None:
-    """Fill databases with the samples `names`, the first of which is sample `first` of the job."""
+    """Fill databases with the samples `names`, which begin at sample `first` of the job."""
     if not names or not targets:
-        return  # more shards than samples, or nothing missing
+        return  # there are more shards than samples, or no database lacks samples
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(LMDBWriter(t.out, t.kind, _about(job, t, names), len(names)))
+            stack.enter_context(LMDBWriter(t.out, t.kind, _meta(job, t, names), len(names)))
             for t in targets
         ]
         complete = [writer.complete for writer in writers]
@@ -132,7 +133,7 @@ def _fill_range(
             with bar, advise_skip_bad():
                 for inputs in read(first + position, first + len(names)):
                     for target, writer in zip(targets, writers, strict=True):
-                        # A database may be ahead of the others, if it was filled alone before.
+                        # A database that was filled alone before may be ahead of the others.
                         rest = inputs[max(writer.done - position, 0) :]
                         for part in encoded(target, rest, first + writer.done):
                             writer.append(part)
@@ -144,21 +145,21 @@ def _fill_range(
 
 
 def _merge(job: Job, target: Target, names: list[str], count: int) -> bool:
-    """Copy the parts into the whole if all are complete; tells whether the whole is."""
+    """Copy the parts into the whole if all are complete; return True if the whole is complete."""
     ranges = [_range(number, count, len(names)) for number in range(count)]
     parts = {
         _part(target.out, (number, count)): bounds
         for number, bounds in enumerate(ranges)
         if bounds[0] < bounds[1]
     }
-    if is_complete(target.out):  # perhaps by a process that was killed right after
+    if is_complete(target.out):  # a process that completed it may have been killed right after
         _remove_parts(target)
         return True
     if waiting := [part.name for part in parts if not is_complete(part)]:
         note(f"{target.out}: {len(waiting)} of {count} parts are not there yet: {waiting[0]}, …")
         return False
     for part, (first, stop) in parts.items():
-        there, now = LMDBReader(part).info.meta, _about(job, target, names[first:stop])
+        there, now = LMDBReader(part).info.meta, _meta(job, target, names[first:stop])
         if different := [key for key in now if there.get(key) != now[key]]:
             raise UserError(f"{part}: made differently ({', '.join(different)}); delete it")
 
@@ -179,7 +180,7 @@ def _remove_parts(target: Target) -> None:
 
 
 def image_meta(config: Config, args: argparse.Namespace) -> dict[str, Any]:
-    """What databases made from images say of their pixels."""
+    """Return the part of `meta` that describes how images became pixels."""
     draft = {"jpeg_draft": True} if args.jpeg_draft else {}
     return {"resolution": config.data.resolution, **draft}
 
@@ -187,7 +188,10 @@ def image_meta(config: Config, args: argparse.Namespace) -> dict[str, Any]:
 def read_images(
     paths: Sequence[Path], config: Config, args: argparse.Namespace, first: int, stop: int
 ) -> Iterator[torch.Tensor]:
-    """Images `first` to `stop` as (B, 3, H, W) uint8 batches of `--batch_size`, read in threads."""
+    """Yield images `first` to `stop` as (B, 3, H, W) uint8 batches, read in threads.
+
+    A batch holds `--batch_size` images. Raises UnreadableImage at the first broken one.
+    """
     size = config.data.resolution
     return iterate_batches(
         paths[first:stop], size, args.batch_size, args.num_workers, draft=args.jpeg_draft
@@ -197,6 +201,6 @@ def read_images(
 def image_embeddings(
     out: Path, clip: ClipEncoder, config: Config, args: argparse.Namespace
 ) -> Target:
-    """The database of the images' own CLIP embeddings, one an image."""
+    """Return the database of the images' CLIP embeddings, one for each image."""
     meta = {"y_holds": "images", "encoder": clip.identity, **image_meta(config, args)}
     return Target(out, "y", meta, lambda images, _: clip.encode_images(images).numpy()[:, None])

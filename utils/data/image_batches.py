@@ -1,4 +1,4 @@
-"""Images to be judged: a folder or archive of them, or an npz of ADM's form (`arr_0`, N H W 3)."""
+"""Images in batches: from files, or from an npz in ADM's form (`arr_0`, (N, H, W, 3) uint8)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -21,10 +22,10 @@ Batch = tuple[list[int], Tensor | list[Tensor]]  # indices; uint8 (B, 3, H, W), 
 
 
 class NpzImages:
-    """The images in an npz, read one after the other so that memory does not grow with them."""
+    """The images in an npz, read one after the other: memory does not grow with their number."""
 
     def __init__(self, path: Path) -> None:
-        """Raises UserError if there are none in it."""
+        """Read the header; raise a UserError if the file is not an npz of images."""
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
@@ -39,7 +40,8 @@ class NpzImages:
         self.side = shape[1] if shape[1] == shape[2] else 0  # pixels; 0 = not square
 
     @staticmethod
-    def _header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
+    def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+        """Read shape, memory order and type of an array, up to its first byte."""
         major, _ = npy.read_magic(file)
         return npy.read_array_header_1_0(file) if major == 1 else npy.read_array_header_2_0(file)
 
@@ -65,27 +67,27 @@ def image_batches(
     positions: Sequence[int] | None = None,
     enlarge: bool = True,
 ) -> Iterator[Batch]:
-    """Images with their indices, in batches.
+    """Yield images with their indices, in batches.
 
     Args:
         source: image files, or the images of an npz.
-        size: side of the centre crops; None = every image as it is.
+        size: side of the centre crops in pixels; None = every image whole.
         workers: threads that decode files, at most two batches ahead.
-        positions: ascending indices of the images that are wanted; None = all.
-        enlarge: images smaller than `size` are enlarged.
+        positions: ascending indices of the wanted images; None = all.
+        enlarge: enlarge images that are smaller than `size`.
 
     Raises UserError at the first image that cannot be read or, unless `enlarge`, is too small.
     """
+    pixels: Iterator[np.ndarray]
     indices = iter(range(len(source)) if positions is None else positions)
     if isinstance(source, NpzImages):
         wanted = range(len(source)) if positions is None else set(positions)
-        chosen = (x for i, x in enumerate(source) if i in wanted)
-        pixels = (_cropped(Image.fromarray(x), size, enlarge, source.path) for x in chosen)
+        arrays = (x for i, x in enumerate(source) if i in wanted)
+        pixels = (_crop(Image.fromarray(x), size, enlarge, source.path) for x in arrays)
     else:
-        chosen = source if positions is None else (source[i] for i in positions)
         pixels = read_ahead(
-            lambda path: _cropped(load_image(path), size, enlarge, path),
-            chosen,
+            lambda path: _crop(load_image(path), size, enlarge, path),
+            source if positions is None else (source[i] for i in positions),
             workers,
             2 * batch_size,
         )
@@ -95,12 +97,13 @@ def image_batches(
         yield list(itertools.islice(indices, len(batch))), torch.stack(batch) if same else batch
 
 
-def _cropped(image: Image.Image, size: int | None, enlarge: bool, path: Path) -> np.ndarray:
+def _crop(image: Image.Image, size: int | None, enlarge: bool, path: Path) -> np.ndarray:
+    """Crop an image to (size, size, 3) uint8, or keep it whole if `size` is None."""
     if size is not None:
         if min(image.size) < size and not enlarge:
             raise UserError(
-                f"{path}: is {image.width}x{image.height} pixels, too small for figures at {size}; "
-                "enlarged images would be judged by their blur"
+                f"{path}: is {image.width}x{image.height} pixels, too small for metrics at {size}; "
+                "their values would measure the blur of enlarging"
             )
         image = center_crop(image, size)
     return np.array(image)
@@ -114,7 +117,7 @@ def iterate_batches(
     `workers` threads decode at most two batches ahead. `draft`: see to_uint8_array. Raises
     UnreadableImage at the first broken file, after the complete batches before it.
     """
-    # Pillow decodes outside the interpreter lock.
+    # Threads suffice: Pillow decodes outside the interpreter lock.
     images = read_ahead(
         lambda path: to_uint8_array(path, size, draft), paths, workers, 2 * batch_size
     )

@@ -1,69 +1,81 @@
-"""Image folders: which images, in which order, as which pixels.
+"""Image folders: their images in order, with names and pixels.
 
-Sample ids are positions in `list_images(folder)`; everything that is computed from a folder
+A sample's index is its position in `list_images(folder)`. Everything that is computed from a folder
 (latents, embeddings, statistics) uses this order. A folder may be an archive, see archive_files.py.
 """
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.base.errors import UserError
 from utils.base.read_ahead import read_ahead
-from utils.data.archive_files import list_files, read_bytes, relative_name
+from utils.data.archive_files import list_files, read_bytes
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
-# What such files are found to hold. Pillow knows others that it gives to programs (EPS).
+# Contents that are decoded, whatever the suffix. Pillow starts programs for some others (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-LONGEST = 16  # times the short side: the ends of a longer strip are cut off before it is scaled
+LONGEST = 16  # times the short side: the ends of a longer strip are cut off before scaling
 
 
 class UnreadableImage(UserError):
     """An image file that cannot be decoded."""
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """All jpg, jpeg, png and webp files below `folder`, hidden ones aside, in natural order.
+class Sample(NamedTuple):
+    """An image of a folder, and the name that identifies it in databases."""
 
-    Numbers inside the relative path count as numbers (`2.jpg` before `10.jpg`); if every stem is an
-    integer, those integers alone decide. Raises a UserError if there is no folder or no image.
+    name: str  # path below the folder (or below its shard), without suffix
+    path: Path
+
+    @property
+    def file_name(self) -> str:
+        """Return the name with the file's suffix."""
+        return self.name + self.path.suffix
+
+
+def list_images(folder: str | Path) -> list[Sample]:
+    """List all jpg, jpeg, png and webp files below `folder` in natural order.
+
+    Hidden files are left out. Numbers inside the relative path count as numbers (`2.jpg` before
+    `10.jpg`); if every stem is an integer, those integers alone decide. Raises a UserError if there
+    is no folder or no image.
     """
     found = list_files(folder, SUFFIXES, "image")
     if not found:
         raise UserError(
             f"{folder}: no images in this folder (jpg, jpeg, png or webp, at any depth)"
         )
-    names = sorted(found, key=_natural)
-    paths = [found[name] for name in names]
-    if all(re.fullmatch("[0-9]+", path.stem) for path in paths):
-        paths.sort(key=lambda path: int(path.stem))
-    return paths
+    samples = [
+        Sample(str(PurePosixPath(file).with_suffix("")), found[file])
+        for file in sorted(found, key=_natural)
+    ]
+    if all(re.fullmatch("[0-9]+", sample.path.stem) for sample in samples):
+        samples.sort(key=lambda sample: int(sample.path.stem))
+    return samples
 
 
 def _natural(text: str) -> tuple[list[str | int], str]:
-    """Sort key: text and numbers in turn; the text itself tells `1` from `01`."""
+    """Return a sort key: text and numbers in turn, then the text itself (`1` is not `01`)."""
     parts = re.split("([0-9]+)", text)
     return [int(p) if i % 2 else p for i, p in enumerate(parts)], text
 
 
-def sample_names(paths: Iterable[Path], folder: str | Path) -> list[str]:
-    """Names that identify samples: paths relative to `folder`, without suffix."""
-    return [str(PurePosixPath(relative_name(path, folder)).with_suffix("")) for path in paths]
-
-
 def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
-    """Decode a file as upright 8-bit RGB, whatever it holds; transparent pixels lie on white.
+    """Decode a file as upright 8-bit RGB, whatever it holds.
 
-    Of an animated one the first frame counts.
+    Transparent pixels are laid on white. An animation is read as its first frame.
 
-    at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as both
-    sides have so many pixels.
+    at_least: decode a JPEG at a half, a quarter or an eighth of its size, as long as both sides
+        keep this many pixels.
+
     Raises UnreadableImage (a UserError) with the path if the file is missing or broken.
     """
     with opened_image(path) as image:
@@ -75,7 +87,8 @@ def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
 
 @contextmanager
 def opened_image(path: str | Path) -> Iterator[Image.Image]:
-    """An image file on disk or in an archive; what is wrong with it becomes an UnreadableImage."""
+    """Open an image file, on disk or in an archive; raise UnreadableImage if it is broken."""
+    cause: Exception
     try:
         with Image.open(io.BytesIO(read_bytes(Path(path))), formats=FORMATS) as image:
             yield image
@@ -89,7 +102,7 @@ def opened_image(path: str | Path) -> Iterator[Image.Image]:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        # Pillow clips 16-bit grey to 255 where it should scale it.
+        # Pillow clips 16-bit grey at 255 where it should scale.
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257 + 0.5).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -100,9 +113,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """Scale the short side to `size` pixels and cut out the middle square, as ADM does.
 
-    Halved with a box filter while the short side is at least twice `size`, then bicubic
-    (Dhariwal & Nichol 2021, guided-diffusion). Only strips of over 16 to 1 differ: scaled whole,
-    one of 20,000 x 10 pixels would take a gigabyte.
+    The image is halved with a box filter while its short side is at least twice `size`, then scaled
+    bicubically (Dhariwal & Nichol 2021, guided-diffusion). Only strips longer than 16 to 1 differ
+    from ADM, by cutting their ends first: 20,000 x 10 pixels, scaled whole, would take a gigabyte.
     """
     if max(image.size) > LONGEST * min(image.size):
         width, height = (min(side, LONGEST * min(image.size)) for side in image.size)
@@ -118,15 +131,17 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_uint8_array(path: str | Path, size: int, draft: bool = False) -> np.ndarray:
-    """Decoded and cropped image file, (size, size, 3) uint8.
+    """Decode and crop an image file to (size, size, 3) uint8.
 
-    draft: decode a JPEG at the smallest size that has twice as many pixels a side as are wanted.
+    draft: decode a JPEG at the smallest size whose sides are at least twice `size`.
+
+    Raises UnreadableImage if the file is missing or broken.
     """
     return np.asarray(center_crop(load_image(path, 2 * size if draft else None), size))
 
 
 def find_unreadable(paths: Sequence[Path], workers: int = 2) -> Iterator[UnreadableImage | None]:
-    """Decode every image; yields for each, in order, None or what is wrong with it."""
+    """Decode every image in `workers` threads; yield its error, or None, for each in order."""
 
     def check(path: Path) -> UnreadableImage | None:
         try:

@@ -1,4 +1,4 @@
-"""What a training reads: latents with their conditions, a batch at a time."""
+"""The training data: latents with their conditions, a batch at a time."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from utils.config.schema import Config
 from utils.data.lmdb_layout import one_hot
 from utils.data.lmdb_reader import LMDBReader, check_same_samples, expect_kind
 
-RAM_SHARE = 0.25  # of the available memory that a training set may take
+RAM_SHARE = 0.25  # of the available memory that a dataset may take
 
 
 class LatentDataset:
-    """Reads batches by index.
+    """Latents and conditions of a dataset, read by index.
 
-    A database that takes less than a quarter of the free memory is loaded once (`in_memory`:
-    'auto', True or False); batches are the same either way.
+    `length` is the number of samples, `latent_shape` is (C, H, W), and `cond_dim` is the width of a
+    condition (0 = none). `n_features` embeddings are stored for every image at least.
     """
 
     def __init__(
@@ -37,12 +37,21 @@ class LatentDataset:
         classes: int = 0,
         scale_factor: float = 1.0,
     ) -> None:
-        """`num_features`: draw among the first so many embeddings of an image; None = all.
+        """Open the databases.
 
-        `classes`: the condition is, or begins with, one-hot class labels of this width.
-        `scale_factor`: of latents that stand beside labels, which are stored unscaled.
-        Raises a UserError if latents and embeddings do not belong to the same images, or labels are
-        wanted and not there.
+        Args:
+            root: database of latents.
+            feat_path: database of embeddings; None = no embeddings in the condition.
+            in_memory: load the databases once; 'auto' = if they take less than a quarter of the
+                free memory. Batches do not depend on it.
+            channels: of a latent, for databases that do not record it.
+            num_features: draw among this many first embeddings of an image; None = all.
+            classes: width of the one-hot class labels that the condition begins with; 0 = no
+                labels.
+            scale_factor: factor for databases with class labels, whose latents are stored unscaled.
+
+        Raises a UserError if latents and embeddings belong to different images, or if there are no
+        labels for `classes`.
         """
         self._z = LMDBReader(root, channels)
         self._y = LMDBReader(feat_path) if feat_path is not None else None
@@ -51,13 +60,14 @@ class LatentDataset:
             expect_kind(self._y, "y")
             check_same_samples(self._z, self._y)
         self.length = self._z.info.length
-        self._classes, labels = classes, self._z.info.labels
+        labels = self._z.info.labels
+        self._classes, self._labels = classes, labels if classes else None
         if classes and labels is None:
             raise UserError(
                 f"{self._z.path} holds no class labels for model.num_classes={classes}; set data."
                 "feat_path to the embeddings that are the condition, or model.num_classes=0"
             )
-        if classes and labels.max() >= classes:
+        if classes and labels is not None and labels.max() >= classes:
             raise UserError(
                 f"{self._z.path} holds class {labels.max()}, but model.num_classes is {classes}"
             )
@@ -80,7 +90,7 @@ class LatentDataset:
         indices: torch.Tensor,
         draws: BatchDraws = WHOLE_BATCH,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Latents (B, C, H, W) and conditions (B, D) or None, float32 on the CPU.
+        """Read latents (B, C, H, W) and conditions (B, D) or None, float32 on the CPU.
 
         Conditions are one-hot labels, embeddings, or the embeddings after the labels.
         `indices`: (B,) integers. `draws` chooses among several embeddings of a sample, and draws
@@ -94,7 +104,7 @@ class LatentDataset:
             z = self._scale * (mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise)
         if not self.cond_dim:
             return z, None
-        y = [one_hot(self._z.info.labels[rows], self._classes)] if self._classes else []
+        y = [] if self._labels is None else [one_hot(self._labels[rows], self._classes)]
         if self._y is not None:
             feature = 0
             if self._choose:
@@ -105,18 +115,20 @@ class LatentDataset:
 
 
 def _fits(nbytes: int) -> bool:
-    """Every process of a machine loads its own copy."""
+    """Return True if this many bytes fit; every process of a machine loads its own copy."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return nbytes * processes <= RAM_SHARE * psutil.virtual_memory().available
 
 
 def open_data(config: Config) -> LatentDataset:
-    """The configured latents and conditions; UserError unless they have the configured shapes."""
+    """Open the configured databases; raise a UserError unless they have the configured shapes."""
     paths, model = config.data, config.model
+    if paths.root is None:
+        raise UserError("data.root: required key is missing; set it to the database of latents")
     width = model.num_classes + model.ext_feature_dim
     feat_path = paths.feat_path if width else None
     if model.ext_feature_dim and feat_path is None:
-        raise UserError("data.feat_path: set it to the features that model.ext_feature_dim means")
+        raise UserError("data.feat_path: set it to the embeddings for model.ext_feature_dim")
     data = LatentDataset(
         paths.root,
         feat_path,
@@ -134,7 +146,7 @@ def open_data(config: Config) -> LatentDataset:
     if feat_path and (paths.num_features_per_sample or 0) > data.n_features:
         raise UserError(
             f"data.num_features_per_sample: {paths.num_features_per_sample}, but {feat_path} holds "
-            f"{data.n_features} embedding(s) an image"
+            f"{data.n_features} embedding(s) for each image"
         )
     if data.cond_dim != width:
         key = "ext_feature_dim" if model.ext_feature_dim else "num_classes"

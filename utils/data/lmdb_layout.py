@@ -1,14 +1,22 @@
-"""Databases of latents and embeddings (LMDB) in the published layout.
+"""Databases of latents and embeddings (LMDB) in the layout of the published text-to-face code.
 
-`z-{i}` holds the latent of sample i, raw float32 C x H x W; `y-{i}-{j}` embedding j of sample i,
-raw float32; `length` and (embeddings only) `n_features` are 8-byte big-endian integers. Ours add
-`meta`, JSON about where the numbers come from; readers do without it. A database without `length`
-is incomplete. Databases with class labels are read too:
-those of MaskDiT's published ImageNet databases, as one-hot conditions. Beside the latents `z-{i}`,
-which are moments before scaling, stands the class `y-{i}` of each image in decimal digits; so does
-`length`. External features are `feat-{i}`, raw float32, with the same labels. The second half of
-these databases may repeat the first with mirrored images.
+- `z-{i}`: latent of sample i, raw float32 (C, H, W)
+- `y-{i}-{j}`: embedding j of sample i, raw float32
+- `length`, and `n_features` for embeddings: 8-byte big-endian integers
+- `meta`: JSON about the source of the numbers, which this project adds; readers do without it
+
+`length` is written last: a database without it is incomplete.
+
+MaskDiT's ImageNet databases, with class labels, are read too:
+
+- `z-{i}`: moments of the latent before scaling
+- `y-{i}`: class of image i in decimal digits; `length` is in decimal digits too
+- `feat-{i}`: external features, raw float32
+
+Their second half may repeat the first with mirrored images.
 """
+
+from __future__ import annotations
 
 import hashlib
 import itertools
@@ -29,13 +37,13 @@ Z_KEY, Y_KEY, FEATURE_KEY = b"z-%d", b"y-%d-%d", b"feat-%d"
 
 
 def names_hash(names: Iterable[str]) -> str:
-    """Identifies which samples a database holds, in which order (sha256 of the joined names)."""
-    # File names need not be UTF-8; what is not stays as it is on disk.
+    """Return an identity of a database's samples and their order: sha256 of the joined names."""
+    # File names need not be UTF-8; other bytes are hashed as they are on disk.
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def first_missing(txn: lmdb.Transaction, kind: DatabaseKind, length: int) -> int:
-    """Samples are written in order, so the first one that is not there is found by bisection."""
+def first_missing(txn: lmdb.Transaction[bytes], kind: DatabaseKind, length: int) -> int:
+    """Return the first of `length` samples that is missing, by bisection: writing is in order."""
     low, high = 0, length
     while low < high:
         middle = (low + high) // 2
@@ -46,12 +54,13 @@ def first_missing(txn: lmdb.Transaction, kind: DatabaseKind, length: int) -> int
     return low
 
 
-def count_all(txn: lmdb.Transaction, kind: DatabaseKind, done: int) -> list[int]:
-    """How many embeddings each sample has that is there."""
+def count_all(txn: lmdb.Transaction[bytes], kind: DatabaseKind, done: int) -> list[int]:
+    """Count the embeddings of each of the first `done` samples; empty for latents."""
     return [count_embeddings(txn, i) for i in range(done)] if kind == "y" else []
 
 
-def count_embeddings(txn: lmdb.Transaction, sample: int) -> int:
+def count_embeddings(txn: lmdb.Transaction[bytes], sample: int) -> int:
+    """Count the embeddings of a sample."""
     return next(j for j in itertools.count() if txn.get(b"y-%d-%d" % (sample, j)) is None)
 
 
@@ -60,7 +69,7 @@ _environments: weakref.WeakValueDictionary[Path, lmdb.Environment] = weakref.Wea
 
 
 def open_database(path: Path) -> lmdb.Environment:
-    """Open a complete database for reading.
+    """Open a database for reading.
 
     Raises a UserError if there is none at `path`, if it is damaged, or if it is being written.
     """
@@ -89,9 +98,9 @@ def open_database(path: Path) -> lmdb.Environment:
 
 
 def check_whole(path: Path, environment: lmdb.Environment) -> None:
-    """Raise a UserError, and close, if the data file is shorter than its pages.
+    """Raise a UserError, and close the database, if its file is shorter than its pages.
 
-    It is mapped into memory, so that touching what is missing would end the process (SIGBUS).
+    The file is mapped into memory: reading a page that is missing would end the process (SIGBUS).
     """
     expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     size = (path / "data.mdb").stat().st_size
@@ -104,14 +113,15 @@ def check_whole(path: Path, environment: lmdb.Environment) -> None:
 
 
 def stored_length(value: bytes) -> int:
-    """`length` as eight big-endian bytes or in decimal digits."""
+    """Read `length` from eight big-endian bytes, or from decimal digits."""
     return int(value) if value.isdigit() else int.from_bytes(value, "big")
 
 
-def read_labels(txn: lmdb.Transaction, length: int, path: Path) -> np.ndarray | None:
-    """Classes (length,) int64, or None if there are none; without those of mirrored images.
+def read_labels(txn: lmdb.Transaction[bytes], length: int, path: Path) -> np.ndarray | None:
+    """Read the classes of a database as (N,) int64; return None if it holds no labels.
 
-    Raises a UserError naming a label that is missing or no number.
+    N is `length`, or half of it if the second half repeats the first with mirrored images. Raises a
+    UserError naming a label that is missing or not a number.
     """
     if txn.get(b"y-0") is None:
         return None
@@ -127,5 +137,5 @@ def read_labels(txn: lmdb.Transaction, length: int, path: Path) -> np.ndarray | 
 
 
 def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
-    """(B,) integers below `classes` -> (B, classes) float32."""
-    return (labels[:, None] == np.arange(classes)).astype(np.float32)
+    """Turn (B,) integers below `classes` into (B, classes) float32."""
+    return np.asarray(labels[:, None] == np.arange(classes), np.float32)

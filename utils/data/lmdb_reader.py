@@ -1,5 +1,7 @@
 """Read databases of latents and embeddings in batches; lmdb_layout.py describes their layout."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from utils.data.lmdb_layout import (
 
 @dataclass(frozen=True)
 class LMDBInfo:
-    """What a complete database holds."""
+    """Contents of a complete database."""
 
     kind: DatabaseKind
     length: int  # samples
@@ -35,37 +37,35 @@ class LMDBInfo:
     counts: np.ndarray  # (length,) embeddings of each sample; 1 for latents
     shape: tuple[int, ...]  # of one latent (C, H, W) or one embedding (D,)
     meta: Mapping[str, Any]  # empty for databases in the plain published layout
-    labels: np.ndarray | None = None  # (length,) int64 classes, where they stand in it
-
-
-def read_info(path: str | Path, channels: int = 4) -> LMDBInfo:
-    """Raises a UserError if there is no database at `path`, or an incomplete or damaged one."""
-    return LMDBReader(path, channels).info
+    labels: np.ndarray | None = None  # (length,) int64 classes, if the database holds them
 
 
 class LMDBReader:
-    """Reads batches by index; `info` tells what is there.
-
-    `channels` is needed only for latents without `meta`, whose shape is not recorded: such latents
-    are square. They are moments, of twice as many channels, where class labels stand beside them.
-    """
+    """A reader of batches by index; `info` describes the database."""
 
     def __init__(self, path: str | Path, channels: int = 4) -> None:
+        """Open a database.
+
+        `channels` of a latent are needed if the database has no `meta`, which records the shape.
+        Its latents are then square. Beside class labels they are moments, with twice as many
+        channels. Raises a UserError if there is no database, or an incomplete or damaged one.
+        """
         self.path = Path(path)
         self._env = open_database(self.path)
         with self._env.begin() as txn:
             self.info = self._read_info(txn, channels)
-        # Row of a sample's first embedding, when all embeddings stand below each other.
+        # Row of a sample's first embedding in a table of all embeddings.
         self._first_row = np.cumsum(self.info.counts) - self.info.counts
         self._table: torch.Tensor | None = None
 
-    def _read_info(self, txn: lmdb.Transaction, channels: int) -> LMDBInfo:
+    def _read_info(self, txn: lmdb.Transaction[bytes], channels: int) -> LMDBInfo:
+        """Read `info`; raise a UserError if the database is incomplete or of another layout."""
         meta = json.loads(txn.get(b"meta") or "{}")
-        length = txn.get(b"length")
+        end = txn.get(b"length")
         kind: DatabaseKind = "z" if txn.get(b"z-0") is not None else "y"
         starts = {key: txn.get(key.replace(b"%d", b"0")) for key in (Z_KEY, Y_KEY, FEATURE_KEY)}
         self._key, first = next((item for item in starts.items() if item[1]), (Z_KEY, None))
-        if length is None:
+        if end is None:
             total = meta.get("total", 0)
             raise UserError(
                 f"{self.path}: incomplete database ({first_missing(txn, kind, total)} of {total} "
@@ -73,7 +73,7 @@ class LMDBReader:
             )
         if first is None:
             raise UserError(f"{self.path}: holds neither latents (z-0) nor embeddings (y-0-0)")
-        length, floats = stored_length(length), len(first) // 4
+        length, floats = stored_length(end), len(first) // 4
         labels = read_labels(txn, length, self.path)
         length = length if labels is None else len(labels)
         n_features = 1
@@ -92,11 +92,11 @@ class LMDBReader:
 
     @property
     def nbytes(self) -> int:
-        """Size of all samples in memory."""
+        """Return the bytes that all samples take in memory."""
         return int(self.info.counts.sum() * np.prod(self.info.shape) * 4)
 
     def load(self) -> None:
-        """Read everything into one array; later reads come from there."""
+        """Read all samples into one array, from which later reads are answered."""
         if self._table is None:
             rows = int(self.info.counts.sum())
             table = np.empty((rows, *self.info.shape), np.float32)
@@ -110,9 +110,10 @@ class LMDBReader:
     def read(
         self, indices: Sequence[int] | np.ndarray, feature: int | Sequence[int] | np.ndarray = 0
     ) -> np.ndarray:
-        """Samples as (B, C, H, W) latents or (B, D) embeddings, float32, in one transaction.
+        """Read (B, C, H, W) latents or (B, D) embeddings, float32, in one transaction.
 
-        `feature` chooses among a sample's embeddings, one number for all or one for each.
+        `feature` chooses among a sample's embeddings: one number for all samples, or one for each.
+        Raises a UserError if a sample is missing or damaged.
         """
         indices = np.asarray(indices)
         if self._table is not None:
@@ -126,19 +127,17 @@ class LMDBReader:
             keys = [self._key % i for i in indices.tolist()]
         with self._env.begin(buffers=True) as txn:
             values = [txn.get(key, b"") for key in keys]
-            joined = bytearray().join(values)  # the one copy; frombuffer makes a view of it
+            joined = bytearray().join(values)  # the only copy: frombuffer makes a view of it
             size = 4 * int(np.prod(self.info.shape))
-            if damaged := [k for k, v in zip(keys, values, strict=True) if len(v) != size]:
-                raise UserError(
-                    f"{self.path}: {damaged[0].decode()} is missing or damaged; delete the "
-                    "database and make it again"
-                )
+            for key, value in zip(keys, values, strict=True):
+                if len(value) != size:
+                    raise self._damage(key)
         return np.frombuffer(joined, np.float32).reshape(-1, *self.info.shape)
 
     def all_samples(self, first: int = 0) -> Iterator[list[np.ndarray]]:
-        """Every sample from `first` on, in batches as LMDBWriter.append takes them.
+        """Yield all samples from `first` on, in batches for LMDBWriter.append.
 
-        Samples of one value are views of the database: they are gone when the next batch comes.
+        The arrays of a batch may be views of the database, valid until the next batch is asked for.
         """
         for start in range(first, self.info.length, CHUNK):
             samples = range(start, min(start + CHUNK, self.info.length))
@@ -150,16 +149,28 @@ class LMDBReader:
                 views = [[self._view(txn, key) for key in row] for row in rows]
                 yield [row[0][None] if len(row) == 1 else np.stack(row) for row in views]
 
-    def _view(self, txn: lmdb.Transaction, key: bytes) -> np.ndarray:
-        return np.frombuffer(txn.get(key), "<f4").reshape(self.info.shape)
+    def _view(self, txn: lmdb.Transaction[memoryview], key: bytes) -> np.ndarray:
+        """Return one latent or embedding as a view of the database."""
+        value = txn.get(key)
+        if value is None:
+            raise self._damage(key)
+        return np.frombuffer(value, "<f4").reshape(self.info.shape)
+
+    def _damage(self, key: bytes) -> UserError:
+        """Return the error about a sample that is missing or of a wrong size."""
+        return UserError(
+            f"{self.path}: {key.decode()} is missing or damaged; delete the database and make it "
+            "again"
+        )
 
 
 def is_complete(path: Path) -> bool:
-    """Whether there is a database that has all its samples."""
+    """Return True if there is a database that has all its samples."""
     return open_if_complete(path) is not None
 
 
 def open_if_complete(path: Path) -> lmdb.Environment | None:
+    """Open a database for reading, or return None if it is not there, incomplete or damaged."""
     if not (path / "data.mdb").is_file():
         return None
     try:
@@ -171,7 +182,7 @@ def open_if_complete(path: Path) -> lmdb.Environment | None:
 
 
 def expect_kind(reader: LMDBReader, kind: DatabaseKind) -> None:
-    """Raise UserError if a database holds latents where embeddings are expected, or vice versa."""
+    """Raise a UserError if a database holds latents instead of embeddings, or vice versa."""
     if reader.info.kind != kind:
         names = {"z": "latents", "y": "embeddings"}
         raise UserError(
@@ -180,20 +191,23 @@ def expect_kind(reader: LMDBReader, kind: DatabaseKind) -> None:
 
 
 def check_same_samples(z: LMDBReader, y: LMDBReader) -> None:
-    """Raise UserError unless lengths are equal, and names and labels where both state them."""
+    """Raise a UserError unless both databases have equal lengths, names and labels.
+
+    Names and labels are compared if both databases hold them.
+    """
     if z.info.length != y.info.length:
         raise UserError(
             f"{z.path} holds {z.info.length} samples but {y.path} holds {y.info.length}; "
             "make both from the same image folder"
         )
-    labels = [reader.info.labels for reader in (z, y)]
-    if not any(own is None for own in labels) and not np.array_equal(*labels):
+    first, second = z.info.labels, y.info.labels
+    if first is not None and second is not None and not np.array_equal(first, second):
         raise UserError(f"{z.path} and {y.path} hold different class labels for the same images")
     hashes = [reader.info.meta.get("names_hash") for reader in (z, y)]
     if None not in hashes and hashes[0] != hashes[1]:
         pairs = zip(*(reader.info.meta.get("names", []) for reader in (z, y)), strict=False)
-        first = next(((i, a, b) for i, (a, b) in enumerate(pairs) if a != b), None)
-        where = "" if first is None else " (sample {}: {} and {})".format(*first)
+        different = next(((i, a, b) for i, (a, b) in enumerate(pairs) if a != b), None)
+        where = "" if different is None else " (sample {}: {} and {})".format(*different)
         raise UserError(
             f"{z.path} and {y.path} were made from different images{where}; "
             "make both from the same image folder"

@@ -1,5 +1,7 @@
 """Write databases of latents and embeddings; lmdb_layout.py describes their layout."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,47 +17,53 @@ from utils.data.lmdb_reader import open_if_complete
 
 
 class LMDBWriter:
-    """Appends samples in order to a database, and goes on where an earlier run was cut off.
+    """A writer that appends samples in order and goes on where an earlier run was cut off.
 
-    `done` is the first index that is still to be written; `length` is written with the last one.
-    Use as a context manager.
+    `done` is the index of the next sample to append. `complete` is True once all samples are
+    written. Use the writer as a context manager.
     """
 
     def __init__(
         self, path: str | Path, kind: DatabaseKind, meta: Mapping[str, Any], length: int
     ) -> None:
-        """`meta`: plain JSON values that identify source and encoder; `length`: samples in all.
+        """Open a database to append to; a complete one is opened for reading.
 
-        Raises a UserError if there is a database already that was made from something else or is
-        damaged, if it cannot be written to, or if another process is writing to it.
+        `meta` identifies source and encoder by plain JSON values; `length` is the number of samples
+        in the complete database. Raises a UserError if a database is there already that was made
+        differently or is damaged, if the folder cannot be written to, or if another process is
+        writing to it.
         """
         self.path, self.kind, self.length = Path(path), kind, length
         self._meta = json.loads(json.dumps({**meta, "total": length}))
         self._has_appended = False
         self._lock: FolderLock | None = None
+        env: lmdb.Environment | None = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._env = open_if_complete(self.path)
-            if self._env is None:
+            env = open_if_complete(self.path)
+            if env is None:
                 self._lock = FolderLock(self.path, "database")
-                # LMDB's own lock file is a mapped one: a full disk would end the process (SIGBUS).
-                self._env = lmdb.open(str(self.path), map_size=1 << 26, lock=False)
-                check_whole(self.path, self._env)
+                # LMDB would map its own lock file: a full disk would end the process (SIGBUS).
+                env = lmdb.open(str(self.path), map_size=1 << 26, lock=False)
+                check_whole(self.path, env)
+            self._env = env
             self._resume()
         except (OSError, lmdb.Error) as error:
-            self._close()
+            self._close(env)
             raise UserError(f"{self.path}: cannot be written as a database ({error})") from error
         except BaseException:
-            self._close()
+            self._close(env)
             raise
 
-    def _close(self) -> None:
-        if self._lock is not None:  # else it is only looked at, and shared with readers
-            if self._env is not None:
-                self._env.close()
+    def _close(self, env: lmdb.Environment | None) -> None:
+        """Close the database and release the lock, unless the database is only read."""
+        if self._lock is not None:  # without a lock, readers share the environment
+            if env is not None:
+                env.close()
             self._lock.release()
 
     def _resume(self) -> None:
+        """Find the first sample to write; raise a UserError if others were made differently."""
         with self._env.begin() as txn:
             stored = json.loads(txn.get(b"meta") or "null")
             if stored is None and txn.stat()["entries"]:
@@ -65,7 +73,7 @@ class LMDBWriter:
                 )
             self.done = first_missing(txn, self.kind, self.length)
             self.complete = txn.get(b"length") is not None
-            # Samples not reached yet may have changed; those that are written may not.
+            # Samples that are not written yet may have changed; the written ones may not.
             may_change = {"names"}
             if not self.complete and stored and self._same_so_far(stored):
                 may_change |= {"names_hash", "total"}
@@ -83,14 +91,15 @@ class LMDBWriter:
             self._counts = [] if self.complete else count_all(txn, self.kind, self.done)
 
     def _same_so_far(self, stored: Mapping[str, Any]) -> bool:
+        """Return True if the samples that are written have the names that they have now."""
         names = [meta.get("names", [])[: self.done] for meta in (stored, self._meta)]
         return len(names[0]) == self.done < self.length and names[0] == names[1]
 
     def append(self, samples: np.ndarray | Sequence[np.ndarray]) -> None:
-        """Write the next samples in one transaction: all or nothing of them is kept.
+        """Write the next samples in one transaction: all of them or none.
 
         `samples`: (B, C, H, W) latents; or the embeddings of B images, each (n, D), n >= 1.
-        Raises a UserError if the disk is full; what was written before stays.
+        Raises a UserError if the disk is full; samples written before are kept.
         """
         arrays = [np.ascontiguousarray(sample, "<f4") for sample in samples]
         if not arrays or self.done + len(arrays) > self.length:
@@ -101,7 +110,7 @@ class LMDBWriter:
             self._meta = {"shape": shape, "dtype": "float32"} | self._meta
             items.append((b"meta", json.dumps(self._meta).encode()))
         if shape != self._meta["shape"]:
-            raise ValueError(f"samples of shape {shape} after such of shape {self._meta['shape']}")
+            raise ValueError(f"samples of shape {shape} after samples of {self._meta['shape']}")
         if self.kind == "z":
             items += [(b"z-%d" % i, z.data) for i, z in enumerate(arrays, self.done)]
         else:
@@ -118,7 +127,7 @@ class LMDBWriter:
         self.complete = self.done == self.length
 
     def _last_items(self, counts: list[int]) -> list[tuple[bytes, bytes]]:
-        """What makes the database complete."""
+        """Return the keys and values that make the database complete."""
         items = []
         if self.kind == "y":
             items.append((b"n_features", min(counts).to_bytes(8, "big")))
@@ -127,6 +136,7 @@ class LMDBWriter:
         return [*items, (b"length", self.length.to_bytes(8, "big"))]
 
     def _commit(self, items: list[tuple[bytes, Any]]) -> None:
+        """Write keys and values in one transaction; grow the database's map if it is full."""
         while True:
             try:
                 with self._env.begin(write=True) as txn:
@@ -141,11 +151,11 @@ class LMDBWriter:
                     "make room on the disk and start again: it goes on from there"
                 ) from error
 
-    def __enter__(self) -> "LMDBWriter":
+    def __enter__(self) -> LMDBWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self._close(self._env)
 
 
 def _short(value: Any) -> str:

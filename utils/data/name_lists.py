@@ -1,6 +1,6 @@
-"""Lists of image names, such as the published train and test splits: text, JSON or pickle.
+"""Lists of image names as text, JSON or pickle, e.g. MM-CelebA-HQ's train and test splits.
 
-A pickle is a program: loading one may run any code. The published splits are pickled lists of
+A pickle is a program: loading one may run any code. MM-CelebA-HQ's splits are pickled lists of
 strings, so a pickle is read here only if each of its instructions builds a list or a string.
 """
 
@@ -20,16 +20,16 @@ from utils.base.errors import UserError
 STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"}
 LISTS = {"EMPTY_LIST", "LIST", "MARK", "APPEND", "APPENDS"}
 
-# The memo, where a pickle keeps what it may mention again.
+# Instructions on the memo, where a pickle keeps objects that it may mention again.
 MEMO = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"}
 ADMITTED = STRINGS | LISTS | MEMO | {"BINUNICODE8", "PROTO", "FRAME", "STOP"}
 
 
 def read_names(file: Path) -> list[str]:
-    """The names in a list of images, one a line in text; a JSON or pickled list of strings.
+    """Read a list of image names: text with one name a line, or a JSON or pickled list of strings.
 
-    The suffix tells which: .json, .pickle or .pkl, anything else is text. Raises a UserError if the
-    file cannot be read, is empty, or holds anything but a list of strings.
+    The suffix decides: .json, .pickle or .pkl; any other means text. Raises a UserError if the file
+    cannot be read, is empty, or holds anything but a list of strings.
     """
     try:
         content = file.read_bytes()
@@ -55,7 +55,7 @@ def read_names(file: Path) -> list[str]:
 
 
 def load_pickled_strings(content: bytes) -> Any:
-    """What a pickle of lists and strings holds; pickle.UnpicklingError for any other."""
+    """Load a pickle of lists and strings; raise pickle.UnpicklingError for any other."""
     try:
         for opcode, value, position in pickletools.genops(content):
             if opcode.name not in ADMITTED:
@@ -64,25 +64,27 @@ def load_pickled_strings(content: bytes) -> Any:
                     "and may run code when loaded; it was not loaded"
                 )
             # A made-up place in the memo would take memory up to there.
-            if opcode.name == "LONG_BINPUT" and value > len(content):
+            if opcode.name == "LONG_BINPUT" and (value is None or value > len(content)):
                 raise pickle.UnpicklingError("is a damaged pickle")
-        # Python 2 wrote the published lists; its strings are bytes.
+        # MM-CelebA-HQ's lists were written by Python 2, whose strings are bytes.
         return _ListsAndStrings(io.BytesIO(content), encoding="utf-8").load()
     except (ValueError, IndexError, KeyError, AttributeError, TypeError, EOFError) as error:
         raise pickle.UnpicklingError(f"is a damaged pickle ({error})") from error
 
 
 class _ListsAndStrings(pickle.Unpickler):
+    """An unpickler that refuses classes and functions."""
+
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"asks for {module}.{name}, which may run code")
 
 
 def choose(names: Sequence[str], wanted: Sequence[str], source: Path) -> list[int]:
-    """Positions in `names` of the images that a list names, in the order of `names`.
+    """Return the positions in `names` of the wanted images, in the order of `names`.
 
-    `names` are sample names: relative paths without suffix. A list may give them so, with a suffix,
-    or by the last part alone where that tells one image from all others. Raises a UserError that
-    names `source` if it names an image that is not there.
+    `names` are sample names: relative paths without suffix. A wanted name may also have a suffix,
+    or be the last part of a path alone if only one image has it. Raises a UserError that names
+    `source`, the list's file, if a wanted name fits no image or several.
     """
     places = {name: i for i, name in enumerate(names)}
     by_last_part: dict[str, list[int]] = {}
@@ -90,6 +92,7 @@ def choose(names: Sequence[str], wanted: Sequence[str], source: Path) -> list[in
         by_last_part.setdefault(name.rpartition("/")[2], []).append(i)
 
     def find(name: str) -> int | None:
+        """Return the position of the one image that a wanted name fits."""
         for candidate in (name, os.path.splitext(name)[0]):
             if candidate in places:
                 return places[candidate]
@@ -98,10 +101,10 @@ def choose(names: Sequence[str], wanted: Sequence[str], source: Path) -> list[in
                 return alike[0]
         return None
 
-    found = [find(name) for name in wanted]
-    if missing := [name for name, i in zip(wanted, found, strict=True) if i is None]:
+    found = {name: find(name) for name in wanted}
+    if missing := [name for name in wanted if found[name] is None]:
         raise UserError(
-            f"{source}: {len(missing)} of its {len(wanted)} names are those of no image, or of "
-            f"several ({missing[0]}, …); images are called {names[0]}, …"
+            f"{source}: {len(missing)} of its {len(wanted)} names fit no image, or several "
+            f"({missing[0]}, …); images are called {names[0]}, …"
         )
-    return sorted(set(found))
+    return sorted({i for i in found.values() if i is not None})

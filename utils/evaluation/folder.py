@@ -100,7 +100,8 @@ def evaluate_folder(
     if images.suffix == ".npz":
         source: NpzImages | list[Path] = NpzImages(images)
     else:
-        source = list_images(images)
+        samples = list_images(images)
+        source = [sample.path for sample in samples]
     if len(source) < 2:
         raise UserError(f"{images}: statistics need at least two images, there is {len(source)}")
     size = _common_resolution(judged_by)
@@ -118,7 +119,7 @@ def evaluate_folder(
     if captions:
         if isinstance(source, NpzImages):
             raise UserError(f"--captions: {images} is an npz, whose images have no names")
-        lines = load_captions(source, images, captions)
+        lines = load_captions(samples, captions)
         embeddings = clip.encode_texts([first for first, *_ in lines])
 
     processes = PartialState()

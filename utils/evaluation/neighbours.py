@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from utils.config.schema import Config
 from utils.data.embeddings import BATCH, some_samples
-from utils.data.images import list_images, sample_names
+from utils.data.images import list_images
 from utils.data.lmdb_reader import LMDBReader
 
 COMPARED = 256  # training images that tell which cosine is usual
@@ -63,9 +63,9 @@ def training_image_paths(
     folder, names = config.data.image_dir, reader.info.meta.get("names")
     if folder is None or not folder.exists():
         return None
-    paths = list_images(folder)
+    samples = list_images(folder)
     if names is None:
-        return [paths[i] for i in indices] if len(paths) == reader.info.length else None
-    by_name = dict(zip(sample_names(paths, folder), paths, strict=True))
+        return [samples[i].path for i in indices] if len(samples) == reader.info.length else None
+    by_name = dict(samples)
     found = [by_name.get(names[i]) for i in indices]
     return None if None in found else found

@@ -1,1 +1,4 @@
-"""Weights from elsewhere: downloads, encoders, checkpoint files; read encoders.py first."""
+"""Weights from elsewhere: downloads, encoders, checkpoint files.
+
+Read encoders.py first.
+"""

@@ -1,7 +1,7 @@
-"""One file out of a zip or tar archive that comes from elsewhere.
+"""Extract one file from a zip or tar archive that comes from elsewhere.
 
-Nothing is written but the file asked for, under the name asked for. An archive with a member that
-would land outside of the folder it is unpacked in, or that is a link or a device, is refused.
+Only the wanted file is written. An archive is refused if a member is a link or a device, or would
+be written outside of the folder that it is unpacked in.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ CHUNK = 1 << 20  # bytes
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file's name is that of an archive."""
+    """Return True if a file's name is that of an archive."""
     return name.lower().endswith(ARCHIVES)
 
 
 def extract_file(archive: Path, target: Path) -> None:
     """Write the member of an archive that has the target's name to `target`, whole or not at all.
 
-    Of several, the one below a folder `train` is meant. Raises UserError if the archive is damaged
-    or hostile, or does not hold exactly one such file.
+    If several members have that name, the one below a folder `train` is taken. Raises UserError if
+    the archive is damaged or hostile, or if no single member can be chosen.
     """
     try:
-        with _opened(archive) as source:
+        with _open(archive) as source:
             member, size = _choose(dict(_members(source, archive)), target.name, archive)
 
             def write(temporary: Path) -> None:
-                with _member(source, member) as stream:
+                with _open_member(source, member) as stream:
                     _copy(stream, temporary, target.name, size)
                 if isinstance(source, tarfile.TarFile):
                     _read_to_end(source)
@@ -63,15 +63,16 @@ def extract_file(archive: Path, target: Path) -> None:
 
 
 @contextmanager
-def _opened(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
+def _open(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
+    """Open an archive whose suffix tells its kind."""
     with (
         zipfile.ZipFile(archive) if archive.suffix.lower() == ".zip" else tarfile.open(archive)
     ) as source:
         yield source
 
 
-def _members(source: zipfile.ZipFile | tarfile.TarFile, archive: Path) -> Iterator:
-    """(name, size in bytes) of the files of an archive; raises UserError if it is hostile."""
+def _members(source: zipfile.ZipFile | tarfile.TarFile, archive: Path) -> Iterator[tuple[str, int]]:
+    """Yield name and size in bytes of an archive's files; raise UserError if it is hostile."""
     if isinstance(source, zipfile.ZipFile):
         found = [
             (m.filename, m.file_size, m.is_dir(), stat.S_IFMT(m.external_attr >> 16))
@@ -92,6 +93,7 @@ def _members(source: zipfile.ZipFile | tarfile.TarFile, archive: Path) -> Iterat
 
 
 def _choose(members: dict[str, int], name: str, archive: Path) -> tuple[str, int]:
+    """Return the member called `name` in whatever folder, and its size in bytes."""
     found = [m for m in members if PurePosixPath(m).name == name]
     if len(found) > 1:
         found = [m for m in found if "train" in PurePosixPath(m).parts] or found
@@ -101,13 +103,17 @@ def _choose(members: dict[str, int], name: str, archive: Path) -> tuple[str, int
     return found[0], members[found[0]]
 
 
-def _member(source: zipfile.ZipFile | tarfile.TarFile, name: str) -> IO[bytes]:
+def _open_member(source: zipfile.ZipFile | tarfile.TarFile, name: str) -> IO[bytes]:
+    """Open a file of an archive."""
     if isinstance(source, zipfile.ZipFile):
         return source.open(name)  # compares the checksum at the end
-    return source.extractfile(name)
+    stream = source.extractfile(name)
+    assert stream is not None  # _members admits plain files only
+    return stream
 
 
 def _copy(stream: IO[bytes], temporary: Path, label: str, size: int) -> None:
+    """Write a stream of `size` bytes to a file; raise EOFError if it ends early."""
     with (
         open(temporary, "wb") as file,
         progress(None, f"unpack {label}", size, "B", scale=True) as bar,
@@ -120,6 +126,7 @@ def _copy(stream: IO[bytes], temporary: Path, label: str, size: int) -> None:
 
 
 def _read_to_end(source: tarfile.TarFile) -> None:
-    """A compressed tar has one checksum, behind everything else."""
+    """Read the rest of a compressed tar, which ends with the checksum of the whole."""
+    assert source.fileobj is not None
     while source.fileobj.read(CHUNK):
         pass

@@ -1,8 +1,8 @@
-"""What the published projects let one download, and where it belongs here.
+"""Assets: published weights, statistics and data that can be downloaded, and their places here.
 
-Addresses are those that the projects document, the newest first, older ones as mirrors. A checksum
-stands where the project itself states one: OpenAI in the address of its CLIP (SHA-256), pytorch-fid
-in the name of its Inception weights (the first eight digits).
+Each address is documented by the project that publishes the file, the newest first. Checksums are
+those that the projects state: OpenAI in the address of its CLIP (SHA-256), pytorch-fid in the name
+of its Inception weights (the first eight digits).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Asset:
 
     name: str
     about: str
-    file: Path  # where it belongs, relative to the current directory
+    file: Path  # its place, relative to the current directory
     urls: tuple[str, ...]  # of the file, or of an archive that holds it
     sha256: str = ""  # or its first digits
-    aliases: tuple[str, ...] = ()  # names in other versions of the published script
-    same_as: tuple[str, ...] = ()  # what a config may call these very weights
-    instead_of: tuple[str, ...] = ()  # what it can take the place of, being much alike
+    aliases: tuple[str, ...] = ()  # names in MaskDiT's and other download scripts
+    same_as: tuple[str, ...] = ()  # names of these very weights in a config
+    instead_of: tuple[str, ...] = ()  # names of similar weights that it can replace
 
 
 ASSETS = (
@@ -89,7 +89,7 @@ ASSETS = (
     *(
         Asset(
             name,
-            f"the same, {about}",
+            f"MaskDiT, ImageNet 256×256, {about}",
             Path("assets/maskdit") / file,
             (f"{MASKDIT}/ckpts/256/{file}", f"{MASKDIT_OLD}/{file}"),
             aliases=(alias,),
@@ -138,12 +138,12 @@ BY_NAME = {name: asset for asset in ASSETS for name in (asset.name, *asset.alias
 def fetch(
     asset: Asset, target: Path, *, url: str | None = None, patience: Patience | None = None
 ) -> None:
-    """Make sure that `target` is the asset's file; download it if it is not there.
+    """Download an asset to `target`, unless it is there already.
 
-    url: an address of the file, of an archive with it, or (with / at the end) of a folder with it,
-        to be used instead of the published ones.
+    url: address to use instead of the asset's own: of the file, of an archive with it, or (with /
+        at the end) of a folder with it.
 
-    Raises UserError, which says what to put where by hand, if no address gives the file.
+    Raises UserError if no address gives the file; the message names the place to copy it to.
     """
     if target.is_file():
         if fault := download_fault(target, asset.sha256):
@@ -160,23 +160,14 @@ def fetch(
         if direct:
             download(direct, target, sha256=asset.sha256, patience=patience)
             return
-    except UserError as fault:
-        faults.append(str(fault))
+    except UserError as error:
+        faults.append(str(error))
     for address in archives:
-        packed = target.with_name(posixpath.basename(urlsplit(address).path))
         try:
-            if not packed.exists():
-                download([address], packed, patience=patience)
-            extract_file(packed, target)
-        except UserError as fault:
-            faults.append(str(fault))
-            continue
-        if fault := download_fault(target, asset.sha256):
-            target.unlink()
-            faults.append(f"{packed}: its {target.name} {fault}")
-            continue
-        packed.unlink()
-        return
+            _fetch_from_archive(address, target, asset.sha256, patience)
+            return
+        except UserError as error:
+            faults.append(str(error))
     checksum = f" (SHA-256 {asset.sha256}{'' if len(asset.sha256) == 64 else '…'})"
     raise UserError(
         f"{asset.name}: not fetched: {'; '.join(faults)}. Try again (what arrived is kept), "
@@ -185,14 +176,29 @@ def fetch(
     )
 
 
+def _fetch_from_archive(address: str, target: Path, sha256: str, patience: Patience) -> None:
+    """Download an archive, unless it is there already; extract `target` and remove the archive."""
+    packed = target.with_name(posixpath.basename(urlsplit(address).path))
+    if not packed.exists():
+        download([address], packed, patience=patience)
+    extract_file(packed, target)
+    if fault := download_fault(target, sha256):
+        target.unlink()
+        raise UserError(f"{packed}: its {target.name} {fault}")
+    packed.unlink()
+
+
 def local_file(source: str) -> Path | None:
-    """The downloaded file of the weights that a config calls `source`, if it is there."""
+    """Return the downloaded file of the weights that a config calls `source`, if it is there."""
     files = [asset.file for asset in ASSETS if source in asset.same_as]
     return next((file for file in files if file.is_file()), None)
 
 
-def advice(source: str | os.PathLike) -> str:
-    """`; …` how to get what a config calls `source`, or nothing if it is not a published asset."""
+def advice(source: str | os.PathLike[str]) -> str:
+    """Return the end of a message, `; fetch it with …`, for an asset that a config calls `source`.
+
+    Returns an empty text if `source` is no asset.
+    """
     for asset in ASSETS:
         fetched = f"python download_assets.py --name {asset.name}"
         if source in asset.same_as or Path(source) == asset.file:
@@ -206,18 +212,18 @@ def advice(source: str | os.PathLike) -> str:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a config names and is not there."""
+    """Files that a config needs and that are missing."""
 
-    files: list[tuple[Asset, Path]]  # published, and the file that each should become
-    hub: list[tuple[str, str]]  # key and public name: a library fetches it into its own cache
-    unknown: list[tuple[str, str]]  # key and path of what is not published
+    files: list[tuple[Asset, Path]]  # assets, each with its place
+    hub: list[tuple[str, str]]  # keys and public names: a library fetches them into its own cache
+    unknown: list[tuple[str, str]]  # keys and paths that belong to no asset
 
 
 def needed_by(config: Config) -> Needs:
-    """What has to be downloaded before the networks and data of a config can be loaded.
+    """Find the missing files that have to be downloaded before a config can be used.
 
-    What the preprocessing scripts make (databases, reference statistics) counts only where the
-    config names it as the published file is named.
+    Databases and reference statistics can also be made by the preprocessing scripts. They count
+    only if the config gives them the name of an asset's file.
     """
     encoders, root = config.encoders, config.data.root
     sources = {"encoders.vae": encoders.vae, "encoders.clip": encoders.clip}
@@ -245,24 +251,25 @@ def needed_by(config: Config) -> Needs:
 
 
 def _is_named(path: Path, asset: Asset) -> bool:
-    """Whether a missing file is that asset; every database is called data.mdb."""
+    """Return True if a missing file has an asset's name; a database needs the asset's path."""
+    # Every database is called data.mdb.
     return path == asset.file if path.suffix == ".mdb" else path.name == asset.file.name
 
 
 def fetch_from_hub(key: str, source: str) -> None:
-    """Let the library that loads `source` fetch it into its cache, if it is not there yet.
+    """Let the library that loads `source` fetch it into its cache, unless it is there already.
 
-    Raises UserError if it cannot.
+    `key` is the config's key. Raises UserError if the library cannot fetch it.
     """
     try:
         if key == "encoders.vae":
-            import huggingface_hub  # slow to import, and most runs of the script never need it
+            import huggingface_hub  # imported here: slow, and most runs do not need it
 
             huggingface_hub.snapshot_download(
                 source, allow_patterns=["config.json", "diffusion_pytorch_model.safetensors"]
             )
         else:
-            import open_clip
+            import open_clip  # imported here: slow, and most runs do not need it
 
             name, _, tag = source.partition(":")
             known = open_clip.get_pretrained_cfg(name, tag)

@@ -1,9 +1,9 @@
-"""Checkpoints: written whole or not at all, read without running anything they contain.
+"""Checkpoint files: reading them without running code that they contain.
 
-A checkpoint is a dict of `model`, `ema`, `opt`, `step`, `images_seen`, `rng`, `data_position`,
-`config` and `version`, of tensors and plain values only. Published checkpoints (`model`, `ema`,
-`opt`, and `args` instead of the rest) are read too. A released model is a safetensors file: EMA
-weights in float16, the configuration in its metadata.
+A checkpoint is a dict of tensors and plain values. Its keys are `model`, `ema`, `opt`, `step`,
+`images_seen`, `rng`, `data_position`, `config` and `version`. Checkpoints of the published code
+(`model`, `ema`, `opt`, and `args` instead of the rest) are read too. A released model is a
+safetensors file: EMA weights in float16, with the configuration in its metadata.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ ZIP_MAGIC = b"PK\x03\x04"
 
 
 def checkpoint_fault(path: Path, verify: bool = False) -> str | None:
-    """Why a file is not a complete checkpoint, or None; `verify` compares all its checksums."""
+    """Return the reason why a file is not a complete checkpoint, or None.
+
+    `verify` compares all checksums in the file, which takes as long as reading it.
+    """
     if not path.is_file():
         return "does not exist"
     with open(path, "rb") as file:
@@ -52,8 +55,8 @@ def checkpoint_fault(path: Path, verify: bool = False) -> str | None:
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; its tensors stay in the file until they are used.
 
-    Only tensors, plain values and the published `args` namespace are admitted. Raises UserError if
-    the file is missing, truncated, something else, or holds anything more.
+    Only tensors, plain values and the `args` namespace of the published code are admitted. Raises
+    UserError if the file is missing, truncated, no checkpoint, or holds anything more.
     """
     path = Path(path)
     fault = checkpoint_fault(path)
@@ -64,15 +67,16 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
             refusing(f"{path} is damaged or not a checkpoint"),
             torch.serialization.safe_globals([argparse.Namespace]),
         ):
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UserError as error:
         if not isinstance(error.__cause__, pickle.UnpicklingError):
             raise
         raise UserError(
             f"{path} is refused: it holds more than tensors and plain values, or is damaged"
         ) from error
-    held = [state[key] for key in ("model", "ema") if key in state] if _is_named(state) else []
-    if not held or not all(_is_named(w) and all(map(torch.is_tensor, w.values())) for w in held):
+    state: dict[str, Any] = loaded if _has_names(loaded) else {}
+    held = [state[key] for key in ("model", "ema") if key in state]
+    if not held or not all(_has_names(w) and all(map(torch.is_tensor, w.values())) for w in held):
         raise UserError(f"{path} is not a checkpoint: it has neither 'model' nor 'ema' weights")
     version = state.get("version", 0)
     if not isinstance(version, int) or version > VERSION:
@@ -80,7 +84,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     return state
 
 
-def _is_named(value: Any) -> bool:
+def _has_names(value: object) -> bool:
+    """Return True if a value is a dict whose keys are strings."""
     return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
 
@@ -91,10 +96,14 @@ def load_weights(
     assign: bool = False,
     strict: bool = True,
 ) -> tuple[list[str], list[str]]:
-    """Copy named weights into a network, or make them its own (`assign`).
+    """Copy named weights into a network; return the missing names and the unknown names.
 
-    `source` is the file they come from. Raises UserError naming what does not fit; unless `strict`,
-    missing and unknown names are no faults but returned, as long as some are known.
+    Args:
+        source: the file that the weights come from, for messages.
+        assign: make the weights the network's own tensors instead of copying them.
+        strict: raise UserError for missing and unknown names; otherwise only if all are missing.
+
+    Raises UserError if a weight's shape differs.
     """
     own = network.state_dict()
     missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
@@ -118,9 +127,10 @@ def load_weights(
 
 
 def read_weights(path: Path, which: str = "ema") -> tuple[dict[str, torch.Tensor], Config | None]:
-    """Weights `which` ('ema' or 'model') of a checkpoint or a released safetensors file (EMA only).
+    """Read the weights `which` ('ema' or 'model') of a checkpoint or a released safetensors file.
 
-    Returns them with the configuration stored beside them; published checkpoints have none.
+    Returns them with the configuration in the file; checkpoints of the published code have none. A
+    safetensors file holds EMA weights only. Raises UserError if the file does not hold them.
     """
     if path.suffix == ".safetensors":
         return read_safetensors(path)
@@ -132,9 +142,9 @@ def read_weights(path: Path, which: str = "ema") -> tuple[dict[str, torch.Tensor
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Config | None]:
-    """Weights and configuration of a released model."""
+    """Read the weights and the configuration of a released model; raise UserError on damage."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist; name one, e.g. of results/demo/checkpoints")
+        raise UserError(f"{path} does not exist; name a file, e.g. of results/demo/checkpoints")
     with refusing(f"{path} is damaged or not a safetensors file"):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

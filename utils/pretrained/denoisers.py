@@ -17,7 +17,10 @@ from utils.pretrained.checkpoint_files import load_weights, read_weights
 
 
 def denoiser_from_config(config: Config) -> EDMPrecond:
-    """The network that a configuration describes, with fresh weights."""
+    """Build the network that a configuration describes, with fresh weights.
+
+    Raises UserError if the settings do not fit together.
+    """
     model = config.model
     try:
         return build_denoiser(
@@ -44,7 +47,11 @@ def denoiser_from_config(config: Config) -> EDMPrecond:
 
 
 def denoiser_with(weights: Mapping[str, torch.Tensor], config: Config, source: Path) -> EDMPrecond:
-    """The configured network with the given weights in float32, without initialising it first."""
+    """Build the configured network with the given weights in float32.
+
+    `source` is the weights' file, for messages. Raises UserError if the weights do not fit.
+    """
+    # On the meta device, no time is lost on initialising weights that are replaced.
     with torch.device("meta"):
         denoiser = denoiser_from_config(config)
     load_weights(denoiser, {n: w.float() for n, w in weights.items()}, source, assign=True)
@@ -57,10 +64,10 @@ def load_denoiser(
     which: str = "ema",
     config: Config | None = None,
 ) -> tuple[EDMPrecond, Config]:
-    """A trained denoiser in eval mode, and its configuration, from a .pt or .safetensors file.
+    """Load a trained denoiser, in eval mode, and its configuration from a .pt or .safetensors file.
 
-    `config` is needed for published checkpoints, which hold none, and otherwise takes the place of
-    the stored one. Raises UserError if the file is not what it should be.
+    `config` replaces the configuration in the file. Checkpoints of the published code hold none and
+    need it. Raises UserError if the file is damaged, no checkpoint, or does not fit `config`.
     """
     path = Path(path)
     weights, stored = read_weights(path, which)
@@ -76,14 +83,15 @@ def export_safetensors(
 ) -> None:
     """Write a checkpoint's EMA weights as float16 with its configuration, for release.
 
-    `overrides`, such as `sampling.cfg_scale=2`, set what people who use it get by default.
+    `overrides`, e.g. `sampling.cfg_scale=2`, change the released configuration. Raises UserError if
+    the checkpoint holds no configuration, or its weights do not fit.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     weights, config = read_weights(checkpoint)
     if config is None:
         raise UserError(f"{checkpoint} holds no configuration and cannot be exported")
     config = config_from_dict(config.to_dict(), str(checkpoint), overrides)
-    denoiser_with(weights, config, checkpoint)  # complains now rather than at the user's
+    denoiser_with(weights, config, checkpoint)  # raises if the weights do not fit
     half = {name: tensor.half().contiguous() for name, tensor in weights.items()}
     metadata = {"config": config.to_yaml(), "source": checkpoint.name}
     write_whole(out, lambda temporary: save_file(half, temporary, metadata=metadata))

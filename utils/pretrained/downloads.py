@@ -1,26 +1,21 @@
-"""One file from one of several addresses, whole or not at all.
+"""Download one file from one of several addresses, whole or not at all.
 
-`requests` does the transfer, so proxies and certificates come from the environment as usual
-(HTTPS_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE), and its retries cover what fails before the first byte.
-What arrives is kept in `.<name>.part` beside the target; a transfer that broke off goes on there,
-in this run or the next, if the server can resume and still has the same file.
+`requests` does the transfer: it reads proxies and certificates from the environment (HTTPS_PROXY,
+NO_PROXY, REQUESTS_CA_BUNDLE), and its retries cover failures before the first byte. The bytes that
+arrive are kept in `.<name>.part` beside the target. A transfer that broke off goes on there, in
+this run or the next, if the server can resume and still has the same file.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import json
-import os
 import re
 import shutil
 import time
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import urlsplit
 
 import requests
@@ -30,6 +25,7 @@ from urllib3.util import Retry
 
 from utils.base.errors import UserError
 from utils.base.progress import progress
+from utils.pretrained.partial_file import Origin, PartialFile
 
 CHUNK = 1 << 20  # bytes
 PASSING = (408, 429, 500, 502, 503, 504)  # HTTP statuses that are worth another try
@@ -38,98 +34,20 @@ LONGEST_WAIT = 30.0  # seconds between two tries
 
 
 class Interrupted(Exception):
-    """The transfer broke off or its beginning was of no use; it may be tried again."""
+    """A transfer that broke off or cannot be continued; it may be tried again."""
 
 
 class Unavailable(Exception):
-    """This address does not give the file; another may."""
+    """An address that does not give the file; another may."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to go on with an address that fails."""
+    """Number and length of the attempts at an address that fails."""
 
     attempts: int = 5  # tries in a row that bring nothing new
     backoff: float = 1.0  # seconds before the second try, doubled each time
     timeout: float = 30.0  # seconds without an answer or a byte
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where the bytes of a partial file come from."""
-
-    address: str  # SHA-256 of the URL, which may hold a password
-    validator: str | None  # ETag or date that the server gave for the file
-    total: int | None  # bytes that it announced
-
-
-class PartialFile:
-    """`.<name>.part` beside the target and its origin in `.<name>.part.json`, for one process."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        self.path = target.with_name(f".{target.name}.part")
-        self.about = target.with_name(f".{target.name}.part.json")
-
-    def __enter__(self) -> PartialFile:
-        try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "a+b")
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as fault:
-            self.file.close()
-            raise UserError(f"{self.target}: another process is fetching it now") from fault
-        except OSError as fault:
-            raise UserError(f"{self.target}: cannot be written ({fault.strerror})") from fault
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.size == 0:
-            self.path.unlink(missing_ok=True)
-            self.about.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # a full disk was reported when writing
-            self.file.close()
-
-    @property
-    def size(self) -> int:
-        """Bytes that have arrived."""
-        return os.fstat(self.file.fileno()).st_size
-
-    @property
-    def origin(self) -> Origin | None:
-        """What the bytes come from, or None if that is not known."""
-        try:
-            return Origin(**json.loads(self.about.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def begin(self, origin: Origin, keep: int) -> None:
-        """Write from byte `keep` on what comes from `origin`."""
-        self.file.truncate(keep)
-        self.about.write_text(json.dumps(asdict(origin)), encoding="utf-8")
-
-    def discard(self) -> None:
-        """Forget everything that has arrived."""
-        self.file.truncate(0)
-        self.about.unlink(missing_ok=True)
-
-    def sha256(self) -> str:
-        """Of what has arrived."""
-        self.file.flush()
-        self.file.seek(0)
-        return hashlib.file_digest(self.file, "sha256").hexdigest()
-
-    def finish(self) -> None:
-        """Bring the file to disk, then give it its name."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        os.replace(self.path, self.target)
-        self.about.unlink(missing_ok=True)
 
 
 def download(
@@ -141,10 +59,10 @@ def download(
 ) -> None:
     """Fetch `target` from the first of `urls` that gives it.
 
-    sha256: hexadecimal checksum of the file, or the first digits of it; empty = not known.
+    sha256: hexadecimal checksum of the file, or its first digits; empty = not known.
 
-    Raises UserError with what each address answered. `target` is then not there, and what arrived
-    is kept for the next call. Interruptions (Ctrl-C) keep it too.
+    Raises UserError with the answer of each address. `target` is then not there. The bytes that
+    arrived are kept for the next call, after Ctrl-C too.
     """
     for url in urls:
         if urlsplit(url).scheme not in ("http", "https"):
@@ -159,17 +77,18 @@ def download(
             except Unavailable as fault:
                 answers.append(f"{_shown(url)}: {fault}")
             except OSError as fault:
-                # requests' own errors are OSErrors too, and were dealt with in _fetch.
+                # The errors of requests are OSErrors too, but _fetch has turned those into others.
                 reason = fault.strerror or fault
                 raise UserError(f"{target}: cannot be written ({reason})") from fault
     raise UserError("; ".join(answers))
 
 
 def _session(patience: Patience) -> requests.Session:
+    """Open a session that retries passing errors."""
     session = requests.Session()
     retry = Retry(
         total=patience.attempts,
-        connect=min(2, patience.attempts),  # a machine without network should say so soon
+        connect=min(2, patience.attempts),  # fewer, to report a missing network soon
         status_forcelist=PASSING,
         backoff_factor=patience.backoff,
         backoff_max=LONGEST_WAIT,
@@ -178,7 +97,7 @@ def _session(patience: Patience) -> requests.Session:
     )
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(max_retries=retry))
-    # Compressed on the way, sizes and ranges would not be those of the file.
+    # With compression, sizes and ranges would not be those of the file.
     session.headers["Accept-Encoding"] = "identity"
     return session
 
@@ -186,7 +105,7 @@ def _session(patience: Patience) -> requests.Session:
 def _fetch(
     session: requests.Session, url: str, part: PartialFile, sha256: str, patience: Patience
 ) -> None:
-    """Fill `part` from one address and check it; raises Unavailable if that cannot be done."""
+    """Fill `part` from one address and check it; raise Unavailable if the address fails."""
     failures, furthest, faults = 0, 0, 0
     while True:
         try:
@@ -198,7 +117,7 @@ def _fetch(
                 wait = patience.backoff * 2 ** max(failures - 1, 0)
                 time.sleep(min(wait, LONGEST_WAIT))
                 continue
-            # A server may announce more than there is: the checksum knows better.
+            # A server may announce more bytes than there are: then the checksum decides.
             if not (len(sha256) == 64 and part.sha256() == sha256):
                 raise Unavailable(interruption) from interruption
         fault = download_fault(part.path, sha256)
@@ -211,28 +130,30 @@ def _fetch(
 
 
 def _transfer(session: requests.Session, url: str, part: PartialFile, timeout: float) -> None:
-    """One request, for the bytes that are not there yet."""
+    """Request the bytes that are not there yet; raise Interrupted if fewer arrive."""
     address = hashlib.sha256(url.encode()).hexdigest()
     origin = part.origin
-    done = part.size if origin and origin.address == address else 0
+    if origin is not None and origin.address != address:
+        origin = None  # the bytes come from elsewhere, and cannot be continued here
+    done = part.size if origin else 0
     headers = {}
     if done:
         headers["Range"] = f"bytes={done}-"
-        if origin.validator:
-            headers["If-Range"] = origin.validator
+    if done and origin and origin.validator:
+        headers["If-Range"] = origin.validator
     try:
         answer = session.get(url, headers=headers, stream=True, timeout=timeout)
     except requests.RequestException as fault:
         raise Unavailable(_reason(fault)) from fault
     with answer:
-        start, total = _what_follows(answer, done)
-        if done and answer.status_code == 416:
+        start, total = _range_of(answer, done)
+        if done and answer.status_code == 416:  # there is nothing after the bytes that are there
             if total == done:
-                return  # it was whole already
+                return
             part.discard()
             raise Interrupted("the server cannot go on where it broke off")
         validator = _validator(answer)
-        if done and start and not (start == done and _is_same(origin, validator, total)):
+        if start and not (origin and start == done and _is_same_file(origin, validator, total)):
             part.discard()
             raise Interrupted("the file has changed on the server since it broke off")
         _check_space(part, start, total)
@@ -240,7 +161,7 @@ def _transfer(session: requests.Session, url: str, part: PartialFile, timeout: f
         bar = progress(None, part.target.name, total, "B", start, scale=True)
         try:
             with bar:
-                # One read at a time, so that nothing which arrived is lost when the next one fails.
+                # A failing read loses no bytes that arrived: each is written before the next read.
                 while block := answer.raw.read1(CHUNK, decode_content=False):
                     part.file.write(block)
                     bar.update(len(block))
@@ -253,8 +174,11 @@ def _transfer(session: requests.Session, url: str, part: PartialFile, timeout: f
         raise Interrupted(f"sends {part.size} of {total} bytes")
 
 
-def _what_follows(answer: requests.Response, done: int) -> tuple[int, int | None]:
-    """First byte that an answer holds and size of the whole file, where stated."""
+def _range_of(answer: requests.Response, done: int) -> tuple[int, int | None]:
+    """Return the first byte that an answer holds, and the size of the whole file if stated.
+
+    Raises Unavailable if the answer is not the file.
+    """
     match = re.fullmatch(
         r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", answer.headers.get("Content-Range", "")
     )
@@ -274,19 +198,23 @@ def _what_follows(answer: requests.Response, done: int) -> tuple[int, int | None
 
 
 def _validator(answer: requests.Response) -> str | None:
-    """What tells whether the file is still the same: a strong ETag, or its date."""
+    """Return the value that changes with the file on the server: a strong ETag, or its date."""
     etag = answer.headers.get("ETag", "")
     return etag if etag.startswith('"') else answer.headers.get("Last-Modified")
 
 
-def _is_same(origin: Origin, validator: str | None, total: int | None) -> bool:
-    """Whether an answer continues what is there: whatever both state agrees, and something is."""
+def _is_same_file(origin: Origin, validator: str | None, total: int | None) -> bool:
+    """Return True if an answer comes from the file that the partial file began with.
+
+    Every value that both state has to agree: the validator, the size. At least one must be stated.
+    """
     pairs = [(origin.validator, validator), (origin.total, total)]
     stated = [(before, now) for before, now in pairs if None not in (before, now)]
     return bool(stated) and all(before == now for before, now in stated)
 
 
 def _check_space(part: PartialFile, start: int, total: int | None) -> None:
+    """Raise UserError if the disk has no room for the bytes from `start` on."""
     room = shutil.disk_usage(part.path.parent).free + part.size - start
     if total is not None and total - start > room:
         raise UserError(
@@ -296,10 +224,10 @@ def _check_space(part: PartialFile, start: int, total: int | None) -> None:
 
 
 def download_fault(path: Path, sha256: str = "") -> str | None:
-    """What shows that a file is not what it should be, or None.
+    """Return the reason why a file is not the wanted one, or None.
 
-    `sha256`: checksum or its first digits. Without one, only files are found out that begin as a
-    web page, or begin as a zip archive (as .pt and .npz files do) and do not end as one.
+    `sha256`: checksum or its first digits. Without it, only three faults are found: an empty file,
+    a web page, and a truncated zip archive (.pt and .npz files are zip archives).
     """
     if sha256:
         with open(path, "rb") as file:
@@ -319,14 +247,14 @@ def download_fault(path: Path, sha256: str = "") -> str | None:
 
 
 def _shown(url: str) -> str:
-    """A URL without password and signature."""
+    """Return a URL without password and signature."""
     parts = urlsplit(url)
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
 
 
 def _reason(fault: requests.RequestException) -> str:
-    """What a failed request comes down to, in a few words."""
+    """Return the cause of a failed request in a few words."""
     for kind, words in (
         (requests.exceptions.SSLError, "its certificate is not accepted"),
         (requests.exceptions.ProxyError, "the proxy does not answer"),

@@ -1,4 +1,4 @@
-"""The frozen networks that a config names; one clear line where they cannot be loaded."""
+"""Load the frozen networks that a config names: CLIP and VAE."""
 
 import torch
 
@@ -12,7 +12,7 @@ PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.fl
 
 
 def usable_device(name: str) -> torch.device:
-    """The device that `--device` names; raises UserError if there is none such."""
+    """Return the device that `--device` names; raise UserError if it cannot be used."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as fault:
@@ -20,9 +20,10 @@ def usable_device(name: str) -> torch.device:
 
 
 def load_config_clip(config: Config, device: torch.device | str = "cpu") -> ClipEncoder:
-    """The CLIP at `encoders.clip`; raises UserError if there is none.
+    """Load the CLIP at `encoders.clip`; raise UserError if it cannot be loaded.
 
-    OpenAI's are read from the file of `download_assets.py` if it is there, else from the hub.
+    OpenAI's weights are read from the file of `download_assets.py` if it is there, else from the
+    hub.
     """
     source = config.encoders.clip
     if file := local_file(source):
@@ -34,7 +35,7 @@ def load_config_clip(config: Config, device: torch.device | str = "cpu") -> Clip
 
 
 def load_config_autoencoder(config: Config, device: torch.device | str = "cpu") -> Autoencoder:
-    """The VAE at `encoders.vae`; raises UserError if there is none or it does not fit."""
+    """Load the VAE at `encoders.vae`; raise UserError if that fails or the model needs another."""
     encoders, model = config.encoders, config.model
     try:
         vae = load_autoencoder(

@@ -15,7 +15,7 @@ from utils.base.errors import UserError, note
 from utils.config.schema import Config
 from utils.data.captions import load_captions
 from utils.data.embeddings import read_image_mean
-from utils.data.images import list_images, to_uint8_array
+from utils.data.images import Sample, list_images, to_uint8_array
 from utils.sampling.prompts import Row, Source
 
 
@@ -43,9 +43,10 @@ def captions_of(
     folder, images = config.eval.caption_dir, config.eval.image_dir
     if folder is None or images is None or (names is None and config.eval.split_file):
         return None
-    paths = [images / f"{name}.png" for name in names] if names else list_images(images)
-    wanted = [paths[image] for image in chosen[:, 0].tolist()]
-    captions = load_captions(wanted, images, folder, all_images=False)
+    named = [Sample(name, images / f"{name}.png") for name in names or ()]
+    samples = named or list_images(images)
+    wanted = [samples[image] for image in chosen[:, 0].tolist()]
+    captions = load_captions(wanted, folder, all_images=False)
     return [lines[which] for lines, which in zip(captions, chosen[:, 1].tolist(), strict=True)]
 
 

@@ -1,0 +1,96 @@
+"""The images of a split that count: chosen by a list of names, without the unreadable ones.
+
+Unreadable images are looked for once, with `--skip_bad`, and listed in `skipped.txt` beside the
+databases. Every script that writes there leaves out the listed ones, whether it reads images or
+captions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.base.errors import UserError, note
+from utils.base.files import write_whole
+from utils.base.progress import progress
+from utils.data.images import Sample, UnreadableImage, find_unreadable, list_images
+from utils.data.lmdb_layout import names_hash
+from utils.data.name_lists import choose, read_names
+from utils.data.preprocess_jobs import Job
+
+
+def find_images(job: Job, args: argparse.Namespace) -> list[Sample]:
+    """List the images of a split that count, in order.
+
+    Checks all images first with `--skip_bad`, unless they were checked before. Raises a UserError
+    if there are no images, none is readable, or the list of names holds an unknown one.
+    """
+    samples = list_images(job.images)
+    if job.names is not None:
+        names = [sample.name for sample in samples]
+        samples = [samples[i] for i in choose(names, read_names(job.names), job.names)]
+    hashed = names_hash(sample.name for sample in samples)[:16]
+    header = f"{os.path.relpath(job.images)}: {len(samples)} images, names {hashed}"
+    bad = _read_skipped(job.skipped, header)
+    if bad is None:
+        bad = _check_images(samples, job, args, header) if args.skip_bad else set()
+    if not bad:
+        return samples
+    note(f"{job.images}: left out {len(bad)} of {len(samples)} images, unreadable ({job.skipped})")
+    readable = [sample for sample in samples if sample.file_name not in bad]
+    if not readable:
+        raise UserError(f"{job.images}: no image of this folder can be read")
+    return readable
+
+
+def _read_skipped(file: Path, header: str) -> set[str] | None:
+    """Return the file names of the unreadable images; None if they were not looked for yet."""
+    lines = _lines(file)
+    if header not in lines:
+        return None
+    block = itertools.takewhile(lambda x: x.startswith("  "), lines[lines.index(header) + 1 :])
+    return {line.strip().partition("\t")[0] for line in block}
+
+
+def _lines(file: Path) -> list[str]:
+    """Read the lines of `skipped.txt`; names in it need not be UTF-8."""
+    if not file.is_file():
+        return []
+    return file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
+
+
+def _check_images(
+    samples: list[Sample], job: Job, args: argparse.Namespace, header: str
+) -> set[str]:
+    """Decode all images; add a block with the unreadable ones to `skipped.txt`."""
+    found = find_unreadable([sample.path for sample in samples], args.num_workers)
+    errors = progress(found, f"{job.split}: check images", len(samples), "images")
+    bad = {
+        sample.file_name: str(error).removeprefix(f"{sample.path}: ")
+        for sample, error in zip(samples, errors, strict=True)
+        if error is not None
+    }
+    lines = _lines(job.skipped) or [
+        "Unreadable images, left out here; delete this file to check again."
+    ]
+    lines += [header, *(f"  {name}\t{reason}" for name, reason in bad.items())]
+    content = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_whole(job.skipped, write)
+    return set(bad)
+
+
+@contextmanager
+def advise_skip_bad() -> Iterator[None]:
+    """Name `--skip_bad` in the message about an unreadable image."""
+    try:
+        yield
+    except UnreadableImage as error:
+        raise UserError(f"{error}, or leave unreadable images out with --skip_bad") from error
