@@ -27,7 +27,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, T, D) -> (N, T, D)."""
+        """Map tokens (N, T, D) to (N, T, D)."""
         n, length, dim = x.shape
         qkv = self.qkv(x).reshape(n, length, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -49,7 +49,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, T, D) -> (N, T, D)."""
+        """Map tokens (N, T, D) to (N, T, D)."""
         out: Tensor = self.fc2(self.act(self.fc1(x)))
         return out
 
@@ -71,7 +71,7 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(cond_dim, 6 * dim))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Tokens (N, T, D) and conditions (N, C) -> (N, T, D)."""
+        """Map tokens (N, T, D) and conditions (N, C) to (N, T, D)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)
         x = x + gate1.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift1, scale1))
         x = x + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift2, scale2))
@@ -88,7 +88,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(cond_dim, 2 * dim))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Tokens (N, T, D) and conditions (N, C) -> (N, T, out)."""
+        """Map tokens (N, T, D) and conditions (N, C) to (N, T, out)."""
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
         out: Tensor = self.linear(modulate(self.norm(x), shift, scale))
         return out

@@ -26,6 +26,7 @@ import torch
 
 from utils.base.files import write_text
 
+ROOT = Path(__file__).resolve().parents[1]
 Work = Callable[[], Any]
 
 

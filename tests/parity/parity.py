@@ -229,7 +229,7 @@ def make_page(golden: Golden, xl: dict[str, Any] | None) -> tuple[str, int]:
         "",
         "## Angles of the perturbations",
         "",
-        "Degrees between embeddings and their perturbed versions in 512 dimensions. Each cell holds",
+        "Degrees between embeddings and their perturbed versions in 512 dimensions. Each cell is",
         "ours (20,000 draws) / published.",
         "",
         "| perturbation | mean | standard deviation | 5 % | 50 % | 95 % |",

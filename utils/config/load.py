@@ -46,7 +46,7 @@ def config_from_dict(
 ) -> Config:
     """Validate the plain dict of a checkpoint; overrides and faults are those of `load_config`."""
     if not isinstance(values, Mapping):
-        raise UserError(f"{source}: its configuration is not sections such as `data` and `train`")
+        raise UserError(f"{source}: its configuration does not consist of sections (`data`, `train`, …)")
     raw = {str(name): dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}
     overridden = _apply_overrides(raw, overrides)
     return _validate(raw, source, (), overridden)
@@ -94,7 +94,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or "not YAML"
         raise UserError(f"{path}{where}: not valid YAML: {problem}") from error
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: should hold sections such as `data:` and `train:`")
+        raise UserError(f"{path}: should hold sections, e.g. `data:` and `train:`")
     # A section whose keys are all commented out reads as null.
     return {str(name): {} if value is None else value for name, value in raw.items()}
 
