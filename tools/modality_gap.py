@@ -61,7 +61,7 @@ def parse_args() -> argparse.Namespace:
         "--share",
         type=float,
         default=0.05,
-        help="share of training angles above the median that the suggested gaussian has",
+        help="share of the suggested gaussian's angles that are above the median gap",
     )
     add(
         "--seed",

@@ -46,7 +46,7 @@ def config_from_dict(
 ) -> Config:
     """Validate the plain dict of a checkpoint; overrides and faults are those of `load_config`."""
     if not isinstance(values, Mapping):
-        raise UserError(f"{source}: its configuration does not consist of sections (`data`, `train`, …)")
+        raise UserError(f"{source}: the configuration should hold sections, e.g. `data:`")
     raw = {str(name): dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}
     overridden = _apply_overrides(raw, overrides)
     return _validate(raw, source, (), overridden)
