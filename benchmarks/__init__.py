@@ -1,1 +1,1 @@
-"""Measurements that are not tests."""
+"""Measurements of speed, memory and quality; each script runs on its own."""

@@ -2,8 +2,8 @@
 
     python benchmarks/cost_model.py
 
-FLOPs of a training step are counted by torch.utils.flop_counter on meta tensors, which takes
-neither time nor memory. What a GPU makes of them is an estimate at a stated share of its peak.
+FLOPs of a training step are counted by torch.utils.flop_counter on meta tensors, which need neither
+time nor memory. Hours on a GPU are estimates, at a stated share of its peak rate.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -25,12 +26,13 @@ from utils.config.command_line import HelpFormatter
 PAGE = ROOT / "docs" / "scaling.md"
 BEGIN, END = "<!-- written by benchmarks/cost_model.py -->", "<!-- end -->"
 PEAKS = {"A100": 312e12, "H100": 989e12}  # dense bf16 FLOP/s, by their data sheets
-UTILISATION = 0.35
-STEPS, BATCH = 300_000, 128  # the papers' recipe
+UTILISATION = 0.35  # share of the peak that is assumed
+STEPS, BATCH = 300_000, 128  # of the published configs
 BYTES_PER_WEIGHT = 4 * 5  # float32: weight, gradient, two moments of AdamW, average
 
 
-def rows() -> Iterator[dict]:
+def rows() -> Iterator[dict[str, Any]]:
+    """Yield a row of the table for each network, latent side and mask ratio."""
     for size in ("S", "B", "L", "XL", "H"):
         for side, mask in ((32, 0.0), (32, 0.5), (32, 0.75), (64, 0.5)):
             case = Case(size, mask, decoder=mask > 0, batch=1, side=side)
@@ -54,6 +56,7 @@ def rows() -> Iterator[dict]:
 
 
 def main() -> None:
+    """Replace the table on the page."""
     argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)

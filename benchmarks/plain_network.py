@@ -1,9 +1,9 @@
-"""The baseline of benchmarks/train_step.py: masked diffusion training as one writes it at first.
+"""The baseline of benchmarks/train_step.py: a first, plain version of masked diffusion training.
 
-A DiT with a MaskDiT decoder out of plain PyTorch modules, run eagerly: attention written out as in
-the published blocks (`attention="explicit"`) or by PyTorch's function (`"sdpa"`), unfused AdamW, an
-average of the weights in a loop over them, and the loss read every step. Weight names are those of
-models/maskdit.py, so that both can start from the same weights and must give the same loss.
+The network is a DiT with a MaskDiT decoder, made of plain PyTorch modules and run eagerly. Its
+attention is written out like the published blocks of DiT (`kind="explicit"`), or is PyTorch's
+function (`kind="sdpa"`). AdamW is not fused, a loop averages the weights, and the loss is read at
+every step. Weight names are those of models/maskdit.py: from equal weights both give equal losses.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    def __init__(self, dim: int, heads: int, kind: str):
+    """Self-attention; `kind` is "explicit" or "sdpa"."""
+
+    def __init__(self, dim: int, heads: int, kind: str) -> None:
         super().__init__()
         self.heads, self.scale, self.kind = heads, (dim // heads) ** -0.5, kind
         self.qkv = nn.Linear(dim, dim * 3)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (N, T, D) to (N, T, D)."""
         n, length, dim = x.shape
         qkv = self.qkv(x).reshape(n, length, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -32,26 +35,34 @@ class Attention(nn.Module):
             x = F.scaled_dot_product_attention(q, k, v)
         else:
             x = (q @ k.transpose(-2, -1) * self.scale).softmax(dim=-1) @ v
-        return self.proj(x.transpose(1, 2).reshape(n, length, dim))
+        out: Tensor = self.proj(x.transpose(1, 2).reshape(n, length, dim))
+        return out
 
 
 class Mlp(nn.Module):
-    def __init__(self, dim: int):
+    """Two layers with four times the width between them."""
+
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, 4 * dim)
         self.act = nn.GELU(approximate="tanh")
         self.fc2 = nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        """Map tokens (N, T, D) to (N, T, D)."""
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Scale and shift tokens (N, T, D) by (N, D) each."""
     return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
 
 class Block(nn.Module):
-    def __init__(self, dim: int, cond_dim: int, heads: int, kind: str):
+    """Transformer block of DiT (Peebles & Xie 2023, adaLN-Zero)."""
+
+    def __init__(self, dim: int, cond_dim: int, heads: int, kind: str) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(dim, heads, kind)
@@ -60,35 +71,44 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(cond_dim, 6 * dim))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Map tokens (N, T, D) and conditions (N, C) to (N, T, D)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)
         x = x + gate1.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift1, scale1))
-        return x + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        x = x + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return x
 
 
 class FinalLayer(nn.Module):
-    def __init__(self, dim: int, out: int, cond_dim: int):
+    """Modulated linear layer after the blocks."""
+
+    def __init__(self, dim: int, out: int, cond_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(dim, out)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(cond_dim, 2 * dim))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Map tokens (N, T, D) and conditions (N, C) to (N, T, out)."""
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
-        return self.linear(modulate(self.norm(x), shift, scale))
+        out: Tensor = self.linear(modulate(self.norm(x), shift, scale))
+        return out
 
 
 class PlainMaskDiT(nn.Module):
-    """Latents (N, 4, side, side) -> prediction; patches of 2 x 2, a decoder of 512 x 8 or none."""
+    """MaskDiT for latents (N, 4, side, side), with patches of 2 x 2.
 
-    def __init__(self, side: int, depth: int, dim: int, heads: int, decoder: bool, kind: str):
+    The decoder, if there is one, has 8 blocks of width 512.
+    """
+
+    def __init__(
+        self, side: int, depth: int, dim: int, heads: int, decoder: bool, kind: str
+    ) -> None:
         super().__init__()
         self.grid, self.length = side // 2, (side // 2) ** 2
-        self.x_embedder = nn.Module()
-        self.x_embedder.proj = nn.Conv2d(4, dim, 2, stride=2)
-        self.t_embedder = nn.Module()
-        self.t_embedder.mlp = nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.y_embedder = nn.Module()
-        self.y_embedder.embedding_table = nn.Linear(512, dim, bias=False)
+        self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(4, dim, 2, stride=2)})
+        time_mlp = nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.t_embedder = nn.ModuleDict({"mlp": time_mlp})
+        self.y_embedder = nn.ModuleDict({"embedding_table": nn.Linear(512, dim, bias=False)})
         self.pos_embed = nn.Parameter(torch.zeros(1, self.length, dim), requires_grad=False)
         self.blocks = nn.ModuleList(Block(dim, dim, heads, kind) for _ in range(depth))
         self.decoder, width = decoder, dim
@@ -100,20 +120,28 @@ class PlainMaskDiT(nn.Module):
             self.decoder_blocks = nn.ModuleList(Block(width, dim, 16, kind) for _ in range(8))
         self.final_layer = FinalLayer(width, 16, dim)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, keep: Tensor | None, back: Tensor | None):
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, mask: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Predict (N, 4, side, side) from scaled latents x, times t (N,) and conditions y (N, 512).
+
+        mask: (keep, back), or None. keep (N, K): the tokens that the encoder sees; back (N, L): the
+        place of each token of the image among the kept and then the hidden ones.
+        """
         frequencies = torch.exp(-math.log(10000) * torch.arange(128, device=t.device) / 128)
         angles = t[:, None] * frequencies[None]
-        c = self.t_embedder.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
-        c = c + self.y_embedder.embedding_table(y)
+        c = self.t_embedder["mlp"](torch.cat([angles.cos(), angles.sin()], dim=-1))
+        c = c + self.y_embedder["embedding_table"](y)
 
-        x = self.x_embedder.proj(x).flatten(2).transpose(1, 2) + self.pos_embed
-        if keep is not None:
+        x = self.x_embedder["proj"](x).flatten(2).transpose(1, 2) + self.pos_embed
+        if mask is not None:
+            keep, back = mask
             x = torch.gather(x, 1, keep.unsqueeze(-1).repeat(1, 1, x.shape[2]))
         for block in self.blocks:
             x = block(x, c)
         if self.decoder:
             x = self.decoder_layer(x, c)
-            if keep is not None:
+            if mask is not None:
                 gaps = self.mask_token.repeat(x.shape[0], self.length - x.shape[1], 1)
                 x = torch.cat([x, gaps.to(x.dtype)], dim=1)
                 x = torch.gather(x, 1, back.unsqueeze(-1).repeat(1, 1, x.shape[2]))
@@ -125,33 +153,34 @@ class PlainMaskDiT(nn.Module):
 
 
 def patches(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, L, C * 2 * 2)."""
+    """Cut images into patches, (N, C, H, W) -> (N, L, C * 2 * 2)."""
     return F.unfold(x, 2, stride=2).transpose(1, 2)
 
 
 class PlainTraining:
-    """One step at a time on the weights of `network`; autocast to bfloat16 or plain float32."""
+    """Training of a network, with autocast to bfloat16 or in plain float32."""
 
-    def __init__(self, network: PlainMaskDiT, autocast: bool):
+    def __init__(self, network: PlainMaskDiT, autocast: bool) -> None:
         self.network, self.autocast = network.train(), autocast
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.0)
 
     def step(self, clean: Tensor, y: Tensor, mask_ratio: float) -> float:
-        """Train on latents (N, 4, H, W) and conditions (N, 512); returns the loss."""
+        """Do one step on latents (N, 4, H, W) and conditions (N, 512); return the loss."""
         n, length = len(clean), self.network.length
         sigma = (-1.2 + 1.2 * torch.randn(n, 1, 1, 1, device=clean.device)).exp()
         weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
         noised = clean + sigma * torch.randn_like(clean)
-        keep = back = None
+        mask = None
         if mask_ratio:
             order = torch.rand(n, length, device=clean.device).argsort(dim=1)
-            back, keep = order.argsort(dim=1), order[:, : int(length * (1 - mask_ratio))]
+            keep, back = order[:, : int(length * (1 - mask_ratio))], order.argsort(dim=1)
+            mask = (keep, back)
             hidden = (back >= keep.shape[1]).float()
         bf16 = torch.autocast(clean.device.type, torch.bfloat16) if self.autocast else nullcontext()
         with bf16:
             scaled, t = noised / (sigma**2 + 0.25).sqrt(), sigma.flatten().log() / 4
-            prediction = self.network(scaled, t, y, keep, back).float()
+            prediction: Tensor = self.network(scaled, t, y, mask).float()
             skip, out = 0.25 / (sigma**2 + 0.25), sigma * 0.5 / (sigma**2 + 0.25).sqrt()
             denoised = skip * noised + out * prediction
             error = weight * (denoised - clean) ** 2

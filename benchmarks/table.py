@@ -1,6 +1,6 @@
-"""Write docs/performance.md from the measured figures in docs/benchmarks/*.json.
+"""Write docs/performance.md from the measurements in docs/benchmarks/*.json.
 
-python benchmarks/table.py      after any benchmark was run with --out
+python benchmarks/table.py      # after a benchmark was run with --out
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from benchmarks.timing import table
 from utils.config.command_line import HelpFormatter
 
 PAGE = ROOT / "docs" / "performance.md"
-FIGURES = ROOT / "docs" / "benchmarks"
+MEASURED = ROOT / "docs" / "benchmarks"
 ORDER = ("train_step", "dataloader", "sampling", "preprocess", "metrics", "time_to_quality")
 
 HEAD = """# How fast each stage is
 
-Every table below was written by the command above it, and compares with a plain, honest baseline in
-the same run: repetitions take turns, medians are shown. Run a command on your machine, then
-`python benchmarks/table.py`, and this page holds your figures. Ratios carry over better than rates.
+The command above each table wrote it. A table compares with a plain, honest baseline that was
+measured in the same run: repetitions take turns, and medians are shown. Run a command on your
+machine and then `python benchmarks/table.py`, and this page holds your measurements. Ratios carry
+over to other machines better than rates.
 `benchmarks/metrics.py` needs `requirements-dev.txt` (pytorch-fid).
 """
 
 
 def section(path: Path) -> str:
-    """Markdown of one benchmark's figures."""
+    """Return the Markdown of one benchmark's JSON file."""
     content = json.loads(path.read_text())
     lines = [
         f"## {content['title']}",
@@ -48,14 +49,18 @@ def section(path: Path) -> str:
 
 
 def rank(path: Path) -> tuple[int, str]:
-    """In the order of the work; further tables of a stage (train_step_size) follow its own."""
+    """Return a sort key: stages in the order of the work, each followed by its further tables.
+
+    A further table's name begins with the stage's, e.g. train_step_size.
+    """
     stage = next((i for i, name in enumerate(ORDER) if path.stem.startswith(name)), len(ORDER))
     return stage, path.stem
 
 
 def main() -> None:
+    """Write the page."""
     argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
-    files = sorted(FIGURES.glob("*.json"), key=rank)
+    files = sorted(MEASURED.glob("*.json"), key=rank)
     PAGE.write_text("\n".join([HEAD, *(section(path) for path in files)]))
     print(f"{PAGE.relative_to(ROOT)}: {len(files)} tables")
 

@@ -1,18 +1,19 @@
-"""How fast does a recipe learn? Published and our training settings, the same time for each.
+"""Compare how fast the published and our training settings learn, in equal time.
 
     python benchmarks/time_to_quality.py                 # needs the data of make demo
     python benchmarks/time_to_quality.py --seconds 900 --out docs/benchmarks/time_to_quality.json
 
-Both train the demo's network on the demo's faces. At equal intervals their weights draw the
-pictures of held-out captions: the Fréchet distance to held-out faces and the share of stated
-attributes that are shown are plotted against the seconds of training. Of the published recipe the
-weights without averaging are judged as well, as its average has hardly left the random start by
-then. Whatever is done already, also a part of a training, is not done again.
+Both recipes train the demo's network on the demo's faces. At equal intervals their weights draw
+pictures from held-out captions. Two metrics are plotted against the seconds of training: the
+Fréchet distance to held-out faces, and the share of stated attributes that the pictures show. The
+published recipe is also judged without averaging its weights, since its average is still close to
+the random start. The same command goes on with a run that was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import subprocess
@@ -25,12 +26,13 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 from matplotlib.figure import Figure
-from torch import nn
 
 from benchmarks.timing import add_arguments, report, start
 from demo.check_prompts import agreement, choose_captions
 from demo.classifier import classify, codes_of, load_classifier, load_faces
+from models.edm import EDMPrecond
 from utils.base.errors import UserError, one_line_errors
+from utils.base.files import write_json
 from utils.base.progress import progress
 from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter
 from utils.config.load import load_config
@@ -45,7 +47,7 @@ from utils.sampling.conditions import caption_conditions
 from utils.sampling.generate import generate
 from utils.training.checkpoint import list_checkpoints
 
-# The published settings, where the demo's config has others; batch and network are the demo's.
+# The published text-to-face settings where the demo's config differs; batch and network are equal.
 PUBLISHED = [
     "model.cond_init_std=0.02",
     "model.unmasked_tail=0",
@@ -67,12 +69,16 @@ CURVES = {
     "published, not averaged": ("published", "model"),
     "ours": ("ours", "ema"),
 }
-JUDGE = Path("results/check_prompts/classifier.safetensors")  # as demo/check_prompts.py keeps it
-PROBE_STEPS = 60
+JUDGE = Path("results/check_prompts/classifier.safetensors")  # shared with demo/check_prompts.py
+PROBE_STEPS = 60  # of the short trainings that measure the rate
+Curve = list[dict[str, Any]]  # a record for each checkpoint
 
 
 def run_training(folder: Path, name: str, overrides: list[str]) -> list[dict[str, Any]]:
-    """Train, or go on, in `folder`/`name`, and return the lines of its metrics.jsonl."""
+    """Train, or go on, in `folder`/`name`, and return the records of its metrics.jsonl.
+
+    Raise UserError if the training fails.
+    """
     script = ["train_latent_t2f.py", "--results_dir", str(folder), "--exp_name", name]
     if subprocess.run([sys.executable, *script, *overrides], cwd=ROOT).returncode:
         raise UserError(f"the training in {folder / name} stopped; the same command goes on")
@@ -81,9 +87,9 @@ def run_training(folder: Path, name: str, overrides: list[str]) -> list[dict[str
 
 
 def steps_in(seconds: float, folder: Path, name: str, config: Config) -> int:
-    """How many steps of a recipe take `seconds`, by the rate of short trainings."""
+    """Return the number of a recipe's steps in so many seconds, by the rate of short trainings."""
     every = ["log.sample_every=0", f"log.log_every={PROBE_STEPS // 3}"]
-    rates = {}
+    rates: dict[float, float] = {}  # mask ratio → images per second
     for mask_ratio in {config.model.mask_ratio, 0.0} if config.model.unmasked_tail else {0.5}:
         options = [f"train.max_num_steps={PROBE_STEPS}", f"model.mask_ratio={mask_ratio}"]
         options += ["model.unmasked_tail=0", *every]
@@ -95,7 +101,7 @@ def steps_in(seconds: float, folder: Path, name: str, config: Config) -> int:
 
 
 def seconds_at(metrics: list[dict[str, Any]], batchsize: int) -> dict[int, float]:
-    """Step -> seconds of training until then, without evaluation and sample grids."""
+    """Return step -> seconds of training until then, without evaluation and sample grids."""
     found, seconds, before = {}, 0.0, 0
     for line in metrics:
         seconds += (line["step"] - before) * batchsize / line["images_per_s"]
@@ -105,9 +111,15 @@ def seconds_at(metrics: list[dict[str, Any]], batchsize: int) -> dict[int, float
 
 
 class Jury:
-    """Held-out faces and their captions, and what pictures of the captions are judged with."""
+    """Held-out faces with captions, and the networks that judge pictures of the captions."""
 
     def __init__(self, config: Config, data: Path, count: int) -> None:
+        """Load the first `count` test faces of `data` and the networks of `config`.
+
+        Raise UserError if the config names no reference statistics.
+        """
+        if config.eval.ref_path is None:
+            raise UserError("eval.ref_path: required key is missing")
         self.records = load_faces(data / "test", count)[1]
         texts, self.stated = choose_captions(self.records)
         self.codes = codes_of(self.records)
@@ -116,8 +128,8 @@ class Jury:
         self.reference = load_stats(config.eval.ref_path)
         self.classifier = load_classifier(JUDGE, data / "train")
 
-    def judge(self, denoiser: nn.Module, config: Config) -> dict[str, float]:
-        """Fréchet distance in CLIP features and percent of stated attributes shown."""
+    def judge(self, denoiser: EDMPrecond, config: Config) -> dict[str, float]:
+        """Return the Fréchet distance in CLIP features, and the percentages of `agreement`."""
         batches = generate(
             denoiser,
             self.vae,
@@ -137,36 +149,36 @@ class Jury:
 
 def judge_curve(
     folder: Path, which: str, config: Config, jury: Jury, clock: dict[int, float], label: str
-) -> list[dict[str, Any]]:
-    """A record for each checkpoint of a training, kept beside them."""
+) -> Curve:
+    """Judge each checkpoint of the training in `folder`; records are kept there.
+
+    which: weights to judge, "ema" or "model". clock: step -> seconds. label: name of the curve.
+    """
     kept = folder / f"quality_{which}.json"
     done = {r["step"]: r for r in json.loads(kept.read_text())} if kept.exists() else {}
     checkpoints = list_checkpoints(folder / "checkpoints")
     for step in progress(checkpoints, f"judge {label}", len(checkpoints), "checkpoints"):
         if step not in done:
             denoiser, _ = load_denoiser(checkpoints[step], which=which, config=config)
-            figures = jury.judge(denoiser, config)
-            done[step] = {"recipe": label, "step": step, "seconds": clock[step], **figures}
-            kept.write_text(json.dumps(list(done.values())))
+            metrics = jury.judge(denoiser, config)
+            done[step] = {"recipe": label, "step": step, "seconds": clock[step], **metrics}
+            write_json(kept, list(done.values()))
     return list(done.values())
 
 
-def reached(curve: list[dict[str, Any]], distance: float) -> float:
-    """Seconds at which a curve first is at or below a distance, straight between its points."""
-    before = None
-    for record in curve:
-        if record["frechet_distance"] <= distance:
-            if before is None:
-                return record["seconds"]
-            fall = before["frechet_distance"] - record["frechet_distance"]
-            share = (before["frechet_distance"] - distance) / fall
-            return before["seconds"] + share * (record["seconds"] - before["seconds"])
-        before = record
+def reached(curve: Curve, distance: float) -> float:
+    """Return the seconds until a curve falls to a distance, inf if never; points are joined."""
+    points = [(float(r["seconds"]), float(r["frechet_distance"])) for r in curve]
+    if points and points[0][1] <= distance:
+        return points[0][0]
+    for (seconds, high), (later, low) in itertools.pairwise(points):
+        if low <= distance:
+            return seconds + (high - distance) / (high - low) * (later - seconds)
     return math.inf
 
 
-def plot(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Both figures against the seconds of training."""
+def plot(curves: dict[str, Curve], path: Path) -> None:
+    """Draw both metrics against the seconds of training."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels = (
         ("frechet_distance", "Fréchet distance (CLIP features)", "lower is better"),
@@ -185,42 +197,11 @@ def plot(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
     save_plot(figure, path)
 
 
-@one_line_errors
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--seconds", type=float, default=480, help="training of each recipe, s")
-    parser.add_argument("--points", type=int, default=8, help="checkpoints that are judged")
-    parser.add_argument("--num", type=int, default=500, help="held-out captions drawn for each")
-    parser.add_argument("--data", type=Path, default=Path("data/demo"), help="rendered faces")
-    parser.add_argument(
-        "--work", type=Path, default=Path("results/time_to_quality"), help="folder of the trainings"
-    )
-    parser.add_argument(
-        "--plot", type=Path, help="picture; None = time_to_quality.png in --work", metavar="FILE"
-    )
-    add_arguments(parser)
-    args = parser.parse_args()
-    start(args)
-    jury, curves, rows = None, {}, []
-    metrics, configs = {}, {}
-    for name, overrides in RECIPES.items():
-        config = configs[name] = load_config(DEFAULT_CONFIG, overrides)
-        kept = args.work / name / "steps.json"
-        if not kept.exists():
-            steps = steps_in(args.seconds, args.work, name, config)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(max(steps // args.points, 1)))
-        every = json.loads(kept.read_text())
-        lengths = [f"train.max_num_steps={args.points * every}", "log.sample_every=0"]
-        lengths += [f"log.ckpt_every={every}", f"log.log_every={every}"]
-        metrics[name] = run_training(args.work, name, overrides + lengths)
-    jury = Jury(configs["ours"], args.data, args.num)
-    for label, (name, which) in CURVES.items():
-        clock = seconds_at(metrics[name], configs[name].train.batchsize)
-        curve = judge_curve(args.work / name, which, configs[name], jury, clock, label)
-        curves[label] = curve
+def rows_of(curves: dict[str, Curve]) -> list[dict[str, Any]]:
+    """Return a table row for each curve, with the time until the better published distance."""
     target = min(curves[label][-1]["frechet_distance"] for label in list(CURVES)[:2])
     total = curves["published"][-1]["seconds"]
+    rows = []
     for label, curve in curves.items():
         last, when = curve[-1], reached(curve, target)
         rows.append(
@@ -234,6 +215,54 @@ def main() -> None:
                 "of published": "-" if math.isinf(when) else f"{when / total:.2f}",
             }
         )
+    return rows
+
+
+def train_recipe(args: argparse.Namespace, name: str, config: Config) -> list[dict[str, Any]]:
+    """Train a recipe for --seconds with --points checkpoints; return its metrics records."""
+    kept = args.work / name / "steps.json"
+    if not kept.exists():
+        steps = steps_in(args.seconds, args.work, name, config)
+        write_json(kept, max(steps // args.points, 1))
+    every = json.loads(kept.read_text())
+    lengths = [f"train.max_num_steps={args.points * every}", "log.sample_every=0"]
+    lengths += [f"log.ckpt_every={every}", f"log.log_every={every}"]
+    return run_training(args.work, name, RECIPES[name] + lengths)
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("--seconds", type=float, default=480, help="training time of each recipe")
+    parser.add_argument("--points", type=int, default=8, help="checkpoints that are judged")
+    parser.add_argument("--num", type=int, default=500, help="held-out captions that are drawn")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/demo"), help="folder of the rendered faces"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("results/time_to_quality"), help="folder of the trainings"
+    )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        help="PNG to write; None = time_to_quality.png in --work",
+        metavar="FILE",
+    )
+    add_arguments(parser)
+    return parser.parse_args()
+
+
+@one_line_errors
+def main() -> None:
+    """Train both recipes, judge their checkpoints, and print and draw the curves."""
+    args = parse_args()
+    start(args)
+    configs = {name: load_config(DEFAULT_CONFIG, RECIPES[name]) for name in RECIPES}
+    metrics = {name: train_recipe(args, name, config) for name, config in configs.items()}
+    jury, curves = Jury(configs["ours"], args.data, args.num), {}
+    for label, (name, which) in CURVES.items():
+        clock = seconds_at(metrics[name], configs[name].train.batchsize)
+        curves[label] = judge_curve(args.work / name, which, configs[name], jury, clock, label)
     picture = args.plot or args.work / "time_to_quality.png"
     plot(curves, picture)
     notes = [
@@ -243,7 +272,9 @@ def main() -> None:
         "Ours: lr 1e-3 with warm-up and cosine, EMA of a tenth of the images seen, the last fifth "
         "unmasked, wider noise levels, perturbation 2, larger first weights of the condition.",
     ]
-    report(args.out, "Time to quality on the demo: published recipe and ours", rows, notes)
+    report(
+        args.out, "Time to quality on the demo: published recipe and ours", rows_of(curves), notes
+    )
     print(f"plot: {picture}")
 
 

@@ -1,7 +1,7 @@
-"""What every benchmark needs: interleaved timing, peak memory, the machine's own rate, a report.
+"""Shared parts of the benchmarks: interleaved timing, peak memory, the machine's rate, a report.
 
-A variant is a function without arguments that does the work once. `interleaved` times variants of
-one process; `compare` gives each variant a process of its own, so that memory can be told apart.
+A variant is a function without arguments that does the work once. `interleaved` times variants in
+one process; `compare` gives each variant a process of its own, and so measures its memory.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from typing import Any
 
 import torch
 
+from utils.base.files import write_text
+
 ROOT = Path(__file__).resolve().parents[1]
 Work = Callable[[], Any]
 
 
 @dataclass
 class Timing:
-    """Seconds of each repetition, the peak memory in them (bytes), what the last one returned."""
+    """Seconds of each repetition, their peak memory (bytes), and the result of the last one."""
 
     seconds: list[float] = field(default_factory=list)
     peak: int = 0
@@ -38,11 +40,12 @@ class Timing:
 
     @property
     def median(self) -> float:
+        """Median of the repetitions, seconds."""
         return statistics.median(self.seconds)
 
 
 def timed(work: Work) -> tuple[float, Any]:
-    """Seconds that `work` takes, device included, and its result."""
+    """Return the seconds that `work` takes, until the device is idle, and its result."""
     start = time.perf_counter()
     result = work()
     if torch.cuda.is_available():
@@ -50,8 +53,13 @@ def timed(work: Work) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def interleaved(variants: Mapping[str, Work], repeats: int = 5, warmup: int = 1) -> dict:
-    """Time variants in turn, so that all see the same machine: name -> Timing, without its peak."""
+def interleaved(
+    variants: Mapping[str, Work], repeats: int = 5, warmup: int = 1
+) -> dict[str, Timing]:
+    """Time variants in turn, so that changes of the machine's speed meet all of them.
+
+    Return name -> Timing; peaks are not measured.
+    """
     timings = {name: Timing() for name in variants}
     for repeat in range(warmup + repeats):
         for name, work in variants.items():
@@ -63,13 +71,18 @@ def interleaved(variants: Mapping[str, Work], repeats: int = 5, warmup: int = 1)
 
 def compare(
     setups: Mapping[str, Callable[[], Work]], repeats: int = 5, warmup: int = 1, *, rounds: int = 0
-) -> dict:
-    """As `interleaved`, with a process for each variant and its peak memory: name -> Timing.
+) -> dict[str, Timing]:
+    """Time variants in turn, each in a process of its own; return name -> Timing with its peak.
 
-    setups: picklable functions that build the work, which returns picklable things. They run one at
-    a time, with as many threads as this process. Peaks are taken after the warm-up.
-    rounds: 0 = all are in memory at once and take turns. Otherwise each is alone there, started
-    anew in so many rounds of `repeats`, for variants of which only one fits.
+    Variants run one at a time, with as many threads as this process has.
+
+    Args:
+        setups: for each variant a picklable function that builds its work; the work's result must
+            be picklable too.
+        repeats: timed repetitions of each variant.
+        warmup: repetitions before them, neither timed nor counted in the peak.
+        rounds: 0 = all variants are in memory at once. With another number each variant is alone in
+            memory, and is started anew in so many rounds of `repeats`.
     """
     timings = {name: Timing() for name in setups}
     if rounds:
@@ -82,7 +95,7 @@ def compare(
 
 
 def _take_turns(
-    setups: Mapping[str, Callable[[], Work]], timings: dict, repeats: int, warmup: int
+    setups: Mapping[str, Callable[[], Work]], timings: dict[str, Timing], repeats: int, warmup: int
 ) -> None:
     """Start a process per variant, and add its repetitions to `timings`."""
     context = multiprocessing.get_context("spawn")
@@ -95,8 +108,8 @@ def _take_turns(
     try:
         for name, (process, connection, theirs) in workers.items():
             process.start()
-            theirs.close()  # so that its end is noticed
-            _answer(name, connection)  # ready: built and warmed up
+            theirs.close()  # otherwise the end of the process would go unnoticed
+            _answer(name, connection)  # comes when it is built and warmed up
         for _ in range(repeats):
             for name, (_, connection, _) in workers.items():
                 connection.send(True)
@@ -112,6 +125,7 @@ def _take_turns(
 
 
 def _answer(name: str, connection: Connection) -> Any:
+    """Wait for the next message of a variant; raise RuntimeError if its process has ended."""
     try:
         return connection.recv()
     except EOFError as error:
@@ -119,7 +133,7 @@ def _answer(name: str, connection: Connection) -> Any:
 
 
 def _serve(setup: Callable[[], Work], connection: Connection, threads: int, warmup: int) -> None:
-    """What a variant's process does: build, warm up, then one repetition for each message."""
+    """Run in a variant's process: build, warm up, then do one repetition for each message."""
     torch.set_num_threads(threads)
     work = setup()
     for _ in range(warmup):
@@ -135,7 +149,7 @@ def _serve(setup: Callable[[], Work], connection: Connection, threads: int, warm
 
 
 def reset_peak() -> None:
-    """Forget the largest memory so far."""
+    """Set the peak memory back to the present memory."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -143,26 +157,26 @@ def reset_peak() -> None:
 
 
 def peak_memory() -> int:
-    """Largest memory since `reset_peak`, in bytes: on the GPU, or resident in this process."""
+    """Return the peak memory since `reset_peak`, bytes: on the GPU, or resident in this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status)[1])
+    (kib,) = re.findall(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
+    return 1024 * int(kib)
 
 
 def matmul_rate(dtype: torch.dtype, size: int = 2048, seconds: float = 1.0) -> float:
-    """FLOP/s that a large square matrix product reaches here: the median over `seconds`."""
+    """Return the FLOP/s of a large square matrix product: the median over `seconds`."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     timed(lambda: a @ b)
-    taken = []
+    taken: list[float] = []
     while sum(taken) < seconds:
         taken.append(timed(lambda: a @ b)[0])
     return 2 * size**3 / statistics.median(taken)
 
 
 def machine() -> str:
-    """One line: processor or GPU, threads, versions."""
+    """Return one line that names the processor or GPU, the threads and the versions."""
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
     else:
@@ -172,20 +186,20 @@ def machine() -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags that all benchmarks share; `start` acts on them."""
+    """Add the flags that all benchmarks share; `start` and `report` read them."""
     parser.add_argument("--threads", type=int, default=2, help="processor cores to use")
-    parser.add_argument("--repeats", type=int, default=5, help="interleaved repetitions")
-    parser.add_argument("--out", type=Path, help="write the figures here, for docs/performance.md")
+    parser.add_argument("--repeats", type=int, default=5, help="timed repetitions")
+    parser.add_argument("--out", type=Path, help="JSON file to write, for docs/performance.md")
 
 
 def start(args: argparse.Namespace) -> None:
-    """Hold this process and its children to `--threads` cores, as on a machine that has no more."""
+    """Restrict this process and its children to `--threads` cores."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     torch.set_num_threads(args.threads)
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Markdown of rows with the same keys; floats with three digits."""
+    """Return rows with equal keys as a Markdown table, floats with three digits."""
     rows = list(rows)
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     lines += ["| " + " | ".join(_shown(value) for value in row.values()) + " |" for row in rows]
@@ -193,6 +207,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _shown(value: Any) -> str:
+    """Return a cell's text."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -207,12 +222,16 @@ def report(
 ) -> None:
     """Print a table, and write it to the JSON file `out` that benchmarks/table.py reads.
 
-    rows: plain values by column title, unit included. notes: sentences below the table.
+    Args:
+        out: the file; None = print only.
+        title: heading of the table.
+        rows: plain values by column title; the title states the unit.
+        notes: sentences below the table.
+        command: command line above the table; None = that of this process.
     """
     notes = list(notes)
     print(f"\n{title} ({machine()})\n\n{table(rows)}\n", *notes, sep="\n", flush=True)
     if out:
         command = command or shlex.join(["python", *sys.argv])
         content = {"title": title, "command": command, "machine": machine(), "rows": rows}
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({**content, "notes": notes}, indent=1) + "\n")
+        write_text(out, json.dumps({**content, "notes": notes}, indent=1) + "\n")

@@ -1,16 +1,19 @@
 """A small grammar that describes a face in plain English from its attributes.
 
-A caption names a random subset of what the face shows, in varied order and wording; it never
-says anything false. Hair, clothes and headwear may be named with or without their colour.
+A caption names a random subset of what the face shows, in varied order and wording. It states
+nothing false. Hair, clothes and headwear may be named with or without their colour.
 """
 
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass, field
+from typing import Any
 
 from utils.data.caption_grammar import choose_word, enumerate_phrases, mend_articles
 
-# Words for each value; the first one is the name a newcomer would use.
+Words = dict[str, list[str]]  # value → its wordings; the first one is the plainest
+
 HAIR_COLOR = {
     "black": ["black", "jet-black", "raven"],
     "brown": ["brown", "chestnut", "brunette"],
@@ -74,7 +77,7 @@ EYES = {
     "wink": ["a wink", "one eye winking", "a winking eye"],
     "wide": ["wide eyes", "wide-open eyes", "big surprised eyes"],
 }
-EXPRESSION = {  # said after a comma: "…, smiling"
+EXPRESSION = {  # stands after a comma: "…, smiling"
     "smiling": ["smiling", "with a smile", "looking happy", "grinning happily"],
     "sad": ["looking sad", "with a sad frown", "frowning sadly", "unhappy"],
     "tongue out": ["sticking out the tongue", "with the tongue out", "tongue out"],
@@ -112,19 +115,38 @@ BACKGROUND_FORMS = [
 ]
 
 
-def make_caption(attributes: dict[str, str], rng: random.Random, must_name: str = "") -> dict:
-    """One sentence about a face.
+@dataclass
+class Phrases:
+    """Phrases about one face, by the part of the sentence that they belong to."""
+
+    having: list[str] = field(default_factory=list)  # "with …"
+    wearing: list[str] = field(default_factory=list)  # "wearing …"
+    doing: list[str] = field(default_factory=list)  # after a comma
+    where: list[str] = field(default_factory=list)  # after a comma
+
+
+def make_caption(
+    attributes: dict[str, str], rng: random.Random, must_name: str = ""
+) -> dict[str, Any]:
+    """Write one sentence about a face.
 
     Args:
-        attributes: name → value as `make_faces.draw_attributes` gives them; "hidden" is never said.
+        attributes: name → value, as `make_faces.hide` returns them; "hidden" ones are never named.
         rng: source of every choice.
         must_name: an attribute that the caption has to name, if the face shows it.
 
     Returns:
         `{"text": str, "states": [names of the attributes that the text states]}`
     """
+    wanted = _choose_attributes(attributes, rng, must_name)
+    phrases = _choose_phrases(attributes, wanted, rng)
+    return {"text": mend_articles(_sentence(phrases, rng)), "states": sorted(wanted)}
+
+
+def _choose_attributes(attributes: dict[str, str], rng: random.Random, must_name: str) -> set[str]:
+    """Choose the attributes that a caption names."""
     shown = [name for name, value in attributes.items() if value != "hidden"]
-    # "Nothing there" is rarely worth a word.
+    # Absent things (no hat, no glasses, no beard) are named rarely.
     weights = {name: 0.25 if attributes[name] == "none" else 1.0 for name in shown}
     pool = [name for name in shown if rng.random() < weights[name]]
     wanted = set(rng.sample(pool, min(len(pool), rng.randint(2, len(shown)))))
@@ -132,66 +154,79 @@ def make_caption(attributes: dict[str, str], rng: random.Random, must_name: str 
         wanted.add(must_name)
     if attributes["headwear"] == "none":
         wanted -= {"headwear"} - {must_name}
+    return wanted
+
+
+def _choose_phrases(attributes: dict[str, str], wanted: set[str], rng: random.Random) -> Phrases:
+    """Choose the words for the `wanted` attributes."""
 
     def word(table: dict[str, list[str]], name: str) -> str:
         return choose_word(table[attributes[name]], rng)
 
-    def coloured(table: dict, kind: str, colour_table: dict, colour: str, bare: list[str]) -> str:
-        """Noun phrase for a thing and its colour, either of which may be left out."""
+    def coloured(table: Words, kind: str, colours: Words, colour: str, bare: list[str]) -> str:
+        """Return a noun phrase for a thing and its colour; either may be left out."""
         named = rng.choice(table[attributes[kind]]) if kind in wanted else rng.choice(bare)
-        tint = word(colour_table, colour) if colour in wanted else ""
+        tint = word(colours, colour) if colour in wanted else ""
         phrase = " ".join(named.replace("{c}", tint).split())
-        return phrase.removesuffix(" in")  # "a hoodie in" when no colour is named
+        return phrase.removesuffix(" in")  # "a hoodie in {c}" without its colour
 
-    having, wearing, doing, where = [], [], [], []
+    phrases = Phrases()
     if {"hair_style", "hair_color"} & wanted:
-        having.append(coloured(HAIR_STYLE, "hair_style", HAIR_COLOR, "hair_color", ["{c} hair"]))
+        hair = coloured(HAIR_STYLE, "hair_style", HAIR_COLOR, "hair_color", ["{c} hair"])
+        phrases.having.append(hair)
     if {"clothes", "clothes_color"} & wanted:
         bare = ["{c} clothes", "something {c}", "{c} clothing"]
-        wearing.append(coloured(CLOTHES, "clothes", FABRIC_COLOR, "clothes_color", bare))
+        clothes = coloured(CLOTHES, "clothes", FABRIC_COLOR, "clothes_color", bare)
+        phrases.wearing.append(clothes)
     if "headwear" in wanted and attributes["headwear"] == "none":
-        having.append("no hat")
+        phrases.having.append("no hat")
     elif {"headwear", "headwear_color"} & wanted:
         bare = ["{c} headwear", "something {c} on the head"]
-        wearing.append(coloured(HEADWEAR, "headwear", FABRIC_COLOR, "headwear_color", bare))
+        headwear = coloured(HEADWEAR, "headwear", FABRIC_COLOR, "headwear_color", bare)
+        phrases.wearing.append(headwear)
     if "glasses" in wanted:
-        phrase = word(GLASSES, "glasses")
-        if phrase.startswith("without"):
-            doing.append(phrase)
-        elif attributes["glasses"] == "none" or rng.random() < 0.5:
-            having.append(phrase)
-        else:
-            wearing.append(phrase)
+        _add_glasses(phrases, word(GLASSES, "glasses"), attributes["glasses"], rng)
     if "facial_hair" in wanted:
-        phrase = word(FACIAL_HAIR, "facial_hair")
-        (doing if phrase == "clean-shaven" else having).append(phrase)
+        beard = word(FACIAL_HAIR, "facial_hair")
+        (phrases.doing if beard == "clean-shaven" else phrases.having).append(beard)
     if "skin" in wanted:
-        having.append(word(SKIN, "skin"))
+        phrases.having.append(word(SKIN, "skin"))
     if "eyes" in wanted:
-        having.append(word(EYES, "eyes"))
+        phrases.having.append(word(EYES, "eyes"))
     if "expression" in wanted:
-        doing.append(word(EXPRESSION, "expression"))
+        phrases.doing.append(word(EXPRESSION, "expression"))
     if "background" in wanted:
-        where.append(rng.choice(BACKGROUND_FORMS).format(c=word(BACKGROUND, "background")))
-    text = mend_articles(_sentence(having, wearing, doing, where, rng))
-    return {"text": text, "states": sorted(wanted)}
+        form = rng.choice(BACKGROUND_FORMS)
+        phrases.where.append(form.format(c=word(BACKGROUND, "background")))
+    return phrases
 
 
-def _sentence(having: list, wearing: list, doing: list, where: list, rng: random.Random) -> str:
+def _add_glasses(phrases: Phrases, words: str, value: str, rng: random.Random) -> None:
+    """Add the phrase about glasses to a part of the sentence that fits it."""
+    if words.startswith("without"):
+        phrases.doing.append(words)
+    elif value == "none" or rng.random() < 0.5:
+        phrases.having.append(words)
+    else:
+        phrases.wearing.append(words)
+
+
+def _sentence(phrases: Phrases, rng: random.Random) -> str:
     """Put the phrases together: a full sentence, or now and then a list of keywords."""
-    for phrases in (having, wearing, doing):
-        rng.shuffle(phrases)
+    for part in (phrases.having, phrases.wearing, phrases.doing):
+        rng.shuffle(part)
     if rng.random() < 0.2:
-        keywords = having + wearing + doing + where
+        keywords = phrases.having + phrases.wearing + phrases.doing + phrases.where
         rng.shuffle(keywords)
         return ", ".join(keywords)
     parts = []
-    if having:
-        parts.append("with " + enumerate_phrases(having))
-    if wearing:
-        parts.append(rng.choice(["wearing ", "in ", "dressed in "]) + enumerate_phrases(wearing))
+    if phrases.having:
+        parts.append("with " + enumerate_phrases(phrases.having))
+    if phrases.wearing:
+        verb = rng.choice(["wearing ", "in ", "dressed in "])
+        parts.append(verb + enumerate_phrases(phrases.wearing))
     rng.shuffle(parts)
-    tail = doing + where
+    tail = phrases.doing + phrases.where
     rng.shuffle(tail)
     sentence = " ".join([rng.choice(SUBJECTS), *parts])
     return ", ".join([sentence, *tail])

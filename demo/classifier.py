@@ -1,7 +1,7 @@
-"""The judge of the demo: which attributes does a picture show?
+"""The judge of the demo, which names the attributes of a picture; and the probe for embeddings.
 
-A small convolutional network with one head per attribute, trained on rendered faces that are
-blurred, shifted and made noisy, so that it judges what is drawn and not how cleanly.
+The judge is a small convolutional network with one head per attribute. It is trained on rendered
+faces that are blurred, shifted and made noisy, so that it does not depend on clean edges.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from utils.base.progress import progress
 from utils.data.image_batches import iterate_batches
 from utils.data.images import list_images
 
-SIZES = [len(values) for values in ATTRIBUTES.values()]
-CHUNK = 200  # images classified at a time
+SIZES = [len(values) for values in ATTRIBUTES.values()]  # classes of each attribute
+CHUNK = 200  # images that are classified at once
 
 
 def split_heads(logits: Tensor) -> list[Tensor]:
-    """(N, all classes) → for each attribute (N, its classes)."""
+    """Split logits (N, all classes) into (N, classes) for each attribute."""
     return list(logits.split(SIZES, dim=1))
 
 
 def attribute_loss(logits: Tensor, codes: Tensor) -> Tensor:
-    """Cross-entropy over what the faces show, mean over attributes.
+    """Return the cross-entropy over attributes that the faces show, mean over attributes.
 
     Args:
         logits: (N, all classes).
-        codes: (N, A) int64 from `encode_attributes`; −1 (hidden) does not count.
+        codes: (N, A) int64 of `encode_attributes`; −1 (hidden) does not count.
     """
     heads = split_heads(logits)
     losses = [
@@ -49,12 +49,12 @@ def attribute_loss(logits: Tensor, codes: Tensor) -> Tensor:
 
 
 def predict(logits: Tensor) -> Tensor:
-    """(N, all classes) → (N, A) int64, the most likely value of each attribute."""
+    """Return the most likely value of each attribute: logits (N, all classes) → (N, A) int64."""
     return torch.stack([head.argmax(1) for head in split_heads(logits)], dim=1)
 
 
 def build_classifier() -> nn.Sequential:
-    """(N, 3, 128, 128) in [−1, 1] → (N, all classes) logits."""
+    """Return the untrained judge: (N, 3, 128, 128) in [−1, 1] → logits (N, all classes)."""
 
     def stage(channels: int, out: int, stride: int) -> list[nn.Module]:
         convolution = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
@@ -67,7 +67,7 @@ def build_classifier() -> nn.Sequential:
         *stage(48, 64, 1),
         *stage(64, 96, 2),  # 16×16
         *stage(96, 128, 1),
-        *stage(128, 128, 2),  # 8×8, where each cell still knows where it lies
+        *stage(128, 128, 2),  # 8×8; the linear layer sees the position of each cell
         nn.Flatten(),
         nn.Dropout(0.2),
         nn.Linear(128 * 8 * 8, sum(SIZES)),
@@ -75,7 +75,7 @@ def build_classifier() -> nn.Sequential:
 
 
 def roughen(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Small shifts, blur and noise, as an autoencoder or a generator may leave them."""
+    """Shift, blur and add noise to images (N, 3, 128, 128), as autoencoders and generators do."""
     n = len(pixels)
     padded = F.pad(pixels, (3, 3, 3, 3), mode="replicate")
     top, left = torch.randint(0, 7, (2,), generator=generator).tolist()
@@ -88,7 +88,11 @@ def roughen(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def load_faces(folder: Path, limit: int | None = None) -> tuple[Tensor, list[dict]]:
-    """A split written by `make_faces.py`: (N, 3, 128, 128) uint8 and its records."""
+    """Read the first `limit` faces of a split of `make_faces.py`.
+
+    Return the images (N, 3, 128, 128) uint8 and their records.
+    Raise UserError if the split has not been made.
+    """
     index = folder / "faces.jsonl"
     if not index.exists():
         raise UserError(f"{index} is not there; make the faces: python demo/make_faces.py")
@@ -98,19 +102,19 @@ def load_faces(folder: Path, limit: int | None = None) -> tuple[Tensor, list[dic
 
 
 def codes_of(records: list[dict]) -> Tensor:
-    """(N, A) int64"""
+    """Return the attributes of records as numbers, (N, A) int64; see `encode_attributes`."""
     return torch.tensor([encode_attributes(record["attributes"]) for record in records])
 
 
 @torch.inference_mode()
 def classify(classifier: nn.Module, images: Tensor) -> Tensor:
-    """(N, 3, 128, 128) uint8 → (N, A) int64."""
+    """Return the attributes that images show: (N, 3, 128, 128) uint8 → (N, A) int64."""
     logits = [classifier(part.float() / 127.5 - 1) for part in images.split(CHUNK)]
     return predict(torch.cat(logits))
 
 
 def load_classifier(cache: Path, train_folder: Path, epochs: int = 6) -> nn.Module:
-    """The trained judge from `cache`, or trained now (minutes) and kept there."""
+    """Return the judge in the file `cache`; if there is none, train it (minutes) and write it."""
     classifier = build_classifier()
     if cache.exists():
         classifier.load_state_dict(load_file(cache))
@@ -124,7 +128,10 @@ def load_classifier(cache: Path, train_folder: Path, epochs: int = 6) -> nn.Modu
 
 
 def train_classifier(classifier: nn.Module, images: Tensor, codes: Tensor, epochs: int) -> None:
-    """AdamW with a one-cycle learning rate, batches of 64."""
+    """Train the judge by AdamW with a one-cycle learning rate and batches of 64.
+
+    images: (N, 3, 128, 128) uint8. codes: (N, A) int64.
+    """
     batch, peak = 64, 2e-3
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(classifier.parameters(), peak, weight_decay=0.05)
@@ -147,16 +154,16 @@ def train_classifier(classifier: nn.Module, images: Tensor, codes: Tensor, epoch
 
 
 def train_probe(embeddings: Tensor, codes: Tensor, perturb_scale: float, steps: int) -> nn.Module:
-    """What an embedding tells about attributes: a network of one hidden layer.
+    """Train a probe that names attributes from an embedding: a network of one hidden layer.
 
-    It is trained as the diffusion model is, on perturbed image embeddings, so that the same probe
-    can be asked about text embeddings.
+    It is trained on perturbed image embeddings, like the diffusion model, so that it can read text
+    embeddings too.
 
     Args:
         embeddings: (N, D) image embeddings.
         codes: (N, A) int64.
         perturb_scale: standard deviation of the gaussian perturbation.
-        steps: training steps of 256.
+        steps: training steps of 256 embeddings.
     """
     torch.manual_seed(0)
     probe = nn.Sequential(

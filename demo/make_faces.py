@@ -3,8 +3,8 @@
     python demo/make_faces.py             # 10,000 train and 1,000 test faces
     python demo/make_faces.py --out data/more --num_train 50000
 
-Every face is a function of its split and index alone. The art is "Avataaars" by Pablo Stanley
-(free for personal and commercial use), put together by DiceBear and rasterised by resvg.
+A face depends on its split and its index alone. The art is "Avataaars" by Pablo Stanley (free for
+personal and commercial use), put together by DiceBear and rasterised by resvg.
 
     data/demo/train/images/000000.png      128×128 RGB
     data/demo/train/captions/000000.txt    several captions, one a line
@@ -18,11 +18,11 @@ import io
 import json
 import random
 import sys
-from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from multiprocessing import Pool, cpu_count
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,14 +32,15 @@ from PIL import Image
 
 from demo.captions import make_caption
 from utils.base.errors import UserError, one_line_errors
+from utils.base.files import write_text
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
 
-SIZE = 128
-# The window of the 280×280 drawing that is shown: the head with its hat, and the shoulders.
+SIZE = 128  # side of the pictures, pixels
+# The visible window of the 280×280 drawing: head, hat and shoulders.
 VIEW_BOX = "16 10 248 248"
 
-# attribute → value → what the drawing needs for it
+# For each attribute: value → the drawing's name or colour for it.
 HAIR_STYLE = {
     "long straight": "straight01",
     "long wavy": "bigHair",
@@ -108,8 +109,8 @@ BACKGROUND = {
     "lavender": "#cbbcf2",
     "grey": "#8f959b",
 }
-# Values that the picture can show, per attribute; a face may also hide one ("hidden"):
-# hair under headwear, the colour of headwear that is not there, eyes behind sunglasses.
+# The values of each attribute. A drawing may hide an attribute, whose value is then "hidden":
+# hair under headwear, the colour of absent headwear, eyes behind sunglasses.
 ATTRIBUTES = {
     "hair_style": tuple(HAIR_STYLE),
     "hair_color": tuple(HAIR_COLOR),
@@ -128,7 +129,7 @@ LONG_HAIR = {"long straight", "long wavy", "bob"}
 
 
 def draw_attributes(rng: random.Random) -> dict[str, str]:
-    """Random attributes of one face, uniform but for headwear (1 in 3), glasses and beards."""
+    """Draw the attributes of one face: uniform, but less headwear (1 in 3), glasses and beards."""
     face = {name: rng.choice(values) for name, values in ATTRIBUTES.items()}
     if rng.random() < 0.58:
         face["headwear"] = "none"
@@ -140,7 +141,7 @@ def draw_attributes(rng: random.Random) -> dict[str, str]:
 
 
 def hide(face: dict[str, str]) -> dict[str, str]:
-    """The same attributes with "hidden" for what the drawing cannot show."""
+    """Return the attributes of a face with "hidden" for those that the drawing cannot show."""
     shown = dict(face)
     if face["headwear"] == "none":
         shown["headwear_color"] = "hidden"
@@ -154,7 +155,7 @@ def hide(face: dict[str, str]) -> dict[str, str]:
 
 
 def encode_attributes(shown: dict[str, str]) -> list[int]:
-    """Index of each attribute's value in `ATTRIBUTES`, −1 where it is hidden."""
+    """Return the index of each attribute's value in `ATTRIBUTES`, −1 for hidden ones."""
     return [
         values.index(shown[name]) if shown[name] != "hidden" else -1
         for name, values in ATTRIBUTES.items()
@@ -168,7 +169,7 @@ def _style() -> Style:
 
 
 def render(face: dict[str, str], size: int = SIZE) -> Image.Image:
-    """Draw a face, `size`×`size` RGB, from attributes as `draw_attributes` returns them."""
+    """Draw a face, `size`×`size` RGB, from the attributes of `draw_attributes`."""
     mouth, eyebrows = EXPRESSION[face["expression"]]
     options = {
         "seed": "face",
@@ -197,8 +198,8 @@ def render(face: dict[str, str], size: int = SIZE) -> Image.Image:
     return Image.open(io.BytesIO(png)).convert("RGB")
 
 
-def make_face(split: str, index: int, num_captions: int) -> tuple[dict[str, str], dict]:
-    """Attributes to draw and the record to write for face `index` of a split."""
+def make_face(split: str, index: int, num_captions: int) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the attributes to draw and the record to write for face `index` of a split."""
     rng = random.Random(f"{split}-{index}")
     face = draw_attributes(rng)
     shown = hide(face)
@@ -207,19 +208,23 @@ def make_face(split: str, index: int, num_captions: int) -> tuple[dict[str, str]
 
 
 def write_face(job: tuple[Path, str, int, int]) -> str:
-    """Write one image, unless it is there whole, and its captions; return the JSON line."""
+    """Write one image, unless it is complete already, and its captions; return the JSON line.
+
+    job: (folder of the split, split, index of the face, number of captions).
+    """
     folder, split, index, num_captions = job
     face, record = make_face(split, index, num_captions)
     image = folder / "images" / f"{index:06d}.png"
     captions = folder / "captions" / f"{index:06d}.txt"
     if not (image.exists() and captions.exists()):
         render(face).save(image, compress_level=3)
-    # Captions come last: their presence says that the image is whole.
+    # The captions are written last, so that an image with captions is whole.
     captions.write_text("\n".join(c["text"] for c in record["captions"]) + "\n")
     return json.dumps(record)
 
 
 def make_split(out: Path, split: str, count: int, num_captions: int, workers: int) -> None:
+    """Write a split of `count` faces into `out`/`split`, unless it is complete already."""
     folder = out / split
     index_file = folder / "faces.jsonl"
     if index_file.exists() and sum(1 for _ in index_file.open()) == count:
@@ -229,15 +234,14 @@ def make_split(out: Path, split: str, count: int, num_captions: int, workers: in
         (folder / name).mkdir(parents=True, exist_ok=True)
     jobs = [(folder, split, index, num_captions) for index in range(count)]
     with Pool(workers) as pool:
-        lines: Iterator[str] = pool.imap(write_face, jobs, chunksize=64)
-        lines = list(progress(lines, desc=f"faces {split}", total=count, unit="face"))
-    partial = index_file.with_suffix(".partial")
-    partial.write_text("\n".join(lines) + "\n")
-    partial.replace(index_file)
+        stream = pool.imap(write_face, jobs, chunksize=64)
+        lines = list(progress(stream, desc=f"faces {split}", total=count, unit="face"))
+    write_text(index_file, "\n".join(lines) + "\n")
 
 
 @one_line_errors
 def main() -> None:
+    """Write both splits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder to write into")
     parser.add_argument("--num_train", type=int, default=10_000, help="training faces")

@@ -1,9 +1,9 @@
-"""The whole job on the embedded faces: render, encode, train, evaluate, sample (`make demo`).
+"""Run the whole job on the embedded faces: render, encode, train, evaluate, sample (`make demo`).
 
     python demo/run.py
 
-Every stage is one of the scripts that real datasets use, with the demo's config. A stage that was
-interrupted goes on where it stopped; one that is complete is skipped.
+Every stage is a script that real datasets use too, with the demo's config. A stage that was
+interrupted goes on where it stopped; a complete one is skipped.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.base.errors import fail, one_line_errors
+from utils.base.files import write_json
 from utils.config.command_line import HelpFormatter
 
 RESULTS = Path("results/demo")
@@ -35,7 +36,7 @@ PROMPTS = [
 
 @dataclass(frozen=True)
 class Stage:
-    """A command, the file that it leaves when complete, and how to sum up what it did."""
+    """A command, the file that it leaves when complete, and a function that sums up its result."""
 
     name: str
     command: list[str]
@@ -44,33 +45,38 @@ class Stage:
 
 
 def _lines(path: Path) -> list[dict]:
+    """Read the records of a JSON-lines file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _faces() -> str:
+    """Sum up the rendering."""
     counts = [len(_lines(Path("data/demo") / split / "faces.jsonl")) for split in ("train", "test")]
     return f"{counts[0]} train and {counts[1]} test faces of 128×128"
 
 
 def _training() -> str:
+    """Sum up the training."""
     metrics = _lines(RESULTS / "metrics.jsonl")
     first, last = metrics[0], metrics[-1]
     return f"{last['step']} steps, loss {first['loss']:.3f} → {last['loss']:.3f}"
 
 
 def _evaluation() -> str:
-    figures = sorted(_lines(RESULTS / "evaluation" / "results.jsonl"), key=lambda r: r["step"])
-    distances = " → ".join(f"{r['frechet_distance']:.3f}" for r in figures)
-    return f"Fréchet distance (CLIP) {distances}, CLIP score {figures[-1]['clip_score']:.1f}"
+    """Sum up the evaluation."""
+    records = sorted(_lines(RESULTS / "evaluation" / "results.jsonl"), key=lambda r: r["step"])
+    distances = " → ".join(f"{r['frechet_distance']:.3f}" for r in records)
+    return f"Fréchet distance (CLIP) {distances}, CLIP score {records[-1]['clip_score']:.1f}"
 
 
 def last_checkpoint() -> Path:
+    """Return the latest checkpoint of the training, or a path that does not exist."""
     checkpoints = sorted((RESULTS / "checkpoints").glob("*.pt"))
     return checkpoints[-1] if checkpoints else RESULTS / "checkpoints" / "none.pt"
 
 
 def stages() -> list[Stage]:
-    """In the order in which they need each other."""
+    """Return all stages in the order in which they run."""
     picture = RESULTS / "prompts" / "grid.png"
     prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
     return [
@@ -91,7 +97,7 @@ def stages() -> list[Stage]:
             "CLIP test captions",
             ["preprocess_scripts/clip_encode_text.py", "--split", "test"],
             Path("data/demo/lmdb/test/clip_txt/data.mdb"),
-            lambda: "only for evaluation: training sees no caption",
+            lambda: "for evaluation only: training sees no caption",
         ),
         Stage(
             "reference statistics",
@@ -122,6 +128,7 @@ def stages() -> list[Stage]:
 
 @one_line_errors
 def main() -> None:
+    """Run the stages that are not complete, and print the time and result of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.parse_args()
     if Path.cwd() != ROOT:
@@ -131,7 +138,7 @@ def main() -> None:
     plan = stages()
     for number, stage in enumerate(plan, start=1):
         if stage.name in done and stage.leaves.exists():
-            print(f"[{number}/{len(plan)}] {stage.name}: done before")
+            print(f"[{number}/{len(plan)}] {stage.name}: is complete already")
             continue
         print(f"[{number}/{len(plan)}] {stage.name}", flush=True)
         command = [str(last_checkpoint()) if word == "LAST" else word for word in stage.command]
@@ -141,7 +148,7 @@ def main() -> None:
             print(f"stopped at {stage.name!r}; the same command goes on from here", file=sys.stderr)
             sys.exit(code)
         done[stage.name] = done.get(stage.name, 0.0) + time.perf_counter() - started
-        RECORD.write_text(json.dumps(done, indent=2) + "\n")
+        write_json(RECORD, done)
 
     print(f"\n{'stage':<22}{'seconds':>8}  result")
     for stage in plan:

@@ -1,4 +1,4 @@
-"""`--help` of every script: how to launch it, and each flag with its default."""
+"""`--help` of every script shows how to launch it, and each flag with its default."""
 
 import re
 import runpy
@@ -10,7 +10,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-FOLDERS = (".", "preprocess_scripts", "demo", "tools", "benchmarks")
+FOLDERS = (
+    ".",
+    "preprocess_scripts",
+    "demo",
+    "demo/make_weights",
+    "tools",
+    "benchmarks",
+    "tests/parity",
+)
 SCRIPTS = [
     path.relative_to(ROOT)
     for folder in FOLDERS
@@ -21,7 +29,7 @@ SCRIPTS = [
 
 @pytest.fixture
 def help_of(capsys, monkeypatch):
-    """help_of(script) -> what its --help prints."""
+    """Return a function: help_of(script) -> the text that its --help prints."""
 
     def show(script):
         monkeypatch.setattr(sys, "argv", [str(script), "--help"])
@@ -46,7 +54,7 @@ def test_help_shows_how_to_launch_and_the_default_of_each_flag(script, help_of):
 @pytest.mark.e2e
 @pytest.mark.parametrize("folder", FOLDERS[1:])
 def test_scripts_in_folders_run_as_users_run_them(folder):
-    script = next(script for script in SCRIPTS if script.parent.name == folder)
+    script = next(script for script in SCRIPTS if script.parent == Path(folder))
     command = [sys.executable, str(script), "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

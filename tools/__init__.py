@@ -1,1 +1,1 @@
-"""Measurements for research on language-free conditions; each script runs by itself."""
+"""Measurements for research on language-free conditions; each script runs on its own."""

@@ -1,4 +1,4 @@
-"""By which angle does a perturbation turn the condition?
+"""Measure the angle by which a perturbation turns the condition.
 
 The config's embeddings:  python tools/angle.py gaussian:1.2 fixed:0.8
 Another database:         python tools/angle.py gaussian:1.2 --embeddings data/ffhq/lmdb/clip_img
@@ -6,8 +6,9 @@ No data at all:           python tools/angle.py gaussian:1.2 --dim 512
 Truncated normal:         python tools/angle.py truncated:1.2:-0.8:0.8    (scale, bounds, then mean)
 
 Prints a line for each setting: the angle between an embedding and its perturbed version (mean,
-standard deviation, 5, 50 and 95 % points, range, in degrees), and the mean angle between two
-perturbed versions of one embedding. Writes angles.png, angles.json and angles.csv into --out.
+standard deviation, 5, 50 and 95 % points, range), and the mean angle between two perturbed versions
+of one embedding ("two draws"). Angles are in degrees.
+Writes angles.png, angles.json and angles.csv into --out.
 """
 
 from __future__ import annotations
@@ -36,20 +37,27 @@ HEADER = ("perturbation", "mean", "std", "5 %", "50 %", "95 %", "min", "max", "t
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add("settings", nargs="*", default=PUBLISHED, metavar="kind:scale", help="perturbations")
-    add("--config", default=DEFAULT_CONFIG, help="YAML file, whose data.feat_path is measured")
-    add("--embeddings", type=Path, help="database of embeddings, instead of the config's")
-    add("--dim", type=int, help="take random unit vectors of this dimension instead")
-    add("--num", type=int, default=10_000, help="embeddings at the most")
-    add("--seed", type=int, default=0, help="of which embeddings and of the perturbation")
-    add("--out", type=Path, default=Path("results/angle"), help="folder")
+    add(
+        "settings",
+        nargs="*",
+        default=PUBLISHED,
+        metavar="kind:scale",
+        help="perturbations to measure",
+    )
+    add("--config", default=DEFAULT_CONFIG, help="YAML file; its data.feat_path is measured")
+    add("--embeddings", type=Path, help="database of embeddings; None = the config's")
+    add("--dim", type=int, help="measure random unit vectors of this dimension; None = a database")
+    add("--num", type=int, default=10_000, help="largest number of embeddings")
+    add("--seed", type=int, default=0, help="seed that draws embeddings and perturbations")
+    add("--out", type=Path, default=Path("results/angle"), help="folder to write into")
     return parser.parse_args()
 
 
 def load(args: argparse.Namespace) -> tuple[torch.Tensor, str]:
-    """The embeddings to turn, (N, D), and what they are."""
+    """Return the embeddings to turn, (N, D) float32, and a text that names them."""
     generator = torch.Generator().manual_seed(args.seed)
     if args.dim is not None:
         return random_directions(args.num, args.dim, generator), f"random, {args.dim} dimensions"
@@ -61,6 +69,7 @@ def load(args: argparse.Namespace) -> tuple[torch.Tensor, str]:
 
 @one_line_errors
 def main() -> None:
+    """Measure, print and draw the angles of all settings."""
     args = parse_args()
     if args.num < 1 or (args.dim is not None and args.dim < 2):
         raise UserError("--num must be at least 1, and --dim at least 2")
@@ -70,13 +79,11 @@ def main() -> None:
     angles, records = {}, []
     for setting in settings:
         angles[str(setting)], between = turning_angles(y, setting, args.seed)
-        figures = distribution(angles[str(setting)])
-        records.append(
-            {"perturbation": str(setting), **figures, "two_draws": float(between.mean())}
-        )
+        values = distribution(angles[str(setting)])
+        records.append({"perturbation": str(setting), **values, "two_draws": float(between.mean())})
 
     print(f"angle to the perturbed embedding, degrees; {len(y)} embeddings ({source})\n")
-    cells = [[f"{v:.2f}" if isinstance(v, float) else v for v in r.values()] for r in records]
+    cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in r.values()] for r in records]
     print(aligned([HEADER, *cells], left=1))
 
     figure = Figure(figsize=(8, 1.2 + 0.75 * len(angles)), layout="constrained")

@@ -1,14 +1,14 @@
-"""How similar are generated pictures to their prompts, by CLIP?
+"""Measure the CLIP similarity between generated pictures and their prompts.
 
-What t2f.py drew:      python tools/clip_similarity.py samples/a-bald-man
-Two ways of drawing:   python tools/clip_similarity.py samples/guidance1 samples/guidance4
-Other folders:         python tools/clip_similarity.py samples_t2f/72 --prompts prompts.txt
-With another CLIP:     python tools/clip_similarity.py samples/x --clip ViT-B-32:openai
+Pictures of t2f.py:    python tools/clip_similarity.py samples/a-bald-man
+Two folders compared:  python tools/clip_similarity.py samples/guidance1 samples/guidance4
+Other pictures:        python tools/clip_similarity.py samples_t2f/72 --prompts prompts.txt
+Another CLIP:          python tools/clip_similarity.py samples/x --clip ViT-B-32:openai
 
-Prints for each prompt the mean, greatest and least cosine x 100 of its pictures' embeddings and its
-own, and for all pictures together. Pictures of t2f.py say themselves what they are of; with
---prompts, those in description_0/ (or named 00_….png) are of the first line, and so on. Writes
-clip_similarity.json and .csv into --out, with the best and the worst picture of each prompt.
+Prints the mean, greatest and least cosine x 100 between a prompt and its pictures, for each prompt
+and for all pictures. Pictures of t2f.py hold their prompt as text in the PNG. With --prompts,
+pictures in description_0/ (or named 00_….png) belong to the first line of the file, and so on.
+Writes clip_similarity.json and .csv into --out, with the best and worst picture of each prompt.
 """
 
 from __future__ import annotations
@@ -27,18 +27,26 @@ from utils.base.files import write_csv, write_json
 from utils.base.text_table import aligned
 from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter
 from utils.config.load import load_config
+from utils.evaluation.results import Record
 from utils.pretrained.encoders import load_config_clip, usable_device
 from utils.sampling.prompts import read_prompts
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add("folders", nargs="+", type=Path, metavar="folder", help="of pictures; compared in a table")
-    add("--prompts", type=Path, help="text file with a prompt a line; None = as the PNGs say")
-    add("--config", default=DEFAULT_CONFIG, help="YAML file, whose encoders.clip judges")
-    add("--clip", help="CLIP that judges, instead of the config's: a folder, a file or name:tag")
-    add("--batch_size", type=int, default=64, help="pictures encoded at once")
+    add(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="folder",
+        help="folder of pictures; several are compared",
+    )
+    add("--prompts", type=Path, help="text file, a prompt a line; None = prompts in the PNGs")
+    add("--config", default=DEFAULT_CONFIG, help="YAML file; its encoders.clip measures")
+    add("--clip", help="CLIP that measures: a folder, a file or name:tag; None = the config's")
+    add("--batch_size", type=int, default=64, help="pictures that are encoded at once")
     add(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
@@ -50,6 +58,7 @@ def parse_args() -> argparse.Namespace:
 
 @one_line_errors
 def main() -> None:
+    """Measure all folders, and print and write the table."""
     args = parse_args()
     if args.batch_size < 1:
         raise UserError("--batch_size must be at least 1")
@@ -59,7 +68,7 @@ def main() -> None:
     overrides = [f"encoders.clip={args.clip}"] if args.clip else []
     clip = load_config_clip(load_config(args.config, overrides), device)
 
-    records = []
+    records: list[Record] = []
     for pictures in found:
         records += summarise(pictures, similarities(pictures, clip, args.batch_size))
 

@@ -1,4 +1,4 @@
-"""Embeddings of a feature database for measurements: random ones, alone or in pairs."""
+"""Random samples of feature databases for measurements: embeddings alone, or in pairs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from utils.data.lmdb_reader import LMDBReader, check_same_samples, expect_kind
 
 
 def open_embeddings(path: Path | None, option: str, key: str) -> LMDBReader:
-    """The feature database at `path`; UserError if none is named, by `option` or by the config's
-    `key`, or it is not one."""
+    """Open the feature database at `path`.
+
+    Raise UserError if it holds no embeddings, or if `path` is None; the message then asks for the
+    command-line `option` or the config's `key`.
+    """
     if path is None:
         raise UserError(f"no database of embeddings is named: give {option}, or set {key}")
     reader = LMDBReader(path)
@@ -23,14 +26,17 @@ def open_embeddings(path: Path | None, option: str, key: str) -> LMDBReader:
 
 
 def random_directions(count: int, dim: int, generator: torch.Generator) -> torch.Tensor:
-    """Unit vectors (count, dim), all directions alike."""
+    """Return unit vectors (count, dim), uniform on the sphere."""
     return F.normalize(torch.randn(count, dim, generator=generator), dim=1)
 
 
 def read_some(
     reader: LMDBReader, samples: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """Embeddings (N, D) float32 of the samples; where one has several, one of them is drawn."""
+    """Return one embedding of each sample, (N, D) float32; it is drawn where there are several.
+
+    samples: (N,) int64, rows of the database.
+    """
     rows = samples.numpy()
     drawn = torch.rand(len(samples), generator=generator).numpy()
     which = (drawn * reader.info.counts[rows]).astype(int)
@@ -40,9 +46,9 @@ def read_some(
 def read_pairs(
     images: LMDBReader, texts: LMDBReader, count: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """At most `count` samples' image embeddings and caption embeddings, (N, D) each.
+    """Return image and caption embeddings of at most `count` random samples, (N, D) float32 each.
 
-    Raises UserError if the databases are not of the same samples and the same CLIP.
+    Raise UserError if the two databases differ in their samples or in their CLIP.
     """
     check_same_samples(images, texts)
     encoders = [reader.info.meta.get("encoder") for reader in (images, texts)]

@@ -1,14 +1,14 @@
-"""How far is a text from the image it describes, and does the perturbation reach that far?
+"""Measure the angle between a text and its image, and how often perturbations exceed it.
 
 The config's test split:  python tools/modality_gap.py
 The training split:       python tools/modality_gap.py --config X.yaml --split train
 Two databases:            python tools/modality_gap.py --images lmdb/clip_img --texts lmdb/clip_txt
 With other settings:      python tools/modality_gap.py gaussian:2 fixed:1.5
 
-Prints the cosines of images with their own texts and with others', between images and between
-texts, and the distance of the two means; then for each perturbation which share of the training
-angles lies above the median angle between image and text, and a fixed and a gaussian perturbation
-that cover that angle. Writes gap.png, gap.json and gap.csv into --out.
+Prints the cosines between images and their own texts, images and other texts, two images, and two
+texts, and the distance between the means of images and texts. Then prints, for each perturbation,
+the share of training angles above the median angle between image and text. Suggests a fixed and a
+gaussian perturbation that reach this angle. Writes gap.png, gap.json and gap.csv into --out.
 """
 
 from __future__ import annotations
@@ -36,34 +36,46 @@ from utils.config.load import load_config
 from utils.data.lmdb_reader import LMDBReader
 from utils.evaluation.plots import save_plot, style_axis
 
-KEYS = {  # of the embeddings of images and texts
+KEYS = {  # split → config keys of its image embeddings and its text embeddings
     "train": ("data.feat_path", "data.text_feat_path"),
     "test": ("eval.image_feat_path", "eval.feat_path"),
 }
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add("settings", nargs="*", default=PUBLISHED, metavar="kind:scale", help="perturbations")
+    add(
+        "settings",
+        nargs="*",
+        default=PUBLISHED,
+        metavar="kind:scale",
+        help="perturbations to compare with the gap",
+    )
     add("--config", default=DEFAULT_CONFIG, help="YAML file that names the databases")
-    add("--split", choices=tuple(KEYS), default="test", help="which of its splits")
-    add("--images", type=Path, help="database of image embeddings, instead of the config's")
-    add("--texts", type=Path, help="database of text embeddings, instead of the config's")
-    add("--num", type=int, default=5000, help="samples at the most, a text each")
+    add("--split", choices=tuple(KEYS), default="test", help="split of the config to measure")
+    add("--images", type=Path, help="database of image embeddings; None = the config's")
+    add("--texts", type=Path, help="database of text embeddings; None = the config's")
+    add("--num", type=int, default=5000, help="largest number of samples, with one text each")
     add(
         "--share",
         type=float,
         default=0.05,
-        help="of the training angles that the suggested gaussian has above the median gap angle",
+        help="share of the suggested gaussian's angles that are above the median gap",
     )
-    add("--seed", type=int, default=0, help="of which samples, texts, pairs and perturbations")
-    add("--out", type=Path, default=Path("results/modality_gap"), help="folder")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed that draws samples, texts, pairs and perturbations",
+    )
+    add("--out", type=Path, default=Path("results/modality_gap"), help="folder to write into")
     return parser.parse_args()
 
 
 def open_databases(args: argparse.Namespace) -> list[LMDBReader]:
-    """Image and text embeddings."""
+    """Return the databases of image and text embeddings; raise UserError if one is not named."""
     paths = [args.images, args.texts]
     if None in paths:
         config = load_config(args.config)
@@ -78,17 +90,21 @@ def open_databases(args: argparse.Namespace) -> list[LMDBReader]:
 
 
 def suggest(angle: float, share: float) -> list[Perturbation]:
-    """A fixed and a gaussian perturbation that cover `angle`, none if nothing can."""
+    """Return a fixed and a gaussian perturbation that reach `angle` (degrees).
+
+    `share` of the gaussian's angles are above it. At 90 degrees and more the list is empty.
+    """
     try:
-        levels = {"fixed": level_for_angle(angle), "gaussian": gaussian_for_angle(angle, share)}
+        fixed = Perturbation("fixed", round(level_for_angle(angle), 3))
+        gaussian = Perturbation("gaussian", round(gaussian_for_angle(angle, share), 3))
     except ValueError as fault:
         note(f"no suggestion: {fault}")
         return []
-    return [Perturbation(kind, round(level, 3)) for kind, level in levels.items()]
+    return [fixed, gaussian]
 
 
 def draw(gap: Gap, angles: dict[str, np.ndarray], path: Path) -> None:
-    """Cosines on the left; on the right how much of the training reaches the gap's angle."""
+    """Draw the cosines on the left, and on the right the share of training angles above x."""
     figure = Figure(figsize=(12.5, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     by_kind = {label: values.numpy() for label, values in cosines(gap).items()}
@@ -111,7 +127,7 @@ def draw(gap: Gap, angles: dict[str, np.ndarray], path: Path) -> None:
 
 
 def cosines(gap: Gap) -> dict[str, torch.Tensor]:
-    """The four kinds of pairs by name."""
+    """Return the cosines of the four kinds of pairs, by name."""
     return {
         "image, its text": gap.matching,
         "image, other text": gap.other,
@@ -122,6 +138,7 @@ def cosines(gap: Gap) -> dict[str, torch.Tensor]:
 
 @one_line_errors
 def main() -> None:
+    """Measure, print and draw the gap and the perturbations."""
     args = parse_args()
     if args.num < 2 or not 0 < args.share < 1:
         raise UserError("--num must be at least 2, and --share between 0 and 1")
@@ -138,7 +155,7 @@ def main() -> None:
     records = [{"what": label, **distribution(v.numpy())} for label, v in rows.items()]
     print(f"{len(x)} samples: {images.path}, {texts.path}\n")
     header = ("cosine", "mean", "std", "5 %", "50 %", "95 %", "min", "max")
-    cells = [[f"{v:.3f}" if isinstance(v, float) else v for v in r.values()] for r in records]
+    cells = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in r.values()] for r in records]
     print(aligned([header, *cells], left=1))
     print(f"\ndistance of the means of image and text embeddings: {gap.distance:.3f}")
 
@@ -146,9 +163,12 @@ def main() -> None:
     suggested = suggest(median, args.share)
     angles = {str(s): turning_angles(x, s, args.seed)[0] for s in [*given, *suggested]}
     shares = {label: float((values > median).mean()) for label, values in angles.items()}
-    wished = {str(setting) for setting in suggested}
+    suggested_names = sorted(str(setting) for setting in suggested)
     print(f"\ntraining angles above {median:.1f} degrees, the median from an image to its text:")
-    cells = [[k, f"{100 * v:.1f} %", "suggested" * (k in wished)] for k, v in shares.items()]
+    cells = [
+        [name, f"{100 * share:.1f} %", "suggested" if name in suggested_names else ""]
+        for name, share in shares.items()
+    ]
     print(aligned([("perturbation", "above", ""), *cells], left=1))
 
     draw(gap, angles, args.out / "gap.png")
@@ -159,7 +179,7 @@ def main() -> None:
         "distance_of_means": gap.distance,
         "pairs": records,
         "share_of_training_angles_above_median": shares,
-        "suggested": sorted(wished),
+        "suggested": suggested_names,
     }
     write_json(args.out / "gap.json", report)
     write_csv(args.out / "gap.csv", records)

@@ -1,4 +1,4 @@
-"""Plots of distributions, for the tools."""
+"""Plots of distributions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ MOST_BINS = 120
 
 
 def draw_histograms(axis: Axes, values: Mapping[str, np.ndarray], digits: int) -> None:
-    """A histogram for each label, below each other on one scale of x, each as high as its row.
+    """Draw a histogram of (N,) values for each label, one below the other, on one x axis.
 
-    A line below marks the 5 to 95 % points, a dot the median, its value with `digits` decimals.
+    Each histogram is as high as its row. Below it a line marks the 5 to 95 % points and a dot the
+    median, which is written with `digits` decimals.
     """
     for row, (label, numbers) in enumerate(values.items()):
         base, color = -float(row), f"C{row}"
@@ -34,9 +35,12 @@ def draw_histograms(axis: Axes, values: Mapping[str, np.ndarray], digits: int) -
 
 
 def histogram_edges(numbers: np.ndarray) -> np.ndarray:
-    """Bins of the width that Freedman & Diaconis 1981 advise, MOST_BINS at most."""
+    """Return the edges of equal bins, of the width of Freedman & Diaconis 1981.
+
+    There are MOST_BINS bins at the most, and one if all (N,) numbers are equal.
+    """
     low, high = numbers.min(), numbers.max()
-    margin = 1e-6 * max(abs(low), abs(high), 1)  # a width, where all numbers are equal
+    margin = 1e-6 * max(abs(low), abs(high), 1)  # keeps the width above 0 if all are equal
     quarter, three_quarters = np.percentile(numbers, (25, 75))
     width = max(2 * (three_quarters - quarter) / len(numbers) ** (1 / 3), margin)
     bins = min(max(int((high - low) / width), 1), MOST_BINS)
@@ -44,7 +48,7 @@ def histogram_edges(numbers: np.ndarray) -> np.ndarray:
 
 
 def draw_shares_above(axis: Axes, values: Mapping[str, np.ndarray]) -> None:
-    """A curve for each label: which share of its numbers, in percent, is above x."""
+    """Draw a curve for each label: the share of its (N,) values above x, in percent."""
     for label, numbers in values.items():
         ordered = np.sort(numbers)
         above = 100 * (1 - np.arange(1, len(ordered) + 1) / len(ordered))

@@ -1,4 +1,4 @@
-"""How well generated pictures show their prompts: which prompt a picture has, and the cosines."""
+"""CLIP similarity of generated pictures and their prompts: prompt of a picture, cosines, table."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from utils.evaluation.metrics import clip_similarities
 from utils.evaluation.results import Record
 from utils.sampling.pictures import png_text
 
-GRID = "grid.png"  # t2f.py's overview of a folder, which is not a picture of its own
-ALL = "all prompts"
+GRID = "grid.png"  # t2f.py's overview of a folder
+ALL = "all prompts"  # label of the row that sums up a folder
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of a folder that have a prompt, and which."""
+    """Pictures of a folder, each with its prompt."""
 
     folder: Path
     paths: list[Path]
@@ -32,12 +32,12 @@ class Pictures:
 
 
 def find_pictures(folder: Path, prompts: Sequence[str] | None) -> Pictures:
-    """The pictures below `folder`, the grid aside, each with its prompt.
+    """Find all pictures below `folder` but the grid, each with its prompt.
 
-    `prompts`: the lines of the file they were drawn from; a picture's is found by number (see
-    prompt_number). None: the prompt stands in the PNG, as t2f.py writes it; pictures drawn from
-    images or mixtures have no sentence of their own and are left out, and this is said.
-    Raises UserError if a picture's prompt cannot be found, or there is no picture.
+    `prompts` are the lines of the file that the pictures were drawn from; prompt_number finds the
+    line of a picture. With None the prompt is read from the PNG, where t2f.py writes it. Pictures
+    drawn from images or mixtures have no prompt; they are left out with a note.
+    Raise UserError if the prompt of a picture cannot be found, or if there is no picture.
     """
     paths = [path for _, path in list_images(folder) if path.name != GRID]
     if prompts is not None:
@@ -52,7 +52,7 @@ def find_pictures(folder: Path, prompts: Sequence[str] | None) -> Pictures:
             kept.append(path)
             found.append(text["prompt"])
         else:
-            raise UserError(f"{path}: does not say from which prompt it is; give --prompts FILE")
+            raise UserError(f"{path}: the PNG does not hold its prompt; give --prompts FILE")
     if others:
         note(f"{folder}: left out {others} pictures drawn from images or mixtures of prompts")
     if not kept:
@@ -61,10 +61,11 @@ def find_pictures(folder: Path, prompts: Sequence[str] | None) -> Pictures:
 
 
 def prompt_number(path: Path, folder: Path, count: int) -> int:
-    """Which of `count` prompts, counted from 0, the picture `path` below `folder` is of.
+    """Return the number of a picture's prompt, from 0 to `count` - 1.
 
-    By its subfolder, `description_2/…` or `2/…`; else by its name, `02_000.png`. UserError if
-    neither says a number below `count`; with a single prompt all pictures are of it.
+    It is read from the subfolder of `folder`, `description_2/…` or `2/…`, or from the picture's
+    name, `02_000.png`. With a single prompt it is 0.
+    Raise UserError if neither holds a number, or if the number is not below `count`.
     """
     if count == 1:
         return 0
@@ -75,8 +76,8 @@ def prompt_number(path: Path, folder: Path, count: int) -> int:
     match = match or re.fullmatch(r"(\d+)_.*", inside.stem)
     if not match:
         raise UserError(
-            f"{path}: which prompt it is of should be told by its name, as in 02_000.png, or by "
-            "its folder, as in description_2/; numbers count from 0"
+            f"{path}: the number of its prompt should be in its name, e.g. 02_000.png, or in its "
+            "folder, e.g. description_2/; numbers count from 0"
         )
     if int(match[1]) >= count:
         raise UserError(f"{path}: is of prompt {int(match[1])}, but there are only {count}, from 0")
@@ -84,9 +85,9 @@ def prompt_number(path: Path, folder: Path, count: int) -> int:
 
 
 def similarities(pictures: Pictures, clip: ClipEncoder, batch_size: int) -> torch.Tensor:
-    """Cosine x 100 of each picture and its prompt, (N,) float64.
+    """Return cosine x 100 between each picture and its prompt, (N,) float64.
 
-    All pictures of a folder are brought to the size of its first, which they should have anyway.
+    Pictures are scaled and cropped to the size of the first one.
     """
     texts = sorted(set(pictures.prompts))
     if cut := clip.count_truncated(texts):
@@ -101,8 +102,11 @@ def similarities(pictures: Pictures, clip: ClipEncoder, batch_size: int) -> torc
 
 
 def summarise(pictures: Pictures, scores: torch.Tensor) -> Iterator[Record]:
-    """A record for each prompt, in order of its first picture, then one for all of them."""
-    groups = {prompt: [] for prompt in pictures.prompts}
+    """Yield a record for each prompt, in order of its first picture, then one for all pictures.
+
+    scores: (N,), the similarity of each picture.
+    """
+    groups: dict[str, list[int]] = {prompt: [] for prompt in pictures.prompts}
     for i, prompt in enumerate(pictures.prompts):
         groups[prompt].append(i)
     for prompt, members in [*groups.items(), (ALL, list(range(len(scores))))]:
@@ -121,7 +125,10 @@ def summarise(pictures: Pictures, scores: torch.Tensor) -> Iterator[Record]:
 
 
 def side_by_side(records: Sequence[Record]) -> list[list[str]]:
-    """Cells of a table: a row for each prompt, three columns for each folder, a header first."""
+    """Return the cells of a table: a header, then a row for each prompt.
+
+    Each folder has four columns: number of pictures, mean, greatest and least similarity.
+    """
     folders = list(dict.fromkeys(record["folder"] for record in records))
     prompts = [p for p in dict.fromkeys(r["prompt"] for r in records) if p != ALL]
     known = {(record["folder"], record["prompt"]): record for record in records}
@@ -134,7 +141,10 @@ def side_by_side(records: Sequence[Record]) -> list[list[str]]:
         row = [prompt if len(prompt) <= 60 else f"{prompt[:59]}…"]
         for folder in folders:
             record = known.get((folder, prompt))
-            figures = [f"{record[key]:.2f}" for key in ("mean", "max", "min")] if record else []
-            row += [str(record["n"]), *figures] if record else ["–"] * 4
+            if record is None:
+                row += ["–"] * 4
+            else:
+                values = [f"{record[key]:.2f}" for key in ("mean", "max", "min")]
+                row += [str(record["n"]), *values]
         rows.append(row)
     return rows

@@ -1,1 +1,1 @@
-"""Training of the demo's CLIP and VAE, whose weights are in assets/demo/."""
+"""The trainings of the demo's CLIP and VAE, whose weights are in assets/demo/."""

@@ -1,4 +1,4 @@
-"""What the two encoder trainings share: the learning rate, and a checkpoint to go on from."""
+"""Shared parts of the two trainings: the learning rate, and a checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ WARM_UP = 200  # steps
 
 
 def set_lr(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: int) -> None:
-    """Linear warm-up, then half a cosine down to 0 at `steps`."""
+    """Set the learning rate: a linear warm-up, then half a cosine that ends with 0 at `steps`."""
     lr = peak * min((step + 1) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * step / steps))
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Keep the state after `step` steps, in one rename."""
+    """Write the state after `step` steps, whole or not at all."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
     write_whole(path, lambda partial: torch.save(state, partial))
 
 
 def resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load what `save` kept, if anything; returns how many steps are done."""
+    """Load the state that `save` wrote, if there is one; return the number of steps done."""
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     print(f"resumed at step {state['step']}")
-    return state["step"]
+    return int(state["step"])

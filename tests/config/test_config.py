@@ -1,8 +1,9 @@
-"""The configuration: published files stay valid, and every fault is named at once."""
+"""The configuration: published files stay valid, and all faults are named at once."""
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ import yaml
 from utils.base.errors import UserError, note
 from utils.config.load import config_from_dict, load_config
 from utils.config.schema import Config
-from utils.config.sections import Sampling
+from utils.config.sections import SAMPLING_PRESETS, Sampling, SamplingPreset
 
 PUBLISHED = """
 data:
@@ -109,6 +110,10 @@ def test_defaults_are_the_published_behaviour(write):
     assert (config.sampling.solver, config.sampling.num_steps) == ("heun", 40)
 
 
+def test_every_sampling_preset_has_values_and_no_other():
+    assert set(SAMPLING_PRESETS) == set(get_args(SamplingPreset))
+
+
 def test_a_sampling_preset_fills_in_what_is_not_set(write):
     fast = load_config(write("sampling: {preset: fast, num_steps: 7}")).sampling
     assert (fast.solver, fast.num_steps, fast.amp) == ("dpmpp_2m", 7, "bf16")
@@ -137,7 +142,7 @@ def test_all_faults_are_listed_at_once_with_file_and_key(write):
 
 
 @pytest.mark.parametrize(
-    ("yaml_text", "said"),
+    ("yaml_text", "message"),
     [
         ("model: {mask_ration: 0.3}", "unknown key; did you mean model.mask_ratio?"),
         ("model: {lr: 0.1}", "unknown key; did you mean train.lr?"),
@@ -157,11 +162,11 @@ def test_all_faults_are_listed_at_once_with_file_and_key(write):
         ("model: {perturbation: 1}\ntrain: {perturbation: 2}", "contradicts train.perturbation"),
     ],
 )
-def test_a_fault_is_one_line_that_says_what_and_where(write, yaml_text, said):
+def test_a_fault_is_one_line_that_says_what_and_where(write, yaml_text, message):
     path = write(yaml_text)
     lines = faults(path)
     assert len(lines) == 1
-    assert said in lines[0]
+    assert message in lines[0]
     assert lines[0].startswith(str(path))
 
 
@@ -254,7 +259,7 @@ def test_a_bug_keeps_its_traceback():
     assert "ZeroDivisionError" in run.stderr
 
 
-def test_notes_are_said_by_one_process_only(monkeypatch, capsys):
+def test_notes_are_printed_by_the_main_process_only(monkeypatch, capsys):
     note("first")
     monkeypatch.setenv("RANK", "1")
     note("second")

@@ -1,4 +1,4 @@
-"""The YAMLs under configs/, and what older published configs say that is said otherwise today."""
+"""The YAMLs under configs/, and keys of older published configs that have another form today."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ TRAININGS = {name: path for name, path in FILES.items() if "test" not in Path(na
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_config_loads_without_a_word(name, capsys):
+def test_every_config_loads_without_a_note(name, capsys):
     load_config(FILES[name])
     assert capsys.readouterr().err == ""
 
@@ -113,21 +113,21 @@ def test_older_names_of_the_truncated_perturbation(tmp_path, kind):
     assert load(tmp_path, text).train.perturbation_type == "truncated"
 
 
-def test_one_truncation_bound_is_read_as_two_and_this_is_said(tmp_path, capsys):
+def test_one_truncation_bound_is_read_as_two_with_a_note(tmp_path, capsys):
     text = "train: {perturbation_type: trunc_gaussian, truncation: 0.8, perturbation: 1.2}"
     train = load(tmp_path, text).train
     assert (train.trunc_a, train.trunc_b) == (-0.8, 0.8)
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert "train.truncation 0.8 is read as trunc_a -0.8, trunc_b 0.8" in said[0]
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 1
+    assert "train.truncation 0.8 is read as trunc_a -0.8, trunc_b 0.8" in notes[0]
 
 
 @pytest.mark.parametrize("key", ["log: {fid_every: 10}", "data: {total_num: 5}", "wandb: {a: b}"])
 def test_a_key_without_effect_is_one_line(tmp_path, capsys, key):
     load(tmp_path, key)
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert "have no effect here" in said[0]
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 1
+    assert "have no effect here" in notes[0]
 
 
 def test_no_perturbation_may_be_called_none(tmp_path):

@@ -1,4 +1,4 @@
-"""The published command lines: each flag is taken and means what it meant, or says otherwise."""
+"""The published command lines: each flag keeps its meaning, or a note says that it has none."""
 
 import re
 import sys
@@ -64,7 +64,7 @@ def configured(parse):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_whole_published_command_line_is_taken(script, configured):
+def test_the_whole_published_command_line_is_accepted(script, configured):
     config = configured(PUBLISHED[script], script)
     assert config.eval.seeds == "0-63,100" and config.eval.fid_sample_size == 64
     assert config.encoders.vae == "autoencoder_kl.pth" and config.sampling.scaling == "none"
@@ -150,11 +150,11 @@ def test_boolean_flags_follow_the_published_style(line, value, parse):
 )
 def test_a_flag_without_effect_says_so_in_one_line(script, line, parse, capsys):
     note_void_flags(parse(script, line))
-    (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith(f"note: {line.split()[0]} has no effect: ")
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.startswith(f"note: {line.split()[0]} has no effect: ")
 
 
-def test_evaluation_flags_of_a_training_without_evaluation_are_remarked_on(parse, capsys):
+def test_evaluation_flags_of_a_training_without_evaluation_are_noted(parse, capsys):
     note_void_flags(parse("train", "--seeds 0-9 --num_expected 10"))
     assert "--seeds, --num_expected: only for evaluations" in capsys.readouterr().err
     note_void_flags(parse("train", "--seeds 0-9 --enable_eval"))
@@ -163,12 +163,12 @@ def test_evaluation_flags_of_a_training_without_evaluation_are_remarked_on(parse
 
 
 @pytest.mark.parametrize("line", ["", "--local_rank 0 --use_ckpt_path False"])
-def test_values_that_never_changed_anything_are_not_remarked_on(line, parse, capsys):
+def test_values_that_never_changed_anything_are_not_noted(line, parse, capsys):
     note_void_flags(parse("train", line))
     assert capsys.readouterr().err == ""
 
 
-def test_the_rank_that_an_old_launcher_gives_is_not_remarked_on(parse, capsys, monkeypatch):
+def test_the_rank_that_an_old_launcher_gives_is_not_noted(parse, capsys, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     note_void_flags(parse("train", "--local_rank 1"))
     assert capsys.readouterr().err == ""
@@ -185,7 +185,7 @@ def test_help_lists_every_published_flag_and_each_with_its_default(script, parse
     assert [name for name, text in helps.items() if not re.search("default|None = ", text)] == []
 
 
-# --- What the new keys do
+# --- The effect of the keys that the flags set
 
 
 @pytest.fixture
@@ -261,23 +261,23 @@ def test_without_a_folder_evaluation_looks_where_the_training_would_have_written
     assert re.search(r"r/faces_DiT-S-2_mask0\.5-\S+_bs96/checkpoints", capsys.readouterr().err)
 
 
-# --- Weights & Biases, which is not installed here: a stand-in that writes what it is told
+# --- Weights & Biases, which is not installed here: a stand-in that keeps what it receives
 
 WANDB = """
 class Error(Exception):
     pass
 
 class Run:
-    told = []
-    def log(self, figures, step):
-        self.told.append((step, figures))
+    received = []
+    def log(self, metrics, step):
+        self.received.append((step, metrics))
     def finish(self):
-        self.told.append("finished")
+        self.received.append("finished")
 
 def init(project, name, dir, config):
     if "refuse" in config:
         raise Error("no login")
-    Run.told.append((project, name, config))
+    Run.received.append((project, name, config))
     return Run()
 """
 
@@ -294,12 +294,12 @@ def wandb(tmp_path, monkeypatch):
     del sys.modules["wandb"]
 
 
-def test_weights_and_biases_get_name_config_and_figures(wandb, tmp_path):
+def test_weights_and_biases_get_name_config_and_metrics(wandb, tmp_path):
     require_wandb()
     log = RunLog(tmp_path / "run", tensorboard=False, wandb_config={"train.lr": 1})
     log.metrics(4, {"loss": 0.5})
     log.close()
-    started, *rest = wandb.Run.told
+    started, *rest = wandb.Run.received
     assert started == ("mine", "run", {"train.lr": 1})
     assert rest == [(4, {"train/loss": 0.5}), "finished"]
 

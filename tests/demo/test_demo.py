@@ -1,4 +1,4 @@
-"""The embedded demo: faces, captions, and how agreement with them is counted."""
+"""The embedded demo: faces, captions, and the agreement of pictures with captions."""
 
 import json
 import random
@@ -13,7 +13,8 @@ from demo.captions import make_caption
 from demo.check_prompts import agreement, choose_captions
 from demo.classifier import SIZES, attribute_loss, predict
 from demo.make_faces import ATTRIBUTES, draw_attributes, encode_attributes, hide, make_face, render
-from demo.make_weights.train_clip import contrastive_loss, make_group, truth
+from demo.make_weights.face_groups import make_group
+from demo.make_weights.train_clip import contrastive_loss, truth
 
 
 def faces(count: int) -> list[dict[str, str]]:
@@ -29,7 +30,7 @@ def test_a_face_depends_on_its_split_and_index_only():
 
 @pytest.mark.parametrize("name", ATTRIBUTES)
 def test_every_value_of_an_attribute_can_be_seen(name):
-    """With everything else the same, each value gives another picture."""
+    """All else equal, each value gives another picture."""
     face = faces(1)[0] | {"headwear": "none", "glasses": "none", "facial_hair": "none"}
     if name == "headwear_color":
         face["headwear"] = "hat"
@@ -44,7 +45,7 @@ def test_what_a_drawing_cannot_show_is_hidden():
     assert encode_attributes(shown)[list(ATTRIBUTES).index("eyes")] == -1
 
 
-def test_a_caption_states_only_what_is_shown_and_names_what_it_must():
+def test_a_caption_states_only_shown_attributes_and_names_the_required_one():
     rng = random.Random(0)
     for face in faces(300):
         shown = hide(face)
@@ -58,13 +59,13 @@ def test_stated_colours_and_kinds_are_in_the_text():
     for face in faces(300):
         shown = hide(face)
         caption = make_caption(shown, rng)
-        for value in ("purple", "yellow"):  # fabric colours with no synonym but a close one
+        for value in ("purple", "yellow"):  # fabric colours with few wordings
             words = {"purple": ("purple", "violet"), "yellow": ("yellow",)}[value]
             if "clothes_color" in caption["states"] and shown["clothes_color"] == value:
                 assert any(word in caption["text"] for word in words), caption
 
 
-def test_captions_vary_in_wording_and_in_what_they_name():
+def test_captions_vary_in_wording_and_in_the_attributes_that_they_name():
     rng = random.Random(2)
     captions = [make_caption(hide(faces(1)[0]), rng) for _ in range(50)]
     assert len({c["text"] for c in captions}) > 45
@@ -125,7 +126,7 @@ def test_make_faces_writes_images_captions_and_attributes_and_resumes(tmp_path):
     captions = (tmp_path / "train" / "captions" / "000004.txt").read_text().splitlines()
     assert captions == [c["text"] for c in records[4]["captions"]]
     image = (tmp_path / "train" / "images" / "000004.png").read_bytes()
-    (tmp_path / "train" / "faces.jsonl").unlink()  # as if interrupted before the end
+    (tmp_path / "train" / "faces.jsonl").unlink()  # like a run that was interrupted
     (tmp_path / "train" / "captions" / "000004.txt").unlink()
     assert run_make_faces(tmp_path, *small).returncode == 0
     assert (tmp_path / "train" / "images" / "000004.png").read_bytes() == image

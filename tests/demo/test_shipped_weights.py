@@ -1,4 +1,4 @@
-"""The weights in `assets/demo` do what the README says of them, on held-out faces."""
+"""The weights in `assets/demo` reach the quality that demo/README.md states, on held-out faces."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_shipped_vae_reconstructs_held_out_faces():
     assert held_out_psnr(ASSETS / "vae", count=40) >= 28  # dB
 
 
-def test_shipped_model_draws_what_sentences_ask():
+def test_shipped_model_draws_the_faces_that_sentences_describe():
     denoiser, config = load_denoiser(ASSETS / "dit.safetensors")
     vae, clip = load_config_autoencoder(config), load_config_clip(config)
     records = [make_face("test", index, num_captions=6)[1] for index in range(40)]

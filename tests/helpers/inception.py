@@ -2,18 +2,21 @@
 
 from pathlib import Path
 
+import pytest
 import pytorch_fid.inception
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 
 class _Unloaded(FeatureExtractorInceptionV3):
-    def load_state_dict(self, state_dict):
-        del state_dict
+    """The network before its weights are loaded."""
+
+    def load_state_dict(self, state_dict: object) -> None:
+        """Keep the random weights."""
 
 
 def make_inception_weights(path: Path) -> Path:
-    """Weights and batch statistics at random, so that every part of the network tells."""
+    """Write random weights and batch statistics, so that every part of the network matters."""
     torch.save({}, path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -22,6 +25,7 @@ def make_inception_weights(path: Path) -> Path:
             if isinstance(layer, torch.nn.Conv2d):
                 torch.nn.init.kaiming_normal_(layer.weight)
             if isinstance(layer, torch.nn.BatchNorm2d):
+                assert layer.running_mean is not None and layer.running_var is not None
                 layer.running_mean.normal_(0, 0.3)
                 layer.running_var.uniform_(0.7, 1.3)
                 layer.weight.uniform_(0.8, 1.2)
@@ -30,8 +34,8 @@ def make_inception_weights(path: Path) -> Path:
     return path
 
 
-def published_network(weights: Path, monkeypatch) -> torch.nn.Module:
-    """pytorch-fid's network with these weights in the place of those that it would download."""
+def published_network(weights: Path, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+    """Build pytorch-fid's network with these weights instead of those that it would download."""
     monkeypatch.setattr(
         pytorch_fid.inception,
         "load_state_dict_from_url",

@@ -1,22 +1,27 @@
-"""Compare everything that has a reference value with it, and write docs/parity.md.
+"""Compare our results with the reference values of the published code, and write docs/parity.md.
 
-    python tests/parity/parity.py         half a minute
-    python tests/parity/parity.py --xl    trains and samples DiT-XL/2 too, a step each (20 GB)
+    python tests/parity/parity.py         # half a minute
+    python tests/parity/parity.py --xl    # also trains and samples DiT-XL/2, a step each (20 GiB)
+    GOLDEN=folder python tests/parity/parity.py
 
-Reference values were computed once with the published code; they lie in tests/golden. A file
-that is not there is looked for in the folder of --golden, and otherwise named on the page.
+The published code is that of text-to-face diffusion and of MaskDiT and EDM, which it is based on.
+Its reference values were computed once and lie in tests/golden. Larger files are not in the
+repository: they are looked for in the folder that --golden or the environment variable GOLDEN
+names. The page lists the files that were not found.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -46,19 +51,20 @@ from models.edm import build_denoiser, draw_for_loss, edm_loss
 from models.perturbation import Perturbation, perturb
 from models.samplers import SamplerSettings, guided, sample
 from utils.base.errors import UserError, one_line_errors
+from utils.base.files import write_json, write_text
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
 
-XL_FIGURES = ROOT / "docs" / "parity_xl.json"
+XL_RESULT = ROOT / "docs" / "parity_xl.json"
 XL_PARAMETERS = 729_979_024
 XL_MEMORY_GB = 20
 
 
 def angle_lines(golden: Golden) -> Iterator[str]:
-    """Angles between embeddings and their perturbed versions, ours beside the published ones."""
-    if folder := golden.folder_of("perturbation.npz"):
+    """Yield a line for each perturbation: angles to the embeddings, ours beside the published."""
+    for path in golden.find("perturbation.npz"):
         prefix = "angle_deg_mean_std_p5_p50_p95/"
-        stored = np.load(folder / "perturbation.npz")
+        stored = np.load(path)
         for key in (key for key in stored if key.startswith(prefix)):
             kind, scale = key.removeprefix(prefix).replace("p", ".").split("_")
             generator = torch.Generator().manual_seed(0)
@@ -71,9 +77,12 @@ def angle_lines(golden: Golden) -> Iterator[str]:
 
 
 def shape_lines(golden: Golden) -> Iterator[str]:
-    """Names, shapes and counts of the published sizes, built without memory for their weights."""
-    if folder := golden.folder_of("state_dict_shapes.json"):
-        for key, expected in json.loads((folder / "state_dict_shapes.json").read_text()).items():
+    """Yield a line for each published size: counts, and whether names and shapes are equal.
+
+    Networks are built without memory for their weights.
+    """
+    for path in golden.find("state_dict_shapes.json"):
+        for key, expected in json.loads(path.read_text()).items():
             name, _, options = key.partition(" ")
             with torch.device("meta"):
                 denoiser = build_denoiser(name, 32, 4, 512, **json.loads(options))
@@ -87,8 +96,11 @@ def shape_lines(golden: Golden) -> Iterator[str]:
             yield f"| {name} | {options} | {count:,} | {trained:,} | {len(shapes)} | {verdict} |"
 
 
-def run_xl() -> dict[str, object]:
-    """One training step and one sampling step of DiT-XL/2 with its decoder, measured."""
+def run_xl() -> dict[str, Any]:
+    """Measure one training step and one sampling step of DiT-XL/2 with its decoder.
+
+    Raise UserError if there is too little memory, or if a result is not finite.
+    """
     free = psutil.virtual_memory().available / 2**30
     if free < XL_MEMORY_GB:
         raise UserError(f"--xl needs {XL_MEMORY_GB} GiB of free memory, and there are {free:.0f}")
@@ -126,7 +138,7 @@ def run_xl() -> dict[str, object]:
 
 
 def table(rows: Iterable[Row], verdict: bool = True) -> list[str]:
-    """Markdown table of comparisons."""
+    """Return the lines of a Markdown table of comparisons; `verdict` adds the column "met"."""
     head = ["check", "values", "largest absolute", "largest relative", *["met"] * verdict]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in rows:
@@ -150,21 +162,47 @@ SECTIONS: dict[str, Callable[[Golden], Iterator[Row]]] = {
 DIFFERENCES = """
 ## Where this differs from the published code, on purpose
 
-- A dropped condition stays zero, "no condition", under the learned perturbation too; the published
-  one turns zeros into noise once its biases have grown.
+- A dropped condition stays zero ("no condition") under the learned perturbation too. In the
+  published code the perturbation turns zeros into noise once its biases have grown.
 - The learned perturbation normalises the embedding first. With `data.norm_feature` or a fixed
   perturbation before it, as in the published configs, that changes nothing.
-- `self_cond` and `ext_feature_dim` are those of the MaskDiT code. The published text-to-face
-  training reads neither; its evaluation passes on `self_cond`.
+- `self_cond` and `ext_feature_dim` work as in the MaskDiT code. The published text-to-face training
+  reads neither; its evaluation passes on `self_cond`.
 - The linear layer into the decoder starts with Xavier weights rather than zeros, so that the
   encoder has a gradient from the second step on.
-- Of an ImageNet database with mirrored copies in its second half, the first half is read;
+- An ImageNet database may hold mirrored copies in its second half. Only the first half is read;
   `train.xflip` mirrors the latents themselves.
 """
 
 
-def write_page(golden: Golden, xl: dict[str, object] | None) -> tuple[str, int]:
-    """The page as text, and how many comparisons fail."""
+def section_lines(golden: Golden, title: str) -> tuple[list[str], int]:
+    """Return the lines of a section, which name the files that it lacks, and the failures in it."""
+    before = len(golden.missing)
+    rows = list(SECTIONS[title](golden))
+    lines = ["", f"## {title}", "", *(table(rows) if rows else [])]
+    if absent := golden.missing[before:]:
+        names = " and ".join(f"`{name}`" for name in absent)
+        lines += [*([""] if rows else []), f"Not compared: {names} was not found."]
+    return lines, sum(not row.passes for row in rows)
+
+
+def xl_lines(xl: dict[str, Any] | None) -> list[str]:
+    """Return the lines about DiT-XL/2; `xl` is the result of run_xl, None if there is none."""
+    if xl is None:
+        return ["Not run; `python tests/parity/parity.py --xl` does, with 20 GiB of memory."]
+    return [
+        f"{xl['parameters']:,} parameters (published: {XL_PARAMETERS:,}). One image, mask",
+        "ratio 0.5, bfloat16 autocast, fused AdamW with its moments; no EMA copy of weights.",
+        "",
+        "| training step | sampling step, guided | peak memory | threads | loss |",
+        "|---|---|---|---|---|",
+        f"| {xl['training_step_s']} s | {xl['sampling_step_s']} s | {xl['peak_gib']} GiB "
+        f"| {xl['threads']} | {xl['loss']} |",
+    ]
+
+
+def make_page(golden: Golden, xl: dict[str, Any] | None) -> tuple[str, int]:
+    """Return the page as text, and the number of comparisons that fail."""
     lines = [
         "# Parity with the published code",
         "",
@@ -172,29 +210,29 @@ def write_page(golden: Golden, xl: dict[str, object] | None) -> tuple[str, int]:
         f"{platform.machine()}). Reference values were computed once with the published code.",
         f"*Met* means |deviation| ≤ {ATOL:g} + {RTOL:g} |reference| for every value, and equality "
         "where values are copied or drawn (databases, crops, noise, weights). The largest relative "
-        "deviation is over values of at least a hundredth of the largest one.",
+        "deviation counts values of at least a hundredth of the largest one.",
     ]
     failed = 0
     with progress(desc="compare", total=len(SECTIONS), unit="sections") as bar:
-        for title, rows_of in SECTIONS.items():
-            rows = list(rows_of(golden))
-            failed += sum(not row.passes for row in rows)
-            lines += ["", f"## {title}", "", *(table(rows) if rows else ["Not compared."])]
+        for title in SECTIONS:
+            section, failures = section_lines(golden, title)
+            lines += section
+            failed += failures
             bar.update(1)
     lines += [
         "",
         "## Network under bfloat16 autocast",
         "",
-        "The same comparisons with the network in bfloat16, as trainings run it by default; for",
-        "information, as nothing is promised here. Loss and gradient are those of single images",
-        "with the reference's draws.",
+        "Trainings run the network in bfloat16 by default. These deviations from the float32",
+        "references are for information: no limit is set. Loss and gradient are those of single",
+        "images with the reference's draws.",
         "",
         *table(network_rows(golden, amp=True), verdict=False),
         "",
         "## Angles of the perturbations",
         "",
-        "Degrees between embeddings and their perturbed versions in 512 dimensions, ours (20,000",
-        "draws) / published: a comparison of two samples.",
+        "Degrees between embeddings and their perturbed versions in 512 dimensions. Each cell is",
+        "ours (20,000 draws) / published.",
         "",
         "| perturbation | mean | standard deviation | 5 % | 50 % | 95 % |",
         "|---|---|---|---|---|---|",
@@ -208,19 +246,8 @@ def write_page(golden: Golden, xl: dict[str, object] | None) -> tuple[str, int]:
         "",
         "## DiT-XL/2 with its decoder, a step of each kind",
         "",
+        *xl_lines(xl),
     ]
-    if xl is None:
-        lines.append("Not run; `python tests/parity/parity.py --xl` does, with 20 GB of memory.")
-    else:
-        lines += [
-            f"{xl['parameters']:,} parameters (published: {XL_PARAMETERS:,}). One image, mask",
-            "ratio 0.5, bfloat16 autocast, fused AdamW with its moments; no EMA copy of weights.",
-            "",
-            "| training step | sampling step, guided | peak memory | threads | loss |",
-            "|---|---|---|---|---|",
-            f"| {xl['training_step_s']} s | {xl['sampling_step_s']} s | {xl['peak_gib']} GiB "
-            f"| {xl['threads']} | {xl['loss']} |",
-        ]
     missing = ", ".join(f"`{name}`" for name in dict.fromkeys(golden.missing))
     lines += ["", "## Reference files that were not found", "", missing or "None.", DIFFERENCES]
     return "\n".join(lines), failed
@@ -228,25 +255,29 @@ def write_page(golden: Golden, xl: dict[str, object] | None) -> tuple[str, int]:
 
 @one_line_errors
 def main() -> None:
+    """Compare, write the page, and exit with 1 if a comparison fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "parity.md", help="the page")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs" / "parity.md", help="page to write"
+    )
     parser.add_argument(
         "--golden",
         type=Path,
-        default=ROOT.parent / "shared" / "golden",
-        help="folder of reference files that tests/golden lacks",
+        default=os.environ.get("GOLDEN"),
+        help="folder of reference files that tests/golden lacks; None = $GOLDEN, if it is set",
     )
     parser.add_argument(
         "--xl",
         action="store_true",
-        help=f"run DiT-XL/2 for a step: {XL_MEMORY_GB} GiB of memory; kept in {XL_FIGURES.name}",
+        help=f"run DiT-XL/2 for a step ({XL_MEMORY_GB} GiB of memory) and write {XL_RESULT.name}",
     )
     args = parser.parse_args()
     if args.xl:
-        XL_FIGURES.write_text(json.dumps(run_xl(), indent=2) + "\n")
-    xl = json.loads(XL_FIGURES.read_text()) if XL_FIGURES.exists() else None
-    page, failed = write_page(Golden((ROOT / "tests" / "golden", args.golden)), xl)
-    args.out.write_text(page.rstrip() + "\n")
+        write_json(XL_RESULT, run_xl())
+    xl = json.loads(XL_RESULT.read_text()) if XL_RESULT.exists() else None
+    folders = [ROOT / "tests" / "golden", *([args.golden] if args.golden else [])]
+    page, failed = make_page(Golden(folders), xl)
+    write_text(args.out, page.rstrip() + "\n")
     print(f"{args.out}: {f'{failed} comparisons fail' if failed else 'all comparisons are met'}")
     sys.exit(bool(failed))
 

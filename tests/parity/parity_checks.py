@@ -1,4 +1,4 @@
-"""The comparisons behind docs/parity.md: our results beside those of the published code."""
+"""The comparisons of docs/parity.md: our results beside those of the published code."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ RTOL, ATOL = 1e-4, 1e-5
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: the largest deviations, and whether it is as close as it should be.
+    """One comparison: its largest deviations, and whether it is close enough.
 
-    relative: over the values that are at least a hundredth of the largest one.
+    `relative` covers the values that are at least a hundredth of the largest one.
     """
 
     what: str
@@ -50,7 +50,10 @@ class Row:
 
 
 def compared(what: str, actual: object, expected: object, *, exact: bool = False) -> Row:
-    """A row for two arrays of equal shape; without `exact`, within RTOL and ATOL is enough."""
+    """Compare two arrays: equal if `exact`, else within RTOL and ATOL.
+
+    Raise ValueError if their shapes differ.
+    """
     actual, expected = (np.asarray(values, np.float64) for values in (actual, expected))
     if actual.shape != expected.shape:
         raise ValueError(f"{what}: shape {actual.shape}, reference {expected.shape}")
@@ -63,23 +66,22 @@ def compared(what: str, actual: object, expected: object, *, exact: bool = False
 
 
 class Golden:
-    """Finds reference files, and remembers those that are nowhere."""
+    """Folders of reference files; remembers the files that were asked for and are in none."""
 
     def __init__(self, folders: Iterable[Path]) -> None:
         self.folders = list(folders)
         self.missing: list[str] = []
 
-    def folder_of(self, *names: str) -> Path | None:
-        """The folder that holds all of `names`, or None."""
-        for folder in self.folders:
-            if all((folder / name).exists() for name in names):
-                return folder
-        self.missing += names
-        return None
+    def find(self, *names: str) -> tuple[Path, ...]:
+        """Return the path of each file, or an empty tuple if one of them is missing."""
+        places = [[f / name for f in self.folders if (f / name).exists()] for name in names]
+        absent = [name for name, found in zip(names, places, strict=True) if not found]
+        self.missing += absent
+        return () if absent else tuple(found[0] for found in places)
 
 
 def guided_at_own_noise(denoiser: torch.nn.Module, t: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Guidance 4 with another noise level for each image, as in the reference."""
+    """Denoise with guidance 4 and another noise level for each image, as the reference does."""
 
     def denoise(x: torch.Tensor, _: float, cond: torch.Tensor) -> torch.Tensor:
         return denoiser(x, t["sigma"].repeat(len(x) // len(t["sigma"])), cond)
@@ -90,16 +92,17 @@ def guided_at_own_noise(denoiser: torch.nn.Module, t: dict[str, torch.Tensor]) -
 def golden_loss(
     name: str, denoiser: torch.nn.Module, t: dict[str, torch.Tensor], masked: bool
 ) -> torch.Tensor:
-    """Training loss of each image with the reference's draws."""
+    """Return the training loss of each image, (N,), with the reference's draws."""
     mask = golden_mask(t) if masked else None
     draws = LossDraws(t["loss/rnd_normal"], t["loss/noise"], mask)
     coef = GOLDEN_MODELS[name].get("mae_loss_coef", 0.1)
     return edm_loss(denoiser, t["loss/clean"], t["labels"], draws, mae_loss_coef=coef)
 
 
-def network_values(name: str, folder: Path) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """What a network of ours says, and what the published one said."""
-    denoiser, t = golden_denoiser(folder, name)
+def network_values(path: Path) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Yield a label, the output of our network and that of the published one, for each check."""
+    name = path.stem
+    denoiser, t = golden_denoiser(path.parent, name)
     x, sigma, labels = t["x"], t["sigma"], t["labels"]
     with torch.no_grad():
         yield "denoised", denoiser(x, sigma, labels), t["eval/denoised"]
@@ -119,26 +122,25 @@ def network_values(name: str, folder: Path) -> Iterator[tuple[str, torch.Tensor,
 
 
 def network_rows(golden: Golden, amp: bool) -> Iterator[Row]:
-    """The three networks in float32, or in bfloat16 autocast."""
+    """Compare the three networks in float32, or in bfloat16 autocast if `amp`."""
     for name in GOLDEN_MODELS:
-        if folder := golden.folder_of(f"{name}.safetensors"):
+        for path in golden.find(f"{name}.safetensors"):
             with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-                for what, ours, theirs in network_values(name, folder):
+                for what, ours, theirs in network_values(path):
                     yield compared(f"`{name}`: {what}", ours.float(), theirs)
 
 
 def gaussian_denoiser(
     x: torch.Tensor, sigma: float, cond: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The closed-form denoiser of the reference: images ~ N(mean of the condition, 0.5²)."""
+    """Denoise images ~ N(mean of the condition, 0.5²) in closed form, as the reference does."""
     mean = 0 if cond is None else cond.double().mean(dim=1)[:, None, None, None]
     return (0.25 * x.double() + sigma**2 * mean) / (0.25 + sigma**2)
 
 
 def sampler_rows(golden: Golden) -> Iterator[Row]:
-    """Every sampler setting of the reference, and its number of network evaluations."""
-    if folder := golden.folder_of("samplers.safetensors"):
-        path = folder / "samplers.safetensors"
+    """Compare the result and the number of network evaluations of every sampler setting."""
+    for path in golden.find("samplers.safetensors"):
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
             settings = {n: text for n, text in sorted(file.metadata().items()) if n in tensors}
@@ -160,9 +162,9 @@ def sampler_rows(golden: Golden) -> Iterator[Row]:
 
 
 def noise_rows(golden: Golden) -> Iterator[Row]:
-    """Each seed's own random numbers."""
-    if folder := golden.folder_of("per_seed_noise.safetensors"):
-        t = load_file(folder / "per_seed_noise.safetensors")
+    """Compare the random numbers of each seed."""
+    for path in golden.find("per_seed_noise.safetensors"):
+        t = load_file(path)
         noise = SeededNoise(t["seeds"])
         for what in ("first", "second"):
             expected = t[f"{what}_randn_4x8x8"]
@@ -172,21 +174,19 @@ def noise_rows(golden: Golden) -> Iterator[Row]:
 
 
 def vae_rows(golden: Golden) -> Iterator[Row]:
-    """An autoencoder under LDM names."""
-    names = ("ldm_vae_tiny.pth", "ldm_vae_tiny_io.safetensors")
-    if folder := golden.folder_of(*names):
-        vae, t = load_autoencoder(folder / names[0]), load_file(folder / names[1])
+    """Compare an autoencoder whose weights have the names of LDM (Rombach 2022)."""
+    if found := golden.find("ldm_vae_tiny.pth", "ldm_vae_tiny_io.safetensors"):
+        vae, t = load_autoencoder(found[0]), load_file(found[1])
         yield compared("moments", vae.encode_moments(t["image"]), t["moments"])
         yield compared("decoded", vae.decode(t["scaled_latent"]), t["decoded"].clamp(-1, 1))
 
 
 def database_rows(golden: Golden) -> Iterator[Row]:
-    """The published LMDB layout, read and written."""
-    names = ("lmdb_seed_format", "lmdb_seed_format_expected.npz")
-    if folder := golden.folder_of(*names):
-        with np.load(folder / names[1]) as stored:
+    """Compare what is read from a published database, and from one that we write."""
+    if found := golden.find("lmdb_seed_format", "lmdb_seed_format_expected.npz"):
+        with np.load(found[1]) as stored:
             z, y = stored["z"], stored["y"]
-        latents, texts = (LMDBReader(folder / names[0] / part) for part in ("z", "clip_txt"))
+        latents, texts = (LMDBReader(found[0] / part) for part in ("z", "clip_txt"))
         yield compared("latents", latents.read(range(len(z))), z, exact=True)
         rows, features = np.indices(y.shape[:2]).reshape(2, -1)
         read = texts.read(rows, features).reshape(y.shape)
@@ -200,10 +200,10 @@ def database_rows(golden: Golden) -> Iterator[Row]:
 
 
 def checkpoint_rows(golden: Golden) -> Iterator[Row]:
-    """A published checkpoint's weights in our network."""
-    if folder := golden.folder_of("0000100.pt", "maskdit_decoder_mae.safetensors"):
-        state = load_checkpoint(folder / "0000100.pt")
-        denoiser, _ = golden_denoiser(folder, "maskdit_decoder_mae")
+    """Compare the weights of a published checkpoint with those of our network that loads it."""
+    if found := golden.find("0000100.pt", "maskdit_decoder_mae.safetensors"):
+        state = load_checkpoint(found[0])
+        denoiser, _ = golden_denoiser(found[1].parent, found[1].stem)
         for which in ("model", "ema"):
             denoiser.load_state_dict(state[which])
             pairs = [(v, state[which][name]) for name, v in denoiser.state_dict().items()]
@@ -212,22 +212,22 @@ def checkpoint_rows(golden: Golden) -> Iterator[Row]:
 
 
 def perturbation_rows(golden: Golden) -> Iterator[Row]:
-    """The perturbed condition with the reference's draws."""
-    if folder := golden.folder_of("perturbation.npz"):
-        t = {k: torch.from_numpy(v) for k, v in np.load(folder / "perturbation.npz").items()}
+    """Compare the perturbed condition with the reference's draws."""
+    for path in golden.find("perturbation.npz"):
+        t = {k: torch.from_numpy(v) for k, v in np.load(path).items()}
         ours = turn(t["embedding"].double(), t["noise"], t["level"].view(-1, 1))
         yield compared("perturbed embeddings", ours, t["perturbed"])
 
 
 def small_rows(golden: Golden) -> Iterator[Row]:
-    """Mask schedules and crops."""
-    if folder := golden.folder_of("mask_schedules.json"):
-        t = json.loads((folder / "mask_schedules.json").read_text())
+    """Compare mask schedules and crops."""
+    for path in golden.find("mask_schedules.json"):
+        t = json.loads(path.read_text())
         for schedule, values in t["value"].items():
             ours = [mask_ratio_at(schedule, x, t["ratio"], t["ratio_min"]) for x in t["x"]]
             yield compared(f"mask ratio, {schedule}", ours, values)
-    if folder := golden.folder_of("center_crop.npz"):
-        with np.load(folder / "center_crop.npz") as t:
+    for path in golden.find("center_crop.npz"):
+        with np.load(path) as t:
             for i in range(5):
                 ours = center_crop(Image.fromarray(t[f"in_{i}"]), 64)
                 height, width, _ = t[f"in_{i}"].shape
@@ -236,7 +236,7 @@ def small_rows(golden: Golden) -> Iterator[Row]:
 
 
 def formula_rows() -> Iterator[Row]:
-    """Our own cross-checks: each option against tests/reference_network.py, masks, guidance."""
+    """Compare each network option with tests/helpers/reference_network.py, and a full mask."""
     generator = torch.Generator().manual_seed(0)
     x, cond, noise, features = (
         torch.randn(shape, generator=generator) for shape in ((2, 4, 8, 8), (2, 6), (2, 6), (2, 5))

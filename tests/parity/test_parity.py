@@ -1,10 +1,10 @@
-"""The page of comparisons with the published code."""
+"""The comparisons with the published code, and the page of them."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from parity import table
+from parity import section_lines, table
 from parity_checks import Golden, compared, noise_rows, vae_rows
 
 
@@ -22,10 +22,19 @@ def test_values_of_another_shape_are_not_compared():
         compared("x", np.ones(3), np.ones((3, 1)))
 
 
-def test_every_reference_is_met_where_it_is_there_and_named_where_not(golden, tmp_path):
+def test_references_are_met_and_missing_ones_are_named(golden, tmp_path):
     found = Golden((tmp_path, golden))
     rows = list(noise_rows(found))
     assert len(rows) == 3 and all(row.passes for row in rows) and not found.missing
     nothing = Golden((Path("nowhere"),))
     assert list(noise_rows(nothing)) == list(vae_rows(nothing)) == []
     assert "ldm_vae_tiny.pth" in nothing.missing
+    lines, failures = section_lines(nothing, "Noise of each seed")
+    assert lines[-1] == "Not compared: `per_seed_noise.safetensors` was not found."
+    assert failures == 0
+
+
+def test_files_of_one_comparison_may_lie_in_two_folders(golden, tmp_path):
+    (tmp_path / "larger").write_bytes(b"")
+    found = Golden((golden, tmp_path)).find("larger", "center_crop.npz")
+    assert found == (tmp_path / "larger", golden / "center_crop.npz")

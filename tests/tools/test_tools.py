@@ -1,4 +1,4 @@
-"""The research tools, by their scripts."""
+"""The research tools, run as scripts."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ def run(tmp_path, monkeypatch):
 
 
 def error_of(run, capsys, script, *flags: object) -> str:
-    """What a user's mistake prints: one line, exit code 2."""
+    """Return the one line that a user's mistake prints; the exit code is 2."""
     with pytest.raises(SystemExit) as stop:
         run(script, *flags)
     assert stop.value.code == 2
@@ -212,7 +212,7 @@ def picture(seed: int) -> np.ndarray:
 
 
 def expected_scores(clip_folder: Path, seeds: list[int], prompt: str) -> list[float]:
-    """Cosine x 100 by hand."""
+    """Return cosine x 100, computed by hand."""
     clip = load_clip(clip_folder)
     images = torch.from_numpy(np.stack([picture(seed) for seed in seeds])).permute(0, 3, 1, 2)
     x, y = clip.encode_images(images).double(), clip.encode_texts([prompt]).double()
@@ -234,8 +234,8 @@ def test_prompts_are_read_from_the_pngs(run, tmp_path, clip_folder):
     scores = expected_scores(clip_folder, [0, 1, 2], "red hair")
     red = records["drawn", "red hair"]
     assert red["n"] == 3
-    figures = [red["mean"], red["max"], red["min"]]
-    assert figures == pytest.approx([np.mean(scores), max(scores), min(scores)], abs=1e-3)
+    values = [red["mean"], red["max"], red["min"]]
+    assert values == pytest.approx([np.mean(scores), max(scores), min(scores)], abs=1e-3)
     assert red["best"] == f"00_{int(np.argmax(scores)):03d}.png"
     everything = [*scores, *expected_scores(clip_folder, [3, 4], "a hat")]
     assert records["drawn", "all prompts"]["n"] == 5
@@ -277,7 +277,7 @@ def test_folders_stand_side_by_side(run, tmp_path, clip_folder, capsys):
     assert [Path(row["folder"]).name for row in rows] == ["one"] * 3 + ["two"] * 2
 
 
-def test_pictures_of_mixtures_are_left_out_and_that_is_said(run, tmp_path, clip_folder, capsys):
+def test_pictures_of_mixtures_are_left_out_with_a_note(run, tmp_path, clip_folder, capsys):
     folder = tmp_path / "drawn"
     save_png(picture(0), folder / "00_000.png", {"prompt": "a hat"})
     save_png(picture(1), folder / "01_000.png", {"prompt": "a hat", "mix": "[]"})
@@ -298,8 +298,8 @@ def test_similarity_mistakes_give_one_clear_line(run, tmp_path, clip_folder, cap
     (tmp_path / "broken" / "00_000.png").write_bytes(b"no picture")
     two = ("--prompts", tmp_path / "two.txt")
     for flags, message in (
-        ((tmp_path / "plain",), "does not say from which prompt"),
-        ((tmp_path / "plain", *two), "02_000.png, or by its folder"),
+        ((tmp_path / "plain",), "does not hold its prompt"),
+        ((tmp_path / "plain", *two), "02_000.png, or in its folder"),
         ((tmp_path / "third", *two), "is of prompt 2, but there are only 2"),
         ((tmp_path / "nowhere",), "there is no image folder"),
         ((tmp_path / "broken",), "unreadable image"),

@@ -2,20 +2,22 @@
 
 import errno
 import functools
-import os
+import reprlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn, ParamSpec, TypeVar
 
+from utils.base.processes import is_main_process
+
 # Exit codes of a training beside 0, 2 (a user's mistake) and 128 + the number of a signal.
 DIVERGED = 3  # too many steps in a row without a finite loss and gradient
-NOT_SAVED = 4  # it is over, and its last checkpoint could not be written
+NOT_SAVED = 4  # the training is over, but its last checkpoint could not be written
 LOST_PROCESS = 5  # another process is gone or does not answer
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Faults of a place rather than of the program, and what to do about them.
+# Faults of a place rather than of the program, and how the user mends them.
 PLACE_FAULTS = {
     errno.ENOSPC: "make room on the disk and start again",
     errno.EDQUOT: "make room on the disk and start again",
@@ -26,32 +28,43 @@ PLACE_FAULTS = {
 
 
 class UserError(Exception):
-    """What is wrong, where, and what to do about it, in one clear line (one line per fault)."""
+    """A user's mistake: each line says where it is, what is wrong and how to mend it."""
 
 
 def fail(message: str) -> NoReturn:
-    """End the process as a user's mistake does: `error: …` on stderr, exit code 2."""
+    """End the process with `error: message` on stderr and exit code 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 def note(message: str) -> None:
-    """Tell the user something on stderr, once even when several processes run the same line."""
-    if os.environ.get("RANK", "0") == "0":
+    """Print `note: message` on stderr, in the main process only."""
+    if is_main_process():
         print(f"note: {message}", file=sys.stderr)
 
 
 def one_line(fault: BaseException, limit: int = 300) -> str:
-    """An exception's message in one line of bounded length; its type if it has none."""
+    """Return an exception's message in one line of bounded length, or its type if it has none."""
     text = " ".join(str(fault).split()) or type(fault).__name__
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
+def short_repr(value: object) -> str:
+    """Return `repr(value)` cut to a bounded length, also if its parts refer to each other."""
+    bounded = reprlib.Repr()
+    bounded.maxlevel, bounded.maxlist, bounded.maxdict = 2, 3, 3
+    bounded.maxstring, bounded.maxother = 80, 80
+    try:
+        return bounded.repr(value)
+    except ValueError:  # Python refuses to print an integer of thousands of digits
+        return "a number of too many digits"
+
+
 @contextmanager
 def refusing(message: str) -> Iterator[None]:
-    """Whatever reading a damaged or hostile file raises becomes a UserError, `message (reason)`.
+    """Turn all that reading a damaged or hostile file raises into a UserError, `message (reason)`.
 
-    For the libraries that parse files: what they raise then is not theirs to choose.
+    Libraries that parse files raise exceptions of any type on such files.
     """
     try:
         yield
@@ -62,9 +75,9 @@ def refusing(message: str) -> Iterator[None]:
 
 
 def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
-    """Decorator for a script's `main()`: what is no bug ends it without a traceback.
+    """Decorate a script's `main()`: faults that are no bugs end it without a traceback.
 
-    That is a UserError, Ctrl-C, and a disk that is full or may not be written.
+    They are a UserError, Ctrl-C, and a disk that is full or must not be written to.
     """
 
     @functools.wraps(main)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writing files whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file, bring it to disk, then give it its name.
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file, flush it to disk, then rename it to `path`.
 
-    At no moment does `path` name an unfinished file; after an error nothing is left behind.
+    At no moment does `path` name an unfinished file. After an error the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -26,19 +26,23 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(folder)  # the new name is on disk too
     finally:
         os.close(folder)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Plain values as indented JSON, whole or not at all."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
 def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """A line for each record, a column for each key, whole or not at all."""
+    """Write a line for each record and a column for each key, whole or not at all."""
     columns = list(dict.fromkeys(key for record in records for key in record))
 
     def write(temporary: Path) -> None:

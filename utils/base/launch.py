@@ -1,4 +1,4 @@
-"""Start several processes from one command line."""
+"""Starting several processes from one command line."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 
 from utils.base.errors import UserError
 
-SAVING_SECONDS = 120  # that processes have after a signal to finish their step and save
+SAVING_SECONDS = 120  # time after a signal in which processes finish their step and save
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags for starting several processes without `accelerate launch` or `torchrun`."""
+    """Add the flags that start several processes without `accelerate launch` or `torchrun`."""
     group = parser.add_argument_group("several processes")
     group.add_argument(
         "--num_process_per_node", type=int, default=1, help="processes to start on this node"
@@ -24,9 +24,10 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def relaunch(args: argparse.Namespace) -> None:
-    """Become `torchrun` of this same command line if `args` ask for more than one process.
+    """Replace this process by `torchrun` with its own command line if `args` ask for several.
 
-    Returns if one process is asked for, or if a launcher has started this process already.
+    Return if one process is asked for, or if a launcher has started this process already.
+    Raise UserError if a number of processes or nodes is below 1.
     """
     if args.num_process_per_node < 1 or args.num_proc_node < 1:
         raise UserError("--num_process_per_node and --num_proc_node must be at least 1")

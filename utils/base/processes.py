@@ -1,14 +1,10 @@
-"""Which process this is."""
+"""The part that this process plays among the processes of a job."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that talks and writes (launchers set RANK)."""
-    return int(os.environ.get("RANK", 0)) == 0
+    """Return True if this process is the one that prints and writes (launchers set RANK)."""
+    return int(os.environ.get("RANK") or 0) == 0

@@ -1,31 +1,53 @@
-"""Progress bars."""
+"""Progress bars in one style."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any, Never, TypeVar, overload
 
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    pass
 from utils.base.processes import is_main_process
+
+T = TypeVar("T")
+
+
+@overload
+def progress(
+    iterable: Iterable[T],
+    desc: str = ...,
+    total: int | None = ...,
+    unit: str = ...,
+    initial: int = ...,
+    scale: bool = ...,
+) -> tqdm[T]: ...
+
+
+@overload
+def progress(
+    iterable: None = None,
+    desc: str = ...,
+    total: int | None = ...,
+    unit: str = ...,
+    initial: int = ...,
+    scale: bool = ...,
+) -> tqdm[Never]: ...
 
 
 def progress(
-    iterable: Iterable | None = None,
+    iterable: Iterable[Any] | None = None,
     desc: str = "",
     total: int | None = None,
     unit: str = "it",
     initial: int = 0,
     scale: bool = False,
-) -> tqdm:
-    """The project's one progress bar style; silent on every process but the first.
+) -> tqdm[Any]:
+    """Return the project's progress bar; it is silent on all processes but the main one.
 
-    `total` and `initial` are counts of `unit`, shown in k, M and G if `scale`. Without an iterable,
-    call `.update(n)`.
-    Output that is not a terminal gets a line now and then instead of a redrawn bar.
+    `total` and `initial` are counts of `unit`; with `scale` they are shown in k, M and G. Without
+    an iterable, call `.update(n)`. If the output is not a terminal, the bar writes a line now and
+    then instead of redrawing itself.
     """
     on_terminal = sys.stderr.isatty()
     return tqdm(

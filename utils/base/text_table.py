@@ -1,4 +1,4 @@
-"""Text in aligned columns."""
+"""Tables in plain text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 0) -> str:
-    """Cells as text in columns, the first row above a rule; the first `left` columns are words."""
+    """Return cells as aligned columns, with a rule below the first row.
+
+    The first `left` columns hold words and are aligned to the left, all others to the right.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(

@@ -1,1 +1,1 @@
-"""Everything that may be set, and how it is read; read sections.py first."""
+"""All that may be set, and how it is read; read sections.py first."""

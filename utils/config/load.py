@@ -1,8 +1,7 @@
-"""Configuration: YAML in, typed sections out, every fault named at once.
+"""Reading a configuration: YAML becomes typed sections, and all faults are named at once.
 
-Sections and keys of the published configs keep their names and meaning; our own keys have defaults
-that reproduce the published behaviour. `load_config` reads a file and applies `section.key=value`
-overrides. `sections.py` is the reference of what keys exist.
+Sections and keys of the published configs keep their names and meaning; keys of our own have
+defaults that reproduce the published behaviour. `sections.py` lists all keys.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,8 @@ from pydantic import ValidationError
 
 from utils.base.errors import UserError, one_line
 from utils.config.faults import all_keys, fault_line, suggestion
-from utils.config.published_keys import modernise, none_to_null
+from utils.config.published_keys import replace_none_words, translate_published_keys
+from utils.config.raw_values import get_value, section_of, set_value
 from utils.config.schema import Config
 from utils.config.sections import SAMPLING_PRESETS
 
@@ -25,11 +25,15 @@ def load_config(
     require: Sequence[str] = (),
     flags: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Config:
-    """Read a YAML file, apply overrides such as `train.lr=5e-5` and validate the result.
+    """Read a YAML file, apply overrides and flags, and validate the result.
 
-    `require` names keys without which the caller cannot work, e.g. `("data.root",)`.
-    `flags`: command-line flag -> keys and values that it sets, e.g. `{"--tag": {"log.tag": "x"}}`.
-    Raises a UserError that lists all faults, one line each, with the file or flag and the key.
+    Args:
+        path: the YAML file.
+        overrides: texts `section.key=value`, e.g. `train.lr=5e-5`; the value is YAML.
+        require: keys that the caller cannot work without, e.g. `("data.root",)`.
+        flags: command-line flag → keys and values that it sets, e.g. `{"--tag": {"log.tag": "x"}}`.
+
+    Raises UserError with all faults, one line each, with the file or flag and the key.
     """
     raw = _read_yaml(Path(path))
     overridden = _apply_overrides(raw, overrides)
@@ -40,18 +44,19 @@ def load_config(
 def config_from_dict(
     values: Mapping[str, Any], source: str = "checkpoint", overrides: Sequence[str] = ()
 ) -> Config:
-    """Config out of a checkpoint's plain dict; overrides and faults as in `load_config`."""
+    """Validate the plain dict of a checkpoint; overrides and faults are those of `load_config`."""
     if not isinstance(values, Mapping):
-        raise UserError(f"{source}: its configuration is not sections such as `data` and `train`")
+        raise UserError(f"{source}: the configuration should hold sections, e.g. `data:`")
     raw = {str(name): dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}
     overridden = _apply_overrides(raw, overrides)
-    return _validate(raw, source, overridden=overridden)
+    return _validate(raw, source, (), overridden)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML itself lets the second of two equal keys win in silence."""
+    """YAML loader that refuses a second key of one name, where YAML takes it in silence."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping; raise YAMLError if a key is given twice or is not text."""
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -64,16 +69,17 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _load_yaml(text: str) -> Any:
-    """Plain values from YAML; raises YAMLError for everything that is none."""
+    """Return the plain values of a YAML text; raise YAMLError for every fault."""
     try:
         return yaml.load(text, _UniqueKeyLoader)
     except RecursionError as error:
         raise yaml.MarkedYAMLError(problem="it is nested too deeply") from error
-    except (ValueError, TypeError) as error:  # such as of a date that is none
+    except (ValueError, TypeError) as error:  # e.g. a date that does not exist
         raise yaml.MarkedYAMLError(problem=one_line(error)) from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    """Return the sections of a YAML file; raise UserError if it holds none."""
     try:
         raw = _load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -88,13 +94,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or "not YAML"
         raise UserError(f"{path}{where}: not valid YAML: {problem}") from error
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: should hold sections such as `data:` and `train:`")
+        raise UserError(f"{path}: should hold sections, e.g. `data:` and `train:`")
     # A section whose keys are all commented out reads as null.
     return {str(name): {} if value is None else value for name, value in raw.items()}
 
 
 def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
-    """Set each `section.key=value` in `raw`; returns the dotted keys and what set them."""
+    """Set each `section.key=value` in `raw`; return each dotted key with the word "override"."""
     overridden = {}
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -106,7 +112,7 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             parsed = _load_yaml(value)
         except yaml.YAMLError as error:
             raise UserError(f"override {text!r}: the value is not valid YAML") from error
-        _set(raw, f"{section}.{name}", parsed)
+        set_value(raw, f"{section}.{name}", parsed)
         overridden[f"{section}.{name}"] = "override"
     return overridden
 
@@ -114,56 +120,53 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str,
 def _apply_flags(
     raw: dict[str, Any], flags: Mapping[str, Mapping[str, Any]], overridden: dict[str, str]
 ) -> None:
-    """Set the keys of each flag in `raw`, and add them to `overridden`."""
+    """Set the keys of each flag in `raw`, and add them to `overridden` with the flag's name.
+
+    Raise UserError if an override or another flag gives a key another value.
+    """
     for flag, values in flags.items():
         for key, value in values.items():
-            there = _get(raw, key)
+            there = get_value(raw, key)
             if key in overridden and value != there and str(value) != str(there):
                 raise UserError(
                     f"{flag} sets {key} to {value}, but {overridden[key]} on the same command line "
                     f"sets it to {there}; give one of them"
                 )
-            _set(raw, key, value)
+            set_value(raw, key, value)
             overridden[key] = flag
 
 
-def _set(raw: dict[str, Any], key: str, value: Any) -> None:
-    section, name = key.split(".")
-    if not isinstance(raw.setdefault(section, {}), dict):
-        raw[section] = {}
-    raw[section][name] = value
-
-
 def _validate(
-    raw: dict[str, Any],
-    source: str,
-    require: Sequence[str] = (),
-    overridden: Mapping[str, str] | None = None,
+    raw: dict[str, Any], source: str, require: Sequence[str], overridden: Mapping[str, str]
 ) -> Config:
-    none_to_null(raw)
-    if "sampling.preset" in (overridden or {}):
-        # A preset on the command line comes before what the file says, not before other overrides.
-        raw["sampling"] = {
-            name: value
-            for name, value in raw["sampling"].items()
-            if name not in SAMPLING_PRESETS["paper"] or f"sampling.{name}" in overridden
-        }
-    faults = modernise(raw, source)
+    """Return the config of raw values (which are changed); raise UserError with all faults.
+
+    `overridden`: keys that the command line set, with the override's or flag's name.
+    """
+    replace_none_words(raw)
+    if "sampling.preset" in overridden:
+        _forget_preset_values(raw, overridden)
+    faults = translate_published_keys(raw, source)
     faults += [
         f"{source}: {key}: required key is missing; set it there or add {key}=… to the command"
         for key in require
-        if _get(raw, key) is None
+        if get_value(raw, key) is None
     ]
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        faults += [fault_line(e, source, overridden or {}) for e in error.errors()]
+        faults += [fault_line(e, source, overridden) for e in error.errors()]
     if faults:
         raise UserError("\n".join(faults))
     return config
 
 
-def _get(values: Mapping[str, Any], key: str) -> Any:
-    section, name = key.split(".")
-    inner = values.get(section)
-    return inner.get(name) if isinstance(inner, Mapping) else None
+def _forget_preset_values(raw: dict[str, Any], overridden: Mapping[str, str]) -> None:
+    """Remove the file's values for keys that a preset sets: a preset on the command line wins.
+
+    Other overrides of these keys stay, since they are more specific than the preset.
+    """
+    sampling = section_of(raw, "sampling")
+    for name in SAMPLING_PRESETS["paper"]:
+        if f"sampling.{name}" not in overridden:
+            sampling.pop(name, None)

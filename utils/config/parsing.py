@@ -9,19 +9,21 @@ from pathlib import Path
 
 from utils.base.errors import UserError
 
+MOST_SEEDS = 10_000_000  # in one range; a longer one is a slip of the pen
 
-def none_or_text(text: str) -> str | None:
-    """None for the word None, else the text itself, which the config's types convert."""
+
+def text_or_none(text: str) -> str | None:
+    """Return None for the word None, and any other text unchanged."""
     return None if text == "None" else text
 
 
 def path_or_none(text: str) -> Path | None:
-    """Type of a flag that names a file or folder."""
+    """Return the path of a file or folder, or None for the word None; `~` is expanded."""
     return None if text == "None" else Path(os.path.expanduser(text))
 
 
 def step_or_none(text: str) -> int | None:
-    """Type of a flag that names a training step; raises UserError if it is none."""
+    """Return a training step, or None for the word None; raise UserError for other texts."""
     if text == "None":
         return None
     if not text.isdigit():
@@ -30,18 +32,21 @@ def step_or_none(text: str) -> int | None:
 
 
 def true_or_false(text: str) -> bool:
-    """Type of a flag in the published style, `--flag False`; raises UserError for other words."""
+    """Return the value of a flag in the published style, `--flag False`.
+
+    Raise UserError for words that mean neither true nor false.
+    """
     word = text.lower()
     if word not in ("true", "yes", "1", "false", "no", "0"):
         raise UserError(f"{text!r}: should be True or False")
     return word in ("true", "yes", "1")
 
 
-MOST_SEEDS = 10_000_000  # in one list; more is a slip of the pen
-
-
 def parse_seeds(text: str) -> list[int]:
-    """Seeds of a list such as '0-63,100', each once, in the order given; UserError otherwise."""
+    """Return the seeds of a list, e.g. '0-63,100', each once and in the order given.
+
+    Raise UserError for other texts, seeds of 2^32 and above, and ranges of over MOST_SEEDS seeds.
+    """
     seeds: dict[int, None] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
@@ -53,7 +58,10 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_scale(text: str) -> float | None:
-    """A guidance scale, or None for 'None' (conditional only); UserError otherwise."""
+    """Return a guidance scale, or None for the word None, which means the condition alone.
+
+    Raise UserError for other texts.
+    """
     if text.strip().lower() in ("none", "null"):
         return None
     try:

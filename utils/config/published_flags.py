@@ -1,7 +1,7 @@
-"""The command-line flags of the published scripts: a table from each flag to the key it sets.
+"""The command-line flags of the published text-to-face scripts, and the key that each one sets.
 
-A flag given on the command line is the same as `key=value` there, and so wins over the YAML file.
-Flags that can no longer change anything are accepted too; `note_void_flags` says why.
+A flag on the command line has the effect of `key=value` there, and so wins over the YAML file.
+Flags that no longer change anything are accepted too; `note_void_flags` prints why.
 """
 
 from __future__ import annotations
@@ -10,88 +10,101 @@ import argparse
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
+from models.choices import Discretization, NoiseSchedule, SignalScaling, Solver
 from utils.base.errors import note
-from utils.config.parsing import none_or_text, parse_scale, parse_seeds
+from utils.config.command_line import either
+from utils.config.parsing import parse_scale, parse_seeds, text_or_none
+from utils.config.raw_values import get_value
 from utils.config.schema import Config
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: its meaning, and either the config key that it sets or why it has no effect."""
+    """One flag: its meaning, and the config key that it sets or the reason why it has no effect."""
 
     help: str
     key: str = ""
-    convert: Callable[[str], Any] = none_or_text  # from the command line's text to the key's value
-    is_switch: bool = False  # takes no value
-    void: str = ""
-    harmless: tuple[str, ...] = ("None",)  # values that changed nothing before either
+    convert: Callable[[str], Any] = text_or_none  # from the command line's text to the key's value
+    is_switch: bool = False  # is given without a value
+    void: str = ""  # why the flag has no effect
+    harmless: tuple[str, ...] = ("None",)  # values without effect in the published scripts too
 
 
 FLAGS = {
-    "global_seed": Flag("seed of first weights, order of images and noise", "train.seed"),
-    "num_workers": Flag("threads that read batches ahead; 0 = one", "train.num_workers"),
+    "global_seed": Flag(
+        "seed of the first weights, the order of images and the noise", "train.seed"
+    ),
+    "num_workers": Flag("threads that read batches ahead; 0 = one thread", "train.num_workers"),
     "no_amp": Flag(
-        "no mixed precision: all in float32", "train.amp", convert=lambda _: "no", is_switch=True
+        "compute everything in float32", "train.amp", convert=lambda _: "no", is_switch=True
     ),
     "tag": Flag("ending of the experiment folder's name", "log.tag", convert=str),
     "num_features_per_sample": Flag(
-        "draw among the first so many embeddings of an image; None = all of them",
+        "number of embeddings of an image, from its first on, among which one is drawn; None = all",
         "data.num_features_per_sample",
     ),
     "train_global_batch": Flag(
-        "images per training step, part of the experiment folder's name", "train.batchsize"
+        "images per training step, which the experiment folder's name states", "train.batchsize"
     ),
     "seeds": Flag(
-        "seeds of the images to judge, e.g. 0-63,100; None = sampling.seed and after", "eval.seeds"
+        "seeds of the images, e.g. 0-63,100; None = sampling.seed and those after it", "eval.seeds"
     ),
     "class_idx": Flag(
-        "class to draw, for models of class labels; None = one at random for each seed",
+        "class to draw, for models of class labels; None = a random one for each seed",
         "eval.class_idx",
     ),
-    "max_batch_size": Flag("images per process drawn at once", "eval.batchsize"),
-    "fid_batch_size": Flag("images per process judged at once", "eval.batchsize"),
+    "max_batch_size": Flag("images that a process draws at once", "eval.batchsize"),
+    "fid_batch_size": Flag("images that a process judges at once", "eval.batchsize"),
     "cfg_scale": Flag(
-        "guidance scales, e.g. 2.0,None where None is the condition alone; [] = sampling.cfg_scale",
+        "guidance scales, e.g. 2.0,None; None is the condition alone; [] = sampling.cfg_scale",
         "eval.cfg_scales",
         convert=lambda text: [parse_scale(part) for part in text.split(",")],
     ),
     "num_steps": Flag("noise levels of the sampler, e.g. 10,40", "sampling.num_steps"),
     "S_churn": Flag("noise added between the sampler's steps, 0 = none", "sampling.S_churn"),
     "solver": Flag(
-        "heun, euler or dpmpp_2m, or a list of them; None = heun",
+        f"{either(get_args(Solver))}, or a list of them; None = heun",
         "sampling.solver",
         convert=lambda text: "heun" if text == "None" else text,
     ),
-    "discretization": Flag("time steps: vp, ve, iddpm, edm or None", "sampling.discretization"),
-    "schedule": Flag("noise level sigma(t): vp, ve, linear or None", "sampling.schedule"),
-    "scaling": Flag("signal scale s(t): vp, none or None", "sampling.scaling"),
+    "discretization": Flag(
+        f"time steps: {either([*get_args(Discretization), 'None'])}", "sampling.discretization"
+    ),
+    "schedule": Flag(
+        f"noise level sigma(t): {either([*get_args(NoiseSchedule), 'None'])}", "sampling.schedule"
+    ),
+    "scaling": Flag(
+        f"signal scale s(t): {either([*get_args(SignalScaling), 'None'])}", "sampling.scaling"
+    ),
     "pretrained_path": Flag(
         "weights of the VAE: file, folder or hub name", "encoders.vae", convert=str
     ),
     "ref_path": Flag("npz of reference statistics", "eval.ref_path"),
-    "num_expected": Flag("images that the Fréchet distance is made from", "eval.fid_sample_size"),
+    "num_expected": Flag(
+        "images from which the Fréchet distance is computed", "eval.fid_sample_size"
+    ),
     "subdirs": Flag(
-        "a folder for every 1000 seeds, among the images that are kept",
+        "put the images that are kept into a folder for every 1000 seeds",
         "eval.subdirs",
         convert=lambda _: True,
         is_switch=True,
     ),
     "local_rank": Flag(
         "index of the process on its node",
-        void="the launcher tells each process its own",
+        void="the launcher gives each process its own index",
         harmless=("None", "0"),
     ),
     "use_ckpt_path": Flag(
         "go on in the folder of --ckpt_path",
-        void="a new run has a folder of its own, and --ckpt_path gives its weights (what False "
-        "did); a run is continued by its own command",
+        void="a new run takes its weights from --ckpt_path and has a folder of its own (as with "
+        "False); to go on with a run, start its own command again",
         harmless=("False", "false", "no", "0"),
     ),
 }
 
-# Flags that take a list: the key that it sets, for evaluation; a single value sets the flag's key.
+# Evaluation keys that these flags set if they are given a list; one value sets the flag's own key.
 LISTS = {"--num_steps": "eval.num_steps", "--solver": "eval.solvers"}
 SAMPLING = (
     "seeds", "subdirs", "class_idx", "max_batch_size", "cfg_scale", "num_steps", "S_churn",
@@ -104,21 +117,19 @@ TRAINING = (
     "local_rank",
 )  # fmt: skip
 
-# What seeds and workers meant to the training means nothing to the evaluation.
+# Flags of the training that mean nothing to the evaluation.
 EVALUATION_VOID = {
     "global_seed": Flag("seed", void="each image has a seed of its own, see --seeds"),
-    "num_workers": Flag(
-        "image loaders", void="what is drawn is judged from memory, there is nothing to load"
-    ),
+    "num_workers": Flag("image loaders", void="images are judged from memory, none is loaded"),
 }
 
 
 def add_published_flags(parser: argparse.ArgumentParser, names: Iterable[str], **own: Flag) -> None:
-    """Add the flags `names` of the table, and flags of the script's `own`, to a parser.
+    """Add the flags `names` of the table, and the script's `own` flags, to a parser.
 
-    Their values are found with `flag_settings` and `note_void_flags`.
+    `flag_settings` and `note_void_flags` read their values.
     """
-    group = parser.add_argument_group("published flags, each the same as key=value of the config")
+    group = parser.add_argument_group("published flags; each sets a key of the config")
     flags = {name: FLAGS[name] for name in names} | own
     for name, flag in flags.items():
         options: dict[str, Any] = {"default": argparse.SUPPRESS}
@@ -132,7 +143,10 @@ def add_published_flags(parser: argparse.ArgumentParser, names: Iterable[str], *
 
 
 def flag_settings(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Flag -> config keys and values that it sets, for those that were given."""
+    """Return each given flag with the config keys that it sets and their values.
+
+    Raise UserError if a list of seeds or guidance scales is malformed.
+    """
     given = {
         name: (flag, getattr(args, name))
         for name, flag in args.published.items()
@@ -159,9 +173,9 @@ def flag_settings(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def note_void_flags(args: argparse.Namespace) -> None:
-    """One line on stderr for each given flag that cannot change what it used to change.
+    """Print a line on stderr for each given flag that has no effect.
 
-    A training without --enable_eval says so too of flags that only evaluations read.
+    These are the void flags, and flags of the evaluation in a training without --enable_eval.
     """
     for name, flag in args.published.items():
         value = getattr(args, name, None)
@@ -176,9 +190,8 @@ def note_void_flags(args: argparse.Namespace) -> None:
 
 
 def _default_of(key: str) -> str:
-    """The value that a key has where the YAML does not set it, for people."""
+    """Return the default of a config key as text for argparse, which reads % as a format."""
     if not key:
         return ""
-    section, name = key.split(".")
-    value = getattr(getattr(Config(), section), name)
+    value = get_value(Config().to_dict(), key)
     return repr(value) if value == "" else str(value).replace("%", "%%")

@@ -1,13 +1,15 @@
-"""Keys of published configs that today have another name, place or form."""
+"""Keys of published configs that today have another name, place or form.
 
-from collections.abc import Mapping
+Published configs are those of the text-to-face code and of the MaskDiT code that it is based on.
+"""
+
 from typing import Any
 
-from utils.base.errors import note
-from utils.config.faults import short
+from utils.base.errors import note, short_repr
+from utils.config.raw_values import remove, section_of
 from utils.config.sections import Model
 
-# Keys of older published configs that change nothing here: whole sections, keys, `*.key` anywhere.
+# Published sections and keys that have no effect here.
 WITHOUT_EFFECT = (
     "wandb",
     "data.total_num",
@@ -15,23 +17,24 @@ WITHOUT_EFFECT = (
     "model.cond_mask_ratio",
     "log.fid_every",
 )
-WITHOUT_EFFECT_ANYWHERE = ("truncation",)
+WITHOUT_EFFECT_ANYWHERE = ("truncation",)  # keys without effect in every section
 
 
-def none_to_null(raw: dict[str, Any]) -> None:
-    """Published configs write Python's None, which YAML reads as a string."""
+def replace_none_words(raw: dict[str, Any]) -> None:
+    """Replace the word None by null, in place: published configs write None, a string in YAML."""
     for section in filter(lambda s: isinstance(s, dict), raw.values()):
-        section.update({k: None for k, v in section.items() if isinstance(v, str) and v == "None"})
+        section.update({k: None for k, v in section.items() if v == "None"})
 
 
-def modernise(raw: dict[str, Any], source: str) -> list[str]:
-    """Bring a published config's keys to today's, in place; returns the faults found."""
-    faults = _modernise_perturbation(raw, source)
-    ignored = [key for key in WITHOUT_EFFECT if _pop(raw, key)]
-    for name, section in raw.items():
-        if isinstance(section, dict):
-            anywhere = [k for k in WITHOUT_EFFECT_ANYWHERE if k in section]
-            ignored += [f"{name}.{k}" for k in anywhere if _pop(raw, f"{name}.{k}")]
+def translate_published_keys(raw: dict[str, Any], source: str) -> list[str]:
+    """Bring published keys to today's names and forms, in place; return the faults found.
+
+    `source` names the configuration in the faults and in notes on stderr.
+    """
+    faults = _translate_perturbation(raw, source)
+    ignored = [key for key in WITHOUT_EFFECT if remove(raw, key)]
+    anywhere = [f"{section}.{name}" for section in raw for name in WITHOUT_EFFECT_ANYWHERE]
+    ignored += [key for key in anywhere if remove(raw, key)]
     if ignored:
         note(f"{source}: these keys have no effect here: {', '.join(ignored)}")
 
@@ -44,47 +47,58 @@ def modernise(raw: dict[str, Any], source: str) -> list[str]:
     return faults
 
 
-def _modernise_perturbation(raw: dict[str, Any], source: str) -> list[str]:
+def _translate_perturbation(raw: dict[str, Any], source: str) -> list[str]:
+    """Translate the keys of the perturbation, in place; return the faults found."""
+    fault = _move_perturbation_to_train(raw, source) or _drop_type_none(raw, source)
+    if not fault:
+        _split_truncation(raw, source)
+    return [fault] if fault else []
+
+
+def _move_perturbation_to_train(raw: dict[str, Any], source: str) -> str:
+    """Move the level of older configs from `model` to `train`; return a fault or an empty string.
+
+    A true or false at its place says whether the network learns a perturbation, and stays.
+    """
     model, train = section_of(raw, "model"), section_of(raw, "train")
-    if isinstance(model.get("perturbation"), bool):
+    if "perturbation" not in model:
+        return ""
+    if isinstance(model["perturbation"], bool):
         # Published configs that have this key and no type date from when "fixed" was the only one.
         if train.get("perturbation"):
             train.setdefault("perturbation_type", "fixed")
-    elif "perturbation" in model:  # the place of train's in older configs
-        value = model.pop("perturbation")
-        raw.setdefault("train", train)
-        if train.setdefault("perturbation", value) != value:
-            return [
-                f"{source}: model.perturbation: {short(value)} contradicts train.perturbation "
-                f"({short(train['perturbation'])}); keep train.perturbation"
-            ]
+        return ""
+    value = model.pop("perturbation")
+    raw.setdefault("train", train)
+    if train.setdefault("perturbation", value) == value:
+        return ""
+    return (
+        f"{source}: model.perturbation: {short_repr(value)} contradicts train.perturbation "
+        f"({short_repr(train['perturbation'])}); keep train.perturbation"
+    )
+
+
+def _drop_type_none(raw: dict[str, Any], source: str) -> str:
+    """Remove a perturbation_type of none or null; return a fault or an empty string."""
+    train = section_of(raw, "train")
     kind = train.get("perturbation_type", "")
-    if kind in (None, "none"):
-        del train["perturbation_type"]
-        if train.get("perturbation"):
-            return [
-                f"{source}: train.perturbation_type: {kind} contradicts train.perturbation "
-                f"({short(train['perturbation'])}); give a type, or set that to 0"
-            ]
-    bound = train.get("truncation")
+    if kind not in (None, "none"):
+        return ""
+    del train["perturbation_type"]
+    if not train.get("perturbation"):
+        return ""
+    return (
+        f"{source}: train.perturbation_type: {kind} contradicts train.perturbation "
+        f"({short_repr(train['perturbation'])}); give a type, or set that to 0"
+    )
+
+
+def _split_truncation(raw: dict[str, Any], source: str) -> None:
+    """Read the one bound of older truncated perturbations as both bounds."""
+    train = section_of(raw, "train")
+    kind, bound = train.get("perturbation_type"), train.get("truncation")
     is_truncated = isinstance(kind, str) and kind.endswith(("trunc_gaussian", "truncated"))
     if is_truncated and isinstance(bound, int | float) and not {"trunc_a", "trunc_b"} & set(train):
         del train["truncation"]
         train |= {"trunc_a": -bound, "trunc_b": bound}
         note(f"{source}: train.truncation {bound} is read as trunc_a {-bound}, trunc_b {bound}")
-    return []
-
-
-def section_of(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The section as it stands in `raw`; an empty dict that is no part of it if there is none."""
-    return raw[name] if isinstance(raw.get(name), dict) else {}
-
-
-def _pop(raw: dict[str, Any], key: str) -> bool:
-    """Remove `section` or `section.key`; tells whether it was there."""
-    section, _, name = key.partition(".")
-    holder = raw.get(section) if name else raw
-    if not isinstance(holder, dict) or (name or section) not in holder:
-        return False
-    del holder[name or section]
-    return True

@@ -9,7 +9,7 @@ from utils.config.sections import Data, Encoders, Eval, Log, Model, Sampling, Se
 
 
 class Config(Section):
-    """All sections; agreement between them is checked here."""
+    """All sections; validation checks that they agree."""
 
     data: Data = Data()
     model: Model = Model()
@@ -22,12 +22,14 @@ class Config(Section):
     @field_validator("model")
     @classmethod
     def _fits_data(cls, model: Model, info: ValidationInfo) -> Model:
-        data = info.data.get("data")
-        if data and data.num_channels != model.in_channels:
+        data: Data | None = info.data.get("data")
+        if data is None:  # `data` has a fault of its own
+            return model
+        if data.num_channels != model.in_channels:
             raise ValueError(
                 f"in_channels is {model.in_channels} but data.num_channels is {data.num_channels}"
             )
-        is_condition = data and data.feat_path and not model.ext_feature_dim
+        is_condition = data.feat_path is not None and not model.ext_feature_dim
         if is_condition and model.num_classes not in (0, data.feat_dim):
             raise ValueError(
                 f"num_classes is {model.num_classes} but data.feat_dim is {data.feat_dim}; "
@@ -37,21 +39,21 @@ class Config(Section):
 
     @property
     def learns_perturbation(self) -> bool:
-        """Whether the network has a perturbation of its condition that is trained with it."""
+        """True if the network perturbs its condition by weights that are trained with it."""
         train = self.train
         by_type = train.perturbation > 0 and train.perturbation_type == "learnable"
         return self.model.perturbation or by_type
 
     @property
     def samples_classes(self) -> bool:
-        """Whether images are drawn of random classes, for want of embeddings to draw them of."""
+        """True if images are drawn from random class labels, as there are no embeddings."""
         no_embeddings = self.data.feat_path is None and self.eval.feat_path is None
         return self.model.num_classes > 0 and no_embeddings
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain builtins only (paths as strings), accepted by `config_from_dict`."""
+        """Return plain builtins only (paths as strings), which `config_from_dict` reads back."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        """Every key with its resolved value; reading it back gives an equal config."""
+        """Return every key with its resolved value; reading it back gives an equal config."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
