@@ -43,6 +43,7 @@ from utils.config.schema import Config
 from utils.data.latent_dataset import open_data
 from utils.evaluation.checkpoints import evaluate_into, ways_of_sampling
 from utils.evaluation.judge import Judge
+from utils.evaluation.plots import plot_curves
 from utils.evaluation.results import Results
 from utils.pretrained.checkpoint_files import load_checkpoint, load_weights
 from utils.pretrained.denoisers import denoiser_from_config, export_safetensors
@@ -250,10 +251,10 @@ def train(
             return
         network = averaged()
         for name, way in ways.items():
-            record = evaluate_into(results, path, lambda: network, way, judge, step=step)
+            record = evaluate_into(results, path, network, way, judge, step=step)
             log.evaluation(step, name, record)
         if is_main:
-            results.plot()
+            plot_curves(results.records, results.folder / "curve.png")
 
     # What the new run starts from, as published; or what a kill kept from being judged.
     was_due = step in (first_step, max_steps) or step % every.ckpt_every == 0
