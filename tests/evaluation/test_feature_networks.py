@@ -1,4 +1,4 @@
-"""Feature networks: the published ones give what the projects that published them get."""
+"""Feature networks: published ones give the features of the projects that published them."""
 
 from pathlib import Path
 

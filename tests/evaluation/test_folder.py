@@ -121,7 +121,7 @@ def test_bad_input_gives_one_clear_line(config, faces, tmp_path, monkeypatch, ca
         (images, [tmp_path / "other.npz"], "features are from 'clip-0'"),
         (images, [tmp_path / "big.npz"], "32x32 pixels, too small for"),
         (images, [ref, tmp_path / "big.npz"], "cannot be compared with both"),
-        (images, [tmp_path / "none.npz"], "no such reference"),
+        (images, [tmp_path / "none.npz"], "there are no reference statistics"),
         (single, [ref], "at least two images"),
         (torn, [ref], "b.png: unreadable image"),
         (tmp_path / "empty", [ref], "no such image folder"),

@@ -1,4 +1,4 @@
-"""report.html: whole in itself, says what was found, and looks as it should in a browser."""
+"""report.html: loads no other file, shows all results, and looks right in a browser."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ CAPTION = 'a "drawn" face <b>& more</b>'
 
 
 class Page(HTMLParser):
-    """What a page shows and what it would load."""
+    """The words of a page, the rows of its table, and the files that it would load."""
 
     VOID = {"meta", "img", "br", "link", "input"}
 

@@ -1,4 +1,4 @@
-"""Reference files: what is written, what is read, what is refused."""
+"""Reference files: written, read, refused."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A sweep: what is judged, that nothing is drawn twice, and what is left of it on disk."""
+"""A sweep: judges every combination, draws nothing twice, and leaves the right files."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from utils.evaluation.feature_store import FeatureBlocks
 from utils.sampling.pictures import png_text
 
 SCRIPT = "eval_latent_t2f.py"
-# Metrics that a run gives; the rest of a record says what was judged, and how long it took.
+# Settings and metrics that a repeated run must give again; the seconds differ.
 SAME = ("step", "cfg_scale", "num_steps", "solver", "frechet_distance", "clip_score", "n")
 
 

@@ -45,7 +45,7 @@ def evaluate_checkpoint(
 
     Args:
         partial: folder for finished batches. After a kill the next call goes on from there, with
-            any number of processes, and gives the same metrics.
+            any number of processes; the metrics do not change.
         kept: writes images that stay.
 
     Returns:
@@ -112,7 +112,7 @@ def _judge_share(
 
 
 def ways_of_sampling(config: Config) -> dict[str, Config]:
-    """Return name -> config of each way to sample: every guidance with every steps and solver.
+    """Return name -> config of each way to sample: all guidance scales, steps and solvers combined.
 
     The choices are the lists of the `eval` section; an empty list stands for the key of `sampling`.
     Raises UserError if a sampler does not exist.

@@ -1,8 +1,8 @@
 """Features of an unfinished evaluation on disk: one safetensors file for each batch of images.
 
 Each process writes the batches that it judges, so that a kill costs at most the batches in hand.
-When all batches are there, one process reads them in order. The metrics are then the same for any
-number of processes and after any number of kills, and memory holds one batch at a time.
+When all batches are there, one process reads them in order. The metrics therefore do not depend on
+the number of processes or of kills, and memory holds one batch at a time.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def facts(records: Sequence[Record], config: Config) -> dict[str, str]:
         "Data": f"{config.data.dataset}, {size} × {size} pixels",
         "Network": model,
         "Images judged": f"{' or '.join(f'{n:,}' for n in counts)} for each line of the table",
-        "Drawn of": drawn_of,
+        "Drawn from": drawn_of,
         "Sampler": "; ".join(f"{steps} {solver} steps" for steps, solver in sorted(ways)),
         "Precision": ", ".join(sorted({record["amp"] for record in records})).replace(
             "no", "float32"

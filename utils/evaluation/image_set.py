@@ -134,7 +134,7 @@ class ImageSet:
         self.add(self.features(images, captions), indices)
 
     def metrics(self, references: Sequence[Reference]) -> dict[str, Any]:
-        """Compute all metrics against the references, one for each network in the same order.
+        """Compute all metrics against the references, one for each network, in order.
 
         Metrics of the first network have plain names. Names of the others end with the kind of
         network, for example `frechet_distance_dinov2`. A metric is None if it cannot be computed:
@@ -253,5 +253,5 @@ def few_samples_note(n: int) -> str | None:
         return None
     return (
         f"{n} images are few: Fréchet distances and CMMD come out too high, the more so the fewer; "
-        "compare at equal n only, or by FID∞ and KID, which have no such bias"
+        "compare at equal n only, or by FID∞ and KID, which do not have this bias"
     )
