@@ -61,8 +61,8 @@ def statistics_of(
 ) -> Reference:
     """Compute the statistics of images, cropped to `size` if given.
 
-    Features are written to the folder `partial`. Features in it count only if they were made with an
-    equal `about`.
+    Features are written to the folder `partial`. Features in it are used only if their `about` was
+    equal.
     """
     made_of, now = partial / "about.json", json.dumps(about, default=str)
 

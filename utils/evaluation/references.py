@@ -68,7 +68,8 @@ def load_stats(path: str | Path) -> Reference:
             statistics = {k: v.astype(np.float64) for k, v in arrays.items() if k != "features"}
     except FileNotFoundError:
         raise UserError(
-            f"{path}: there are no reference statistics; make them with {SCRIPT}, or set eval.ref_path"
+            f"{path}: there are no reference statistics; make them with {SCRIPT}, or set "
+            "eval.ref_path"
         ) from None
     for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
         if mean in statistics:
