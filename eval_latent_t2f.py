@@ -1,4 +1,4 @@
-"""Judge the checkpoints of an experiment: Fréchet distance and CLIP score of images from captions.
+"""Judge the checkpoints of an experiment by images from captions: Fréchet distance, CLIP score, …
 
 The demo:           python eval_latent_t2f.py
 Another experiment: python eval_latent_t2f.py --config X.yaml --experiment_dir results/X
@@ -10,15 +10,14 @@ Several processes:  python eval_latent_t2f.py --num_process_per_node 4
 Images from a folder:  python eval_latent_t2f.py --images DIR --ref X.npz
 
 Writes report.html (open it in a browser), results.jsonl, results.csv and curve.png into
-<experiment_dir>/evaluation/. What is in results.jsonl already, for the same checkpoint and
-settings, is not computed again, and a sweep that was killed goes on with the batch that it was at.
+<experiment_dir>/evaluation/. A checkpoint with a record in results.jsonl for these settings is not
+judged again, and a killed sweep goes on with the batch that was in hand.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -27,6 +26,7 @@ from accelerate import PartialState
 from models.edm import EDMPrecond
 from utils.base.errors import UserError, one_line_errors
 from utils.base.launch import add_launch_arguments, relaunch
+from utils.base.processes import is_main_process
 from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter, add_config_arguments
 from utils.config.load import load_config
 from utils.config.parsing import path_or_none, step_or_none
@@ -39,11 +39,12 @@ from utils.config.published_flags import (
     note_void_flags,
 )
 from utils.config.schema import Config
-from utils.evaluation.checkpoints import evaluate_into, ways_of_sampling
+from utils.evaluation.checkpoints import Evaluation, ways_of_sampling
 from utils.evaluation.folder import add_folder_arguments, judge_folder
 from utils.evaluation.html_report import write_report
 from utils.evaluation.judge import Judge
 from utils.evaluation.metric_names import metrics_text
+from utils.evaluation.plots import plot_curves
 from utils.evaluation.results import Record, Results, best_of, table, way_names
 from utils.pretrained.checkpoint_files import read_weights
 from utils.pretrained.denoisers import load_denoiser
@@ -53,6 +54,7 @@ from utils.training.experiment import experiment_name
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=HelpFormatter,
@@ -61,8 +63,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--experiment_dir",
         type=path_or_none,
-        help="folder of the training; None = in --results_dir, with the name that the training "
-        "makes from the config, for the demo's config: demo",
+        help="folder of the training; None = in --results_dir, under the name that the training "
+        "makes from the config (demo for the demo's config)",
     )
     parser.add_argument(
         "--results_dir", type=Path, default=Path("results"), help="folder of all experiments"
@@ -75,14 +77,13 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--ckpt_ids",
-        help="steps to evaluate, of which a range takes those that are there, e.g. 300,600-900; "
-        "None = all",
+        help="steps to evaluate, e.g. 300,600-900; a range means all checkpoints in it; None = all",
     )
     parser.add_argument(
         "--save_images",
         choices=("png", "npz"),
-        help="keep all images that are judged, see eval.save_images of the config; "
-        "None = the first few",
+        help="keep all judged images, see eval.save_images of the config; None = keep the first "
+        "few",
     )
     own = {
         "preset": Flag("fast, or paper (40 Heun steps in float32)", "sampling.preset"),
@@ -96,18 +97,19 @@ def parse_args() -> argparse.Namespace:
 
 
 def folder_of(args: argparse.Namespace, config: Config) -> Path:
-    """The experiment to evaluate."""
+    """Return the folder of the experiment to evaluate."""
+    if args.experiment_dir:
+        return Path(args.experiment_dir)
     is_demo = args.config == DEFAULT_CONFIG
-    name = "demo" if is_demo else experiment_name(config)
-    return args.experiment_dir or args.results_dir / name
+    return Path(args.results_dir, "demo" if is_demo else experiment_name(config))
 
 
 def checkpoints_to_judge(
     folder: Path, first: int | None, last: int | None, listed: str | None = None
 ) -> dict[int, Path]:
-    """Step -> file, of the `listed` steps and ranges; None = no limit.
+    """Return step -> file of the checkpoints from `first` to `last` that `listed` names.
 
-    Raises UserError if there is none, or not each of the steps that are listed one by one.
+    None = no limit. Raises UserError if there are none, or if a single step in the list is missing.
     """
     found = list_checkpoints(folder)
     if not found:
@@ -135,7 +137,7 @@ def checkpoints_to_judge(
 
 
 def parse_steps(text: str) -> list[tuple[int, int]]:
-    """Ranges of a list such as '300,600-900', both ends included; UserError if it is none."""
+    """Return the ranges (first, last) of a list like '300,600-900'; raise UserError for others."""
     ranges = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
@@ -159,7 +161,10 @@ def check_trained_with(path: Path, trained: Config, config: Config) -> None:
 
 
 def denoiser_of(path: Path, config: Config, device: torch.device) -> EDMPrecond:
-    """A checkpoint's network; how it is built is the training's business, all else the config's."""
+    """Load a checkpoint's network, built by the config in the checkpoint if there is one.
+
+    `config` decides if it is compiled. Raises UserError if the two configs do not fit.
+    """
     trained_with = read_weights(path)[1] or config
     check_trained_with(path, trained_with, config)
     denoiser, _ = load_denoiser(path, device, config=trained_with)
@@ -169,6 +174,7 @@ def denoiser_of(path: Path, config: Config, device: torch.device) -> EDMPrecond:
 
 @one_line_errors
 def main() -> None:
+    """Evaluate checkpoints, or a folder of images with `--images`."""
     args = parse_args()
     flags = flag_settings(args)
     if args.save_images:
@@ -192,22 +198,22 @@ def main() -> None:
 
     records: list[Record] = []
     for step, path in checkpoints.items():
-        denoiser = cache(partial(denoiser_of, path, config, processes.device))
+        denoiser = None  # loaded if there is something to do
         for name, way in ways.items():
-            known = len(results.records)
-            record = evaluate_into(results, path, denoiser, way, judge)
-            is_new = len(results.records) > known
-            processes.print(
-                f"step {step}, {name}: {metrics_text(record)}{'' if is_new else ' (there already)'}"
-            )
+            evaluation, remark = Evaluation(results, path, way, judge), " (there already)"
+            record = evaluation.recorded()
+            if record is None:
+                denoiser = denoiser or denoiser_of(path, config, processes.device)
+                record, remark = evaluation.run(denoiser), ""
+            processes.print(f"step {step}, {name}: {metrics_text(record)}{remark}")
             records.append(record)
 
     best = best_of(records)
     processes.print(f"\n{table(records)}\n")
     (name,) = way_names([best])
     processes.print(f"best: {checkpoints[best['step']]}, {name}")
-    if processes.is_main_process:
-        results.plot()
+    if is_main_process():
+        plot_curves(results.records, results.folder / "curve.png")
         write_report(results, config, judge.clip)
     processes.print(f"{results.folder}/: report.html, results.jsonl, results.csv, curve.png")
 

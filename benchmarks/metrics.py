@@ -1,4 +1,4 @@
-"""FID beside pytorch-fid, its distance beside SciPy's matrix root, and the memory of many images.
+"""Compare FID with pytorch-fid, its distance with SciPy's matrix root; measure memory.
 
 python benchmarks/metrics.py --repeats 3 --out docs/benchmarks/metrics.json
 
@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -42,39 +44,42 @@ PICTURES = 128  # in each of two folders whose FID is measured
 
 
 class CheapFeatures(FeatureNetwork):
-    """The pixels themselves, so that nothing but the metrics takes time and memory."""
+    """Pixels as features, so that only the metrics take time and memory."""
 
     name = "clip-cheap"
     device = torch.device("cpu")
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """Scale uint8 to [0, 1]."""
         return images.float() / 255
 
     def run(self, inputs: torch.Tensor) -> Outputs:
+        """Return the first CHEAP values of each image."""
         return Outputs(inputs.flatten(1)[:, :CHEAP])
 
 
 def images_of(start: int) -> torch.Tensor:
+    """Make the batch of random images that starts at an index: uint8 (BATCH, 3, 16, 16)."""
     generator = torch.Generator().manual_seed(start)
     size = (BATCH, 3, 16, 16)
     return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
 
 
 def evaluation(count: int) -> timing.Work:
-    """All figures of `count` images that come in batches."""
+    """Return work that computes all metrics of `count` images in batches."""
     reference = Reference(np.full(CHEAP, 0.5), np.eye(CHEAP) / 10)
 
     def work() -> float:
         images = ImageSet([CheapFeatures()])
         for start in range(0, count, BATCH):
             images.update(images_of(start), range(start, start + BATCH))
-        return images.figures([reference])["frechet_distance"]
+        return float(images.metrics([reference])["frechet_distance"])
 
     return work
 
 
 def all_at_once(count: int) -> timing.Work:
-    """The usual way: every feature is held, then mean and covariance are taken."""
+    """Return work of the usual way: keep every feature, then compute mean and covariance."""
     network, reference = CheapFeatures(), (np.full(CHEAP, 0.5), np.eye(CHEAP) / 10)
 
     def work() -> float:
@@ -86,7 +91,7 @@ def all_at_once(count: int) -> timing.Work:
 
 
 def statistics(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of non-negative features whose scales differ, as pooled ones do."""
+    """Compute mean and covariance of non-negative random features of different scales."""
     generator = np.random.default_rng(seed)
     scale = np.exp(-3 * np.arange(INCEPTION) / INCEPTION)
     features = np.maximum(generator.normal(0.1 * seed, size=(count, INCEPTION)), 0) * scale
@@ -94,12 +99,13 @@ def statistics(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def by_sqrtm(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
+    """Compute the Fréchet distance by SciPy's matrix root."""
     root = scipy.linalg.sqrtm(sigma1 @ sigma2)
     return float(np.square(mu1 - mu2).sum() + np.trace(sigma1 + sigma2) - 2 * np.trace(root).real)
 
 
-def seconds_row(what: str, ways: dict[str, timing.Work], repeats: int) -> dict:
-    """The row of two ways to the same number."""
+def seconds_row(what: str, ways: Mapping[str, timing.Work], repeats: int) -> dict[str, Any]:
+    """Time two ways to compute one number, and return the row of the table."""
     taken = timing.interleaved(ways, repeats, warmup=0)
     ours, usual = taken["ours"], taken["usual"]
     return {
@@ -112,7 +118,7 @@ def seconds_row(what: str, ways: dict[str, timing.Work], repeats: int) -> dict:
 
 
 def draw(folder: Path, seed: int) -> Path:
-    """A folder of random smooth pictures of 256x256."""
+    """Fill a folder with random smooth pictures of 256x256."""
     folder.mkdir()
     generator = np.random.default_rng(seed)
     for number in range(PICTURES):
@@ -123,24 +129,26 @@ def draw(folder: Path, seed: int) -> Path:
 
 
 def by_pytorch_fid(folders: list[Path], weights: Path, threads: int) -> float:
-    """FID, with the given weights in the place of those that the package would download."""
+    """Compute FID by pytorch-fid, with the given weights instead of its download."""
     tensors = torch.load(weights, weights_only=True)
     with patch("pytorch_fid.inception.load_state_dict_from_url", lambda url, progress: tensors):
-        return calculate_fid_given_paths(list(map(str, folders)), 50, "cpu", INCEPTION, threads)
+        given = list(map(str, folders))
+        return float(calculate_fid_given_paths(given, 50, "cpu", INCEPTION, threads))
 
 
 def by_us(folders: list[Path], weights: Path, threads: int) -> float:
-    """FID, with all other figures of the same features."""
+    """Compute FID by our code, with all other metrics of the features."""
     sections = {"eval": {"feature_network": "inception"}, "encoders": {"inception": str(weights)}}
     network = load_feature_network(config_from_dict(sections, "benchmark"))
     generated, reference = ImageSet([network]), ImageSet([network])
     for images, folder in zip((generated, reference), folders, strict=True):
         for indices, batch in image_batches(sorted(folder.iterdir()), None, 48, threads):
             images.update(batch, indices)
-    return generated.figures(reference.references())["frechet_distance"]
+    return float(generated.metrics(reference.references())["frechet_distance"])
 
 
 def main() -> None:
+    """Run all comparisons, print the table, write it to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     timing.add_arguments(parser)
     args = parser.parse_args()
@@ -149,8 +157,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         folders = [draw(folder / str(seed), seed) for seed in (0, 1)]
-        given = (folders, make_inception_weights(folder / "inception.pth"), args.threads)
-        ways = {"ours": partial(by_us, *given), "usual": partial(by_pytorch_fid, *given)}
+        weights = make_inception_weights(folder / "inception.pth")
+        ways = {
+            "ours": partial(by_us, folders, weights, args.threads),
+            "usual": partial(by_pytorch_fid, folders, weights, args.threads),
+        }
         rows.append(seconds_row(f"FID of 2 x {PICTURES} pictures", ways, args.repeats))
     for count in (4000, 500):
         given = (*statistics(count, 0), *statistics(count, 1))
@@ -171,11 +182,11 @@ def main() -> None:
             }
         )
     notes = [
-        "Usual: pytorch-fid, with the same random weights; SciPy's sqrtm of S1 S2; all features "
-        "held at once. Ours takes all other figures of the same features besides.",
-        f"Memory: {CHEAP} cheap features an image and all figures that need no features of the "
-        "reference (ours; up to 10,000 images have theirs kept), the distance alone (usual); with "
-        "what Python and PyTorch take.",
+        "Usual: pytorch-fid, with equal random weights; SciPy's sqrtm of S1 S2; all features held "
+        "at once. Ours also computes all other metrics of the features.",
+        f"Memory: {CHEAP} cheap features an image. Ours computes all metrics that need no features "
+        "of the reference, and keeps the features of up to 10,000 images; usual computes the "
+        "distance alone. Memory of Python and PyTorch is included.",
     ]
     timing.report(args.out, "Metrics", rows, notes)
 

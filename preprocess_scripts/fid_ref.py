@@ -1,4 +1,4 @@
-"""Reference statistics for evaluation: mean and covariance of the features of a split's images.
+"""Compute reference statistics: mean and covariance of the features of a split's images.
 
 The demo:          python preprocess_scripts/fid_ref.py
 Your config:       python preprocess_scripts/fid_ref.py --config X.yaml
@@ -8,22 +8,23 @@ As pytorch-fid:    python preprocess_scripts/fid_ref.py --images photos --out ph
 ADM's batches:     python preprocess_scripts/fid_ref.py --images VIRTUAL.npz --out X.npz --features
 
 The feature network is eval.feature_network: Inception if encoders.inception names its weights,
-else the image tower of the config's CLIP. The npz holds mu and sigma (float64) as pytorch-fid's
-files do, and which network, how many images, their side in pixels and a hash of their names; with
-Inception mu_s and sigma_s for sFID; with --features the features of up to 10,000 images, which KID,
-precision, recall, density, coverage and CMMD need.
+else the image tower of the config's CLIP. The npz holds mu and sigma (float64) under pytorch-fid's
+names, the network, the number of images, their side in pixels and a hash of their names. With
+Inception it also holds mu_s and sigma_s, for sFID. With --features it also holds the features of up
+to 10,000 images, for KID, precision, recall, density, coverage and CMMD.
 
-Until it is complete, what the network gave for each batch lies in a folder X.npz.partial beside
-it (20 kB an image with Inception); if interrupted, start it again: it goes on from there.
+Until the npz is complete, the features of each batch lie in a folder X.npz.partial beside it
+(20 kB an image with Inception). After an interruption the same command goes on from there.
 """
 
 import argparse
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -42,24 +43,37 @@ from utils.evaluation.image_set import ImageSet
 from utils.evaluation.references import Reference, load_stats, save_stats
 
 
+class Facts(TypedDict):
+    """Entries of the npz that identify how it was made."""
+
+    n: int | None
+    network: str
+    resolution: int
+    source: str
+
+
 def statistics_of(
     source: list[Path] | NpzImages,
     size: int | None,
     network: FeatureNetwork,
     partial: Path,
-    about: dict[str, Any],
+    about: Mapping[str, object],
     args: argparse.Namespace,
 ) -> Reference:
-    """Statistics of images, cropped to `size` if given.
+    """Compute the statistics of images, cropped to `size` if given.
 
-    What the network gives lies in the folder `partial`, and is taken from there if it was made
-    from the same, which `about` tells.
+    Features are written to the folder `partial`. Features in it are used only if their `about` was
+    equal.
     """
     made_of, now = partial / "about.json", json.dumps(about, default=str)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(now)
+
     if not made_of.exists() or made_of.read_text() != now:
         for block in partial.glob("*.safetensors"):
             block.unlink()
-        write_whole(made_of, lambda temporary: temporary.write_text(now))
+        write_whole(made_of, write)
     blocks = FeatureBlocks(partial, len(source))
     missing, _ = blocks.check()
     images, done = ImageSet([network]), len(source) - len(missing)
@@ -69,25 +83,44 @@ def statistics_of(
         for indices, batch in batches:
             blocks.add(indices, images.features(batch))
             bar.update(len(indices))
-    for positions, rows in blocks:
-        images.add(rows, positions)
-    return images.references()[0]
+    return images.add_batches(blocks).references()[0]
+
+
+def is_complete(out: Path, about: Facts, features: bool) -> bool:
+    """Return True if `out` holds all that is asked for; UserError if it was made differently."""
+    if not out.exists():
+        return False
+    there = load_stats(out)
+    different = [
+        f"{key} {getattr(there, key)} there, {value} now"
+        for key, value in about.items()
+        if getattr(there, key) != value
+    ]
+    if different:
+        raise UserError(
+            f"{out}: made differently before ({'; '.join(different)}); "
+            "delete it or choose another --out"
+        )
+    return there.features is not None or not features
 
 
 @one_line_errors
 def main() -> None:
+    """Write the reference of one split, folder or npz of images."""
     parser = make_parser(__doc__, "ref", batch_size=64)
     parser.add_argument(
-        "--features", action="store_true", help="keep features of up to 10,000 images as well"
+        "--features", action="store_true", help="also keep the features of up to 10,000 images"
     )
     parser.add_argument(
         "--no_crop",
         action="store_true",
-        help="images as they are, as pytorch-fid takes them, not crops of data.resolution",
+        help="use images as they are, like pytorch-fid, not crops of data.resolution",
     )
     args = parser.parse_intermixed_args()
     config = load_config(args.config, args.overrides)
     (job,) = find_jobs(args, config, "ref")
+    source: list[Path] | NpzImages
+    size: int | None
     if job.images.suffix == ".npz" and job.images.is_file():
         source, size = NpzImages(job.images), None
         side, identity = source.side, source.checksum
@@ -97,8 +130,8 @@ def main() -> None:
         size = None if args.no_crop else config.data.resolution
         side, identity = size or 0, names_hash(sample.name for sample in samples)
     network = load_feature_network(config, args.device)
-    about = {"n": len(source), "network": network.name, "resolution": side, "source": identity}
-    statistics = None  # of more images than are here, as in ADM's reference batches
+    about = Facts(n=len(source), network=network.name, resolution=side, source=identity)
+    statistics = None  # ADM's batches hold those of more images than are in the file
     if isinstance(source, NpzImages) and source.has_statistics:
         if network.name != "inception-tf":
             raise UserError(
@@ -108,23 +141,11 @@ def main() -> None:
             )
         statistics, about["n"] = load_stats(job.images), None
     partial = job.out.with_name(f"{job.out.name}.partial")
-    if job.out.exists():
-        there = load_stats(job.out)
-        different = [
-            f"{key} {getattr(there, key)} there, {value} now"
-            for key, value in about.items()
-            if getattr(there, key) != value
-        ]
-        if different:
-            raise UserError(
-                f"{job.out}: made differently before ({'; '.join(different)}); "
-                "delete it or choose another --out"
-            )
-        if there.features is not None or not args.features:
-            if not writer_of(partial):  # left if the end was killed
-                shutil.rmtree(partial, ignore_errors=True)
-            print(f"{job.out}: complete already ({len(source)} images, {network.name})")
-            return
+    if is_complete(job.out, about, args.features):
+        if not writer_of(partial):  # a kill may have come between the reference and the end
+            shutil.rmtree(partial, ignore_errors=True)
+        print(f"{job.out}: complete already ({len(source)} images, {network.name})")
+        return
     partial.mkdir(parents=True, exist_ok=True)
     with FolderLock(partial, "reference"):
         made = statistics_of(source, size, network, partial, {**about, "images": job.images}, args)

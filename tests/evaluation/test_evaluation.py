@@ -1,4 +1,4 @@
-"""Judging checkpoints: figures, what is skipped, and bad input."""
+"""Evaluation of checkpoints: metrics, skipped work, and bad input."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ from utils.evaluation.draw import draw_from_captions
 from utils.evaluation.frechet import frechet_distance
 from utils.evaluation.judge import Judge
 from utils.evaluation.metric_names import metrics_text
-from utils.evaluation.metrics import clip_score
+from utils.evaluation.metrics import clip_similarities
 from utils.sampling.generate import draw_images, latent_shape
 
 
@@ -71,7 +71,7 @@ def records_of(experiment: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def test_figures_are_those_of_the_images_and_captions_themselves(config, tmp_path):
+def test_metrics_are_those_of_the_images_and_captions_themselves(config, tmp_path):
     denoiser, judge = make_tiny_denoiser(), Judge(config)
     images, captions, *_ = draw_from_captions(denoiser, config, judge, SeededNoise(range(24)))
     embeddings = judge.clip.encode_images(images.permute(0, 3, 1, 2))
@@ -82,35 +82,36 @@ def test_figures_are_those_of_the_images_and_captions_themselves(config, tmp_pat
         judge.reference.mu,
         judge.reference.sigma,
     )
-    figures = evaluate_checkpoint(denoiser, config, judge, tmp_path / "partial")
-    assert figures["n"] == 24
-    assert figures["frechet_distance"] == pytest.approx(expected, rel=1e-3)
-    assert figures["clip_score"] == pytest.approx(clip_score(embeddings, captions), rel=1e-3)
-    assert figures["network"].startswith("clip")
+    metrics = evaluate_checkpoint(denoiser, config, judge, tmp_path / "partial")
+    assert metrics["n"] == 24
+    assert metrics["frechet_distance"] == pytest.approx(expected, rel=1e-3)
+    score = float(clip_similarities(embeddings, captions).mean())
+    assert metrics["clip_score"] == pytest.approx(score, rel=1e-3)
+    assert metrics["network"].startswith("clip")
 
 
-def test_figures_do_not_depend_on_the_batch_size(config, tmp_path):
+def test_metrics_do_not_depend_on_the_batch_size(config, tmp_path):
     denoiser, judge = make_tiny_denoiser(), Judge(config)
-    figures = [
+    metrics = [
         evaluate_checkpoint(
             denoiser, with_eval(config, batchsize=size), judge, tmp_path / str(size)
         )
         for size in (1, 5, 24)
     ]
     for key in ("frechet_distance", "clip_score"):
-        values = [found[key] for found in figures]
+        values = [found[key] for found in metrics]
         assert values == pytest.approx(values[:1] * 3, rel=1e-9)
 
 
-def test_figures_are_the_same_if_the_next_batch_is_drawn_meanwhile(config, tmp_path, monkeypatch):
+def test_metrics_are_the_same_if_the_next_batch_is_drawn_meanwhile(config, tmp_path, monkeypatch):
     denoiser, judge = make_tiny_denoiser(), Judge(config)
     config = with_eval(config, batchsize=8)
-    figures = []
+    metrics = []
     for ahead in (True, False):
         monkeypatch.setattr(checkpoints, "draws_ahead", lambda device, ahead=ahead: ahead)
-        figures.append(evaluate_checkpoint(denoiser, config, judge, tmp_path / str(ahead)))
-        del figures[-1]["seconds"]
-    assert figures[0] == figures[1]
+        metrics.append(evaluate_checkpoint(denoiser, config, judge, tmp_path / str(ahead)))
+        del metrics[-1]["seconds"]
+    assert metrics[0] == metrics[1]
 
 
 def test_a_seed_draws_latent_then_image_then_caption(config):
@@ -156,7 +157,7 @@ def test_a_sweep_gives_records_table_and_curve(experiment, monkeypatch, capsys):
     assert f"best: {experiment}/checkpoints/{best['step']:07d}.pt" in capsys.readouterr().out
 
 
-def test_different_weights_and_guidance_give_different_figures(experiment, monkeypatch):
+def test_different_weights_and_guidance_give_different_metrics(experiment, monkeypatch):
     run(monkeypatch, experiment, "--cfg_scale", "3,None")
     assert len({r["frechet_distance"] for r in records_of(experiment)}) == 6
 
@@ -235,10 +236,10 @@ def test_models_without_captions_are_judged_by_their_images_alone(tmp_path, clas
         eval={"feat_path": None, "class_idx": wanted},
     )
     denoiser, judge = make_tiny_denoiser(cond_dim=classes), Judge(config)
-    figures = evaluate_checkpoint(denoiser, config, judge, tmp_path / "partial")
-    assert figures["clip_score"] is None
-    assert math.isfinite(figures["frechet_distance"])
-    assert metrics_text(figures).count(",") == 0
+    metrics = evaluate_checkpoint(denoiser, config, judge, tmp_path / "partial")
+    assert metrics["clip_score"] is None
+    assert math.isfinite(metrics["frechet_distance"])
+    assert metrics_text(metrics).count(",") == 0
     images = draw_from_captions(denoiser, config, judge, SeededNoise([7])).images
     noise = SeededNoise([7])
     latents = noise.randn(latent_shape(denoiser))

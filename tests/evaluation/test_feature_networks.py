@@ -1,4 +1,4 @@
-"""Feature networks: the published ones give what the projects that published them get."""
+"""Feature networks: published ones give the features of the projects that published them."""
 
 from pathlib import Path
 
@@ -74,10 +74,10 @@ def test_fid_and_its_statistics_are_those_of_pytorch_fid(
     np.testing.assert_allclose(made.mu, generated[0], rtol=1e-5, atol=1e-6)
     difference = np.linalg.norm(made.sigma - generated[1])
     assert difference < 1e-5 * np.linalg.norm(generated[1])
-    figures = images.figures([Reference(*reference)])
+    metrics = images.metrics([Reference(*reference)])
     expected = pytorch_fid.fid_score.calculate_frechet_distance(*generated, *reference)
-    assert figures["frechet_distance"] == pytest.approx(expected, abs=1e-3, rel=1e-5)
-    assert figures["network"] == "inception" and figures["inception_score"] > 1
+    assert metrics["frechet_distance"] == pytest.approx(expected, abs=1e-3, rel=1e-5)
+    assert metrics["network"] == "inception" and metrics["inception_score"] > 1
 
 
 def test_inception_tf_gives_what_torch_fidelity_does(tmp_path: Path, inception_weights: Path):
@@ -123,7 +123,7 @@ def test_features_do_not_depend_on_the_batch_in_which_an_image_came(tmp_path: Pa
 def test_the_clip_of_the_config_is_the_feature_network_without_inception_weights(tmp_path, capsys):
     network = load_feature_network(config_with(tmp_path, "inception"))
     assert kind_of(network.name) == "clip"
-    assert "figures are not FID" in capsys.readouterr().err
+    assert "distances are not FID" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("network", ["inception-tf", "dinov2"])
@@ -167,5 +167,5 @@ def test_dinov2_is_recognised_by_its_weights_and_gives_the_class_token(tmp_path:
 def test_references_remember_the_network_they_are_of(tmp_path: Path):
     save_stats(tmp_path / "x.npz", Reference(np.zeros(2), np.eye(2), network="inception-tf"))
     assert kind_of(load_stats(tmp_path / "x.npz").network) == "inception-tf"
-    with pytest.raises(UserError, match="no feature network"):
+    with pytest.raises(UserError, match="no known feature network"):
         kind_of("vgg")

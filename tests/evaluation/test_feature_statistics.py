@@ -1,4 +1,4 @@
-"""What is kept of features: the same however images were shared among batches and processes."""
+"""Statistics of features: equal for any order and any size of the batches."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from random_features import features, statistics
 
 from utils.base.errors import UserError
-from utils.evaluation.feature_statistics import ClassStats, FeatureStats, Sample
+from utils.evaluation.feature_statistics import FeatureStats, Sample
 
 
 def test_streaming_statistics_equal_those_of_all_features_at_once():
@@ -20,29 +20,17 @@ def test_streaming_statistics_equal_those_of_all_features_at_once():
     np.testing.assert_allclose(stats.sigma, sigma, rtol=1e-9, atol=1e-9)
 
 
-def test_merged_statistics_do_not_depend_on_how_images_were_shared():
+def test_statistics_do_not_depend_on_the_order_and_the_size_of_batches():
     values = features(50, 8, seed=1)
     whole = FeatureStats()
     whole.update(values)
-    merged = FeatureStats()
+    shared = FeatureStats()
     for rank in range(3):
-        part = FeatureStats()
         for batch in np.array_split(values[rank::3], 2):
-            part.update(torch.from_numpy(batch))
-        merged.merge(part)
-    merged.merge(FeatureStats())  # a process that had no images
-    np.testing.assert_allclose(merged.mu, whole.mu, rtol=1e-12)
-    np.testing.assert_allclose(merged.sigma, whole.sigma, rtol=1e-12, atol=1e-14)
-
-
-def test_merging_leaves_the_other_statistics_as_they_were():
-    first, second, third = FeatureStats(), FeatureStats(), FeatureStats()
-    first.update(features(9, 3, seed=2))
-    before = first.scatter.copy()
-    second.merge(first)
-    third.update(features(5, 3, seed=3))
-    second.merge(third)
-    np.testing.assert_array_equal(first.scatter, before)
+            shared.update(torch.from_numpy(batch))
+    shared.update(values[:0])  # a batch without images
+    np.testing.assert_allclose(shared.mu, whole.mu, rtol=1e-12)
+    np.testing.assert_allclose(shared.sigma, whole.sigma, rtol=1e-12, atol=1e-14)
 
 
 def test_features_that_are_not_finite_are_refused():
@@ -57,19 +45,17 @@ def test_a_single_image_has_no_covariance():
         _ = stats.sigma
 
 
-def test_a_sample_holds_the_same_images_whatever_the_order_and_the_shares():
+def test_a_sample_holds_the_same_images_whatever_the_order_and_the_batches():
     rows = np.arange(300, dtype=np.float32)[:, None] * [1, 2]
     one = Sample(limit=40)
     one.update(np.arange(300), rows)
-    parts = [Sample(limit=40) for _ in range(2)]
-    order = np.random.default_rng(0).permutation(300)
-    for number, batch in enumerate(np.array_split(order, 50)):
-        parts[number % 2].update(batch, rows[batch])
-    parts[0].merge(parts[1])
+    other = Sample(limit=40)
+    for batch in np.array_split(np.random.default_rng(0).permutation(300), 50):
+        other.update(batch, rows[batch])
     assert len(one) == 40
-    np.testing.assert_array_equal(parts[0].indices, one.indices)
+    np.testing.assert_array_equal(other.indices, one.indices)
     np.testing.assert_array_equal(one.rows, rows[one.indices])
-    np.testing.assert_array_equal(parts[0].rows, one.rows)
+    np.testing.assert_array_equal(other.rows, one.rows)
 
 
 def test_a_sample_of_few_images_holds_all_of_them_in_order():
@@ -83,18 +69,3 @@ def test_which_images_a_sample_holds_does_not_follow_their_order():
     sample.update(np.arange(10_000), np.zeros((10_000, 1)))
     counts = np.histogram(sample.indices, bins=10, range=(0, 10_000))[0]
     assert counts.min() > 60 and counts.max() < 140  # 100 are expected, the deviation is 9.5
-
-
-@pytest.mark.parametrize("kind", [FeatureStats, Sample, ClassStats])
-def test_statistics_come_back_from_their_state(kind):
-    def add(stats, rows: np.ndarray) -> None:
-        values = torch.from_numpy(features(30, 6, seed=4)[rows])
-        stats.update(values) if kind is FeatureStats else stats.update(rows, values)
-
-    whole, first, second = kind(), kind(), kind()
-    add(whole, np.arange(30))
-    add(first, np.arange(12))
-    second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})
-    add(second, np.arange(12, 30))
-    for key, value in whole.state_dict().items():
-        torch.testing.assert_close(second.state_dict()[key], value, rtol=1e-12, atol=1e-12)

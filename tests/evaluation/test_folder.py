@@ -1,4 +1,4 @@
-"""Figures of images that are there already, against any reference."""
+"""Metrics of existing images, against any reference."""
 
 import json
 import subprocess
@@ -52,14 +52,14 @@ def test_a_folder_compared_with_itself_has_no_distance(
 ):
     images, captions = faces
     ref = make_reference(monkeypatch, tmp_path, images, "ref.npz", "--features")
-    out = tmp_path / "figures.json"
-    flags = ("--images", images, "--ref", ref, "--captions", captions, "--figures_out", out)
+    out = tmp_path / "metrics.json"
+    flags = ("--images", images, "--ref", ref, "--captions", captions, "--metrics_out", out)
     run(monkeypatch, tmp_path, *flags)
-    figures = json.loads(out.read_text())
-    assert figures["n"] == 24
-    assert figures["frechet_distance"] == pytest.approx(0, abs=1e-6)
-    assert figures["precision"] == figures["coverage"] == 1
-    assert figures["clip_score"] is not None
+    metrics = json.loads(out.read_text())
+    assert metrics["n"] == 24
+    assert metrics["frechet_distance"] == pytest.approx(0, abs=1e-6)
+    assert metrics["precision"] == metrics["coverage"] == 1
+    assert metrics["clip_score"] is not None
     said = capsys.readouterr()
     assert "Fréchet distance" in said.out and "24 images are few" in said.err
 
@@ -86,9 +86,9 @@ def test_images_are_cropped_as_those_of_the_reference_were(config, faces, tmp_pa
     images, _ = faces
     ref = make_reference(monkeypatch, tmp_path, images, "ref.npz")
     assert load_stats(ref).resolution == 16
-    figures = evaluate_folder(config, images, [ref])
-    assert figures["frechet_distance"] == pytest.approx(0, abs=1e-6)
-    assert figures["precision"] is None  # the reference has no features
+    metrics = evaluate_folder(config, images, [ref])
+    assert metrics["frechet_distance"] == pytest.approx(0, abs=1e-6)
+    assert metrics["precision"] is None  # the reference has no features
 
 
 def test_features_are_added_to_a_reference_that_has_none(
@@ -121,7 +121,7 @@ def test_bad_input_gives_one_clear_line(config, faces, tmp_path, monkeypatch, ca
         (images, [tmp_path / "other.npz"], "features are from 'clip-0'"),
         (images, [tmp_path / "big.npz"], "32x32 pixels, too small for"),
         (images, [ref, tmp_path / "big.npz"], "cannot be compared with both"),
-        (images, [tmp_path / "none.npz"], "no such reference"),
+        (images, [tmp_path / "none.npz"], "there are no reference statistics"),
         (single, [ref], "at least two images"),
         (torn, [ref], "b.png: unreadable image"),
         (tmp_path / "empty", [ref], "there is no image folder"),
@@ -161,23 +161,23 @@ def test_adm_references_keep_their_statistics(config, tmp_path, monkeypatch, cap
 
 def test_references_without_network_need_one(config, faces, tmp_path):
     save_stats(tmp_path / "plain.npz", Reference(np.zeros(DIM), np.eye(DIM)))
-    figures = evaluate_folder(config, faces[0], [tmp_path / "plain.npz"])
-    assert figures["network"].startswith("clip")
+    metrics = evaluate_folder(config, faces[0], [tmp_path / "plain.npz"])
+    assert metrics["network"].startswith("clip")
     with pytest.raises(UserError, match="feature network dinov2 needs"):
         evaluate_folder(config, faces[0], [tmp_path / "plain.npz"], feature_network="dinov2")
 
 
 @pytest.mark.e2e
-def test_two_processes_give_the_figures_of_one(config, faces, tmp_path, monkeypatch):
+def test_two_processes_give_the_metrics_of_one(config, faces, tmp_path, monkeypatch):
     ref = make_reference(monkeypatch, tmp_path, faces[0], "ref.npz", "--features")
     moved = tmp_path / "other"
     moved.mkdir()
     for i in range(40, 63):
         draw_face(i, 40).save(moved / f"{i}.png")
     alone = evaluate_folder(config, moved, [ref])
-    out = tmp_path / "figures.json"
+    out = tmp_path / "metrics.json"
     flags = ["--config", tmp_path / "config.yaml", "--images", moved, "--ref", ref]
-    flags += ["--figures_out", out, "--num_process_per_node", 2]
+    flags += ["--metrics_out", out, "--num_process_per_node", 2, "eval.batchsize=5"]
     done = subprocess.run(
         [sys.executable, "eval_latent_t2f.py", *map(str, flags)],
         cwd=ROOT,
@@ -186,6 +186,7 @@ def test_two_processes_give_the_figures_of_one(config, faces, tmp_path, monkeypa
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.glob(".evaluation-*"))  # the folder that the processes shared
     together = json.loads(out.read_text())
     for key, value in alone.items():
         numeric = isinstance(value, float)

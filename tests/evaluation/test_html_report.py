@@ -1,4 +1,4 @@
-"""report.html: whole in itself, says what was found, and looks as it should in a browser."""
+"""report.html: loads no other file, shows all results, and looks right in a browser."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ CAPTION = 'a "drawn" face <b>& more</b>'
 
 
 class Page(HTMLParser):
-    """What a page shows and what it would load."""
+    """The words of a page, the rows of its table, and the files that it would load."""
 
     VOID = {"meta", "img", "br", "link", "input"}
 
@@ -124,7 +124,7 @@ def test_the_table_holds_every_result_and_tints_the_best(made):
     assert rows[4][1] == ["600", "1.5", "10 dpmpp_2m", "240", "19.10", "61 s"]
 
 
-def test_every_figure_has_a_column_and_a_curve_and_its_spread_stands_below(made):
+def test_every_metric_has_a_column_and_a_curve_and_its_spread_stands_below(made):
     more = {"frechet_distance_low": 226.0, "frechet_distance_high": 255.4, "recall_dinov2": 0.25}
     made.results.add(record(900, 1.5, 200.0, kid=0.0123, kid_std=0.0041, cmmd=None, **more))
     text = write_report(made.results, made.config, made.clip).read_text()
@@ -172,12 +172,12 @@ def test_the_page_does_without_training_images_captions_and_several_scales(made,
     results = Results(tmp_path / "other" / "evaluation")
     results.add(record(300, None, 5.0, clip_score=None))
     page = Page(write_report(results, made.config, made.clip).read_text())
-    assert "They were not kept" in page.text and "Judge several guidance scales" in page.text
+    assert "No images were kept" in page.text and "Judge several guidance scales" in page.text
     gone = without(made.config, image_dir=tmp_path / "gone")
     page = Page(write_report(made.results, gone, made.clip).read_text())
     assert page.text.count("image not there") == 6
     gone = without(made.config, feat_path=tmp_path / "gone")
-    assert "Not to be had" in Page(write_report(made.results, gone, made.clip).read_text()).text
+    assert "Not available" in Page(write_report(made.results, gone, made.clip).read_text()).text
 
 
 def test_a_browser_shows_the_page(made, tmp_path):

@@ -1,4 +1,4 @@
-"""An image set: batches in, all figures out, however the images were shared."""
+"""An image set: batches in, all metrics out, for any batches and any number of processes."""
 
 from pathlib import Path
 
@@ -9,8 +9,10 @@ from tiny import DIM, RESOLUTION, make_tiny_config
 
 from utils.base.errors import UserError
 from utils.evaluation.feature_networks import ClipFeatures, FeatureNetwork, Outputs
+from utils.evaluation.feature_store import FeatureBlocks
 from utils.evaluation.frechet import frechet_distance
-from utils.evaluation.image_set import ImageSet, few_samples_note, load_judges
+from utils.evaluation.image_set import ImageSet, few_samples_note
+from utils.evaluation.judge import load_judges
 from utils.evaluation.references import Reference, save_stats
 from utils.pretrained.encoders import load_config_clip
 
@@ -74,14 +76,14 @@ def assert_same(found: dict, expected: dict) -> None:
         assert found[key] == (pytest.approx(value, rel=1e-6) if numeric else value), key
 
 
-def test_all_figures_that_can_be_told_are_told(whole, references):
-    figures = whole.figures(references)
-    untold = {key for key, value in figures.items() if value is None}
-    assert untold == {"inception_score", "inception_score_std", "sfid"}  # CLIP has no classes
-    assert figures["n"] == N and figures["network"].startswith("clip-")
-    low, high = figures["frechet_distance_low"], figures["frechet_distance_high"]
-    assert low < figures["frechet_distance"] < high
-    assert figures["sfid_inception"] > 0 and figures["inception_score_inception"] > 1
+def test_all_metrics_that_can_be_computed_are_there(whole, references):
+    metrics = whole.metrics(references)
+    absent = {key for key, value in metrics.items() if value is None}
+    assert absent == {"inception_score", "inception_score_std", "sfid"}  # CLIP has no classes
+    assert metrics["n"] == N and metrics["network"].startswith("clip-")
+    low, high = metrics["frechet_distance_low"], metrics["frechet_distance_high"]
+    assert low < metrics["frechet_distance"] < high
+    assert metrics["sfid_inception"] > 0 and metrics["inception_score_inception"] > 1
 
 
 def test_the_distance_is_that_of_the_features_themselves(whole, clip, images, references):
@@ -92,32 +94,21 @@ def test_the_distance_is_that_of_the_features_themselves(whole, clip, images, re
         references[0].mu,
         references[0].sigma,
     )
-    assert whole.figures(references)["frechet_distance"] == pytest.approx(expected, rel=1e-5)
+    assert whole.metrics(references)["frechet_distance"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_figures_depend_neither_on_batches_nor_on_processes(
-    networks, clip, images, captions, references, whole, batch_size
+def test_metrics_depend_neither_on_batches_nor_on_processes(
+    tmp_path: Path, networks, clip, images, captions, references, whole, batch_size
 ):
-    parts = [ImageSet(networks, clip) for _ in range(2)]
-    for rank, part in enumerate(parts):
-        for indices in np.arange(rank, N, 2)[::-1].copy().reshape(-1)[None]:
-            for some in np.array_split(indices, -(-len(indices) // batch_size)):
-                part.update(images[some], some, captions[some])
-    parts[0].merge(parts[1])
-    assert_same(parts[0].figures(references), whole.figures(references))
-
-
-def test_a_set_goes_on_from_its_saved_state(
-    tmp_path: Path, networks, clip, images, captions, references, whole
-):
-    first, second = ImageSet(networks, clip), ImageSet(networks, clip)
-    first.update(images[:50], range(50), captions[:50])
-    torch.save(first.state_dict(), tmp_path / "state.pt")
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    left = np.setdiff1d(np.arange(N), second.seen)
-    second.update(images[left], left, captions[left])
-    assert_same(second.figures(references), whole.figures(references))
+    blocks = FeatureBlocks(tmp_path / "blocks", N)
+    for rank in range(2):
+        process = ImageSet(networks, clip)
+        indices = np.arange(rank, N, 2)[::-1].copy()
+        for some in np.array_split(indices, -(-len(indices) // batch_size)):
+            blocks.add(some.tolist(), process.features(images[some], captions[some]))
+    found = ImageSet(networks, clip).add_batches(blocks).metrics(references)
+    assert_same(found, whole.metrics(references))
 
 
 def test_features_may_be_kept_and_taken_in_later(
@@ -131,11 +122,7 @@ def test_features_may_be_kept_and_taken_in_later(
     assert later.n == 0
     for features, indices in reversed(parts):
         later.add(features, indices)
-    assert_same(later.figures(references), whole.figures(references))
-
-
-def test_one_process_gathers_what_it_has(whole, references):
-    assert_same(whole.gathered().figures(references), whole.figures(references))
+    assert_same(later.metrics(references), whole.metrics(references))
 
 
 def test_an_image_is_not_counted_twice(networks, images):
@@ -145,18 +132,13 @@ def test_an_image_is_not_counted_twice(networks, images):
         made.update(images[:4], range(3, 7))
 
 
-def test_a_state_of_other_networks_is_refused(networks, whole):
-    with pytest.raises(UserError, match="other feature networks"):
-        ImageSet(networks[:1]).load_state_dict(whole.state_dict())
-
-
-def test_without_captions_and_features_of_the_reference_the_rest_is_told(networks, images):
+def test_without_captions_and_features_of_the_reference_the_rest_is_there(networks, images):
     bare = Reference(np.zeros(DIM), np.eye(DIM))
     made = ImageSet(networks[:1])
     made.update(images[:30], range(30))
-    figures = made.figures([bare])
-    told = {key for key, value in figures.items() if value is not None}
-    assert told == {
+    metrics = made.metrics([bare])
+    there = {key for key, value in metrics.items() if value is not None}
+    assert there == {
         *("n", "network"),
         *("frechet_distance", "frechet_distance_low", "frechet_distance_high"),
     }
@@ -166,14 +148,14 @@ def test_a_single_image_is_refused(networks, images, references):
     made = ImageSet(networks[:1])
     made.update(images[:1], [0])
     with pytest.raises(UserError, match="at least two images, got 1"):
-        made.figures(references[:1])
+        made.metrics(references[:1])
 
 
 def test_a_reference_of_another_dimension_is_refused(networks, images):
     made = ImageSet(networks[:1])
     made.update(images[:3], range(3))
     with pytest.raises(UserError, match=f"has 5 dimensions, the features {DIM}"):
-        made.figures([Reference(np.zeros(5), np.eye(5))])
+        made.metrics([Reference(np.zeros(5), np.eye(5))])
 
 
 def test_features_that_are_not_finite_name_the_image(networks, images):
@@ -188,8 +170,8 @@ def test_pictures_that_are_all_the_same_are_remarked(networks, images, reference
     made = ImageSet(networks[:1])
     grey = torch.full((20, 3, RESOLUTION, RESOLUTION), 128, dtype=torch.uint8)
     made.update(grey, range(20))
-    figures = made.figures(references[:1])
-    assert figures["frechet_distance"] > 0
+    metrics = made.metrics(references[:1])
+    assert metrics["frechet_distance"] > 0
     assert "all 20 images have the same clip features" in capsys.readouterr().err
 
 
@@ -206,7 +188,7 @@ def test_more_references_are_judged_by_as_well(tmp_path: Path, clip):
     networks, (reference,) = load_judges(config)
     assert [network.name for network in networks] == [clip.identity]
     assert reference.path == config.eval.ref_path
-    for path, message in ((unnamed, "does not say"), (reference.path, "two references")):
+    for path, message in ((unnamed, "does not name"), (reference.path, "two references")):
         changed = config.eval.model_copy(update={"more_ref_paths": [path]})
         with pytest.raises(UserError, match=message):
             load_judges(config.model_copy(update={"eval": changed}))

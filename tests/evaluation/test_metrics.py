@@ -1,4 +1,4 @@
-"""Figures of given features, beside those of the libraries that define them."""
+"""Metrics of given features, compared with the libraries that define them."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from utils.evaluation.feature_statistics import SPLITS, ClassStats
 from utils.evaluation.metrics import (
-    clip_score,
+    clip_similarities,
     cmmd,
     inception_score,
     kid,
@@ -95,7 +95,7 @@ def test_cmmd_is_its_double_sum():
 def test_clip_score_is_the_mean_cosine_in_percent():
     image = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
     text = torch.tensor([[0.5, 0.0], [-3.0, 0.0]])
-    assert clip_score(image, text) == pytest.approx(100 * (1 - 0.5**0.5) / 2)
+    assert clip_similarities(image, text).mean() == pytest.approx(100 * (1 - 0.5**0.5) / 2)
 
 
 def test_r_precision_counts_images_that_find_their_own_caption():

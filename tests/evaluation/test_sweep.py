@@ -1,4 +1,4 @@
-"""A sweep: what is judged, that nothing is drawn twice, and what is left of it on disk."""
+"""A sweep: judges every combination, draws nothing twice, and leaves the right files."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from utils.evaluation.feature_store import FeatureBlocks
 from utils.sampling.pictures import png_text
 
 SCRIPT = "eval_latent_t2f.py"
-# Figures that a run gives; the rest of a record says what was judged, and how long it took.
+# Settings and metrics that a repeated run must give again; the seconds differ.
 SAME = ("step", "cfg_scale", "num_steps", "solver", "frechet_distance", "clip_score", "n")
 
 
@@ -62,7 +62,7 @@ def records_of(experiment: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def figures_of(records: list[dict]) -> list[dict]:
+def metrics_of(records: list[dict]) -> list[dict]:
     return [{key: record[key] for key in SAME} for record in records]
 
 
@@ -158,7 +158,7 @@ def test_an_npz_holds_all_images_in_order(sweep, experiment):
     images = np.load(folder / "images.npz")["arr_0"]
     assert images.shape == (24, RESOLUTION, RESOLUTION, 3)
     assert np.array_equal(images[17], np.asarray(Image.open(folder / "000017.png")))
-    assert figures_of(after) == 2 * figures_of(before)
+    assert metrics_of(after) == 2 * metrics_of(before)
 
 
 # --- Nothing is drawn twice
@@ -183,7 +183,7 @@ def test_a_sweep_killed_at_any_moment_goes_on_and_gives_the_same(sweep, experime
     assert drawn <= 2 * count + 8 * kills  # at most a batch of eight is lost each time
     assert not list((experiment / "evaluation" / "partial").iterdir())
     (experiment / "evaluation" / "results.jsonl").unlink()
-    assert figures_of(resumed) == figures_of(sweep(*flags))
+    assert metrics_of(resumed) == metrics_of(sweep(*flags))
 
 
 @pytest.mark.e2e
@@ -202,7 +202,7 @@ def test_another_number_of_processes_may_finish_and_gives_the_same(sweep, experi
     (experiment / "evaluation" / "results.jsonl").unlink()
     with Run(SCRIPT, arguments(experiment, *flags), said, launcher=launcher) as run:
         assert run.wait() == 0, run.said()
-    assert figures_of(records_of(experiment)) == figures_of([alone])
+    assert metrics_of(records_of(experiment)) == metrics_of([alone])
 
 
 def test_a_damaged_part_is_named_and_made_again(sweep, experiment, monkeypatch, capsys):
@@ -229,7 +229,7 @@ def test_a_damaged_part_is_named_and_made_again(sweep, experiment, monkeypatch, 
     assert [str(path) in line for path, line in zip((cut, changed), notes, strict=True)] == [1, 1]
     assert record["images_drawn"] == 40 + 16
     (experiment / "evaluation" / "results.jsonl").unlink()
-    assert figures_of([record]) == figures_of(sweep("--ckpt_ids", 10, "--num_expected", 40))
+    assert metrics_of([record]) == metrics_of(sweep("--ckpt_ids", 10, "--num_expected", 40))
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(sweep, experiment, capsys):

@@ -1,4 +1,4 @@
-"""How good a denoiser is: images from test captions, judged in one pass batch by batch."""
+"""Evaluation of checkpoints: draw images of test captions, judge them batch by batch, record."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 from models.edm import EDMPrecond
 from utils.base.errors import UserError
 from utils.base.locks import FolderLock
+from utils.base.processes import is_main_process
 from utils.base.progress import progress
 from utils.base.read_ahead import read_ahead
 from utils.config.schema import Config
+from utils.evaluation.collective import of_main_process
 from utils.evaluation.draw import CPU_GROUP, Drawn, draw_seeds, draws_ahead, seeds_to_judge
-from utils.evaluation.feature_store import FeatureBlocks
+from utils.evaluation.feature_store import FeatureBlocks, batches_of_process
 from utils.evaluation.judge import Judge
 from utils.evaluation.kept_images import KeptImages
 from utils.evaluation.results import Record, Results, way_names
 from utils.sampling.generate import sampler_settings
-
-T = TypeVar("T")
 
 
 def evaluate_checkpoint(
@@ -40,30 +39,60 @@ def evaluate_checkpoint(
     *,
     kept: KeptImages | None = None,
 ) -> dict[str, Any]:
-    """Judge `eval.fid_sample_size` images of test captions, drawn as `sampling` says.
+    """Judge `eval.fid_sample_size` images of test captions, drawn with the settings of `sampling`.
 
-    With several processes all of them call this: each draws its share, and all get the result.
-    `partial`: folder for what is done so far; a call that was killed goes on from there, whatever
-    the number of processes. Figures are the same as without. `kept`: where images are written.
+    All processes call this: each draws its share, and all get the result.
 
-    Returns the figures of `ImageSet`, `images_drawn` (more than the `n` images only
-    after a kill), and `seconds`.
+    Args:
+        partial: folder for finished batches. After a kill the next call goes on from there, with
+            any number of processes; the metrics do not change.
+        kept: writes images that stay.
+
+    Returns:
+        The metrics of `ImageSet`, `images_drawn` (more than `n` only after a kill), and `seconds`.
     """
     started = time.perf_counter()
-    processes = PartialState()
     if judge.captions is not None and denoiser.model.cond_width != judge.clip.dim:
         raise UserError(
             f"the model takes conditions of {denoiser.model.cond_width} numbers, but "
             f"{config.eval.feat_path} holds embeddings of {judge.clip.dim}"
         )
+    seeds = seeds_to_judge(config)
+    blocks = FeatureBlocks(partial, len(seeds))
+    missing, before = of_main_process(blocks.check)
+    _judge_share(denoiser, config, judge, blocks, missing, kept)
+    PartialState().wait_for_everyone()
+
+    def finish() -> dict[str, Any]:
+        if lost := blocks.check()[0]:
+            raise UserError(
+                f"{partial}: {len(lost)} of {len(seeds)} images are not there; all nodes should "
+                "share this folder, and only one evaluation should write to it at a time"
+            )
+        metrics = judge.metrics(blocks)
+        if kept is not None:
+            kept.finish(blocks)
+        seconds = round(before + time.perf_counter() - started, 2)
+        return {**metrics, "images_drawn": blocks.images_drawn, "seconds": seconds}
+
+    return of_main_process(finish)
+
+
+def _judge_share(
+    denoiser: EDMPrecond,
+    config: Config,
+    judge: Judge,
+    blocks: FeatureBlocks,
+    missing: Sequence[int],
+    kept: KeptImages | None,
+) -> None:
+    """Draw and judge this process's share of the missing positions, and add it to the blocks."""
+    processes = PartialState()
     seeds, size = seeds_to_judge(config), config.eval.batchsize
     if judge.device.type == "cpu":
         size = -(-size // CPU_GROUP) * CPU_GROUP
-    blocks = FeatureBlocks(partial, len(seeds))
-    missing, before = of_main_process(blocks.check)
-    batches = [missing[i : i + size] for i in range(0, len(missing), size)]
+    own = batches_of_process(missing, size, processes.process_index, processes.num_processes)
     done = len(seeds) - len(missing)
-    own = batches[processes.process_index :: processes.num_processes]
 
     def draw(positions: list[int]) -> Drawn:
         blocks.begin(len(positions), processes.process_index)
@@ -73,40 +102,19 @@ def evaluate_checkpoint(
         last = time.perf_counter()
         draws = read_ahead(draw, own, ahead=1) if draws_ahead(judge.device) else map(draw, own)
         for positions, drawn in zip(own, draws, strict=True):
-            rows = judge.rows(drawn.images, drawn.captions)
+            rows = judge.features(drawn.images, drawn.captions)
             if kept is not None:
                 rows |= kept.save(positions, [seeds[p] for p in positions], drawn)
             now = time.perf_counter()
             blocks.add(positions, rows, (now - last) / processes.num_processes)
             bar.update(len(positions) * processes.num_processes)
             last = now
-    processes.wait_for_everyone()
-
-    def finish() -> dict[str, Any]:
-        if lost := blocks.check()[0]:
-            raise UserError(
-                f"{partial}: {len(lost)} of {len(seeds)} images are not there; all nodes should "
-                "share this folder, and only one evaluation should write to it at a time"
-            )
-        figures = judge.figures(blocks)
-        if kept is not None:
-            kept.finish(blocks)
-        seconds = round(before + time.perf_counter() - started, 2)
-        return {**figures, "images_drawn": blocks.images_drawn, "seconds": seconds}
-
-    return of_main_process(finish)
-
-
-def of_main_process(compute: Callable[[], T]) -> T:
-    """What `compute` returns in the main process, for all processes."""
-    result = [compute() if PartialState().is_main_process else None]
-    return broadcast_object_list(result)[0]
 
 
 def ways_of_sampling(config: Config) -> dict[str, Config]:
-    """Name -> config of each way in which checkpoints are judged: guidance x steps x solvers.
+    """Return name -> config of each way to sample: all guidance scales, steps and solvers combined.
 
-    Those are the lists of the `eval` section; an empty one stands for the key of `sampling`.
+    The choices are the lists of the `eval` section; an empty list stands for the key of `sampling`.
     Raises UserError if a sampler does not exist.
     """
     sampling, lists = config.sampling, config.eval
@@ -120,59 +128,93 @@ def ways_of_sampling(config: Config) -> dict[str, Config]:
         config.model_copy(update={"sampling": sampling.model_copy(update=way)}) for way in ways
     ]
     for one in configs:
-        sampler_settings(one.sampling)  # complains now rather than after hours
+        sampler_settings(one.sampling)  # raises now rather than after hours
     return dict(zip(way_names(ways), configs, strict=True))
+
+
+class Evaluation:
+    """Evaluation of one checkpoint file with one way to sample, and its record in `results`.
+
+    All processes make it and call its methods.
+    """
+
+    def __init__(
+        self,
+        results: Results,
+        checkpoint: Path,
+        config: Config,
+        judge: Judge,
+        *,
+        step: int | None = None,
+    ) -> None:
+        """`step`: of the training; None = the checkpoint's name, <step>.pt."""
+        self.results, self.config, self.judge = results, config, judge
+        self.settings: Record = {
+            "step": int(checkpoint.stem) if step is None else step,
+            "checkpoint": checkpoint.name,
+            "checkpoint_sha256": of_main_process(lambda: file_hash(checkpoint)),
+            **evaluation_settings(config, judge),
+        }
+        self.name = folder_name(self.settings)
+        self.partial = results.folder / "partial" / self.name
+        names = judge.captions.info.meta.get("names") if judge.captions else None
+        self.kept = KeptImages(results.folder / "images" / self.name, config, names)
+
+    def recorded(self) -> Record | None:
+        """Return the record of this file and these settings; None if there is none.
+
+        It does not count if images are to be kept (`eval.save_images`) and one is missing.
+        """
+        seeds = seeds_to_judge(self.config)
+
+        def find() -> Record | None:
+            record = self.results.find(self.settings) if self.kept.are_there(seeds) else None
+            if record is not None:  # a kill may have come between the record and the end of `run`
+                shutil.rmtree(self.partial, ignore_errors=True)
+            return record
+
+        return of_main_process(find)
+
+    def run(self, denoiser: EDMPrecond) -> Record:
+        """Evaluate the denoiser that the checkpoint holds, record the metrics, return the record.
+
+        Raises UserError if another evaluation writes to the folder, or the disk is full.
+        """
+        with disk_errors(self.results.folder), ExitStack() as stack:
+            self.partial.mkdir(parents=True, exist_ok=True)
+            if is_main_process():
+                stack.enter_context(FolderLock(self.partial, "evaluation"))
+            metrics = evaluate_checkpoint(
+                denoiser, self.config, self.judge, self.partial, kept=self.kept
+            )
+            images, config = f"images/{self.name}", self.config.to_dict()
+            record = {**self.settings, **metrics, "images": images, "config": config}
+            if is_main_process():
+                self.results.add(record)
+                shutil.rmtree(self.partial)
+        return record
 
 
 def evaluate_into(
     results: Results,
     checkpoint: Path,
-    denoiser: Callable[[], EDMPrecond],
+    denoiser: EDMPrecond,
     config: Config,
     judge: Judge,
     *,
     step: int | None = None,
 ) -> Record:
-    """evaluate_checkpoint for the denoiser that `checkpoint` holds, and record it.
+    """Return the record of a checkpoint; evaluate its denoiser if there is no record yet.
 
-    `denoiser` gives it, and is called only if there is something to do. `step` of its training;
-    None = the checkpoint is called <step>.pt.
-
-    Called by all processes. What `results` holds already for this file and these settings is
-    returned as it is, unless images are to be kept (`eval.save_images`) and are not there.
+    See `Evaluation`, which needs no network to look for the record. All processes call this.
     """
-    what = {
-        "step": int(checkpoint.stem) if step is None else step,
-        "checkpoint": checkpoint.name,
-        "checkpoint_sha256": of_main_process(lambda: file_hash(checkpoint)),
-        **evaluation_settings(config, judge),
-    }
-    name = folder_name(what)
-    partial = results.folder / "partial" / name
-    names = judge.captions.info.meta.get("names") if judge.captions else None
-    kept = KeptImages(results.folder / "images" / name, config, names)
-    seeds = seeds_to_judge(config)
-    record = of_main_process(lambda: results.find(what) if kept.are_there(seeds) else None)
-    is_main = PartialState().is_main_process
-    if record is not None:
-        if is_main:  # a kill may have come between the record and the end
-            shutil.rmtree(partial, ignore_errors=True)
-        return record
-    with disk_errors(results.folder), ExitStack() as stack:
-        partial.mkdir(parents=True, exist_ok=True)
-        if is_main:
-            stack.enter_context(FolderLock(partial, "evaluation"))
-        figures = evaluate_checkpoint(denoiser(), config, judge, partial, kept=kept)
-        record = {**what, **figures, "images": f"images/{name}", "config": config.to_dict()}
-        if is_main:
-            results.add(record)
-            shutil.rmtree(partial)
-    return record
+    evaluation = Evaluation(results, checkpoint, config, judge, step=step)
+    return evaluation.recorded() or evaluation.run(denoiser)
 
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """A disk that is full, or may not be written to, is one clear line."""
+    """Turn the error of a full or read-only disk into a UserError of one line."""
     try:
         yield
     except OSError as fault:
@@ -184,15 +226,16 @@ def disk_errors(folder: Path) -> Iterator[None]:
         ) from fault
 
 
-def folder_name(what: Record) -> str:
-    """Name of the folders of an evaluation: for people, and different for different settings."""
-    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
-    scale = "none" if what["cfg_scale"] is None else f"{what['cfg_scale']:g}"
-    return f"{what['step']:07d}-cfg{scale}-{what['num_steps']}{what['solver']}-{digest}"
+def folder_name(settings: Record) -> str:
+    """Return a readable folder name of an evaluation, with a hash of all its settings."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    scale = "none" if settings["cfg_scale"] is None else f"{settings['cfg_scale']:g}"
+    sampler = f"{settings['num_steps']}{settings['solver']}"
+    return f"{settings['step']:07d}-cfg{scale}-{sampler}-{digest}"
 
 
 def evaluation_settings(config: Config, judge: Judge) -> dict[str, Any]:
-    """All that figures depend on besides the weights, as plain values."""
+    """Return all settings that change the metrics, besides the weights, as plain values."""
     sampling = config.sampling
     captions = "none"
     if judge.captions is not None:
@@ -206,7 +249,7 @@ def evaluation_settings(config: Config, judge: Judge) -> dict[str, Any]:
         "n": config.eval.fid_sample_size,
         "network": judge.network.name,
         "reference": judge.reference.source or str(judge.ref_path),
-        **more_references(judge),
+        **reference_settings(judge),
         "captions": captions,
         "norm_feature": config.data.norm_feature,
         **config.encoders.model_dump(mode="json", include={"image_mean"}, exclude_none=True),
@@ -216,18 +259,21 @@ def evaluation_settings(config: Config, judge: Judge) -> dict[str, Any]:
     }
 
 
-def more_references(judge: Judge) -> dict[str, Any]:
-    """What else figures are told by: features of the reference, references of other networks."""
-    told: dict[str, Any] = {}
+def reference_settings(judge: Judge) -> dict[str, Any]:
+    """Return settings of the references that change the metrics, if there are any.
+
+    These are the number of features in the first reference, and the references of other networks.
+    """
+    settings: dict[str, Any] = {}
     if judge.reference.features is not None:
-        told["reference_features"] = len(judge.reference.features)
+        settings["reference_features"] = len(judge.reference.features)
     if others := judge.references[1:]:
-        told["more_references"] = [f"{r.network} {r.source or r.path}" for r in others]
-    return told
+        settings["more_references"] = [f"{r.network} {r.source or r.path}" for r in others]
+    return settings
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, its first 16 digits; computed once, unless the file changes."""
+    """Return the first 16 digits of a file's SHA-256; read it again only if the file changes."""
     state = path.stat()
     return _file_hash(path, state.st_size, state.st_mtime_ns)
 

@@ -1,8 +1,8 @@
-"""Feature networks: images in, the numbers that metrics compare out. The first of three steps.
+"""Feature networks: images in, features for the metrics out. The first of three steps.
 
-A network runs once per image and what it gives (`Outputs`) serves all metrics. It always sees
-blocks of BLOCK images, the last one filled up: matrix products round differently for other batch
-sizes, so that features would otherwise depend on how images came in (by about 2e-7).
+A network runs once per image, and its `Outputs` serve all metrics. It always runs on blocks of
+BLOCK images, the last one filled up: matrix products of another batch size round differently, so
+that features would depend on the batches (by about 2e-7).
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from models.weights import read_tensors
 from utils.base.errors import UserError, note
 from utils.base.out_of_memory import Halving
 from utils.config.schema import Config
+from utils.evaluation.metric_names import kind_of_network
 from utils.pretrained.assets import advice
 from utils.pretrained.encoders import load_config_clip
 
@@ -34,36 +35,36 @@ BLOCK = 16  # images
 
 
 class Outputs(NamedTuple):
-    """What a network gives for B images, float32 on the CPU."""
+    """Outputs of a network for B images, float32 on the CPU."""
 
-    pooled: Tensor  # (B, D), what distances are measured in
+    pooled: Tensor  # (B, D), features for distances
     logits: Tensor | None = None  # (B, 1008), of classes, without the last layer's bias
-    spatial: Tensor | None = None  # (B, 2023), an early map that keeps where things are
+    spatial: Tensor | None = None  # (B, 2023), an early map, which keeps positions
 
 
 class FeatureNetwork(ABC):
-    """A frozen network; two of the same `name` give the same features."""
+    """A frozen network. Networks with an equal `name` give equal features."""
 
     name: str
     device: torch.device
 
     @abstractmethod
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) of any size -> the network's input, each image for itself."""
+        """Turn uint8 (B, 3, H, W) of any size into the network's input, each image by itself."""
 
     @abstractmethod
     def run(self, inputs: Tensor) -> Outputs:
-        """Prepared (BLOCK, 3, S, S) -> outputs; fewer at once where memory runs out."""
+        """Run on prepared images (BLOCK, 3, S, S), or fewer if memory runs out."""
 
     @cached_property
     def in_memory(self) -> Halving:
-        """How many images fit."""
+        """Runs batches, and halves them when memory runs out."""
         return Halving(f"features of {self.name}")
 
     @torch.inference_mode()
     def __call__(self, images: Tensor | Sequence[Tensor]) -> Outputs:
-        """`images`: uint8 (B, 3, H, W), or a (3, H, W) for each image if sizes differ."""
-        parts = []
+        """Run on uint8 (B, 3, H, W), or on a (3, H, W) for each image if sizes differ."""
+        parts: list[Outputs] = []
         for start in range(0, len(images), BLOCK):
             block = images[start : start + BLOCK]
             if not isinstance(block, Tensor):
@@ -73,37 +74,46 @@ class FeatureNetwork(ABC):
             filling = inputs[:1].expand(BLOCK - len(inputs), -1, -1, -1)
             parts += self.in_memory(self._run_to_cpu, torch.cat([inputs, filling]))
 
-        def join(values: Sequence[Tensor | None]) -> Tensor | None:
-            return None if values[0] is None else torch.cat(values)[: len(images)]
+        def join(values: Iterable[Tensor | None]) -> Tensor | None:
+            tensors = [value for value in values if value is not None]
+            return torch.cat(tensors)[: len(images)] if tensors else None
 
-        return Outputs(*map(join, zip(*parts, strict=True)))
+        return Outputs(
+            pooled=torch.cat([part.pooled for part in parts])[: len(images)],
+            logits=join(part.logits for part in parts),
+            spatial=join(part.spatial for part in parts),
+        )
 
     def _run_to_cpu(self, inputs: Tensor) -> Outputs:
-        return Outputs(*(None if x is None else x.float().cpu() for x in self.run(inputs)))
+        pooled, *others = self.run(inputs)
+        logits, spatial = (None if x is None else x.float().cpu() for x in others)
+        return Outputs(pooled.float().cpu(), logits, spatial)
 
 
 class ClipFeatures(FeatureNetwork):
     """The image tower of a CLIP: its embeddings, not normalised."""
 
-    def __init__(self, clip: ClipEncoder):
+    def __init__(self, clip: ClipEncoder) -> None:
         self.clip = clip
         self.name = clip.identity
         self.device = clip.device
 
     def prepare(self, images: Tensor) -> Tensor:
+        """Resize and crop uint8 (B, 3, H, W) to the tower's size."""
         return self.clip.resized(images)
 
     def run(self, inputs: Tensor) -> Outputs:
+        """Return the embeddings of uint8 (B, 3, S, S)."""
         return Outputs(self.clip.encode_images(inputs))
 
 
 class InceptionFeatures(FeatureNetwork):
     """The FID Inception network of 2015: 2048 pooled features, class logits, spatial features.
 
-    It is fed as `pytorch-fid` does it (bilinear resize to 299x299 without antialiasing, values in
-    [-1, 1]) or, with `like_tensorflow`, as TensorFlow's original is, which torch-fidelity, ADM and
-    EDM follow (TF1's bilinear resize, (x - 128) / 128). Spatial features are those of sFID (Nash
-    2021) as ADM's evaluator takes them: seven channels of the layer `mixed_6/conv`, 17x17.
+    Its input is prepared by the method of `pytorch-fid` (bilinear resize to 299x299 without
+    antialiasing, values in [-1, 1]) or, with `like_tensorflow`, by that of TensorFlow's original,
+    torch-fidelity, ADM and EDM (TF1's bilinear resize, (x - 128) / 128). Spatial features are those
+    of sFID (Nash 2021) in ADM's evaluator: seven channels of the layer `mixed_6/conv`, 17x17.
     """
 
     def __init__(
@@ -112,13 +122,16 @@ class InceptionFeatures(FeatureNetwork):
         device: torch.device | str = "cpu",
         *,
         like_tensorflow: bool = False,
-    ):
-        """`weights`: *-inception-2015-12-05-*.pth as published for either of the two projects."""
-        # Costs a second at import, and most runs never need it.
+    ) -> None:
+        """`weights`: *-inception-2015-12-05-*.pth of pytorch-fid or of torch-fidelity.
+
+        Raises UserError if the file holds other weights.
+        """
+        # Its import takes a second, and most runs never need it.
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         try:
-            # torch-fidelity would unpickle the file; it gets a copy that holds tensors only.
+            # torch-fidelity unpickles the file, so it gets a copy that holds only tensors.
             tensors_only = io.BytesIO()
             torch.save(read_tensors(Path(weights)), tensors_only)
             tensors_only.seek(0)
@@ -137,18 +150,23 @@ class InceptionFeatures(FeatureNetwork):
         )
 
     def prepare(self, images: Tensor) -> Tensor:
+        """Resize uint8 (B, 3, H, W) to float32 (B, 3, 299, 299)."""
+        # Its import takes a second, and most runs never need it.
         from torch_fidelity.interpolate_compat_tensorflow import (
             interpolate_bilinear_2d_like_tensorflow1x,
         )
 
         x, size = images.to(self.device).float(), (299, 299)
         if self.name == "inception-tf":
-            x = interpolate_bilinear_2d_like_tensorflow1x(x, size, align_corners=False)
-            return (x - 128) / 128
+            resized: Tensor = interpolate_bilinear_2d_like_tensorflow1x(
+                x, size, align_corners=False
+            )
+            return (resized - 128) / 128
         return 2 * F.interpolate(x / 255, size, mode="bilinear", align_corners=False) - 1
 
     def run(self, inputs: Tensor) -> Outputs:
-        self.mixed_6.clear()  # of a run that memory did not suffice for
+        """Return pooled features, class logits and spatial features of (B, 3, 299, 299)."""
+        self.mixed_6.clear()  # left by a run for which memory did not suffice
         pooled = self.layers(inputs)
         spatial = self.mixed_6.pop().permute(0, 2, 3, 1).flatten(1)  # in TensorFlow's order
         return Outputs(pooled, pooled @ self.class_weights, spatial)
@@ -157,16 +175,20 @@ class InceptionFeatures(FeatureNetwork):
 class DinoFeatures(FeatureNetwork):
     """The class token of a DINOv2 (Oquab 2023).
 
-    Of all networks its distances agree best with people's judgement (Stein 2023); as in that study
-    images are resized to 224x224 with antialiased bicubic interpolation.
+    Its distances agree better with people's judgement than those of other networks (Stein 2023).
+    Images are resized to 224x224 with antialiased bicubic interpolation, the method of that study.
     """
 
     SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}  # by width
 
-    def __init__(self, weights: str | Path, device: torch.device | str = "cpu"):
-        """`weights`: DINOv2's own .pth or timm's safetensors, of any size."""
-        import timm  # slow to import, and most runs never need it
-        from timm.models.vision_transformer import checkpoint_filter_fn
+    def __init__(self, weights: str | Path, device: torch.device | str = "cpu") -> None:
+        """`weights`: DINOv2's own .pth or timm's safetensors, of any size.
+
+        Raises UserError if the file holds other weights.
+        """
+        import timm  # its import is slow, and most runs never need it
+        from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
         try:
             tensors = read_tensors(Path(weights))
@@ -175,6 +197,7 @@ class DinoFeatures(FeatureNetwork):
             model = timm.create_model(
                 f"vit_{size}_patch14{registers}_dinov2", num_classes=0, img_size=224
             )
+            assert isinstance(model, VisionTransformer)
             model.load_state_dict(checkpoint_filter_fn(tensors, model))
         except (ValueError, LookupError, RuntimeError) as fault:
             reason = str(fault).splitlines()[0]
@@ -185,14 +208,16 @@ class DinoFeatures(FeatureNetwork):
         self.name = f"dinov2-{size}-{digest.hexdigest()[:12]}"
         self.device = torch.device(device)
         self.model = model.eval().to(self.device)
-        mean, std = (model.pretrained_cfg[key] for key in ("mean", "std"))
-        self.mean, self.std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (mean, std))
+        self.mean = torch.tensor(IMAGENET_DEFAULT_MEAN, device=device).view(3, 1, 1)
+        self.std = torch.tensor(IMAGENET_DEFAULT_STD, device=device).view(3, 1, 1)
 
     def prepare(self, images: Tensor) -> Tensor:
-        resized = tvf.resize(images, [224, 224], InterpolationMode.BICUBIC, antialias=True)
+        """Resize and normalise uint8 (B, 3, H, W) to float32 (B, 3, 224, 224)."""
+        resized: Tensor = tvf.resize(images, [224, 224], InterpolationMode.BICUBIC, antialias=True)
         return (resized.to(self.device).float() / 255 - self.mean) / self.std
 
     def run(self, inputs: Tensor) -> Outputs:
+        """Return the class tokens of (B, 3, 224, 224)."""
         return Outputs(self.model(inputs))
 
 
@@ -202,10 +227,10 @@ def load_feature_network(
     clip: ClipEncoder | None = None,
     kind: FeatureNetworkKind | None = None,
 ) -> FeatureNetwork:
-    """The network `kind`, by default the one that `eval.feature_network` asks for.
+    """Load the network of a kind, by default of `eval.feature_network`.
 
-    CLIP stands in where that one is Inception and its weights are missing; this is said, and
-    `.name` tells which network it is. `clip`: the config's CLIP where it is already loaded.
+    If that key is `inception` and its weights are missing, CLIP replaces it, with a note; `.name`
+    identifies the network. `clip`: the config's CLIP, if it is loaded already.
 
     Raises UserError if weights are missing, or are of another network.
     """
@@ -220,7 +245,7 @@ def load_feature_network(
         return InceptionFeatures(weights, device, like_tensorflow=wanted == "inception-tf")
     missing = f"{weights} is not there" if weights else f"encoders.{key} is not set"
     if wanted == "inception" and kind is None:
-        note(f"{missing}: the feature network is the CLIP image tower, figures are not FID")
+        note(f"{missing}: the feature network is the CLIP image tower, distances are not FID")
         return ClipFeatures(clip or load_config_clip(config, device))
     hint = advice(weights) if weights else ""
     raise UserError(
@@ -230,9 +255,9 @@ def load_feature_network(
 
 
 def kind_of(name: str) -> FeatureNetworkKind:
-    """Which kind of network has that `FeatureNetwork.name`; raises UserError if none has."""
-    kinds: tuple[FeatureNetworkKind, ...] = ("inception-tf", "inception", "dinov2", "clip")
-    for kind in kinds:
-        if name == kind or name.startswith(f"{kind}-"):
-            return kind
-    raise UserError(f"'{name}' is no feature network that is known here: {', '.join(kinds)}")
+    """Return the kind of the network with this `FeatureNetwork.name`; UserError if unknown."""
+    kind = kind_of_network(name)
+    if kind is None:
+        known = ", ".join(get_args(FeatureNetworkKind))
+        raise UserError(f"'{name}' is no known feature network; there are {known}")
+    return kind

@@ -1,27 +1,25 @@
-"""What is kept of an image set's features, in memory that does not grow with the number of images.
+"""Statistics of an image set's features, in memory that does not grow with the number of images.
 
-The second of three steps. All of it is a function of the images and their indices alone, and can be
-merged: how images were shared among batches and processes makes no difference (to rounding).
+The second of three steps. All statistics depend on the images and their indices alone; the order
+and the size of the batches change only the rounding.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from utils.base.errors import UserError
 
 SAMPLE_LIMIT = 10_000  # rows kept for metrics that need the features themselves
 SPLITS = 10  # of the Inception score
-State = dict[str, Tensor]
 
 
 class FeatureStats:
     """Streaming mean and covariance in float64.
 
-    Updates and merges are those of Chan, Golub & LeVeque 1983 (equation 2.1), which do not cancel
-    as sums of squares do.
+    Updates follow Chan, Golub & LeVeque 1983 (equation 2.1). Sums of squares would cancel when the
+    mean is far from zero.
     """
 
     def __init__(self) -> None:
@@ -30,26 +28,18 @@ class FeatureStats:
         self.scatter = np.zeros((0, 0))  # (D, D), sum of outer products about the mean
 
     def update(self, features: Tensor | np.ndarray) -> None:
-        """Add a batch of (B, D) features; raises UserError if one is not finite."""
+        """Add a batch of (B, D) features; raise UserError if a value is not finite."""
         features = np.asarray(features, dtype=np.float64)
         if not np.isfinite(features).all():
             raise UserError("the feature network gave NaN or infinite features for an image")
-        if len(features):
-            mu = features.mean(axis=0)
-            self._add(len(features), mu, features - mu)
-
-    def merge(self, other: FeatureStats) -> None:
-        """Add what another one (of another process) has gathered."""
-        if other.n:
-            self._add(other.n, other.mu, np.zeros((0, len(other.mu))))
-            self.scatter += other.scatter
-
-    def _add(self, n: int, mu: np.ndarray, centred: np.ndarray) -> None:
-        """Add `n` images of mean `mu` whose own scatter is that of the rows `centred`."""
+        n = len(features)
+        if n == 0:
+            return
+        mu = features.mean(axis=0)
         if self.n == 0:
             self.mu, self.scatter = np.zeros_like(mu), np.zeros((len(mu), len(mu)))
         shift = (mu - self.mu) * np.sqrt(self.n * n / (self.n + n))
-        rows = np.concatenate([centred, shift[None]])
+        rows = np.concatenate([features - mu, shift[None]])
         self.scatter += rows.T @ rows
         self.mu = self.mu + (mu - self.mu) * (n / (self.n + n))
         self.n += n
@@ -61,17 +51,9 @@ class FeatureStats:
             raise UserError(f"a covariance needs at least two images, got {self.n}")
         return self.scatter / (self.n - 1)
 
-    def state_dict(self) -> State:
-        arrays = {"n": np.int64(self.n), "mu": self.mu, "scatter": self.scatter}
-        return {key: torch.from_numpy(np.array(value)) for key, value in arrays.items()}
-
-    def load_state_dict(self, state: State) -> None:
-        self.n = int(state["n"])
-        self.mu, self.scatter = (state[key].numpy().copy() for key in ("mu", "scatter"))
-
 
 class ClassStats:
-    """Sums that the Inception score needs; image i belongs to split i modulo SPLITS."""
+    """Sums for the Inception score; image i belongs to split i modulo SPLITS."""
 
     def __init__(self) -> None:
         self.n = np.zeros(SPLITS)
@@ -81,41 +63,33 @@ class ClassStats:
     def update(self, indices: np.ndarray, logits: Tensor) -> None:
         """Add (B, C) class logits of the images at these indices."""
         logits = logits.double()
+        if not self.probabilities.shape[1]:
+            self.probabilities = np.zeros((SPLITS, logits.shape[1]))
         log_p = logits.log_softmax(dim=1)
         p = log_p.exp()
-        batch = ClassStats()
-        batch.probabilities = np.zeros((SPLITS, logits.shape[1]))
         split = indices % SPLITS
-        np.add.at(batch.n, split, 1)
-        np.add.at(batch.probabilities, split, p.numpy())
-        np.add.at(batch.negentropies, split, (p * log_p).sum(dim=1).numpy())
-        self.merge(batch)
+        self.n += _split_sums(split, np.ones(len(split)))
+        self.probabilities += _split_sums(split, p.numpy())
+        self.negentropies += _split_sums(split, (p * log_p).sum(dim=1).numpy())
 
-    def merge(self, other: ClassStats) -> None:
-        if other.n.sum():
-            self.n = self.n + other.n
-            mine = self.probabilities if self.probabilities.shape[1] else 0
-            self.probabilities = mine + other.probabilities
-            self.negentropies = self.negentropies + other.negentropies
 
-    def state_dict(self) -> State:
-        return {key: torch.from_numpy(value.copy()) for key, value in vars(self).items()}
-
-    def load_state_dict(self, state: State) -> None:
-        for key in vars(self):
-            setattr(self, key, state[key].numpy().copy())
+def _split_sums(split: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Sum values (B, ...) over the images of each split (B,) -> (SPLITS, ...)."""
+    sums = np.zeros((SPLITS, *values.shape[1:]))
+    np.add.at(sums, split, values)
+    return sums
 
 
 class Sample:
-    """Rows of at most `limit` images: those whose index has the lowest hash.
+    """Rows of at most `limit` images: those with the lowest hash of the index.
 
-    Which ones these are depends on nothing but the indices, and two samples merge exactly.
+    The choice depends on the indices alone.
     """
 
     def __init__(self, limit: int = SAMPLE_LIMIT) -> None:
         self.limit = limit
         self._indices, self._rows = np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
-        self._bar = np.uint64(2**64 - 1)  # indices with a higher hash are out
+        self._bar = np.uint64(2**64 - 1)  # an index with a higher hash is not in the sample
         self._new: list[tuple[np.ndarray, np.ndarray]] = []
 
     def update(self, indices: np.ndarray, rows: Tensor | np.ndarray) -> None:
@@ -127,11 +101,8 @@ class Sample:
         if sum(len(part) for part, _ in self._new) > self.limit // 4:
             self._settle()
 
-    def merge(self, other: Sample) -> None:
-        if len(other):
-            self.update(other.indices, other.rows)
-
     def __len__(self) -> int:
+        """Return the number of images in the sample."""
         return len(self.indices)
 
     @property
@@ -147,6 +118,7 @@ class Sample:
         return self._rows
 
     def _settle(self) -> None:
+        """Merge the new rows into the sample, and drop those above the limit."""
         if not self._new:
             return
         parts = [(self._indices, self._rows)] if len(self._indices) else []
@@ -157,16 +129,9 @@ class Sample:
         order = order[np.argsort(indices[order])]
         self._indices, self._rows, self._new = indices[order], rows[order], []
 
-    def state_dict(self) -> State:
-        return {"indices": torch.from_numpy(self.indices), "rows": torch.from_numpy(self.rows)}
-
-    def load_state_dict(self, state: State) -> None:
-        self.__init__(self.limit)
-        self.update(state["indices"].numpy(), state["rows"].numpy())
-
 
 def _hashes(indices: np.ndarray) -> np.ndarray:
-    """A well mixed 64-bit number for each index (splitmix64; Steele 2014, figure 17)."""
+    """Return a well mixed 64-bit number for each index (splitmix64; Steele 2014, figure 17)."""
     x = indices.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,8 +1,8 @@
-"""What an unfinished evaluation has on disk: one safetensors file for each batch of judged images.
+"""Features of an unfinished evaluation on disk: one safetensors file for each batch of images.
 
-All processes write here, each its own batches, so that a kill costs at most the batches in hand;
-when all are there, one process reads them in order. Its figures are then the same for any number
-of processes and after any number of kills, and no process holds more than a batch in memory.
+Each process writes the batches that it judges, so that a kill costs at most the batches in hand.
+When all batches are there, one process reads them in order. The metrics therefore do not depend on
+the number of processes or of kills, and memory holds one batch at a time.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from utils.base.errors import note
 from utils.base.files import write_whole
 
 POSITIONS = "positions"  # of the images in the evaluation, (B,) int64
-DRAWN = "drawn-{}.txt"  # of a process: how many images each batch was begun with, a line each
-Rows = dict[str, torch.Tensor]  # what networks say of a batch of images, a row for each image
+DRAWN = "drawn-{}.txt"  # by a process: a line for each batch that it began, the number of images
+Rows = dict[str, torch.Tensor]  # outputs of the networks for a batch, a row for each image
 
 
 class FeatureBlocks:
-    """The judged batches of one evaluation of `count` images, in a folder of its own."""
+    """Judged batches of one evaluation of `count` images, in a folder of its own."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
 
     def check(self) -> tuple[list[int], float]:
-        """Positions that are still to be judged, and the seconds that the others took.
+        """Return the positions that are not judged yet, and the seconds that the others took.
 
-        Files that are not whole are named and deleted. Call it in one process.
+        Damaged files are named in a note and deleted. Call it in one process only.
         """
         there, seconds = np.zeros(self.count, bool), 0.0
         for path in sorted(self.folder.glob("*.safetensors")):
@@ -41,7 +41,7 @@ class FeatureBlocks:
                 rows, took = _read(path)
             except (SafetensorError, OSError, ValueError, KeyError) as fault:
                 reason = " ".join(str(fault).split())
-                note(f"{path}: damaged ({reason}); thrown away, its images are drawn again")
+                note(f"{path}: damaged ({reason}); deleted, its images are judged again")
                 path.unlink()
                 continue
             there[rows[POSITIONS].numpy()] = True
@@ -49,7 +49,7 @@ class FeatureBlocks:
         return np.flatnonzero(~there).tolist(), seconds
 
     def begin(self, size: int, process: int = 0) -> None:
-        """Note that a batch of `size` images is about to be drawn by a process."""
+        """Note that a process is about to draw a batch of `size` images."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / DRAWN.format(process), "a") as file:
             file.write(f"{size}\n")
@@ -57,29 +57,43 @@ class FeatureBlocks:
     def add(
         self, positions: Sequence[int], rows: Mapping[str, torch.Tensor], took: float = 0.0
     ) -> None:
-        """Keep a batch: `rows` of the images at `positions`, judged in `took` seconds."""
+        """Write a batch: `rows` of the images at `positions`, judged in `took` seconds."""
         tensors = {name: row.contiguous().cpu() for name, row in rows.items()}
         tensors[POSITIONS] = torch.tensor(list(positions))
         metadata = {"seconds": repr(took), "crc": str(_checksum(tensors))}
         content = save(tensors, metadata)
-        path = self.folder / f"{positions[0]:08d}.safetensors"
-        write_whole(path, lambda temporary: temporary.write_bytes(content))
+
+        def write(temporary: Path) -> None:
+            temporary.write_bytes(content)
+
+        write_whole(self.folder / f"{positions[0]:08d}.safetensors", write)
 
     @property
     def images_drawn(self) -> int:
-        """Images that were begun, those lost in kills included."""
+        """Images of all batches that were begun, including those lost in kills."""
         files = self.folder.glob(DRAWN.format("*"))
         return sum(int(size) for file in files for size in file.read_text().split())
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, Rows]]:
-        """Positions (B,) and their rows, batch by batch in order; may be done more than once."""
+        """Yield positions (B,) and rows of each batch, in order of the positions."""
         for path in sorted(self.folder.glob("*.safetensors")):
             rows, _ = _read(path)
             yield rows.pop(POSITIONS), rows
 
 
+def batches_of_process(
+    positions: Sequence[int], size: int, process: int, processes: int
+) -> list[list[int]]:
+    """Cut positions into batches of `size`, and return those of one process.
+
+    Processes take the batches in turn, so that the batches do not depend on their number.
+    """
+    batches = [list(positions[i : i + size]) for i in range(0, len(positions), size)]
+    return batches[process::processes]
+
+
 def _read(path: Path) -> tuple[Rows, float]:
-    """The tensors of a file and its seconds; raises ValueError if they are not those written."""
+    """Read the tensors of a file and its seconds; raise ValueError if the checksum is wrong."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         about = file.metadata()
@@ -89,6 +103,7 @@ def _read(path: Path) -> tuple[Rows, float]:
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Return the CRC-32 of all names and values."""
     total = 0
     for name in sorted(tensors):
         total = zlib.crc32(tensors[name].numpy().tobytes(), zlib.crc32(name.encode(), total))

@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of features: its value, its error, its limit.
+"""The Fréchet distance between two sets of features: value, error, limit for many images.
 
 Statistics are float64: `mu` (D,) and the unbiased covariance `sigma` (D, D).
 """
@@ -17,11 +17,11 @@ INFINITY_MINIMUM = 4  # images for each dimension; with fewer the bias is no lon
 def frechet_distance(
     mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray
 ) -> float:
-    """Squared Fréchet distance of two Gaussians (Heusel 2017, equation 6).
+    """Return the squared Fréchet distance of two Gaussians (Heusel 2017, equation 6).
 
-    tr sqrt(S1 S2) is the sum of the root eigenvalues of R^T S2 R with S1 = R R^T, a symmetric
-    matrix, so nothing is ever complex. R has only as many columns as S1 has rank, and it is taken
-    from the matrix of lower rank: null directions then add no rounding noise.
+    With S1 = R R^T, tr sqrt(S1 S2) is the sum of the square roots of the eigenvalues of R^T S2 R.
+    That matrix is symmetric, so no value is complex. R has as many columns as its matrix has rank,
+    and belongs to the matrix of lower rank, so that null directions add no rounding noise.
     """
     root, other = _root(sigma1), sigma2
     if root.shape[1] == len(root):
@@ -35,22 +35,22 @@ def frechet_distance(
 
 
 def _root(sigma: np.ndarray) -> np.ndarray:
-    """(D, D) covariance of rank r -> (D, r) with R R^T = sigma."""
+    """Return R (D, r) with R R^T = sigma, for a covariance (D, D) of rank r."""
     try:
-        return np.linalg.cholesky(sigma)  # an eighth of the time of the general way
+        return np.asarray(np.linalg.cholesky(sigma))  # takes an eighth of the time of eigh
     except np.linalg.LinAlgError:
         values, vectors = np.linalg.eigh(sigma)
         kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
-        return vectors[:, kept] * np.sqrt(values[kept])
+        return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))
 
 
 def influences(
     features: np.ndarray, mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray
 ) -> np.ndarray:
-    """How much more of each image would change the distance: (N, D) features -> (N,).
+    """Return the influence of each image on the distance: (N, D) features -> (N,).
 
-    The first derivative of the distance in the distribution of the images, whose statistics are
-    `mu1`, `sigma1`. With S1 = R R^T, M = R^T S2 R and x - mu1 = R c it is
+    It is the first derivative of the distance by the image's weight in the distribution of the
+    images, whose statistics are `mu1`, `sigma1`. With S1 = R R^T, M = R^T S2 R and x - mu1 = R c:
     2 (mu1 - mu2) (x - mu1) + |x - mu1|^2 - tr S1 - c^T sqrt(M) c + tr sqrt(M).
     """
     root, centred = _root(sigma1), features - mu1
@@ -63,17 +63,17 @@ def influences(
     mixed = weights @ np.square(vectors.T @ c)
     linear = 2 * centred @ (mu1 - mu2)
     spread = np.square(centred).sum(axis=1) - np.trace(sigma1)
-    return linear + spread - mixed + weights.sum()
+    return np.asarray(linear + spread - mixed + weights.sum())
 
 
 def bootstrap_interval(
     influence: np.ndarray, n: int, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """Between which deviations the distance lies in 95 % of all draws of `n` images: (low, high).
+    """Return the deviations (low, high) that hold 95 % of the distances of draws of `n` images.
 
-    `influence`: of a sample of the images. Images are resampled (Efron 1979) and the distance is
-    followed to first order, since the distance of a resample has the bias of fewer images. The
-    reference counts as given.
+    `influence`: of a sample of the images, (N,). Images are resampled (Efron 1979), and the
+    distance is followed to first order: the distance of a resample itself would have the bias of
+    fewer images. The reference counts as fixed.
     """
     generator = np.random.default_rng(seed)
     centred = influence - influence.mean()
@@ -85,11 +85,11 @@ def bootstrap_interval(
 def frechet_infinity(
     features: np.ndarray, mu: np.ndarray, sigma: np.ndarray, seed: int = 0
 ) -> float | None:
-    """The distance that infinitely many images would have, by extrapolation (Chong & Forsyth 2020).
+    """Extrapolate the distance to infinitely many images (Chong & Forsyth 2020).
 
-    The distance of N images is biased by a term in 1/N: a line through the distances of random
-    subsets of the (N, D) features, from half of them to all, is followed to 1/N = 0. None if N is
-    below 4 D, where that term does not rule.
+    The bias of the distance is linear in 1/N for large N. A line is fitted to the distances of
+    random subsets of the (N, D) features, from half of them to all, and read at 1/N = 0. None if N
+    is below 4 D, where the bias is not linear.
     """
     if len(features) < INFINITY_MINIMUM * len(mu):
         return None

@@ -1,4 +1,4 @@
-"""report.html: what evaluations of an experiment found, as one page that needs nothing else."""
+"""report.html: all evaluations of an experiment on one page, which loads no other file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -31,27 +30,26 @@ from utils.evaluation.neighbours import (
     training_image_paths,
     usual_cosine,
 )
-from utils.evaluation.plots import style_axis
+from utils.evaluation.plots import plot_curve, plot_trade_off
 from utils.evaluation.results import (
     Record,
     Results,
     best_of,
     comparable,
     curves,
-    draw_curves,
     way_names,
 )
 from utils.sampling.pictures import png_text
 
 TEMPLATES = Path(__file__).with_name("templates")
-PAIRS = 8  # generated images that are shown beside the nearest training image
-CHARTS = {True: (5.6, 3.4), False: (4.1, 2.9)}  # inches; there are few of them, or many
+PAIRS = 8  # generated images on the page, each with its nearest training image
+CHARTS = {True: (5.6, 3.4), False: (4.1, 2.9)}  # inches; True: few charts, False: many
 HIGHLIGHTS = ("frechet_distance", "kid", "recall", "clip_score")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of the page and the text below it."""
+    """An image of the page, as a data URI, and the text below it."""
 
     uri: str
     text: str
@@ -59,24 +57,25 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pair:
-    """A generated image and the training image that is most like it."""
+    """A generated image and its nearest training image, as data URIs."""
 
     drawn: str
-    trained: str | None  # None = the training images are not there
+    trained: str | None  # None = the training images are gone
     name: str
     cosine: float
 
 
 def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
-    """Write `report.html` beside the results; figures that cannot be compared are left out.
+    """Write `report.html` beside the results, and return its path.
 
-    `config`: the one of the latest evaluation. `clip`: finds the nearest training images.
+    Results that cannot be compared with the latest one are left out. `config`: of the latest
+    evaluation. `clip`: finds the nearest training images.
     """
     lines = curves(comparable(results.records))
     records = [record for line in lines.values() for record in line.values()]
     records.sort(key=lambda record: record["step"])
     best = best_of(records)
-    figures = metrics_in(records)
+    metrics = metrics_in(records)
     images = kept_pictures(results.folder / best.get("images", "-"))
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -90,10 +89,10 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
         facts=facts(records, config),
         best=best,
         best_way=dict(zip(map(id, records), way_names(records), strict=True))[id(best)],
-        header=[about.label for about in figures.values()],
-        rows=table_rows(records, figures),
-        highlights={key: figures[key] for key in HIGHLIGHTS if best.get(key) is not None},
-        curves=[curve_chart(records, key, CHARTS[len(figures) <= 4]) for key in figures],
+        header=[about.label for about in metrics.values()],
+        rows=table_rows(records, metrics),
+        highlights={key: metrics[key] for key in HIGHLIGHTS if best.get(key) is not None},
+        curves=[curve_chart(records, key, CHARTS[len(metrics) <= 4]) for key in metrics],
         legend=[(name, to_hex(f"C{i % 10}")) for i, name in enumerate(lines)],
         trade_off=trade_off_chart(records),
         pictures=[Picture(data_uri(path.read_bytes()), text) for path, text in images],
@@ -104,12 +103,16 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
         made=time.strftime("%d %B %Y, %H:%M"),
     )
     path = results.folder / "report.html"
-    write_whole(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(html, encoding="utf-8")
+
+    write_whole(path, write)
     return path
 
 
 def facts(records: Sequence[Record], config: Config) -> dict[str, str]:
-    """What was evaluated, and by what, for the head of the page."""
+    """Return label -> text for the head of the page: data, network, sampler, reference."""
     last = records[-1]
     counts = sorted({record["n"] for record in records})
     model = config.model.model_type + (", with decoder" if config.model.use_decoder else "")
@@ -122,7 +125,7 @@ def facts(records: Sequence[Record], config: Config) -> dict[str, str]:
         "Data": f"{config.data.dataset}, {size} × {size} pixels",
         "Network": model,
         "Images judged": f"{' or '.join(f'{n:,}' for n in counts)} for each line of the table",
-        "Drawn of": drawn_of,
+        "Drawn from": drawn_of,
         "Sampler": "; ".join(f"{steps} {solver} steps" for steps, solver in sorted(ways)),
         "Precision": ", ".join(sorted({record["amp"] for record in records})).replace(
             "no", "float32"
@@ -134,23 +137,23 @@ def facts(records: Sequence[Record], config: Config) -> dict[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people."""
+    """Format seconds for people."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def table_rows(records: Sequence[Record], figures: dict[str, MetricInfo]) -> list[dict[str, Any]]:
-    """The lines of the table; each figure as its text, its interval, and whether it is the best."""
+def table_rows(records: Sequence[Record], metrics: dict[str, MetricInfo]) -> list[dict[str, Any]]:
+    """Return the lines of the table: for each metric its text, its interval, True if it is best."""
     best = best_of(records)
     leaders = {}
-    for key, about in figures.items():
+    for key, about in metrics.items():
         values = [record[key] for record in records if record.get(key) is not None]
         leaders[key] = min(values) if about.better == "lower" else max(values)
     rows = []
     for record in records:
         cells = []
-        for key, about in figures.items():
+        for key, about in metrics.items():
             value = record.get(key)
             low, high = (record.get(f"{key}_{end}") for end in ("low", "high"))
             interval = "" if low is None else f"{about.show(low)} – {about.show(high)}"
@@ -162,55 +165,24 @@ def table_rows(records: Sequence[Record], figures: dict[str, MetricInfo]) -> lis
 
 
 def curve_chart(records: Sequence[Record], key: str, size: tuple[float, float]) -> str:
-    """One figure over the training, `size` in inches, as a data URI."""
+    """Plot one metric against the training step, `size` in inches, as a data URI."""
     figure = Figure(figsize=size, layout="constrained")
-    draw_curves(figure.subplots(), records, key)
+    plot_curve(figure.subplots(), records, key)
     return svg_uri(figure)
 
 
 def trade_off_chart(records: Sequence[Record]) -> str | None:
-    """Fréchet distance against CLIP score, a line per checkpoint; None without several scales."""
+    """Plot Fréchet distance against CLIP score as a data URI; None without several scales."""
     points = [record for record in records if record.get("clip_score") is not None]
     if len({record["cfg_scale"] for record in points}) < 2:
         return None
-    steps = sorted({record["step"] for record in points})
-    colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.8, len(steps)))
     figure = Figure(figsize=(11.2, 4.6), layout="constrained")
-    axis = figure.subplots()
-    for step, colour in zip(steps, colours, strict=True):
-        of_step = [record for record in points if record["step"] == step]
-        samplers = dict.fromkeys((record["num_steps"], record["solver"]) for record in of_step)
-        for number, sampler in enumerate(samplers):
-            line = [r for r in of_step if (r["num_steps"], r["solver"]) == sampler]
-            line.sort(key=lambda record: record["cfg_scale"] or 0)  # None is the weakest
-            label = f"step {step:,}"
-            if len(samplers) > 1:
-                label += f", {sampler[0]} {sampler[1]} steps"
-            x, y = ([record[key] for record in line] for key in ("clip_score", "frechet_distance"))
-            style = ("-", "--", ":", "-.")[number % 4]
-            axis.plot(x, y, style, color=colour, marker="o", markersize=6, lw=1.8, label=label)
-            last = len(line) - 1
-            for i, (record, place) in enumerate(zip(line, zip(x, y, strict=True), strict=True)):
-                scale = record["cfg_scale"]
-                text = "none" if scale is None else f"{scale:g}"
-                # Scales often lie close together: the weakest left, the strongest right.
-                shift, align = {0: ((-9, 0), "right"), last: ((9, 0), "left")}.get(
-                    i, ((0, -13), "center")
-                )
-                axis.annotate(
-                    text, place, shift, textcoords="offset points", ha=align, va="center",
-                    fontsize=9, color="0.3",
-                )  # fmt: skip
-    style_axis(axis, "Fréchet distance against CLIP score", "best is bottom right")
-    axis.set_xlabel("CLIP score: how well images show their captions")
-    axis.set_ylabel("Fréchet distance")
-    axis.margins(0.08, 0.14)
-    axis.legend(frameon=False, fontsize=9)
+    plot_trade_off(figure.subplots(), points)
     return svg_uri(figure)
 
 
 def kept_pictures(folder: Path) -> list[tuple[Path, str]]:
-    """The first images that an evaluation kept, and what they were drawn of."""
+    """Return the first images that an evaluation kept, and the condition of each as text."""
     found = []
     for path in sorted(folder.rglob("*.png"))[:FEW]:
         about = png_text(path)
@@ -220,7 +192,7 @@ def kept_pictures(folder: Path) -> list[tuple[Path, str]]:
 
 
 def neighbours(paths: Sequence[Path], config: Config, clip: ClipEncoder) -> dict[str, Any] | None:
-    """The nearest training images of generated ones, most alike first; None if not to be had."""
+    """Find the training images nearest to generated ones; None without their embeddings."""
     reader = open_training_embeddings(config, clip.identity, clip.dim)
     if reader is None or not paths:
         return None
@@ -249,19 +221,19 @@ def neighbours(paths: Sequence[Path], config: Config, clip: ClipEncoder) -> dict
 
 
 def svg_uri(figure: Figure) -> str:
-    """A plot as a data URI."""
+    """Return a plot as a data URI."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", transparent=True)
     return data_uri(file.getvalue(), "image/svg+xml")
 
 
 def png_uri(pixels: np.ndarray) -> str:
-    """(H, W, 3) uint8 as a data URI."""
+    """Return pixels (H, W, 3) uint8 as a data URI."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
     return data_uri(file.getvalue())
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:
-    """Content of a file, to stand in the page itself."""
+    """Return the content of a file as a data URI, which the page embeds."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

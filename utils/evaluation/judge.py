@@ -1,41 +1,44 @@
-"""Everything that judges generated images: captions, reference statistics, networks."""
+"""Captions, reference statistics and networks that judge generated images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from models.clip import ClipEncoder
 from models.samplers import SeededNoise
 from utils.base.errors import UserError
 from utils.base.out_of_memory import Halving
 from utils.config.schema import Config
 from utils.data.lmdb_reader import LMDBReader
+from utils.evaluation.feature_networks import FeatureNetwork, kind_of, load_feature_network
 from utils.evaluation.feature_store import Rows
-from utils.evaluation.image_set import ImageSet, load_judges
+from utils.evaluation.image_set import ImageSet
+from utils.evaluation.references import Reference, check_comparable, load_stats
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 
 
 class Judge:
-    """What a config's images are judged with: test captions, reference, networks; loaded once."""
+    """Test captions, references and networks of a config, loaded once."""
 
     def __init__(self, config: Config, device: torch.device | str = "cpu") -> None:
-        """Raises UserError if something is missing or was made with another encoder or network."""
+        """Raise UserError if a file is missing or was made with another encoder or network."""
         model = config.model
         has_captions = bool(model.num_classes or model.ext_feature_dim)
         has_captions &= not config.samples_classes
-        for key in ("ref_path", "feat_path") if has_captions else ("ref_path",):
-            if getattr(config.eval, key) is None:
-                raise UserError(f"eval.{key}: required for evaluation, but not set in the config")
+        self.ref_path = _required(config.eval.ref_path, "eval.ref_path")
+        feat_path = _required(config.eval.feat_path, "eval.feat_path") if has_captions else None
         classes, wanted = model.num_classes if config.samples_classes else 0, config.eval.class_idx
         if wanted is not None and wanted >= classes:
             raise UserError(
                 f"eval.class_idx: {wanted}, but the model has {classes or 'no'} classes"
             )
         self.device = torch.device(device)
-        self.ref_path = config.eval.ref_path
-        self.captions = LMDBReader(config.eval.feat_path) if has_captions else None
+        self.captions = None if feat_path is None else LMDBReader(feat_path)
         self.clip = load_config_clip(config, device)
         self.networks, self.references = load_judges(config, device, self.clip)
         self.network, self.reference = self.networks[0], self.references[0]
@@ -43,25 +46,59 @@ class Judge:
             made_by = self.captions.info.meta.get("encoder", self.clip.identity)
             if made_by != self.clip.identity or self.captions.info.shape != (self.clip.dim,):
                 raise UserError(
-                    f"{config.eval.feat_path}: embeddings are not from {config.encoders.clip}; "
+                    f"{feat_path}: embeddings are not from {config.encoders.clip}; "
                     "make them again with python preprocess_scripts/clip_encode_text.py"
                 )
         self.autoencoder = load_config_autoencoder(config, device)
         self.in_memory = Halving("sampling")
 
-    def choose_captions(self, noise: SeededNoise) -> torch.Tensor:
-        """(B, 2): each seed draws a test image, then which of its captions."""
+    def choose_captions(self, noise: SeededNoise) -> Tensor:
+        """Draw a test image and then one of its captions for each of B seeds: (B, 2) int64."""
+        assert self.captions is not None
         info = self.captions.info
         drawn = [noise.randint(count).cpu() for count in (info.length, info.n_features)]
         return torch.stack(drawn, dim=1)
 
-    def rows(self, images: torch.Tensor, captions: torch.Tensor | None) -> Rows:
-        """(B, H, W, 3) uint8, (B, D) -> what the networks say of them, a row for each image."""
+    def features(self, images: Tensor, captions: Tensor | None) -> Rows:
+        """Run the networks on images (B, H, W, 3) uint8 with caption embeddings (B, D)."""
         return ImageSet(self.networks, self.clip).features(images.permute(0, 3, 1, 2), captions)
 
-    def figures(self, batches: Iterable[tuple[torch.Tensor, Rows]]) -> dict[str, Any]:
-        """Figures of all images, from the positions (B,) and rows of their batches."""
-        images = ImageSet(self.networks, self.clip)
-        for positions, rows in batches:
-            images.add(rows, positions)
-        return images.figures(self.references)
+    def metrics(self, batches: Iterable[tuple[Tensor, Rows]]) -> dict[str, Any]:
+        """Compute the metrics of all images, from the positions (B,) and rows of their batches."""
+        images = ImageSet(self.networks, self.clip).add_batches(batches)
+        return images.metrics(self.references)
+
+
+def load_judges(
+    config: Config, device: torch.device | str = "cpu", clip: ClipEncoder | None = None
+) -> tuple[list[FeatureNetwork], list[Reference]]:
+    """Load the feature networks of a config, and a reference for each.
+
+    The first are `eval.feature_network` and `eval.ref_path`. Those of `eval.more_ref_paths` follow;
+    their files name the network. `clip`: the config's CLIP, if it is loaded already. Raises
+    UserError if a file is missing or does not fit.
+    """
+    resolution = config.data.resolution
+    networks = [load_feature_network(config, device, clip)]
+    references = [load_stats(_required(config.eval.ref_path, "eval.ref_path"))]
+    for path in config.eval.more_ref_paths:
+        reference = load_stats(path)
+        if reference.network is None:
+            raise UserError(
+                f"{path}: does not name its feature network, so it can only be eval.ref_path"
+            )
+        networks.append(load_feature_network(config, device, clip, kind_of(reference.network)))
+        references.append(reference)
+    for network, reference in zip(networks, references, strict=True):
+        check_comparable(reference, network.name, resolution)
+    kinds = [kind_of(network.name) for network in networks]
+    if len(set(kinds)) < len(kinds):
+        raise UserError(f"eval.more_ref_paths: two references of the network {kinds[-1]}")
+    return networks, references
+
+
+def _required(path: Path | None, key: str) -> Path:
+    """Return the path; raise UserError if the config does not set it."""
+    if path is None:
+        raise UserError(f"{key}: required for evaluation, but not set in the config")
+    return path

@@ -1,4 +1,4 @@
-"""Images of an evaluation that stay: the first few for the report, on request all of them."""
+"""Images that an evaluation keeps: the first few for the report, on request all of them."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ FEW = 18  # images that every evaluation keeps
 
 
 class KeptImages:
-    """A folder of `<seed>.png`, or `images.npz`, as `eval.save_images` says.
+    """A folder of `<seed>.png`, or `images.npz` if `eval.save_images` asks for it.
 
-    A PNG's text chunks tell its seed and what it was drawn of. The npz holds `arr_0`, (N, H, W, 3)
-    uint8 in order of the seeds, as ADM's evaluator reads it.
+    Text chunks of a PNG hold its seed and its condition. The npz holds `arr_0`, (N, H, W, 3) uint8
+    in order of the seeds, in the form that ADM's evaluator reads.
     """
 
     def __init__(self, folder: Path, config: Config, names: Sequence[str] | None = None) -> None:
-        """`names` of the test images that captions belong to, if they are known."""
+        """`names`: of the test images to which the captions belong, None if unknown."""
         self.folder, self.config, self.names = folder, config, names
         self.wanted, self.npz = config.eval.save_images, folder / "images.npz"
-        # Judging needs embeddings only, and must not stop where the texts have gone.
+        # Judging needs only embeddings, so it goes on when the caption texts are gone.
         folders = (config.eval.caption_dir, config.eval.image_dir)
         self.has_texts = all(folder and folder.exists() for folder in folders)
 
     def save(self, positions: Sequence[int], seeds: Sequence[int], drawn: Drawn) -> Rows:
-        """Write what is to be kept of a batch; returns what has to wait for the other batches."""
+        """Save PNGs of a batch; return the pixels that the npz still needs."""
         few = math.inf if self.wanted == "png" else FEW
         rows = [row for row, position in enumerate(positions) if position < few]
         texts = None
@@ -54,26 +54,26 @@ class KeptImages:
         return {"pixels": drawn.images} if self.wanted == "npz" else {}
 
     def path_of(self, seed: int) -> Path:
-        """Where the image of a seed lies, named as the published code names it."""
+        """Return the file of a seed's image, with the name that EDM's code gives it."""
         folder = self.folder
         if self.config.eval.subdirs:
             folder = folder / f"{seed - seed % 1000:06d}"
         return folder / f"{seed:06d}.png"
 
     def finish(self, blocks: FeatureBlocks) -> None:
-        """Write what waited for all batches."""
+        """Write the npz, if there is to be one, from the pixels of all batches."""
         if self.wanted == "npz":
             write_whole(self.npz, lambda path: _write_npz(path, blocks))
 
     def are_there(self, seeds: Sequence[int]) -> bool:
-        """Whether all images that are asked for, of these seeds, have been written."""
+        """Return True if all images of these seeds that `eval.save_images` asks for are written."""
         if self.wanted == "npz":
             return self.npz.is_file()
         return self.wanted is None or all(self.path_of(seed).is_file() for seed in seeds)
 
 
 def _write_npz(path: Path, blocks: FeatureBlocks) -> None:
-    """Batch by batch, so that no more than one is in memory."""
+    """Write the pixels batch by batch, so that one batch at a time is in memory."""
     _, first = next(iter(blocks))
     shape = (blocks.count, *first["pixels"].shape[1:])
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}

@@ -1,27 +1,26 @@
-"""What each figure of merit is called, whether less or more of it is better, how it is printed."""
+"""Names of the metrics for people, the better direction of each, and its number format."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-if TYPE_CHECKING:
-    pass
+from models.choices import FeatureNetworkKind
 
 
 class MetricInfo(NamedTuple):
-    """One key of the figures that an evaluation gives."""
+    """Label, better direction and number format of one metric."""
 
     label: str
     better: Literal["lower", "higher"]
     form: str = ".4g"
 
     def show(self, value: float | None) -> str:
-        """A value for people."""
+        """Format a value for people."""
         return "–" if value is None else format(value, self.form)
 
 
-# In the order in which they are shown; a record may lack any of them.
+# In the order of tables; a record may lack any of them.
 METRICS = {
     "frechet_distance": MetricInfo("Fréchet distance", "lower"),
     "fid_infinity": MetricInfo("Fréchet distance, N → ∞", "lower"),
@@ -36,7 +35,7 @@ METRICS = {
     "clip_score": MetricInfo("CLIP score", "higher", ".2f"),
     "r_precision": MetricInfo("R-precision", "higher", ".3f"),
 }
-NETWORKS = {
+NETWORKS: dict[FeatureNetworkKind, str] = {
     "clip": "CLIP",
     "dinov2": "DINOv2",
     "inception": "Inception",
@@ -45,13 +44,22 @@ NETWORKS = {
 
 
 def network_name(network: str) -> str:
-    """The name of a feature network for people; what tells apart two of a kind is left out."""
-    kinds = [kind for kind in NETWORKS if network.startswith(kind)]
-    return NETWORKS[max(kinds, key=len)] if kinds else network
+    """Return the label of a feature network, or `network` itself if its kind is unknown."""
+    kind = kind_of_network(network)
+    return network if kind is None else NETWORKS[kind]
+
+
+def kind_of_network(name: str) -> FeatureNetworkKind | None:
+    """Return the kind of the network that has this `FeatureNetwork.name`; None if unknown."""
+    kinds: tuple[FeatureNetworkKind, ...] = get_args(FeatureNetworkKind)
+    for kind in sorted(kinds, key=len, reverse=True):  # inception-tf before inception
+        if name == kind or name.startswith(f"{kind}-"):
+            return kind
+    return None
 
 
 def metric_info(key: str) -> MetricInfo | None:
-    """About a key, of which `kid_dinov2` is a KID in other features; None if it is no figure."""
+    """Return the facts about a metric, with or without a network (`kid_dinov2`), else None."""
     if key in METRICS:
         return METRICS[key]
     base, _, suffix = key.rpartition("_")
@@ -62,7 +70,7 @@ def metric_info(key: str) -> MetricInfo | None:
 
 
 def metrics_in(records: Iterable[Mapping[str, Any]]) -> dict[str, MetricInfo]:
-    """Key -> about it, for the figures that at least one of the records has, in their order."""
+    """Return key -> facts of the metrics that at least one record has, in the order of tables."""
     keys = {key for record in records for key, value in record.items() if value is not None}
     found = {key: info for key in keys if (info := metric_info(key))}
     order = list(METRICS)
@@ -75,7 +83,7 @@ def metrics_in(records: Iterable[Mapping[str, Any]]) -> dict[str, MetricInfo]:
 
 
 def metrics_text(record: Mapping[str, Any]) -> str:
-    """What an evaluation found, for people."""
+    """Format Fréchet distance and CLIP score of a record in one short line."""
     text = f"Fréchet distance {record['frechet_distance']:.4g}"
     score = record["clip_score"]
     return text if score is None else f"{text}, CLIP score {score:.2f}"

@@ -1,7 +1,7 @@
-"""Figures of merit from features, the third of three steps; Fréchet distances: frechet.py.
+"""Metrics from features, the third of three steps; frechet.py has the Fréchet distances.
 
-All are pure functions. `images` are the features of the images that are judged, `reference` those
-that they are compared with, (N, D) and (M, D) tensors of float64.
+All functions are pure. `images` are the features of the judged images, `reference` the features
+that they are compared with: (N, D) and (M, D) tensors of float64.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from torch.nn import functional as F
 
 from utils.evaluation.feature_statistics import ClassStats
 
-CHUNK = 1000  # rows of a matrix of distances that exist at a time
+CHUNK = 1000  # rows of a distance matrix that are in memory at a time
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
-CHOICES = 100  # captions among which R-precision looks for the right one
+CHOICES = 100  # captions from which R-precision chooses: the image's own and 99 others
 
 
 def kid(images: Tensor, reference: Tensor) -> tuple[float, float]:
-    """Kernel distance (Binkowski 2018), mean and standard deviation over 100 subsets.
+    """Compute the kernel distance (Binkowski 2018): mean and standard deviation over 100 subsets.
 
-    The unbiased squared MMD of the kernel (x y / D + 1)^3; subsets have 1000 images, or as many as
-    there are.
+    It is the unbiased squared MMD of the kernel (x y / D + 1)^3. Subsets have 1000 images, or fewer
+    if there are fewer.
     """
-    from torch_fidelity import metric_kid  # a second at import
+    from torch_fidelity import metric_kid  # its import takes a second
 
     result = metric_kid.kid_features_to_metric(
         images,
@@ -38,7 +38,10 @@ def kid(images: Tensor, reference: Tensor) -> tuple[float, float]:
 
 
 def inception_score(classes: ClassStats) -> tuple[float, float]:
-    """exp E KL(p(class | image) || p(class)) (Salimans 2016), mean and std over ten splits."""
+    """Compute exp E KL(p(class | image) || p(class)) (Salimans 2016).
+
+    Returns mean and standard deviation over ten splits.
+    """
     used = classes.n > 0
     count = classes.n[used]
     p = classes.probabilities[used] / count[:, None]  # (splits, C)
@@ -50,12 +53,13 @@ def inception_score(classes: ClassStats) -> tuple[float, float]:
 def manifold_metrics(
     images: Tensor, reference: Tensor, neighbour: int = 3, dense_neighbour: int = 5
 ) -> dict[str, float]:
-    """Precision and recall (Kynkaanniemi 2019), density and coverage (Naeem 2020).
+    """Compute precision, recall (Kynkäänniemi 2019), density and coverage (Naeem 2020).
 
-    Balls reach from each image to its `neighbour`-th nearest of the same set (the second pair of
-    figures: `dense_neighbour`-th). Precision: share of images inside a ball of the reference;
-    recall: the converse; density: balls of the reference that an image is in, over
-    `dense_neighbour`; coverage: share of the reference's balls that hold an image.
+    Each image has a ball that reaches to its `neighbour`-th nearest image of the same set; for
+    density and coverage, to its `dense_neighbour`-th. Precision: share of images inside a ball of
+    the reference. Recall: share of reference images inside a ball of the images. Density: mean
+    number of the reference's balls around an image, divided by `dense_neighbour`. Coverage: share
+    of the reference's balls that hold an image.
     """
     ranks = [min(k, len(reference) - 1) for k in (neighbour, dense_neighbour)]
     reach, dense_reach = _radii(reference, ranks).unbind(dim=1)
@@ -78,7 +82,7 @@ def manifold_metrics(
 
 
 def _radii(features: Tensor, ranks: list[int]) -> Tensor:
-    """Distance of each to its k-th nearest other one, for each k of `ranks`: (N, len(ranks))."""
+    """Return the distance to the k-th nearest other row for each k of `ranks`: (N, len(ranks))."""
     parts = []
     for chunk in features.split(CHUNK):
         nearest = torch.cdist(chunk, features).topk(max(ranks) + 1, dim=1, largest=False).values
@@ -87,36 +91,34 @@ def _radii(features: Tensor, ranks: list[int]) -> Tensor:
 
 
 def cmmd(images: Tensor, reference: Tensor) -> float:
-    """CLIP maximum mean discrepancy (Jayasumana 2024): 1000 MMD^2 of unit CLIP embeddings.
+    """Compute the CLIP maximum mean discrepancy (Jayasumana 2024): 1000 MMD^2 of unit embeddings.
 
-    The kernel is exp(-|x - y|^2 / (2 * 10^2)); as in its authors' code pairs of an image with
-    itself count, which makes few images look farther away.
+    The kernel is exp(-|x - y|^2 / (2 * 10^2)). Pairs of an image with itself count, as in the
+    authors' code; this makes the value larger for few images.
     """
     x, y = F.normalize(images, dim=1), F.normalize(reference, dim=1)
     return 1000 * (_mean_kernel(x, x) + _mean_kernel(y, y) - 2 * _mean_kernel(x, y))
 
 
 def _mean_kernel(x: Tensor, y: Tensor) -> float:
-    """Mean of CMMD's kernel over all pairs; of unit vectors |x - y|^2 is 2 - 2 x y."""
+    """Return the mean of CMMD's kernel over all pairs; for unit vectors |x - y|^2 is 2 - 2 x y."""
     total = sum(float(((chunk @ y.T - 1) / 100).exp().sum()) for chunk in x.split(CHUNK))
     return total / (len(x) * len(y))
 
 
 def clip_similarities(images: Tensor, texts: Tensor) -> Tensor:
-    """100 x cosine between each image and its text: (N, D), (N, D) -> (N,) float64."""
+    """Return 100 x cosine of each image and its text: (N, D), (N, D) -> (N,) float64.
+
+    The mean is the CLIP score (Hessel 2021, without its factor 2.5).
+    """
     return 100 * F.cosine_similarity(images.double(), texts.double())
 
 
-def clip_score(images: Tensor, texts: Tensor) -> float:
-    """Mean cosine x 100 of paired (N, D) embeddings (Hessel 2021, without its factor 2.5)."""
-    return float(clip_similarities(images, texts).mean())
-
-
 def r_precision(images: Tensor, texts: Tensor, seed: int = 0) -> float | None:
-    """Share of images that are closer to their own caption than to 99 others (Xu 2018).
+    """Return the share of images that are closer to their own caption than to 99 others (Xu 2018).
 
-    (N, D), (N, D) CLIP embeddings; the others are drawn by seed from the captions of the other
-    images. One that equals the own caption does not count against it. None below 100 images.
+    `images`, `texts`: (N, D) CLIP embeddings. The seed draws the other captions among those of all
+    other images. An equal caption does not count as closer. None below 100 images.
     """
     if len(images) < CHOICES:
         return None

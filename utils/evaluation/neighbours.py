@@ -1,4 +1,4 @@
-"""Which training images are closest to given ones: has the network learnt some of them by heart?"""
+"""Nearest training images of generated images: they show if the network learnt some by heart."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from utils.data.embeddings import BATCH, some_samples
 from utils.data.images import list_images
 from utils.data.lmdb_reader import LMDBReader
 
-COMPARED = 256  # training images that tell which cosine is usual
+COMPARED = 256  # training images in the median of `usual_cosine`
 
 
 def open_training_embeddings(config: Config, encoder: str, dim: int) -> LMDBReader | None:
-    """`data.feat_path`, if it is there and holds the training images' embeddings by this CLIP."""
+    """Open `data.feat_path`; None if it is missing, or holds no embeddings of this CLIP."""
     path = config.data.feat_path
     if path is None or not path.exists():
         return None
@@ -30,9 +30,10 @@ def open_training_embeddings(config: Config, encoder: str, dim: int) -> LMDBRead
 def nearest(
     embeddings: torch.Tensor, reader: LMDBReader, leave_out: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, D) -> index (N,) of the nearest sample of a database, by cosine, and the cosine (N,).
+    """Find the nearest sample of a database by cosine: (N, D) -> index (N,), cosine (N,).
 
-    `leave_out`: (N,) a sample that does not count, for each. The database is read in parts.
+    `leave_out`: (N,) index of one sample for each row that does not count. The database is read in
+    parts.
     """
     embeddings = F.normalize(embeddings.float().cpu(), dim=1)
     best, index = torch.full((len(embeddings),), -2.0), torch.zeros(len(embeddings)).long()
@@ -48,7 +49,7 @@ def nearest(
 
 
 def usual_cosine(reader: LMDBReader, seed: int = 0) -> float | None:
-    """Median cosine of training images to the nearest other one; None if there is only one."""
+    """Return the median cosine of training images and their nearest others; None for one image."""
     if reader.info.length < 2:
         return None
     chosen = some_samples(reader, COMPARED, torch.Generator().manual_seed(seed))
@@ -59,7 +60,7 @@ def usual_cosine(reader: LMDBReader, seed: int = 0) -> float | None:
 def training_image_paths(
     config: Config, reader: LMDBReader, indices: Sequence[int] | np.ndarray
 ) -> list[Path] | None:
-    """Files of training images by their index; None if the images are not there any more."""
+    """Return the files of training images by their index; None if the images are gone."""
     folder, names = config.data.image_dir, reader.info.meta.get("names")
     if folder is None or not folder.exists():
         return None
@@ -67,5 +68,5 @@ def training_image_paths(
     if names is None:
         return [samples[i].path for i in indices] if len(samples) == reader.info.length else None
     by_name = dict(samples)
-    found = [by_name.get(names[i]) for i in indices]
-    return None if None in found else found
+    found = [path for i in indices if (path := by_name.get(names[i])) is not None]
+    return found if len(found) == len(indices) else None

@@ -1,17 +1,22 @@
-"""The style of the plots."""
+"""Plots of metrics, and the style of all plots."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.base.files import write_whole
+from utils.evaluation.metric_names import metric_info, network_name
+from utils.evaluation.results import Record, comparable, curves
 
 
 def style_axis(axis: Axes, title: str, hint: str = "") -> None:
-    """The project's look: title on the left, a hint on the right, a light grid, no box."""
+    """Give an axis the project's look: title left, hint right, a light grid, no box."""
     axis.set_title(title, fontsize=12, loc="left")
     axis.set_title(hint, fontsize=9, loc="right", color="0.45")
     axis.grid(alpha=0.25)
@@ -21,3 +26,88 @@ def style_axis(axis: Axes, title: str, hint: str = "") -> None:
 def save_plot(figure: Figure, path: Path) -> None:
     """Write a PNG, whole or not at all."""
     write_whole(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
+
+
+def plot_curve(axis: Axes, records: Sequence[Record], key: str) -> None:
+    """Plot one metric against the training step, with a line for each way to sample.
+
+    Raises KeyError if `key` is no metric.
+    """
+    for label, line in curves(records).items():
+        values = np.array([record.get(key) for record in line.values()], float)  # None is nan
+        axis.plot(list(line), values, marker="o", markersize=4, linewidth=1.8, label=label)
+        ends = [[record.get(f"{key}_{end}") for record in line.values()] for end in ("low", "high")]
+        axis.fill_between(list(line), *np.array(ends, float), alpha=0.1, linewidth=0)
+    about = metric_info(key)
+    if about is None:
+        raise KeyError(key)
+    style_axis(axis, about.label, f"{about.better} is better")
+    axis.set_xlabel("training step")
+    axis.margins(x=0.04)
+    found = [record[key] for record in records if record.get(key) is not None]
+    if about.better == "lower" and found and max(found) > 20 * min(found) > 0:
+        axis.set_yscale("log")
+
+
+def plot_curves(records: Sequence[Record], path: Path) -> None:
+    """Write a PNG of Fréchet distance and CLIP score against the training step.
+
+    Records that cannot be compared with the latest one are left out.
+    """
+    records = comparable(records)
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, key in zip(axes, ("frechet_distance", "clip_score"), strict=True):
+        plot_curve(axis, records, key)
+    axes[0].set_title(f"Fréchet distance ({network_name(records[-1]['network'])})", loc="left")
+    labels = axes[0].get_legend_handles_labels()
+    columns = min(len(labels[1]), 3)
+    figure.legend(*labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    save_plot(figure, path)
+
+
+def plot_trade_off(axis: Axes, records: Sequence[Record]) -> None:
+    """Plot Fréchet distance against CLIP score, with a line for each step and sampler.
+
+    A line joins the guidance scales, and each point shows its scale.
+    """
+    steps = sorted({record["step"] for record in records})
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.8, len(steps)))
+    for step, colour in zip(steps, colours, strict=True):
+        of_step = [record for record in records if record["step"] == step]
+        samplers = dict.fromkeys((record["num_steps"], record["solver"]) for record in of_step)
+        for number, sampler in enumerate(samplers):
+            line = [r for r in of_step if (r["num_steps"], r["solver"]) == sampler]
+            line.sort(key=lambda record: record["cfg_scale"] or 0)  # None is the weakest
+            label = f"step {step:,}"
+            if len(samplers) > 1:
+                label += f", {sampler[0]} {sampler[1]} steps"
+            x, y = ([record[key] for record in line] for key in ("clip_score", "frechet_distance"))
+            style = ("-", "--", ":", "-.")[number % 4]
+            axis.plot(x, y, style, color=colour, marker="o", markersize=6, lw=1.8, label=label)
+            _write_scales(axis, line)
+    style_axis(axis, "Fréchet distance against CLIP score", "best is bottom right")
+    axis.set_xlabel("CLIP score: how well images show their captions")
+    axis.set_ylabel("Fréchet distance")
+    axis.margins(0.08, 0.14)
+    axis.legend(frameon=False, fontsize=9)
+
+
+def _write_scales(axis: Axes, line: Sequence[Record]) -> None:
+    """Write the guidance scale beside each point of a line in plot_trade_off."""
+    last = len(line) - 1
+    for i, record in enumerate(line):
+        scale = record["cfg_scale"]
+        text = "none" if scale is None else f"{scale:g}"
+        # Scales often lie close together: the weakest left, the strongest right.
+        shift, align = {0: ((-9, 0), "right"), last: ((9, 0), "left")}.get(i, ((0, -13), "center"))
+        axis.annotate(
+            text,
+            (record["clip_score"], record["frechet_distance"]),
+            shift,
+            textcoords="offset points",
+            ha=align,
+            va="center",
+            fontsize=9,
+            color="0.3",
+        )

@@ -1,8 +1,8 @@
-"""Reference files: statistics of the images that others are compared with, as npz.
+"""Reference files (npz): statistics of the images that generated images are compared with.
 
-`mu` and `sigma` are what pytorch-fid writes and reads. Ours add how they were made, `mu_s` and
-`sigma_s` for sFID under the names of ADM's reference batches, and on request the features of at
-most SAMPLE_LIMIT images, which kernel and manifold figures need. ADM's own files are read as well.
+pytorch-fid writes and reads `mu` and `sigma`. Our files add the way they were made, `mu_s` and
+`sigma_s` for sFID (the names in ADM's reference batches), and on request the features of at most
+SAMPLE_LIMIT images, for kernel and manifold metrics. ADM's files are read too.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ FACTS = {"n": int, "network": str, "resolution": int, "source": str}
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics of a set of images; what a file does not say is None."""
+    """Statistics of a set of images; None where a file lacks an entry."""
 
     mu: np.ndarray  # (D,) float64
     sigma: np.ndarray  # (D, D) float64
     n: int | None = None  # images
     network: str | None = None  # FeatureNetwork.name
     resolution: int | None = None  # pixels, side of the images; 0 = each has its own size
-    source: str | None = None  # hash that tells one set of images from another
-    mu_s: np.ndarray | None = None  # (2023,) this and the next: of Inception's spatial features
-    sigma_s: np.ndarray | None = None  # (2023, 2023)
-    features: np.ndarray | None = None  # (M, D) float32, of up to SAMPLE_LIMIT of the images
-    path: Path | None = None  # of its file, for messages
+    source: str | None = None  # hash that identifies the set of images
+    mu_s: np.ndarray | None = None  # (2023,) mean of Inception's spatial features
+    sigma_s: np.ndarray | None = None  # (2023, 2023) their covariance
+    features: np.ndarray | None = None  # (M, D) float32, M at most SAMPLE_LIMIT
+    path: Path | None = None  # file that it was read from, for messages
 
 
 def save_stats(path: str | Path, reference: Reference) -> None:
-    """Write a reference, as an npz that pytorch-fid reads too."""
+    """Write a reference to an npz file, which pytorch-fid can read too."""
     fields = {key: getattr(reference, key) for key in (*ARRAYS, *FACTS)}
     values = {key: value for key, value in fields.items() if value is not None}
 
@@ -49,9 +49,9 @@ def save_stats(path: str | Path, reference: Reference) -> None:
 
 
 def load_stats(path: str | Path) -> Reference:
-    """Read a reference, ours, pytorch-fid's (`mu`, `sigma`) or ADM's (`mu_s`, `sigma_s` too).
+    """Read a reference file: ours, pytorch-fid's (`mu`, `sigma`) or ADM's (`mu_s`, `sigma_s` too).
 
-    Raises UserError if the file is missing or holds anything else.
+    Raises UserError if the file is missing, damaged or of another kind.
     """
     try:
         with (
@@ -68,7 +68,8 @@ def load_stats(path: str | Path) -> Reference:
             statistics = {k: v.astype(np.float64) for k, v in arrays.items() if k != "features"}
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such reference statistics; make them with {SCRIPT}, or set eval.ref_path"
+            f"{path}: there are no reference statistics; make them with {SCRIPT}, or set "
+            "eval.ref_path"
         ) from None
     for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
         if mean in statistics:
@@ -82,8 +83,9 @@ def load_stats(path: str | Path) -> Reference:
 def _check(
     path: str | Path, mean: str, mu: np.ndarray, covariance: str, sigma: np.ndarray | None
 ) -> None:
-    shape = None if sigma is None else sigma.shape
-    if mu.ndim != 1 or shape != (len(mu), len(mu)):
+    """Raise UserError if mean and covariance do not fit each other or are not finite."""
+    if mu.ndim != 1 or sigma is None or sigma.shape != (len(mu), len(mu)):
+        shape = None if sigma is None else sigma.shape
         raise UserError(
             f"{path}: {mean} {mu.shape} and {covariance} {shape} are not of one dimension"
         )
@@ -91,29 +93,29 @@ def _check(
         raise UserError(f"{path}: the reference statistics hold NaN or infinite values")
 
 
-def check_comparable(
-    reference: Reference, network: str, resolution: int | None, path: str | Path
-) -> None:
-    """Raise UserError if the reference at `path` was made by another network or at another size.
+def check_comparable(reference: Reference, network: str, resolution: int | None) -> None:
+    """Raise UserError if the reference is of another feature network or another image size.
 
-    Files that do not say (pytorch-fid's) are taken at their word. `resolution`: None = whichever.
+    A file that does not state them, for example of pytorch-fid, passes. `resolution`: side in
+    pixels, None = any.
     """
     again = f"make it again with {SCRIPT}"
     if reference.network not in (None, network):
         raise UserError(
-            f"{path}: features are from '{reference.network}' but images are judged by "
-            f"'{network}'; such figures cannot be compared: {again}, or set eval.feature_network"
+            f"{reference.path}: features are from '{reference.network}' but images are judged by "
+            f"'{network}', so their metrics cannot be compared: {again}, or set "
+            "eval.feature_network"
         )
     if resolution and reference.resolution not in (None, resolution):
         side = f"{reference.resolution} pixels wide" if reference.resolution else "of any size"
         raise UserError(
-            f"{path}: images are {side} but data.resolution is "
-            f"{resolution}; such figures cannot be compared: {again}"
+            f"{reference.path}: images are {side} but data.resolution is "
+            f"{resolution}, so their metrics cannot be compared: {again}"
         )
     if reference.network is None and reference.mu_s is not None and network == "inception":
         note(
-            f"{path}: looks like ADM's, whose evaluator resizes as TensorFlow does; "
-            "eval.feature_network=inception-tf gives figures like its own"
+            f"{reference.path}: seems to be ADM's, whose evaluator resizes as TensorFlow does; "
+            "eval.feature_network=inception-tf gives metrics like its own"
         )
 
 

@@ -1,4 +1,4 @@
-"""The `evaluation/` folder of an experiment: results.jsonl, results.csv and curve.png."""
+"""The `evaluation/` folder of an experiment: results.jsonl and results.csv."""
 
 from __future__ import annotations
 
@@ -8,26 +8,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from utils.base.errors import note
 from utils.base.files import write_csv
 from utils.base.text_table import aligned
-from utils.evaluation.metric_names import METRICS, metric_info, network_name
-from utils.evaluation.plots import save_plot, style_axis
+from utils.evaluation.metric_names import METRICS
 
 Record = dict[str, Any]
 
 
 class Results:
-    """All evaluations of an experiment, one record each, in the order they were made.
+    """All evaluations of an experiment in the order they were made, one record each.
 
-    A record is what was evaluated (checkpoint and settings) together with the figures.
+    A record holds the checkpoint, the settings and the metrics.
     """
 
     def __init__(self, folder: Path) -> None:
+        """Read the records in `folder`; a torn line is skipped with a note."""
         self.folder = folder
         self.path = folder / "results.jsonl"
         self.records: list[Record] = []
@@ -35,19 +31,19 @@ class Results:
         for number, line in enumerate(lines, 1):
             try:
                 self.records.append(dict(json.loads(line)))
-            except ValueError:  # written when the disk was full or the power went
-                note(f"{self.path}:{number}: not a whole record, passed over")
+            except ValueError:  # written while the disk was full or the power failed
+                note(f"{self.path}:{number}: not a whole record, skipped")
 
-    def find(self, what: Mapping[str, Any]) -> Record | None:
-        """The latest record made with exactly these settings."""
-        wanted = json.loads(json.dumps(what))  # as the file would give it back
+    def find(self, settings: Mapping[str, Any]) -> Record | None:
+        """Return the latest record made with exactly these settings, None if there is none."""
+        wanted = json.loads(json.dumps(settings))  # with the types that the file would give
         for record in reversed(self.records):
             if all(key in record and record[key] == value for key, value in wanted.items()):
                 return record
         return None
 
     def add(self, record: Record) -> None:
-        """Append to results.jsonl and bring results.csv up to date."""
+        """Append a record to results.jsonl, and write results.csv anew."""
         self.folder.mkdir(parents=True, exist_ok=True)
         torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         with open(self.path, "a") as file:
@@ -58,15 +54,11 @@ class Results:
         flat = [{k: v for k, v in r.items() if k != "config"} for r in self.records]
         write_csv(self.folder / "results.csv", flat)
 
-    def plot(self) -> None:
-        """Bring curve.png up to date."""
-        plot_curve(comparable(self.records), self.folder / "curve.png")
-
 
 def way_names(ways: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How images were sampled, for people: the guidance; steps, solver, number where they differ.
+    """Name ways to sample, for people: guidance, and steps, solver, image count if they differ.
 
-    Each of `ways` has the keys `cfg_scale`, `num_steps`, `solver` and maybe `n`, as records have.
+    `ways`: records, or mappings with their keys `cfg_scale`, `num_steps`, `solver` and maybe `n`.
     """
     steps_differ = len({(way["num_steps"], way["solver"]) for way in ways}) > 1
     counts_differ = len({way.get("n") for way in ways}) > 1
@@ -80,18 +72,18 @@ def way_names(ways: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def comparable(records: Sequence[Record]) -> list[Record]:
-    """Those whose figures can be compared with the latest: same reference and feature network."""
+    """Return the records with the reference and the feature network of the latest one."""
     keys = ("network", "reference")
     return [r for r in records if all(r[key] == records[-1][key] for key in keys)]
 
 
 def best_of(records: Sequence[Record]) -> Record:
-    """The record with the lowest Frechet distance."""
+    """Return the record with the lowest Fréchet distance."""
     return min(records, key=lambda record: record["frechet_distance"])
 
 
 def table(records: Sequence[Record]) -> str:
-    """The figures as aligned text; the best checkpoint is starred."""
+    """Format the main metrics as aligned text; a star marks the best record."""
     header = ("step", "guidance", "steps", "solver", "Fréchet", "CLIP score", "images", "time", "")
     rows = [header]
     for record in records:
@@ -111,37 +103,8 @@ def table(records: Sequence[Record]) -> str:
 
 
 def curves(records: Sequence[Record]) -> dict[str, dict[int, Record]]:
-    """Name of a way of sampling -> step -> its latest record, in order of the steps."""
+    """Return name of a way to sample -> step -> its latest record, in order of the steps."""
     lines: dict[str, dict[int, Record]] = {}
     for name, record in zip(way_names(records), records, strict=True):
         lines.setdefault(name, {})[record["step"]] = record
     return {name: dict(sorted(line.items())) for name, line in lines.items()}
-
-
-def draw_curves(axis: Axes, records: Sequence[Record], key: str) -> None:
-    """One figure against the training step, a line per way of sampling."""
-    for label, line in curves(records).items():
-        values = np.array([record.get(key) for record in line.values()], float)  # None is nan
-        axis.plot(list(line), values, marker="o", markersize=4, linewidth=1.8, label=label)
-        ends = [[record.get(f"{key}_{end}") for record in line.values()] for end in ("low", "high")]
-        axis.fill_between(list(line), *np.array(ends, float), alpha=0.1, linewidth=0)
-    about = metric_info(key)
-    style_axis(axis, about.label, f"{about.better} is better")
-    axis.set_xlabel("training step")
-    axis.margins(x=0.04)
-    found = [record[key] for record in records if record.get(key) is not None]
-    if about.better == "lower" and found and max(found) > 20 * min(found) > 0:
-        axis.set_yscale("log")
-
-
-def plot_curve(records: Sequence[Record], path: Path) -> None:
-    """Frechet distance and CLIP score against the training step."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, key in zip(axes, ("frechet_distance", "clip_score"), strict=True):
-        draw_curves(axis, records, key)
-    axes[0].set_title(f"Fréchet distance ({network_name(records[-1]['network'])})", loc="left")
-    labels = axes[0].get_legend_handles_labels()
-    columns = min(len(labels[1]), 3)
-    figure.legend(*labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    save_plot(figure, path)

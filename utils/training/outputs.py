@@ -9,6 +9,7 @@ from utils.base.processes import is_main_process
 from utils.config.schema import Config
 from utils.evaluation.checkpoints import evaluate_into, ways_of_sampling
 from utils.evaluation.judge import Judge
+from utils.evaluation.plots import plot_curves
 from utils.evaluation.results import Results
 from utils.training.checkpoint import checkpoint_path, discard_leftovers
 from utils.training.checkpoint_writer import CheckpointWriter
@@ -102,11 +103,11 @@ class Outputs:
         network = state.averaged()
         for name, way in self.ways.items():
             record = evaluate_into(
-                self.results, checkpoint, lambda: network, way, self.judge, step=state.step
+                self.results, checkpoint, network, way, self.judge, step=state.step
             )
             self.log.evaluation(state.step, name, record)
         if is_main_process():
-            self.results.plot()
+            plot_curves(self.results.records, self.results.folder / "curve.png")
 
     def close(self, code: int, message: str, patience: float = 15) -> int:
         """Wait `patience` seconds for the checkpoint, log the message, return the exit code."""
