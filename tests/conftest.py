@@ -1,6 +1,7 @@
 """Fixtures shared by the tests: reference values, and small folders of real images."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,3 +90,26 @@ def faces(tmp_path_factory) -> Path:
     path = folder / "config.yaml"
     path.write_text(config.to_yaml())
     return path
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory) -> Path:
+    """A folder with the tiny CLIP and VAE."""
+    from tiny import make_tiny_config  # slow to import, and few tests need it
+
+    folder = tmp_path_factory.mktemp("encoders")
+    make_tiny_config(folder)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path, tiny_faces, encoders, monkeypatch):
+    """A preprocessing.Project: tiny encoders, train and test faces, scripts run in this process."""
+    from preprocessing import N_TEST, N_TRAIN, Project  # slow to import, and few tests need it
+    from tiny import RESOLUTION
+
+    for name in ("clip", "vae"):
+        shutil.copytree(encoders / name, tmp_path / name)
+    tiny_faces(N_TRAIN, 2 * RESOLUTION, "train")
+    tiny_faces(N_TEST, 2 * RESOLUTION, "test")
+    return Project(tmp_path, monkeypatch)

@@ -1,82 +1,24 @@
 """The preprocessing scripts: from folders of images and captions to databases and statistics."""
 
-import importlib
 import os
 import pickle
 import shutil
-import sys
-from collections.abc import Callable
-from pathlib import Path
 
-import lmdb
 import numpy as np
 import pytest
 import torch
 from conftest import draw_face
-from tiny import DIM, RESOLUTION, make_tiny_clip, make_tiny_config
+from preprocessing import IMG, N_TEST, N_TRAIN, TXT, Z, paths_in, pixels
+from tiny import DIM, RESOLUTION, make_tiny_clip
 
 from models.autoencoder import load_autoencoder
 from models.clip import load_clip
 from models.draws import BatchDraws
 from utils.data.image_batches import iterate_batches
-from utils.data.images import list_images, load_image
+from utils.data.images import load_image
 from utils.data.latent_dataset import LatentDataset
 from utils.data.lmdb_reader import LMDBReader
 from utils.evaluation.references import load_stats
-
-Z, IMG, TXT = "create_latentspace_lmdb", "clip_encode_img", "clip_encode_text"
-N_TRAIN, N_TEST = 9, 5
-
-
-class Project:
-    """A config with tiny encoders, train and test faces, and the scripts run in this process."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
-        self.folder, self._patch = folder, monkeypatch
-        text_feat_path = folder / "lmdb" / "train" / "clip_txt"
-        self.config = make_tiny_config(folder, data={"text_feat_path": text_feat_path})
-        self.yaml = folder / "config.yaml"
-        self.yaml.write_text(self.config.to_yaml())
-        self.train, self.test = folder / "lmdb" / "train", folder / "lmdb" / "test"
-
-    def run(self, script: str, *options: str) -> None:
-        argv = [f"{script}.py", "--config", str(self.yaml), "--batch_size", "2", *options]
-        self._patch.setattr(sys, "argv", argv)
-        importlib.import_module(f"preprocess_scripts.{script}").main()
-
-    def fails(self, capsys: pytest.CaptureFixture, script: str, *options: str) -> str:
-        """Run a command that must end as a user's mistake does; return its one line."""
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            self.run(script, *options)
-        assert ended.value.code == 2
-        errors = capsys.readouterr().err.partition("error: ")[2].splitlines()
-        assert len(errors) == 1
-        return errors[0]
-
-
-@pytest.fixture(scope="session")
-def encoders(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("encoders")
-    make_tiny_config(folder)
-    return folder
-
-
-@pytest.fixture
-def project(tmp_path, tiny_faces: Callable, encoders, monkeypatch) -> Project:
-    for name in ("clip", "vae"):
-        shutil.copytree(encoders / name, tmp_path / name)
-    tiny_faces(N_TRAIN, 2 * RESOLUTION, "train")
-    tiny_faces(N_TEST, 2 * RESOLUTION, "test")
-    return Project(tmp_path, monkeypatch)
-
-
-def paths_in(folder: Path) -> list[Path]:
-    return [sample.path for sample in list_images(folder)]
-
-
-def pixels(folder: Path) -> torch.Tensor:
-    return torch.cat(list(iterate_batches(paths_in(folder), RESOLUTION, 100)))
 
 
 def test_latents_are_the_vaes_means_of_both_splits(project):
@@ -302,93 +244,6 @@ def test_a_split_without_place_is_left_out_and_named(project, capsys):
     project.run(TXT, "data.text_feat_path=null")
     assert "train split left out: data.text_feat_path is not set" in capsys.readouterr().err
     assert LMDBReader(project.test / "clip_txt").info.length == N_TEST
-
-
-def same_database(a: Path, b: Path) -> bool:
-    """Return True if two databases have equal keys and values, `meta` included."""
-    contents = []
-    for path in (a, b):
-        with lmdb.open(str(path), readonly=True, lock=False) as env, env.begin() as txn:
-            contents.append(dict(txn.cursor()))
-    return contents[0] == contents[1]
-
-
-def test_one_pass_fills_latents_mirrored_latents_and_embeddings(project):
-    for script, name in ((Z, "z"), (IMG, "clip_img")):
-        project.run(script, "--split", "train", "--out", str(project.folder / "alone" / name))
-    project.run(Z, "--split", "train", "--with_clip", "--xflip")
-    for name in ("z", "clip_img"):
-        assert same_database(project.train / name, project.folder / "alone" / name)
-    assert (project.train / "clip_img" / "image_mean.npy").exists()
-    vae = load_autoencoder(project.folder / "vae")
-    images = pixels(project.folder / "train" / "images").flip(3)
-    expected = vae.mean_latents(vae.encode_moments(images / 127.5 - 1))
-    mirrored = LMDBReader(project.train / "z_xflip")
-    np.testing.assert_allclose(mirrored.read(range(N_TRAIN)), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_one_pass_completes_what_one_database_lacks(project, capsys):
-    project.run(Z, "--split", "train")
-    image = project.folder / "train" / "images" / "000005.png"
-    content = image.read_bytes()
-    image.write_bytes(b"broken")
-    project.fails(capsys, IMG, "--split", "train")  # four of nine are there
-    image.write_bytes(content)
-    project.run(Z, "--split", "train", "--with_clip")
-    project.run(IMG, "--split", "train", "--out", str(project.folder / "whole"))
-    assert same_database(project.train / "clip_img", project.folder / "whole")
-
-
-@pytest.mark.parametrize("shards", [2, 4])
-@pytest.mark.parametrize("script", [Z, TXT])
-def test_shards_give_the_same_database_as_one_process(project, script, shards):
-    (project.folder / "train" / "captions" / "000004.txt").write_text("one\ntwo\nthree\n")
-    store = ("--store", "sample") if script == Z else ()
-    name = "z" if script == Z else "clip_txt"
-    project.run(script, "--split", "train", *store, "--out", str(project.folder / "whole" / name))
-    for shard in reversed(range(shards)):
-        assert not (project.train / name).exists()
-        options = ("--num_shards", str(shards), "--shard", str(shard))
-        project.run(script, "--split", "train", *store, *options)
-    assert [path.name for path in project.train.iterdir()] == [name]
-    assert same_database(project.train / name, project.folder / "whole" / name)
-
-
-def test_more_shards_than_images_are_no_fault(project):
-    for shard in range(N_TEST + 2):
-        project.run(Z, "--split", "test", "--num_shards", str(N_TEST + 2), "--shard", str(shard))
-    assert LMDBReader(project.test / "z").info.length == N_TEST
-
-
-def test_a_shard_that_was_cut_off_goes_on(project, capsys):
-    image = project.folder / "train" / "images" / "000007.png"
-    content = image.read_bytes()
-    image.write_bytes(b"broken")
-    second = ("--split", "train", "--num_shards", "2", "--shard", "1")
-    assert "unreadable image" in project.fails(capsys, Z, *second)
-    project.run(Z, "--split", "train", "--num_shards", "2", "--shard", "0")
-    assert "1 of 2 parts are not there yet: z.part1of2" in capsys.readouterr().err
-    image.write_bytes(content)
-    project.run(Z, *second)
-    assert LMDBReader(project.train / "z").info.length == N_TRAIN
-
-
-def test_parts_of_another_encoder_are_not_merged(project, capsys):
-    first, second = (("--split", "test", "--num_shards", "2", "--shard", s) for s in "01")
-    project.run(IMG, *first)
-    make_tiny_clip(project.folder / "clip2", seed=1)
-    other = f"encoders.clip={project.folder / 'clip2'}"
-    message = project.fails(capsys, IMG, *second, other)
-    assert "clip_img.part0of2: made differently (encoder); delete it" in message
-
-
-def test_processes_of_a_launcher_share_a_dataset(project, monkeypatch):
-    project.run(Z, "--split", "train", "--out", str(project.folder / "whole"))
-    for rank in "10":
-        for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2")):
-            monkeypatch.setenv(name, value)
-        project.run(Z, "--split", "train", "--num_process_per_node", "2")
-    assert same_database(project.train / "z", project.folder / "whole")
 
 
 def test_jpeg_draft_decodes_large_photos_small_and_is_recorded(project):
