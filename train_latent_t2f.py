@@ -11,7 +11,7 @@ Finetune:            python train_latent_t2f.py --config Y.yaml --ckpt_path X/ch
 Release a model:     python train_latent_t2f.py --export dit.safetensors --ckpt_path 0005000.pt \\
                          sampling.cfg_scale=2
 
-The same command, started again, continues the run in its experiment folder. After Ctrl-C, SIGTERM
+This command, started again, continues the run in its experiment folder. After Ctrl-C, SIGTERM
 or SIGUSR1 it finishes the step, saves, and ends with code 130, 143 or 138. Other codes: 0 finished,
 2 a mistake in the settings, 3 diverged, 4 the last checkpoint could not be written, 5 another
 process was lost (docs/cluster.md).

@@ -7,7 +7,7 @@ Both recipes train the demo's network on the demo's faces. At equal intervals th
 pictures from held-out captions. Two metrics are plotted against the seconds of training: the
 Fréchet distance to held-out faces, and the share of stated attributes that the pictures show. The
 published recipe is also judged without averaging its weights, since its average is still close to
-the random start. The same command goes on with a run that was interrupted.
+the random start. This command, started again, goes on with a run that was interrupted.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ def number_of_steps(config: Config, images: int, first_step: int = 0) -> int:
     """Return the number of finished steps at which a training on `images` images ends.
 
     The lower of `max_num_steps` and `epochs` holds. A run that starts from another run's checkpoint
-    counts from its `first_step`. As published, `max_num_steps` counts from there, but `epochs`
-    include the steps before. Raises UserError if there is no limit, or nothing left to do.
+    counts from its `first_step`. `max_num_steps` counts from there, but `epochs` include the steps
+    before, as published. Raises UserError if there is no limit, or nothing left to do.
     """
     train, limits = config.train, []
     if train.max_num_steps is not None:
@@ -36,8 +36,8 @@ def lr_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> 
     """Return the learning rate of the update that follows `step` finished ones.
 
     `lr_rampup_kimg` and `lr_warmup_steps` rise linearly from zero; the lower holds where both are
-    set. A rate in `lr_warmup` is held for these steps instead. As published, `lr_rampup_kimg`
-    counts from step 0 and `lr_warmup_steps` from the run's `first_step`. `lr_schedule` goes from
+    set. A rate in `lr_warmup` is held for these steps instead. `lr_rampup_kimg` counts from
+    step 0 and `lr_warmup_steps` from the run's `first_step`, as published. `lr_schedule` goes from
     `lr` at `first_step` to `lr * lr_min_ratio` at `max_steps`.
     """
     train, rise = config.train, 1.0
@@ -59,7 +59,7 @@ def lr_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> 
 def mask_ratio_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> float:
     """Return the mask ratio of the step that follows `step` finished ones; 0 in the unmasked tail.
 
-    As published, the schedule runs from the run's `first_step` to `max_steps`.
+    The schedule runs from the run's `first_step` to `max_steps`, as published.
     """
     model, done, length = config.model, step - first_step, max_steps - first_step
     if done >= (1 - model.unmasked_tail) * length:
