@@ -52,12 +52,7 @@ class BatchDraws:
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Draw unit normal numbers; `shape`: (rows of this process, …)."""
-        count, *rest = shape
-
-        def draw(total: int) -> Tensor:
-            return torch.randn(total, *rest, generator=self.generator, device=device, dtype=dtype)
-
-        return self.own(count, draw)
+        return self._draw(torch.randn, shape, device, dtype)
 
     def rand(
         self,
@@ -66,12 +61,18 @@ class BatchDraws:
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Draw numbers of U(0, 1); `shape`: (rows of this process, …)."""
+        return self._draw(torch.rand, shape, device, dtype)
+
+    def _draw(
+        self,
+        function: Callable[..., Tensor],
+        shape: Sequence[int],
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> Tensor:
         count, *rest = shape
-
-        def draw(total: int) -> Tensor:
-            return torch.rand(total, *rest, generator=self.generator, device=device, dtype=dtype)
-
-        return self.own(count, draw)
+        options = {"generator": self.generator, "device": device, "dtype": dtype}
+        return self.own(count, lambda total: function(total, *rest, **options))
 
 
 WHOLE_BATCH = BatchDraws()  # from the default generator, for a process that has all rows
