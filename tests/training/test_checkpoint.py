@@ -1,10 +1,11 @@
-"""Checkpoints: what is written comes back, and what is not a checkpoint says so in one line."""
+"""Checkpoints: reading returns what was saved; one line refuses every other file."""
 
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from payload import Payload
 from safetensors.torch import load_file, save_file
 from tiny import make_tiny_config
 
@@ -28,7 +29,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def saved(tmp_path, config) -> Path:
-    """A checkpoint whose `model` and `ema` weights differ."""
+    """Write a checkpoint whose `model` and `ema` weights differ."""
     torch.manual_seed(0)
     model, ema = denoiser_from_config(config), denoiser_from_config(config)
     path = tmp_path / "checkpoints" / "0000010.pt"
@@ -46,6 +47,7 @@ def saved(tmp_path, config) -> Path:
 
 
 def fault(path: Path, **options) -> str:
+    """Return the error of loading a denoiser: one line that names the file."""
     with pytest.raises(UserError) as error:
         load_denoiser(path, **options)
     message = str(error.value)
@@ -148,16 +150,6 @@ def test_only_the_first_few_missing_names_are_listed(saved):
     save_checkpoint(saved, {**state, "ema": {}})
     message = fault(saved)
     assert message.count("model.") == 3 and "more" in message
-
-
-class Payload:
-    """Unpickling it creates a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
 
 
 def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path):

@@ -1,4 +1,4 @@
-"""Whole trainings of networks with options: continued bit for bit, with all their weights."""
+"""Whole trainings of networks with options: they continue bit for bit and train all weights."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def databases(tmp_path_factory) -> Path:
-    """Latents (4, 4, 4) of 20 images with class labels, and embeddings of the same images."""
+    """Write latents (4, 4, 4) of 20 images with class labels, and embeddings of these images."""
     folder, rng = tmp_path_factory.mktemp("options"), np.random.default_rng(0)
     labels = (np.arange(20) % CLASSES).tolist()
     for name, shape in (("z", (8, 4, 4)), ("feat", (DIM,))):
@@ -51,7 +51,7 @@ def databases(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def configured(databases, tmp_path):
-    """`configured(name)` -> file of the config with these options."""
+    """Return `configured(name)`, which writes a config with the options of that name."""
 
     def configured(name: str) -> Path:
         published = databases / "published"
