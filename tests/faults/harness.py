@@ -65,6 +65,7 @@ def count_calls(file: Path, functions: set[str]) -> None:
     notes = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def on_event(frame: FrameType, event: str, _: object) -> None:
+        """Note the call (called by Python's profiling)."""
         if event == "call" and (name := frame.f_code.co_qualname) in functions:
             argument = frame.f_locals[frame.f_code.co_varnames[1]]  # the first is self
             os.write(notes, f"{name} {len(argument)}\n".encode())
@@ -86,6 +87,7 @@ def die_after(function: str, events: int) -> None:
     left: int | None = None
 
     def on_event(frame: FrameType, event: str, _: object) -> None:
+        """Count the event (called by Python's profiling)."""
         nonlocal left
         if left is None and event == "call" and frame.f_code.co_qualname == function:
             left = events

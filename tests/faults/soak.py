@@ -66,8 +66,8 @@ def endure(
     return kills
 
 
-def main() -> None:
-    """Interrupt the three trainings; exit with code 1 if one of them ends differently."""
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--kills", type=int, default=30, help="interruptions of each training (default: 30)"
@@ -76,7 +76,12 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=ROOT / "data" / "demo" / "lmdb", help="the demo's databases"
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Interrupt the three trainings; exit with code 1 if one of them ends differently."""
+    args = parse_args()
     rng = seeded("soak")
     with tempfile.TemporaryDirectory(prefix="soak_") as name:
         folder = Path(name)

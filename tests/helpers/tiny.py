@@ -29,6 +29,14 @@ RESOLUTION = 16  # pixels
 LATENT_SIZE = 2
 DIM = 16  # numbers of a CLIP embedding
 CONTEXT_LENGTH = 24  # tokens that the CLIP reads, start and end included
+NETWORK = {  # sizes of the denoiser
+    "depth": 2,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "decoder_hidden_size": 16,
+    "decoder_depth": 1,
+    "decoder_num_heads": 2,
+}
 
 
 def make_tiny_clip(folder: Path, seed: int = 0) -> Path:
@@ -91,12 +99,7 @@ def make_tiny_config(tmp_path: Path, **sections: dict) -> Config:
             "model_type": "DiT-S/2",
             "in_size": LATENT_SIZE,
             "num_classes": DIM,
-            "depth": 2,
-            "hidden_size": 32,
-            "num_heads": 2,
-            "decoder_hidden_size": 16,
-            "decoder_depth": 1,
-            "decoder_num_heads": 2,
+            **NETWORK,
         },
         "train": {"batchsize": 8, "amp": "no", "lr": 1e-3, "perturbation": 1.2},
         "eval": {
@@ -125,18 +128,7 @@ def make_tiny_denoiser(seed: int = 0, cond_dim: int = DIM) -> EDMPrecond:
     """Build a denoiser with all weights random, so that its output depends on every input."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        denoiser = build_denoiser(
-            "DiT-S/2",
-            LATENT_SIZE,
-            4,
-            cond_dim,
-            depth=2,
-            hidden_size=32,
-            num_heads=2,
-            decoder_hidden_size=16,
-            decoder_depth=1,
-            decoder_num_heads=2,
-        )
+        denoiser = build_denoiser("DiT-S/2", LATENT_SIZE, 4, cond_dim, **NETWORK)
         for parameter in denoiser.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.2)

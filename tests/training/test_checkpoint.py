@@ -12,6 +12,7 @@ from tiny import make_tiny_config
 from utils.base.errors import UserError
 from utils.base.files import write_whole
 from utils.config.load import config_from_dict
+from utils.config.schema import Config
 from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.pretrained.denoisers import denoiser_from_config, export_safetensors, load_denoiser
 from utils.training.checkpoint import (
@@ -23,7 +24,8 @@ from utils.training.checkpoint import (
 
 
 @pytest.fixture
-def config(tmp_path):
+def config(tmp_path) -> Config:
+    """Return a config with tiny encoders."""
     return make_tiny_config(tmp_path)
 
 
