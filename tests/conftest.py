@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests: reference values, and small folders of real images."""
+"""Fixtures that many tests share: reference values, small folders of images, training data."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from hypothesis import settings
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
-# The suite tries the same examples each time; `make soak` tries new ones, and more.
+# The suite repeats its examples; `make soak` tries more, and new ones each time.
 settings.register_profile("suite", max_examples=40, derandomize=True, database=None, deadline=None)
 settings.register_profile("soak", max_examples=2000, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
@@ -23,12 +23,12 @@ BACK = ["#65c9ff", "#ffffb1", "#c2f0c2", "#ffafb9"]
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Folder of reference values computed once with the published code."""
+    """Return the folder of reference values, computed once with the published MaskDiT code."""
     return ROOT / "tests" / "golden"
 
 
 def draw_face(index: int, size: int) -> Image.Image:
-    """A crude face whose colours and smile depend on the index alone."""
+    """Draw a crude face; its colours and smile depend on the index alone."""
     rng = np.random.default_rng(index)
     skin, hair, back = (colours[rng.integers(4)] for colours in (SKIN, HAIR, BACK))
     image = Image.new("RGB", (size, size), back)
@@ -44,7 +44,10 @@ def draw_face(index: int, size: int) -> Image.Image:
 
 @pytest.fixture
 def tiny_faces(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
-    """`tiny_faces(n, size, name)` -> (image folder, caption folder), two captions a face."""
+    """Return `tiny_faces(n, size, name)`, which writes n faces.
+
+    It returns their folder of images and their folder of captions, two captions a face.
+    """
 
     def make(n: int = 10, size: int = 32, name: str = "faces") -> tuple[Path, Path]:
         images, captions = tmp_path / name / "images", tmp_path / name / "captions"
@@ -60,9 +63,10 @@ def tiny_faces(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory) -> Path:
-    """A config file for latents (4, 8, 8) of 40 images, two embeddings each, and their databases.
+    """Write databases of 40 images and return the config file of a short training on them.
 
-    Each latent is one colour, which follows from the embeddings: there is something to learn.
+    An image has a latent (4, 8, 8) and two embeddings. The latent is one colour that follows from
+    the embeddings, so that a network can learn it.
     """
     from tiny import DIM, make_tiny_config  # slow to import, and few tests need it
 

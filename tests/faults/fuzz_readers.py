@@ -1,10 +1,10 @@
-"""Damages valid files at random and reads them: only a user's error may come out.
+"""Damages valid files at random and reads them; readers may raise a user's error only.
 
 python tests/faults/fuzz_readers.py --seconds 600          # all readers in turn
 python tests/faults/fuzz_readers.py --only checkpoint --seed 7
 
-Prints the seed of each fault and keeps the file; exit code 1 if there was one. A fault is any other
-exception, a crash of the process, or a message of more than one line.
+Prints the seed of each fault and keeps the file. A fault is any other exception, a crash of the
+process, or a message of more than one line. Exits with code 1 if there was a fault.
 """
 
 from __future__ import annotations
@@ -44,48 +44,16 @@ from utils.pretrained.denoisers import export_safetensors, load_denoiser
 IMAGES = ["png", "jpg", "webp"]
 MEMORY = 8 << 30  # bytes that a reader may take
 TOKENS = [
-    *(
-        b"\x00",
-        b"\xff",
-        b"\n",
-        b"\xc2\x85",
-        b"\xe2\x80\xa8",
-        b"'",
-        b'"',
-        b"|",
-        b"%",
-        b"R.",
-        b"None",
-    ),
-    *(
-        b": ",
-        b"- ",
-        b"&a ",
-        b"*a",
-        b"<<: 1\n",
-        b"[",
-        b"{",
-        b"}",
-        b"]",
-        b"? [a]\n: b\n",
-        b"[" * 3000,
-    ),
-    *(
-        b"2001-99-99",
-        b"1e999",
-        b".nan",
-        b"9" * 5000,
-        b"0x" + b"f" * 5000,
-        b"!!int x",
-        b"!!binary x",
-    ),
-    *(b"!!python/name:os.system ", b"cos\nsystem\n", b"data:", b"train:", b"model:", b"None"),
+    b"\x00", b"\xff", b"\n", b"\xc2\x85", b"\xe2\x80\xa8", b"'", b'"', b"|", b"%", b"R.", b"None",
+    b": ", b"- ", b"&a ", b"*a", b"<<: 1\n", b"[", b"{", b"}", b"]", b"? [a]\n: b\n", b"[" * 3000,
+    b"2001-99-99", b"1e999", b".nan", b"9" * 5000, b"0x" + b"f" * 5000, b"!!int x", b"!!binary x",
+    b"!!python/name:os.system ", b"cos\nsystem\n", b"data:", b"train:", b"model:", b"None",
     b"[" * 3000,
-]
+]  # fmt: skip
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """A few bytes changed, taken out, doubled or put in; or the end cut off."""
+    """Return the content with bytes changed, removed, repeated or added, or with its end cut."""
     data = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 8])):
         at = rng.randrange(len(data) + 1)
@@ -107,10 +75,10 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 
 
 def damaged_inside(content: bytes, rng: random.Random) -> bytes:
-    """A zip archive that is in order but for one member."""
+    """Return a valid zip archive in which one member is damaged."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w") as new:
-        # The smallest ones, such as the pickle, say how the rest is to be read.
+        # Small members, above all the pickle, describe the others: damage there reaches more code.
         small = sorted(old.infolist(), key=lambda entry: entry.file_size)
         chosen = rng.choice([*(e for e in small if e.filename.endswith(".pkl"))] * 20 + small)
         for entry in old.infolist():
@@ -120,12 +88,13 @@ def damaged_inside(content: bytes, rng: random.Random) -> bytes:
 
 
 def damaged_file(content: bytes, rng: random.Random) -> bytes:
+    """Return the content damaged anywhere; of zip archives more often inside one member."""
     is_zip = zipfile.is_zipfile(io.BytesIO(content))
     return (damaged_inside if is_zip and rng.random() < 0.7 else damaged)(content, rng)
 
 
 def make_readers(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object], type[Exception]]]:
-    """Name -> a valid file, what reads it, and what that may raise."""
+    """Write valid files; return name -> (file, function that reads it, error that it may raise)."""
     config = make_tiny_config(folder)
     (folder / "config.yaml").write_text(config.to_yaml())
     make_tiny_checkpoint(folder / "0000100.pt", config)
@@ -138,7 +107,7 @@ def make_readers(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]
     (folder / "names.json").write_text('["1.jpg", "2.jpg"]')
     (folder / "names.txt").write_text("1.jpg\n2.jpg\n")
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
+    exif[0x0112] = 6  # the photo is turned by 90 degrees
     for suffix in IMAGES:
         draw_face(3, 24).save(folder / f"face.{suffix}", exif=exif)
     published = ROOT / "configs" / "main_config" / "train" / "celeb_t2f_gaus1.2.yaml"
@@ -159,23 +128,26 @@ def make_readers(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]
 
 
 def fault_of(read: Callable[[Path], object], path: Path, allowed: type[Exception]) -> str | None:
-    """What is wrong with how a file is refused, if anything."""
+    """Return a description of the fault; None if the file is read, or refused properly."""
     try:
         read(path)
     except allowed as error:
         lines = str(error).splitlines()
         if not lines or (allowed is UserError and any(len(line) > 1000 for line in lines)):
             return f"a message of {len(lines)} lines, {len(str(error))} characters"
-        # A config's faults are a line each, and each names the file.
+        # A config has a line for each of its faults, and every line names the file.
         if len(lines) > 1 and not all(str(path) in line for line in lines):
             return f"a line that does not name the file: {error}"
-    except Exception:  # noqa: BLE001 - this is what is looked for
+    except Exception:  # noqa: BLE001 - any other exception is a fault
         return traceback.format_exc()
     return None
 
 
 def fuzz(names: list[str], seconds: float, first_seed: int, folder: Path) -> tuple[int, int]:
-    """Try files for that long; returns how many, and how many were read as they should not be."""
+    """Read damaged files for `seconds`; return the number of files and the number of faults.
+
+    `names`: readers to try (all if empty).
+    """
     readers = make_readers(folder)
     deadline, tried, faults = time.monotonic() + seconds, 0, 0
     while time.monotonic() < deadline:
@@ -195,10 +167,16 @@ def fuzz(names: list[str], seconds: float, first_seed: int, folder: Path) -> tup
 
 
 def main() -> None:
+    """Read damaged files in limited memory; exit with code 1 if there was a fault."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
-    parser.add_argument("--only", action="append", default=[], help="name of a reader")
+    parser.add_argument("--seconds", type=float, default=60, help="time limit (default: 60)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=random.SystemRandom().randrange(10**9),
+        help="first seed (default: a random one, printed)",
+    )
+    parser.add_argument("--only", action="append", default=[], help="name of a reader; repeatable")
     args = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))

@@ -1,4 +1,4 @@
-"""Runs the project's scripts as real processes and does to them what clusters do.
+"""Runs the project's scripts as real processes and disturbs them: signals, full disks, two hosts.
 
     rng = seeded("a name")                       # prints its seed; FAULT_SEED=… repeats it
     run = Run("train_latent_t2f.py", arguments, output=tmp_path / "out.txt")
@@ -6,8 +6,8 @@
     with small_disk(tmp_path / "disk", 1_000_000) as folder: …
     Run(…, before=partial(count_calls, file, {"ClipEncoder.encode_texts"}))  # see called()
 
-Scripts are forked from a process that has imported what all of them import, so a start takes a
-tenth of a second instead of many; from there on they are processes like any other.
+Scripts are forked from a process that has imported the modules that all of them need. A start takes
+a tenth of a second instead of many. After the fork they are processes like any other.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ from types import FrameType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = int(os.environ.get("FAULT_KILLS", "3"))  # of each script; `make soak` asks for more
+KILLS = int(os.environ.get("FAULT_KILLS", "3"))  # kills of each script; `make soak` sets more
 PRELOADED = ["train_latent_t2f", "eval_latent_t2f", "utils.data.preprocess_jobs"]
 
 
 def seeded(name: str) -> random.Random:
-    """A generator for one test; the seed is printed, and is $FAULT_SEED if that is set."""
+    """Return a generator for one test and print its seed; $FAULT_SEED sets the seed."""
     seed = os.environ.get("FAULT_SEED") or str(random.SystemRandom().randrange(10**6))
     print(f"{name}: FAULT_SEED={seed}")
     return random.Random(zlib.crc32(f"{name}/{seed}".encode()))
 
 
 def _forking() -> multiprocessing.context.BaseContext:
+    """Return the context whose fork server has imported PRELOADED; start the server if needed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(ROOT)  # where the fork server finds them
+    os.environ["PYTHONPATH"] = str(ROOT)  # the fork server imports from there
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
@@ -57,13 +58,14 @@ def _forking() -> multiprocessing.context.BaseContext:
 
 
 def count_calls(file: Path, functions: set[str]) -> None:
-    """From now on note each call of these functions in `file`, and how long its argument is.
+    """Append each call of `functions` in this process, and the length of its argument, to `file`.
 
-    They are named by their code (`Class.method`), and called by the main thread.
+    Functions are named `Class.method`. Calls in the main thread count.
     """
     notes = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def on_event(frame: FrameType, event: str, _: object) -> None:
+        """Note the call (called by Python's profiling)."""
         if event == "call" and (name := frame.f_code.co_qualname) in functions:
             argument = frame.f_locals[frame.f_code.co_varnames[1]]  # the first is self
             os.write(notes, f"{name} {len(argument)}\n".encode())
@@ -72,7 +74,7 @@ def count_calls(file: Path, functions: set[str]) -> None:
 
 
 def called(file: Path) -> Counter[str]:
-    """Function -> the lengths of all its arguments together, as count_calls noted them."""
+    """Return function -> sum of the lengths of its arguments, from a file of count_calls."""
     total = Counter()
     for line in file.read_text().splitlines() if file.exists() else []:
         name, length = line.split()
@@ -81,10 +83,11 @@ def called(file: Path) -> Counter[str]:
 
 
 def die_after(function: str, events: int) -> None:
-    """kill -9 of this process after so many calls and returns since `function` was entered."""
+    """Kill this process (kill -9) `events` calls and returns after the first call of `function`."""
     left: int | None = None
 
     def on_event(frame: FrameType, event: str, _: object) -> None:
+        """Count the event (called by Python's profiling)."""
         nonlocal left
         if left is None and event == "call" and frame.f_code.co_qualname == function:
             left = events
@@ -104,8 +107,8 @@ def _become(
     folder: str,
     before: Callable[[], None] | None,
 ) -> None:
-    """Be that script: same arguments, output, environment and exit code."""
-    os.setsid()  # a group of its own, which can be killed whole
+    """Turn this forked process into the script; it exits with the exit code of the script."""
+    os.setsid()  # a group of its own, so that one kill reaches its children
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for number in (1, 2):
         os.dup2(file, number)
@@ -119,12 +122,15 @@ def _become(
 
 
 class Run:
-    """One of the project's scripts as a process; what it says goes to the file `output`.
+    """Process of one of the project's scripts; it appends its output to the file `output`.
 
-    `script` is a path from the project's root, `folder` where it runs (the root by default).
-    `cold`: started as users do, by a new Python, with `launcher` before the script if given, such
-    as `("-m", "torch.distributed.run", "--nproc_per_node", "2")`, and `prefix` before Python.
-    `before` is called in the process, unless it is started cold, before the script begins.
+    `script`: path from the project's root.
+    `folder`: working folder of the process.
+    `cold`: start a new Python, like a user, instead of a fork.
+    `launcher`: words between Python and the script, for example
+    `("-m", "torch.distributed.run", "--nproc_per_node", "2")`; it implies `cold`.
+    `prefix`: words before Python; it implies `cold`.
+    `before`: function that a forked process calls before the script begins.
     """
 
     def __init__(
@@ -160,13 +166,16 @@ class Run:
         self.pid = self._process.pid
 
     def poll(self) -> int | None:
-        """The exit code (negative: killed by that signal), or None while it runs."""
+        """Return the exit code (negative: killed by that signal); None while the process runs."""
         if isinstance(self._process, subprocess.Popen):
             return self._process.poll()
         return self._process.exitcode
 
     def wait(self, timeout: float = 300) -> int:
-        """The exit code; kills the process and raises AssertionError after `timeout` seconds."""
+        """Wait for the end and return the exit code.
+
+        After `timeout` seconds, kill the process and raise AssertionError.
+        """
         deadline = time.monotonic() + timeout
         while (code := self.poll()) is None:
             if time.monotonic() > deadline:
@@ -176,7 +185,10 @@ class Run:
         return code
 
     def wait_until(self, condition: Callable[[], object], timeout: float = 300) -> bool:
-        """Wait for a condition; False if the process ends first."""
+        """Wait for a condition and return True; return False if the process ends first.
+
+        After `timeout` seconds, kill the process and raise AssertionError.
+        """
         deadline = time.monotonic() + timeout
         while not condition():
             if self.poll() is not None:
@@ -188,16 +200,16 @@ class Run:
         return True
 
     def said(self) -> str:
-        """All output so far."""
+        """Return all output so far."""
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
     def send(self, number: signal.Signals) -> None:
-        """A signal to this process alone."""
+        """Send a signal to this process alone."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """kill -9 to it and all that it has started."""
+        """Kill (kill -9) this process and all that it has started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         while self.poll() is None:
@@ -208,23 +220,25 @@ class Run:
     def signal_within(
         self, seconds: float, rng: random.Random, number: signal.Signals = signal.SIGKILL
     ) -> int:
-        """Send a signal at a random moment of the coming `seconds`; the exit code.
+        """Send a signal at a random moment within `seconds`; return the exit code.
 
-        SIGKILL goes to all processes of the group at once, others to this process.
+        SIGKILL goes to this process and all that it has started, other signals to this one alone.
         """
         return signal_all_within(seconds, rng, number, [self])[0]
 
     def __enter__(self) -> Run:
+        """Return the process itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Kill the process if it still runs."""
         self.kill()
 
 
 def signal_all_within(
     seconds: float, rng: random.Random, number: signal.Signals, runs: Sequence[Run]
 ) -> list[int]:
-    """Run.signal_within of several processes at the same moment."""
+    """Send a signal to several processes at one random moment; return their exit codes."""
     deadline = time.monotonic() + rng.uniform(0, seconds)
     runs[0].wait_until(lambda: time.monotonic() >= deadline)
     for run in runs:
@@ -234,14 +248,12 @@ def signal_all_within(
 
 @contextlib.contextmanager
 def two_hosts() -> Iterator[list[tuple[list[str], str, dict[str, str]]]]:
-    """Prefix of commands, address, and environment of two hosts of a network.
+    """Yield (prefix of commands, address, environment) of each of two hosts of a network.
 
-    They are network namespaces, or where those need rights this host twice.
+    The hosts are network namespaces. Without the right to make those, both are this host.
     """
-    names, devices = (
-        [f"t2f{os.getpid()}{end}" for end in "ab"],
-        [f"v{os.getpid()}{e}" for e in "ab"],
-    )
+    names = [f"t2f{os.getpid()}{end}" for end in "ab"]
+    devices = [f"v{os.getpid()}{end}" for end in "ab"]
     try:
         for name in names:
             subprocess.run(["ip", "netns", "add", name], check=True, capture_output=True)
@@ -271,7 +283,7 @@ def two_hosts() -> Iterator[list[tuple[list[str], str, dict[str, str]]]]:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """A file system of `size` bytes in memory at `folder`; skips where mounting needs rights."""
+    """Mount a file system of `size` bytes at `folder`; skip the test if that is not allowed."""
     folder.mkdir(parents=True, exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     try:
@@ -287,7 +299,7 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 
 
 def fill_disk(folder: Path, leave: int = 0) -> Path:
-    """A file that takes all but `leave` bytes of the folder's disk; delete it to make room."""
+    """Write a file that leaves `leave` bytes free on the folder's disk; return its path."""
     filler = folder / "filler"
     status = os.statvfs(folder)
     with open(filler, "wb") as file, contextlib.suppress(OSError):

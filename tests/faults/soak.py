@@ -3,10 +3,10 @@
     make soak        (or: python tests/faults/soak.py --kills 30)
 
 Three trainings are interrupted at random moments: by kill -9, by SIGTERM, and by kill -9 of both of
-two processes. Each time the same command is started again. In the end weights, averages, optimizer
-and every figure of metrics.jsonl that does not depend on the clock must be those of a training that
-nothing interrupted, bit for bit. The network and its settings are the demo's; so is the data if it
-is there, else it is random numbers of the same shapes. FAULT_SEED repeats a run.
+two processes. After each interruption the same command starts again. An uninterrupted training is
+the reference: weights, averages, optimizer and metrics.jsonl must equal it bit for bit, but for the
+fields that depend on the clock. The network and its settings are those of the demo. The data are
+the demo's too if they exist, otherwise random numbers of the same shapes. FAULT_SEED repeats a run.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from utils.training.checkpoint import list_checkpoints
 
 CONFIG = ROOT / "configs" / "demo" / "demo.yaml"
 STEPS_PER_KILL = 6
-MOMENTS = 8.0  # seconds from the start of a process among which one is drawn
+MOMENTS = 8.0  # seconds after the start of a process within which it is interrupted
 
 
 def random_faces(folder: Path, count: int = 1000) -> Path:
-    """Databases of the demo's shapes."""
+    """Write databases of random numbers in the shapes of the demo; return their folder."""
     rng = np.random.default_rng(0)
     with LMDBWriter(folder / "train" / "z", "z", {}, count) as writer:
         writer.append(rng.normal(size=(count, 4, 16, 16)).astype(np.float32))
@@ -48,8 +48,11 @@ def random_faces(folder: Path, count: int = 1000) -> Path:
 def endure(
     begin: Callable[[], list[Run]], rng: random.Random, number: signal.Signals, kills: int
 ) -> int:
-    """Interrupt a training `kills` times, then let it finish; how often it was interrupted."""
-    # One of two may see that the other is gone before it is killed itself.
+    """Interrupt a training `kills` times, then let it finish.
+
+    Return the number of interruptions. Exit with a message if a process ends with a wrong code.
+    """
+    # One of two processes may notice the loss of the other before it is killed itself.
     allowed = {-number, 0, LOST_PROCESS if number == signal.SIGKILL else 128 + number}
     for done in range(kills):
         codes = signal_all_within(MOMENTS, rng, number, begin())
@@ -63,12 +66,22 @@ def endure(
     return kills
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=30, help="of each training (default: 30)")
-    parser.add_argument("--only", help="the one to run: SIGTERM, for example")
-    parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo" / "lmdb")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--kills", type=int, default=30, help="interruptions of each training (default: 30)"
+    )
+    parser.add_argument("--only", help="title of the training to run, for example SIGTERM")
+    parser.add_argument(
+        "--data", type=Path, default=ROOT / "data" / "demo" / "lmdb", help="the demo's databases"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Interrupt the three trainings; exit with code 1 if one of them ends differently."""
+    args = parse_args()
     rng = seeded("soak")
     with tempfile.TemporaryDirectory(prefix="soak_") as name:
         folder = Path(name)
@@ -84,9 +97,11 @@ def main() -> None:
         )
 
         def one(name: str) -> list[Run]:
+            """Start a training of one process."""
             return [start(CONFIG, folder / name, *settings)]
 
         def two(name: str) -> list[Run]:
+            """Start a training of two processes."""
             return start_ranks(CONFIG, folder / name, *settings)
 
         failed = False

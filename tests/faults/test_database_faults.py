@@ -16,13 +16,13 @@ Z = np.random.default_rng(0).standard_normal((50, 4, 64, 64), np.float32)  # 3.3
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system of 4 MB."""
+    """Mount a file system of 4 MB."""
     with small_disk(tmp_path / "disk", 4 << 20) as folder:
         yield folder
 
 
 def fill(path: Path, count: int = len(Z)) -> int:
-    """Write the rest of a database; return the number of samples that were there before."""
+    """Write the missing samples of a database; return the number of those already there."""
     with LMDBWriter(path, "z", {}, count) as writer:
         there = writer.done
         for start in range(there, count, 2):

@@ -1,4 +1,4 @@
-"""The short form of fuzz_readers.py; `make soak` runs the long one, with new seeds."""
+"""A few seconds of fuzz_readers.py with fixed seeds; `make soak` runs it longer, with new seeds."""
 
 from fuzz_readers import fuzz
 

@@ -1,7 +1,6 @@
-"""Files from elsewhere: none of what the project reads can run code, or be a riddle."""
+"""Files from elsewhere: no file runs code when it is read, and each refusal is one clear line."""
 
 import io
-import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from payload import Payload
 from tiny import make_tiny_clip, make_tiny_config, make_tiny_vae
 
 from models.weights import read_tensors
@@ -23,31 +23,23 @@ from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 
 
-class Payload:
-    """Unpickling it creates a folder."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
-
-
 def torch_file(path: Path, payload: Payload) -> None:
+    """Write a torch file that has the names of a checkpoint and of a VAE."""
     torch.save({"model": {"a": payload}, "ema": {}, "encoder.conv_in.weight": payload}, path)
 
 
 def old_torch_file(path: Path, payload: Payload) -> None:
-    """As torch wrote before its files were zip archives."""
+    """Write a torch file of the time before torch files were zip archives."""
     torch.save({"model": payload, "a": payload}, path, _use_new_zipfile_serialization=False)
 
 
 def plain_pickle(path: Path, payload: Payload) -> None:
+    """Write a pickled list of names with the payload among them."""
     path.write_bytes(pickle.dumps(["1.jpg", payload], 2))
 
 
 def archive(path: Path, payload: Payload) -> None:
-    """A TorchScript archive whose pickle is hostile."""
+    """Write a TorchScript archive whose pickle is the payload."""
     good = io.BytesIO()
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), good)
     with zipfile.ZipFile(good) as old, zipfile.ZipFile(path, "w") as new:
@@ -57,34 +49,41 @@ def archive(path: Path, payload: Payload) -> None:
 
 
 def npz(path: Path, payload: Payload) -> None:
+    """Write reference statistics whose mean holds the payload."""
     with open(path, "wb") as file:
         np.savez(file, mu=np.array([payload], object), sigma=np.eye(1))
 
 
 def npy(path: Path, payload: Payload) -> None:
+    """Write a numpy array that holds the payload."""
     with open(path, "wb") as file:
         np.save(file, np.array([payload], object), allow_pickle=True)
 
 
 def yaml_object(path: Path, payload: Payload) -> None:
+    """Write a config that calls os.mkdir by a tag of PyYAML."""
     path.write_text(f"data: !!python/object/apply:os.mkdir ['{payload.target}']\n")
 
 
 def load_vae(path: Path) -> None:
+    """Load the VAE of a config that names `path`."""
     load_config_autoencoder(make_tiny_config(path.parent, encoders={"vae": str(path)}))
 
 
 def load_clip(path: Path) -> None:
+    """Load the CLIP of a config that names `path`."""
     load_config_clip(make_tiny_config(path.parent, encoders={"clip": str(path)}))
 
 
 def vae_folder(path: Path, payload: Payload) -> None:
+    """Write a folder of a VAE whose weights are a torch file with the payload."""
     make_tiny_vae(path)
     (path / "diffusion_pytorch_model.safetensors").unlink()
     torch.save({"encoder.conv_in.weight": payload}, path / "diffusion_pytorch_model.bin")
 
 
 def clip_folder(path: Path, payload: Payload) -> None:
+    """Write a folder of a CLIP whose weights are a torch file with the payload."""
     make_tiny_clip(path)
     (path / "open_clip_model.safetensors").unlink()
     torch.save({"visual.proj": payload}, path / "open_clip_pytorch_model.bin")
@@ -139,7 +138,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (BOMB + "train: {lr: *i}\n", r"train\.lr: .*got \[\["),
         (BOMB + "model: {perturbation: *i}\ntrain: {perturbation: 1}\n", "contradicts"),
@@ -164,10 +163,10 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     ],
     ids=range(20),
 )
-def test_a_hostile_config_is_refused_in_short_lines(tmp_path, text, said):
+def test_a_hostile_config_is_refused_in_short_lines(tmp_path, text, message):
     path = tmp_path / "config.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         load_config(path)
     lines = str(error.value).splitlines()
     assert all(line.startswith(str(path)) and len(line) < 400 for line in lines), lines

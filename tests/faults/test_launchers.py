@@ -1,4 +1,4 @@
-"""Several processes started as users start them, and what launchers do when one is lost."""
+"""Trainings of several processes, started by every launcher, and the loss of one process."""
 
 import signal
 import socket
@@ -19,17 +19,18 @@ ENDLESS = (*SETTINGS, "train.max_num_steps=100000", "model.unmasked_tail=0")
 
 @pytest.fixture(scope="module")
 def whole(faces) -> Path:
-    """The folder of a run of one process."""
+    """Return the folder of a training of one process."""
     return run(faces, faces.parent / "alone", *SETTINGS)
 
 
-def assert_same_figures(folder: Path, other: Path) -> None:
+def assert_same_metrics(folder: Path, other: Path) -> None:
+    """Compare the lines of metrics.jsonl of two trainings, up to the order of summation."""
     for one, two in zip(metrics(folder), metrics(other), strict=True):
         assert one == pytest.approx(two, rel=1e-3)
 
 
 def worker(launcher: Run, rank: int) -> psutil.Process:
-    """The training process of that rank below a launcher."""
+    """Return the training process of that rank among the descendants of a launcher."""
     for process in psutil.Process(launcher.pid).children(recursive=True):
         if process.environ().get("RANK") == str(rank) and SCRIPT in " ".join(process.cmdline()):
             return process
@@ -59,7 +60,7 @@ def test_torchrun_restarts_a_training_that_lost_a_process_and_it_goes_on(faces, 
         worker(training, 1).kill()
         assert training.wait(200) == 0
     assert "continuing" in (folder / "log.txt").read_text()
-    assert_same_figures(folder, whole)
+    assert_same_metrics(folder, whole)
 
 
 def test_two_nodes_train_like_one_process_and_only_the_first_writes(faces, whole, tmp_path):
@@ -81,7 +82,7 @@ def test_two_nodes_train_like_one_process_and_only_the_first_writes(faces, whole
             for node in runs:
                 node.kill()
     assert codes == [0, 0], runs[0].said()
-    assert_same_figures(tmp_path / "node0" / "run", whole)
+    assert_same_metrics(tmp_path / "node0" / "run", whole)
     assert not (tmp_path / "node1" / "run").exists()
 
 
@@ -93,5 +94,5 @@ def test_accelerate_launch_shards_by_its_configuration_file(faces, whole, tmp_pa
     with Run(SCRIPT, words, tmp_path / "output.txt", launcher=launcher) as training:
         assert training.wait(200) == 0, training.said()
     assert "sharded" in (folder / "log.txt").read_text()
-    assert_same_figures(folder, whole)
+    assert_same_metrics(folder, whole)
     assert load_checkpoint(folder / "checkpoints" / f"{STEPS:07d}.pt")["step"] == STEPS

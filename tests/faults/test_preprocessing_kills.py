@@ -1,4 +1,4 @@
-"""Preprocessing that is killed and started again: equal files, and no sample encoded twice."""
+"""Preprocessing that is killed and started again: equal files, no finished batch encoded again."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ from utils.data.celeba_captions import ATTRIBUTES
 
 COUNT, BATCH = 96, 4  # images
 WITH_CLIP = "create_latentspace_lmdb --with_clip"
-# Command -> files that it makes in the folder of its --out, which is the first.
+# Command -> files that it makes; its --out names the first.
 PRODUCTS = {
     "create_latentspace_lmdb": ["z"],
     WITH_CLIP: ["z", "clip_img"],
@@ -28,7 +28,7 @@ PRODUCTS = {
     "clip_encode_text": ["clip_txt"],
     "fid_ref": ["ref.npz"],
 }
-# Functions that encode a batch -> images or captions that one call encodes at most.
+# Functions that encode a batch -> largest number of images or captions in a call.
 ENCODERS = {
     "Autoencoder.encode_moments": BATCH,
     "ClipEncoder.encode_images": BATCH,
@@ -38,17 +38,17 @@ FEATURES = {"FeatureNetwork.__call__": BATCH}
 
 
 class Whole(NamedTuple):
-    """The result of an uninterrupted run."""
+    """Result of an uninterrupted run."""
 
     folder: Path
     seconds: float  # from the start
     working: float  # seconds since it began to encode
-    encoded: Counter[str]  # images or captions, by each of ENCODERS
+    encoded: Counter[str]  # function -> images or captions that it encoded
 
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory) -> Path:
-    """A folder with a config, its tiny encoders, images and captions of differing number."""
+    """Return a folder with a config, its tiny encoders, images, and one to three captions each."""
     folder = tmp_path_factory.mktemp("faces")
     images, captions = folder / "train" / "images", folder / "train" / "captions"
     images.mkdir(parents=True)
@@ -57,14 +57,14 @@ def faces(tmp_path_factory) -> Path:
         draw_face(i, 32).save(images / f"{i}.png")
         (captions / f"{i}.txt").write_text("".join(f"face {i}, {j}\n" for j in range(1 + i % 3)))
     (folder / "config.yaml").write_text(make_tiny_config(folder).to_yaml())
-    # The first start takes longer than others, because it imports everything.
+    # The first start imports everything and takes longer than those that tests measure.
     assert Run("preprocess_scripts/clip_encode_img.py", ["--help"], folder / "help").wait() == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def whole(faces) -> Callable[[str], Whole]:
-    """`whole(command)` runs a command without interruption."""
+    """Return `whole(command)`, which runs a command once without interruption."""
 
     @cache
     def make(command: str) -> Whole:
@@ -84,7 +84,10 @@ def whole(faces) -> Callable[[str], Whole]:
 def start(
     command: str, faces: Path, folder: Path, *flags: object, die: tuple[str, int] | None = None
 ) -> Run:
-    """Start a command; its output and its calls of encoders go to files beside the folder."""
+    """Start a command; write its output and its calls of encoders to files beside `folder`.
+
+    `die`: kill the process by die_after with these arguments, and count no calls.
+    """
     folder.mkdir(exist_ok=True)
     script, *more = command.split()
     arguments = ["--config", faces / "config.yaml", "--split", "train", "--num_workers", "2"]
@@ -100,14 +103,14 @@ def start(
 
 
 def wait_for_work(run: Run, folder: Path) -> None:
-    """Wait until a run encodes a batch, or ends without."""
+    """Wait until a run has encoded a batch or ends."""
     calls = folder.with_suffix(".calls")
     before = called(calls).total()
     run.wait_until(lambda: called(calls).total() >= before + BATCH)
 
 
 def records(database: Path) -> dict[bytes, bytes]:
-    """Return the keys and values of a database; none if there is no database yet."""
+    """Return the keys and values of a database; an empty dict if there is no database yet."""
     try:
         with lmdb.open(str(database), readonly=True, lock=False) as env, env.begin() as txn:
             return {bytes(key): bytes(value) for key, value in txn.cursor()}
@@ -116,7 +119,7 @@ def records(database: Path) -> dict[bytes, bytes]:
 
 
 def content(folder: Path) -> dict[str, object]:
-    """Return the contents of a folder, without stale locks and unfinished files."""
+    """Return path -> content of all in a folder, without locks and unfinished files."""
     left_out = {"writer.lock", "lock.mdb"}
     return {
         str(path.relative_to(folder)): records(path.parent)
@@ -128,7 +131,7 @@ def content(folder: Path) -> dict[str, object]:
 
 
 def samples_in(command: str, folder: Path) -> int:
-    """Return the number of samples that all products hold."""
+    """Return the number of samples that every product of a command holds."""
     if command == "fid_ref":
         if (folder / "ref.npz").exists():
             return COUNT
@@ -142,7 +145,7 @@ def samples_in(command: str, folder: Path) -> int:
 def test_killed_at_random_moments_it_makes_the_same_files(command, faces, whole, tmp_path):
     rng = seeded(command)
     expected, cut = whole(command), tmp_path / "cut"
-    kills, goes, finished = 0, 0, False
+    kills, completed, finished = 0, 0, False
     while kills < KILLS or not finished:
         if finished:
             shutil.rmtree(cut)
@@ -150,13 +153,13 @@ def test_killed_at_random_moments_it_makes_the_same_files(command, faces, whole,
         cut.with_suffix(".txt").unlink(missing_ok=True)
         run = start(command, faces, cut)
         within = expected.seconds
-        if rng.random() < 0.75:  # while it encodes, otherwise at any moment from its start
+        if rng.random() < 0.75:  # kill it while it encodes, otherwise at any moment after its start
             wait_for_work(run, cut)
             within = expected.working
         code = run.signal_within(within, rng) if kills < KILLS else run.wait()
         assert code in (0, -signal.SIGKILL), run.said()
-        kills, goes, finished = kills + (code != 0), goes + (code == 0), code == 0
-        # The bar starts at the first sample that is encoded: none of those that were there.
+        kills, completed, finished = kills + (code != 0), completed + (code == 0), code == 0
+        # The bar starts after the samples that were there: none of them is encoded again.
         if bar := re.search(rf" (\d+)/{COUNT} ", run.said()):
             assert int(bar[1]) == done
         there = samples_in(command, cut)
@@ -166,8 +169,8 @@ def test_killed_at_random_moments_it_makes_the_same_files(command, faces, whole,
     encoded = called(cut.with_suffix(".calls"))
     assert encoded.keys() == expected.encoded.keys()
     for encoder, once in expected.encoded.items():  # a kill costs at most the batch in hand
-        again = encoded[encoder] - goes * once
-        print(f"{kills} kills, {goes} times made: {encoder} encoded {again} again")
+        again = encoded[encoder] - completed * once
+        print(f"{kills} kills, {completed} times completed: {encoder} encoded {again} again")
         assert 0 <= again <= kills * (ENCODERS | FEATURES)[encoder]
 
 
@@ -188,6 +191,7 @@ def test_shards_killed_at_random_moments_and_while_they_are_merged_make_the_same
     expected, cut, ready = whole(WITH_CLIP), tmp_path / "cut", tmp_path / "ready"
 
     def shard(number: int, **more) -> Run:
+        """Start one of the two shards."""
         return start(WITH_CLIP, faces, cut, "--num_shards", 2, "--shard", number, **more)
 
     kills = 0
@@ -199,7 +203,7 @@ def test_shards_killed_at_random_moments_and_while_they_are_merged_make_the_same
         if not any(codes):
             assert content(cut) == content(expected.folder)
             shutil.rmtree(cut)
-    if not (cut / "z" / "data.mdb").exists():  # else the kill came while they were merged
+    if not (cut / "z" / "data.mdb").exists():  # otherwise the last kill came during the merge
         assert shard(0).wait() == 0
         assert shard(1, die=("_merge", 0)).wait() == -signal.SIGKILL
     shutil.copytree(cut, ready)
@@ -225,6 +229,7 @@ def test_captions_killed_at_random_moments_are_the_same_and_none_is_written_twic
     attributes.write_text("\n".join([str(len(rows)), " ".join(names), *rows, ""]))
 
     def run(out: Path) -> Run:
+        """Start to write all captions into `out`."""
         given = ["--attributes", attributes, "--out", out]
         return Run("preprocess_scripts/celeba_captions.py", given, tmp_path / "said.txt")
 

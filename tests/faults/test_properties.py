@@ -1,4 +1,4 @@
-"""Properties that hold for any input: configs, lists of seeds, databases."""
+"""Properties that hold for any input: configs, lists of seeds, lists of names, databases."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ keys = st.sampled_from(KEYS) | st.text(max_size=8).map(lambda text: f"data.{text
 
 
 def faults_of(read, *arguments) -> list[str]:
-    """The lines of the UserError that reading ends with; none if all is well."""
+    """Return the lines of the UserError that `read` raises; an empty list if it raises none."""
     with contextlib.redirect_stderr(io.StringIO()):
         try:
             read(*arguments)
@@ -65,10 +65,11 @@ def test_an_unknown_key_is_always_one_line(name, section):
     if name in SECTIONS.get(section, SECTIONS):
         return
     config = {section: {name: 1}} if section else {name: {"a": 1}}
-    said = faults_of(config_from_dict, config, "x.yaml")
+    faults = faults_of(config_from_dict, config, "x.yaml")
     ignored = {"truncation", "wandb", "total_num", "random_flip", "cond_mask_ratio", "fid_every"}
-    assert name in ignored or section == "model" and name == "perturbation" or len(said) == 1, said
-    assert all("unknown key" in line for line in said)
+    known = name in ignored or (section, name) == ("model", "perturbation")
+    assert known or len(faults) == 1, faults
+    assert all("unknown key" in line for line in faults)
 
 
 @given(
@@ -121,12 +122,13 @@ def test_any_bytes_are_a_list_of_names_or_a_users_error(content):
 def test_any_pickled_list_of_strings_is_read(names, protocol):
     try:
         pickled = pickle.dumps(names, protocol)
-    except UnicodeEncodeError:  # half of a surrogate pair
+    except UnicodeEncodeError:  # one half of a surrogate pair cannot be pickled
         return
     assert load_pickled_strings(pickled) == names
 
 
 def in_batches(draw: st.DrawFn, length: int) -> list[int]:
+    """Draw sizes of batches that sum to `length`."""
     sizes = []
     while sum(sizes) < length:
         sizes.append(draw(st.integers(1, length - sum(sizes))))
@@ -135,7 +137,7 @@ def in_batches(draw: st.DrawFn, length: int) -> list[int]:
 
 @st.composite
 def databases(draw: st.DrawFn):
-    """Samples of a database, the batches in which they come, and before which the writer starts."""
+    """Draw (kind, samples, sizes of batches, batches before which the writer restarts)."""
     kind = draw(st.sampled_from("zy"))
     length, dim = draw(st.integers(1, 30)), draw(st.sampled_from([1, 3, 16, 500, 2000]))
     rng = np.random.default_rng(draw(st.integers(0, 99)))

@@ -1,4 +1,4 @@
-"""Networks spread over the processes (FSDP): the same training, and checkpoints for anyone."""
+"""Networks sharded over the processes (FSDP) train like one, and any process reads their files."""
 
 import signal
 from pathlib import Path
@@ -20,12 +20,13 @@ SHARD = "train.shard=true"
 
 
 def shapes(value: dict) -> dict:
+    """Return name -> shape of tensors."""
     return {name: tensor.shape for name, tensor in value.items()}
 
 
 @torch.inference_mode()
 def drawn_by(checkpoint: Path) -> torch.Tensor:
-    """Latents (2, 4, 8, 8) that one process samples from a checkpoint, guided."""
+    """Sample latents (2, 4, 8, 8) from a checkpoint in one process, with guidance."""
     denoiser, _ = load_denoiser(checkpoint)
     generator = torch.Generator().manual_seed(0)
     noise, cond = (torch.randn(2, *size, generator=generator) for size in ((4, 8, 8), (DIM,)))

@@ -1,4 +1,4 @@
-"""What a training survives: each fault is done to real processes, and the outcome compared."""
+"""Faults of a training: kills, signals, full disks and lost processes, done to real processes."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def whole(faces) -> Path:
-    """The folder of a run that nothing interrupted."""
+    """Return the folder of an uninterrupted training."""
     return run(faces, faces.parent / "whole", *SETTINGS)
 
 
@@ -54,7 +54,7 @@ def test_a_kill_costs_no_more_than_the_steps_since_the_last_checkpoint(faces, tm
         training.kill()
     reached = metrics(folder)[-1]["step"]
     saved = max(list_checkpoints(folder / "checkpoints"))
-    # A checkpoint is written while training goes on: at worst the one being written is lost too.
+    # Checkpoints are written while training goes on: the kill may destroy the one being written.
     assert reached - saved <= 2 * CKPT_EVERY
     assert load_checkpoint(folder / "checkpoints" / f"{saved:07d}.pt")["step"] == saved
 

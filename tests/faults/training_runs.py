@@ -1,4 +1,4 @@
-"""Trainings as processes: started alone or as the ranks of one training, killed, compared."""
+"""Trainings in processes of their own: start one process or several, interrupt, compare."""
 
 import json
 import random
@@ -21,18 +21,25 @@ SETTINGS = (
 
 
 def arguments(config: Path, folder: Path, *settings: str) -> list[str]:
+    """Return the command line of a training into `folder`."""
     where = ["--results_dir", str(folder.parent), "--exp_name", folder.name]
     return ["--config", str(config), *where, *settings]
 
 
 def start(config: Path, folder: Path, *settings: str, output: Path | None = None, **options) -> Run:
-    """A training of one process into `folder`; its output goes to a file beside it."""
+    """Start a training of one process into `folder`.
+
+    `output`: file of its output (default: beside `folder`), `options`: those of Run.
+    """
     output = output or folder.with_name(f"{folder.name}.txt")
     return Run(SCRIPT, arguments(config, folder, *SETTINGS, *settings), output, **options)
 
 
 def start_ranks(config: Path, folder: Path, *settings: str, processes: int = 2) -> list[Run]:
-    """The processes of one training as a cluster starts them, without a launcher between."""
+    """Start the processes of one training like a cluster does, without a launcher.
+
+    Rank r writes its output to the file `{folder}_{r}.txt`.
+    """
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]
     common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
@@ -47,6 +54,7 @@ def start_ranks(config: Path, folder: Path, *settings: str, processes: int = 2) 
 
 
 def logged_steps(folder: Path) -> int:
+    """Return the number of lines of metrics.jsonl; 0 if there is no file."""
     path = folder / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
 
@@ -54,12 +62,15 @@ def logged_steps(folder: Path) -> int:
 def interrupt(
     runs: Sequence[Run], folder: Path, rng: random.Random, number: signal.Signals, within: float
 ) -> list[int]:
-    """Send all processes a signal at a random moment after a new log line; their exit codes."""
+    """Send all processes a signal within `within` seconds after the next line of metrics.jsonl.
+
+    Return their exit codes.
+    """
     before = logged_steps(folder)
     runs[0].wait_until(lambda: logged_steps(folder) > before)
     return signal_all_within(within, rng, number, runs)
 
 
 def outcome(folder: Path) -> tuple[dict, list[str]]:
-    """All that a training leaves: its last state, and the lines of metrics.jsonl, bit for bit."""
+    """Return the last checkpoint of a training and its lines of metrics.jsonl, without times."""
     return final_state(folder), [json.dumps(line) for line in metrics(folder)]

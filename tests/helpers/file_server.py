@@ -12,7 +12,10 @@ Misdeed = Callable[["Handler", bytes], None]
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves `files` by path; `misdeeds` are done for the first requests, one each."""
+    """Server of `files` by path.
+
+    Each of the first requests gets one of `misdeeds`, the others `always`; None: a correct answer.
+    """
 
     daemon_threads = True
 
@@ -21,27 +24,32 @@ class FileServer(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.misdeeds: list[Misdeed | None] = []
         self.always: Misdeed | None = None
-        self.ranges = True  # whether it can send a part of a file
-        self.validators = True  # whether it sends an ETag
+        self.ranges = True  # the server can send a part of a file
+        self.validators = True  # the server sends an ETag
         self.seen: list[tuple[str, int]] = []  # path and first byte of each request
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def __enter__(self) -> FileServer:
+        """Start to serve in a thread."""
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop serving and close the socket."""
         self.shutdown()
         self.server_close()
 
     def handle_error(self, *_: object) -> None:
-        """Clients that hang up early are part of the tests."""
+        """Print nothing: clients that hang up early are part of the tests."""
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answer to one request; notes its path and first byte in `server.seen`."""
+
     server: FileServer
 
     def do_GET(self) -> None:
+        """Do the next misdeed, or serve the file, or answer 404."""
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         self.start = int(match[1]) if match and self.server.ranges else 0
         self.server.seen.append((self.path, int(match[1]) if match else 0))
@@ -57,7 +65,11 @@ class Handler(BaseHTTPRequestHandler):
     def serve(
         self, body: bytes, announced: int | None = None, sent: int | None = None, kind: str = ""
     ) -> None:
-        """Answer; `announced` and `sent` bytes may differ from the size of what is asked for."""
+        """Send a file from byte `start` on.
+
+        `announced`: size in the headers, `sent`: number of bytes really sent, `kind`: content type.
+        By default they are those of the file.
+        """
         etag = f'"{hashlib.md5(body).hexdigest()}"'
         if self.start and self.headers.get("If-Range") not in (None, etag):
             self.start = 0
@@ -78,30 +90,30 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[self.start :][:sent])
 
     def log_message(self, *_: object) -> None:
-        pass
+        """Print nothing."""
 
 
 def drop_after(count: int) -> Misdeed:
-    """Close the connection after that many bytes of the answer."""
+    """Return a misdeed that closes the connection after `count` bytes of the answer."""
     return lambda handler, body: handler.serve(body, sent=count)
 
 
 def announce(size: int) -> Misdeed:
-    """Say that the file has another size than it has."""
+    """Return a misdeed that announces a wrong size of the file."""
     return lambda handler, body: handler.serve(body, announced=size)
 
 
 def status(code: int) -> Misdeed:
-    """Answer with an error."""
+    """Return a misdeed that answers with an HTTP error."""
     return lambda handler, body: handler.send_error(code)
 
 
 def corrupt(handler: Handler, body: bytes) -> None:
-    """Send other bytes than the file's."""
+    """Send the file with its first byte changed."""
     handler.serve(bytes([body[0] ^ 1]) + body[1:])
 
 
 def web_page(handler: Handler, body: bytes) -> None:
-    """A login page, as a captive portal sends it."""
+    """Send a login page, like a captive portal."""
     handler.start = 0
     handler.serve(b"<!DOCTYPE html><html>please log in</html>", kind="text/html; charset=utf-8")

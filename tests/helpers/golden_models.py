@@ -1,4 +1,4 @@
-"""The networks behind the reference values, and a small one of our own."""
+"""Networks for tests: those of the reference values in tests/golden, and a small random one."""
 
 from pathlib import Path
 
@@ -16,7 +16,10 @@ GOLDEN_MODELS = {
 
 
 def golden_denoiser(golden: Path, name: str) -> tuple[EDMPrecond, dict[str, torch.Tensor]]:
-    """The published weights in our network, and the tensors that go with them."""
+    """Return our network with the weights of a reference file, and all tensors of that file.
+
+    The file `{name}.safetensors` was written once with the published MaskDiT code.
+    """
     tensors = load_file(golden / f"{name}.safetensors")
     sizes = {"depth": 3, "hidden_size": 64, "patch_size": 2, "num_heads": 4}
     decoder = {"decoder_hidden_size": 48, "decoder_depth": 2, "decoder_num_heads": 4}
@@ -30,15 +33,17 @@ def golden_denoiser(golden: Path, name: str) -> tuple[EDMPrecond, dict[str, torc
 
 
 def golden_mask(tensors: dict[str, torch.Tensor]) -> TokenMask:
+    """Return the mask that the published network trained with in the reference file."""
     return TokenMask(*(tensors[f"train/{key}"] for key in ("mask", "ids_keep", "ids_restore")))
 
 
 def assert_golden(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """Compare with a reference value, up to the rounding of float32."""
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def small_denoiser(**options) -> EDMPrecond:
-    """A network of which every weight matters: nothing is left at its initial zero."""
+    """Build a network for x (N, 4, 8, 8) and conditions of 6 numbers; no weight stays at zero."""
     torch.manual_seed(0)
     sizes = {"depth": 2, "hidden_size": 32, "num_heads": 2, "decoder_hidden_size": 16}
     decoder = {"decoder_depth": 1, "decoder_num_heads": 2}

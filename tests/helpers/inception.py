@@ -1,4 +1,4 @@
-"""A random FID Inception network in the published format, and pytorch-fid's use of it."""
+"""Random weights for the FID Inception network, in the format of pytorch-fid's weights file."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 
 class _Unloaded(FeatureExtractorInceptionV3):
-    """The network before its weights are loaded."""
+    """The network with the weights that its constructor draws."""
 
     def load_state_dict(self, state_dict: object) -> None:
         """Keep the random weights."""

@@ -1,8 +1,9 @@
-"""A VAE's weights as the latent diffusion code names and shapes them."""
+"""Weights of a diffusers VAE, renamed and reshaped for the latent diffusion code (LDM)."""
 
 import torch
 from diffusers import AutoencoderKL
 
+# Parts of a weight's name in diffusers -> in LDM.
 PIECES = {
     "down_blocks.": "down.",
     "mid_block.resnets.0.": "mid.block_1.",
@@ -22,7 +23,10 @@ PIECES = {
 
 
 def ldm_names(vae: AutoencoderKL) -> dict[str, torch.Tensor]:
-    """The weights of a diffusers VAE under the names of `autoencoder_kl.pth`."""
+    """Return the weights of a diffusers VAE under the names of `autoencoder_kl.pth`.
+
+    Weights of attention layers become 1 x 1 convolutions.
+    """
     levels = len(vae.config.block_out_channels)
     pieces = {f"up_blocks.{i}.": f"up.{levels - 1 - i}." for i in range(levels)} | PIECES
     renamed = {}

@@ -1,4 +1,4 @@
-"""CLIP files as OpenAI published them: TorchScript archives, mostly in half precision."""
+"""CLIP files in OpenAI's format: TorchScript archives, mostly in half precision."""
 
 import warnings
 from pathlib import Path
@@ -10,11 +10,11 @@ from torch import nn
 
 
 class Holder(nn.Module):
-    """A module without behaviour; parameters and children are registered under given names."""
+    """Empty module that parameters and children are registered in by name."""
 
 
 def random_clip(**config: object) -> open_clip.CLIP:
-    """A CLIP of OpenAI's kind, weights as rounded as in the published files."""
+    """Build a random CLIP of OpenAI's kind, its weights rounded like those of OpenAI's files."""
     torch.manual_seed(0)
     model = open_clip.CLIP(quick_gelu=True, **config).eval().requires_grad_(False)
     convert_weights_to_fp16(model)
@@ -22,7 +22,7 @@ def random_clip(**config: object) -> open_clip.CLIP:
 
 
 def openai_tensors(model: open_clip.CLIP) -> dict[str, torch.Tensor]:
-    """Its weights and the three constants that OpenAI's archives hold beside them."""
+    """Return a model's weights and the three constants that OpenAI's archives hold."""
     constants = {
         "input_resolution": model.visual.image_size[0],
         "context_length": model.context_length,
@@ -32,7 +32,7 @@ def openai_tensors(model: open_clip.CLIP) -> dict[str, torch.Tensor]:
 
 
 def save_archive(tensors: dict[str, torch.Tensor], path: Path) -> Path:
-    """Write tensors as the TorchScript archive of a tree of modules."""
+    """Write tensors into a TorchScript archive; a name `a.b.c` becomes tensor c of module a.b."""
     root = Holder()
     for name, tensor in tensors.items():
         module = root
@@ -46,6 +46,6 @@ def save_archive(tensors: dict[str, torch.Tensor], path: Path) -> Path:
         else:
             module.register_buffer(leaf, tensor)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated; the published files are not
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, but OpenAI's files use it
         torch.jit.script(root).save(str(path))
     return path

@@ -1,4 +1,4 @@
-"""Comparison of a CLIP encoder with plain open_clip."""
+"""Comparison of our CLIP encoder with open_clip used directly."""
 
 import numpy as np
 import open_clip
@@ -11,11 +11,14 @@ TEXTS = ["a face", "a person with long red hair, round glasses and a blue hoodie
 
 
 def as_tensor(image: Image.Image) -> torch.Tensor:
+    """Return an RGB image as uint8 (1, 3, H, W)."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
 
 
-def plainly(model: torch.nn.Module, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings of an image and of TEXTS by open_clip alone."""
+def open_clip_embeddings(
+    model: torch.nn.Module, image: Image.Image
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the embeddings of an image (1, D) and of TEXTS (2, D), made by open_clip alone."""
     config = open_clip.get_model_preprocess_cfg(model)
     transform = open_clip.image_transform(config["size"], is_train=False)
     with torch.no_grad():
@@ -24,6 +27,7 @@ def plainly(model: torch.nn.Module, image: Image.Image) -> tuple[torch.Tensor, t
 
 
 def assert_same_as(clip: ClipEncoder, plain: torch.nn.Module, image: Image.Image) -> None:
-    expected_image, expected_texts = plainly(plain, image)
+    """Compare the encoder with open_clip's model: images to the bit, texts up to rounding."""
+    expected_image, expected_texts = open_clip_embeddings(plain, image)
     assert torch.equal(clip.encode_images(as_tensor(image)), expected_image)
     torch.testing.assert_close(clip.encode_texts(TEXTS), expected_texts, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Databases with class labels in the published layout."""
+"""Databases with class labels in the layout of the published MaskDiT code."""
 
 from pathlib import Path
 
@@ -7,7 +7,10 @@ import numpy as np
 
 
 def write_published(path: Path, name: str, samples: np.ndarray, labels: list[int]) -> Path:
-    """As MaskDiT's script writes it: numbers in decimal digits, no meta."""
+    """Write samples (N, ...) and their labels like MaskDiT's script; return `path`.
+
+    Labels and the length are decimal digits; there is no record of metadata.
+    """
     path.mkdir(parents=True)
     with lmdb.open(str(path), map_size=1 << 24) as env, env.begin(write=True) as txn:
         for i, (sample, label) in enumerate(zip(samples, labels, strict=True)):

@@ -1,6 +1,7 @@
-"""The network once more, as plain formulas on a dict of weights, to check all its options against.
+"""The network written a second time, in plain formulas on a dict of weights.
 
-It knows nothing of masks and modules: only what is computed, for one set of published names.
+Tests compare every option of models/maskdit.py with it. It has no modules and no masks. Weights
+have the names of the published MaskDiT code.
 """
 
 import math
@@ -13,25 +14,30 @@ Weights = dict[str, Tensor]
 
 
 def linear(w: Weights, name: str, x: Tensor) -> Tensor:
+    """Return x W^T + b; without b if the weights have none."""
     out = x @ w[f"{name}.weight"].T
     return out + w[f"{name}.bias"] if f"{name}.bias" in w else out
 
 
 def standardised(x: Tensor) -> Tensor:
+    """Return x with mean 0 and variance 1 over its last dimension (layer norm)."""
     mean = x.mean(dim=-1, keepdim=True)
     variance = (x - mean).square().mean(dim=-1, keepdim=True)
     return (x - mean) / (variance + 1e-6).sqrt()
 
 
 def silu(x: Tensor) -> Tensor:
+    """Return x times its sigmoid."""
     return x / (1 + (-x).exp())
 
 
 def modulation(w: Weights, name: str, c: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Return `count` shifts, scales and gates (N, 1, D) of adaLN for the condition c (N, D)."""
     return linear(w, f"{name}.adaLN_modulation.1", silu(c))[:, None].chunk(count, dim=2)
 
 
 def block(w: Weights, name: str, x: Tensor, c: Tensor, heads: int) -> Tensor:
+    """Apply a DiT block, attention and then an MLP with GELU (tanh), to tokens x (N, T, D)."""
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation(w, name, c, 6)
     h = standardised(x) * (1 + scale1) + shift1
     query, key, value = linear(w, f"{name}.attn.qkv", h).chunk(3, dim=2)
@@ -45,12 +51,14 @@ def block(w: Weights, name: str, x: Tensor, c: Tensor, heads: int) -> Tensor:
     return x + gate2 * linear(w, f"{name}.mlp.fc2", h)
 
 
-def into(w: Weights, name: str, x: Tensor, c: Tensor) -> Tensor:
+def modulated_linear(w: Weights, name: str, x: Tensor, c: Tensor) -> Tensor:
+    """Apply adaLN and a linear layer to tokens x (N, T, D)."""
     shift, scale = modulation(w, name, c, 2)
     return linear(w, f"{name}.linear", standardised(x) * (1 + scale) + shift)
 
 
 def blocks(w: Weights, name: str, x: Tensor, c: Tensor, heads: int) -> Tensor:
+    """Apply all blocks whose weights are called `{name}.0`, `{name}.1` and so on."""
     for i in range(len({n.split(".")[1] for n in w if n.startswith(f"{name}.")})):
         x = block(w, f"{name}.{i}", x, c, heads)
     return x
@@ -67,7 +75,11 @@ def denoised(
     heads: int,
     decoder_heads: int,
 ) -> Tensor:
-    """D(x; sigma, y) for x (N, C, H, W) with patches of 2 x 2, and all options in `weights`."""
+    """Return D(x; sigma, y), x (N, C, H, W), with patches of 2 x 2.
+
+    Options of the network are on if `weights` has their weights. `features`: external features
+    (N, F), `noise`: draws of the learned perturbation (N, D).
+    """
     w = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     n, channels, side, _ = x.shape
     s = sigma[:, None, None, None]
@@ -100,10 +112,11 @@ def denoised(
     if has_class_token:
         first, tokens = tokens[:, 0], tokens[:, 1:]
         c = c + linear(w, "cls_token_embedder", standardised(first))
-    tokens = into(w, "decoder_layer", tokens, c) + w["decoder_pos_embed"]
-    tokens = into(w, "final_layer", blocks(w, "decoder_blocks", tokens, c, decoder_heads), c)
+    tokens = modulated_linear(w, "decoder_layer", tokens, c) + w["decoder_pos_embed"]
+    tokens = blocks(w, "decoder_blocks", tokens, c, decoder_heads)
+    tokens = modulated_linear(w, "final_layer", tokens, c)
 
-    # Numbers of a token are ordered row, column, channel.
+    # A token's numbers are in the order row, column, channel.
     grid = side // 2
     image = tokens.reshape(n, grid, grid, 2, 2, channels).permute(0, 5, 1, 3, 2, 4)
     prediction = image.reshape(n, channels, side, side)

@@ -1,7 +1,7 @@
-"""Small real models, their config and databases for tests, in the formats that the project reads.
+"""Small real models for tests, their config and their databases, in the project's formats.
 
-Everything is built from a seed in a fraction of a second. Sizes: 16x16 images, latents 4x2x2 (a VAE
-that reduces 8 times, as all the project's do), CLIP embeddings of 16 numbers.
+Each is built from a seed in a fraction of a second. Sizes: images 16 x 16, latents (4, 2, 2), CLIP
+embeddings of 16 numbers. The VAE reduces 8 times, like the real one.
 """
 
 import gzip
@@ -9,6 +9,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import torch
 from diffusers import AutoencoderKL
@@ -26,12 +27,20 @@ from utils.training.checkpoint import save_checkpoint
 
 RESOLUTION = 16  # pixels
 LATENT_SIZE = 2
-DIM = 16  # of the CLIP embeddings
+DIM = 16  # numbers of a CLIP embedding
 CONTEXT_LENGTH = 24  # tokens that the CLIP reads, start and end included
+NETWORK = {  # sizes of the denoiser
+    "depth": 2,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "decoder_hidden_size": 16,
+    "decoder_depth": 1,
+    "decoder_num_heads": 2,
+}
 
 
 def make_tiny_clip(folder: Path, seed: int = 0) -> Path:
-    """A CLIP folder as `models.clip.load_clip` reads it; its vocabulary is bytes and one merge."""
+    """Write a CLIP folder for `models.clip.load_clip`; its vocabulary is bytes and one merge."""
     folder.mkdir(parents=True, exist_ok=True)
     tower = {"layers": 1, "width": 16}
     model_cfg = {
@@ -50,7 +59,7 @@ def make_tiny_clip(folder: Path, seed: int = 0) -> Path:
 
 
 def make_tiny_vae(folder: Path, seed: int = 0) -> Path:
-    """A diffusers AutoencoderKL folder: 8 times down, four latent channels."""
+    """Write a folder of a diffusers AutoencoderKL: 8 times smaller, four latent channels."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         vae = AutoencoderKL(
@@ -68,9 +77,10 @@ def make_tiny_vae(folder: Path, seed: int = 0) -> Path:
 
 
 def make_tiny_config(tmp_path: Path, **sections: dict) -> Config:
-    """A config whose encoders are the tiny ones in `tmp_path`, which are made if not there.
+    """Return a config with the tiny encoders in `tmp_path`; make them if they are missing.
 
-    Paths of data lie in `tmp_path` too and are not made. `sections`: keys to set, by section.
+    The config's paths of data lie in `tmp_path` too; no data are made. `sections`: keys to set, by
+    section.
     """
     if not (tmp_path / "clip").exists():
         make_tiny_clip(tmp_path / "clip")
@@ -89,12 +99,7 @@ def make_tiny_config(tmp_path: Path, **sections: dict) -> Config:
             "model_type": "DiT-S/2",
             "in_size": LATENT_SIZE,
             "num_classes": DIM,
-            "depth": 2,
-            "hidden_size": 32,
-            "num_heads": 2,
-            "decoder_hidden_size": 16,
-            "decoder_depth": 1,
-            "decoder_num_heads": 2,
+            **NETWORK,
         },
         "train": {"batchsize": 8, "amp": "no", "lr": 1e-3, "perturbation": 1.2},
         "eval": {
@@ -120,21 +125,10 @@ def make_tiny_config(tmp_path: Path, **sections: dict) -> Config:
 
 
 def make_tiny_denoiser(seed: int = 0, cond_dim: int = DIM) -> EDMPrecond:
-    """A denoiser with random weights everywhere, so that its output depends on every input."""
+    """Build a denoiser with all weights random, so that its output depends on every input."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        denoiser = build_denoiser(
-            "DiT-S/2",
-            LATENT_SIZE,
-            4,
-            cond_dim,
-            depth=2,
-            hidden_size=32,
-            num_heads=2,
-            decoder_hidden_size=16,
-            decoder_depth=1,
-            decoder_num_heads=2,
-        )
+        denoiser = build_denoiser("DiT-S/2", LATENT_SIZE, 4, cond_dim, **NETWORK)
         for parameter in denoiser.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.2)
@@ -142,7 +136,10 @@ def make_tiny_denoiser(seed: int = 0, cond_dim: int = DIM) -> EDMPrecond:
 
 
 def make_tiny_checkpoint(path: Path, config: Config, seed: int = 0) -> Path:
-    """A checkpoint `<step>.pt` of a random denoiser for `config`; its `ema` is what counts."""
+    """Write a checkpoint `<step>.pt` for `config`.
+
+    Its `ema` weights are those of `make_tiny_denoiser(seed)`, its `model` weights are others.
+    """
     denoiser = make_tiny_denoiser(seed, config.model.num_classes)
     save_checkpoint(
         path,
@@ -157,8 +154,18 @@ def make_tiny_checkpoint(path: Path, config: Config, seed: int = 0) -> Path:
     return path
 
 
+def make_tiny_training_data(config: Config, count: int = 8) -> None:
+    """Write the databases that training reads: latents and embeddings of ones."""
+    for path, name, shape in (
+        (config.data.root, "z", (4, LATENT_SIZE, LATENT_SIZE)),
+        (config.data.feat_path, "y", (1, DIM)),
+    ):
+        with LMDBWriter(path, name, {}, count) as writer:
+            writer.append(np.ones((count, *shape)))
+
+
 def make_tiny_evaluation_data(config: Config, count: int = 10) -> None:
-    """The databases and reference statistics that evaluation reads, of random images and words."""
+    """Write the databases and reference statistics that evaluation reads, of random images."""
     clip = load_config_clip(config)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, RESOLUTION, RESOLUTION), generator=generator)

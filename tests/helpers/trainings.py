@@ -1,4 +1,4 @@
-"""Trainings for tests: run one in a process of its own or here, and read what it left."""
+"""Trainings in the process of the test, and readers of their metrics and checkpoints."""
 
 import contextlib
 import json
@@ -14,13 +14,13 @@ from utils.config.load import load_config
 from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.training.checkpoint import list_checkpoints
 
-# Values that depend on the clock and the machine; all others are equal in every repetition.
+# Fields of metrics.jsonl that depend on the clock; a repeated training has all others equal.
 CLOCK_FIELDS = ("images_per_s", "memory_gb", "data_wait")
 
 
 @contextlib.contextmanager
 def fresh_process() -> Iterator[None]:
-    """What a training finds and leaves as if this process were for it alone."""
+    """Give a training the state of a new process; afterwards restore the signal handlers."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -39,19 +39,23 @@ def run(
     start_from: Path | None = None,
     enable_eval: bool = False,
 ) -> Path:
-    """Train in this process, as a new one would."""
+    """Train into `folder` without a new process; return `folder`.
+
+    The training must end with exit code 0. `overrides`: settings over those of the config file.
+    """
     with fresh_process():
         assert train(load_config(config, overrides), folder, start_from, enable_eval) == 0
     return folder
 
 
 def metrics(folder: Path, without: Sequence[str] = CLOCK_FIELDS) -> list[dict]:
+    """Return the lines of metrics.jsonl, without the fields `without`."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in without} for line in lines]
 
 
 def flat(value, path: str = "") -> dict:
-    """Nested dicts and lists as one dict, tensors as bytes."""
+    """Return nested dicts and lists as one dict of paths; tensors become bytes."""
     if isinstance(value, dict):
         items = value.items()
     elif isinstance(value, list | tuple):
@@ -62,7 +66,7 @@ def flat(value, path: str = "") -> dict:
 
 
 def final_state(folder: Path) -> dict:
-    """The last checkpoint without its clock readings."""
+    """Return the content of the last checkpoint, flat, without its times."""
     *_, path = list_checkpoints(folder / "checkpoints").values()
     state = load_checkpoint(path)
     for key in ("seconds", "waiting"):

@@ -15,7 +15,7 @@ import torch
 from conftest import draw_face
 from openai_clip import openai_tensors, random_clip, save_archive
 from PIL import Image
-from plain_clip import TEXTS, as_tensor, assert_same_as, plainly
+from plain_clip import TEXTS, as_tensor, assert_same_as, open_clip_embeddings
 from safetensors.torch import save_file
 from tiny import make_tiny_clip, make_tiny_config
 
@@ -63,10 +63,10 @@ def test_openai_archive_embeds_as_plain_open_clip_does(archive, size):
 
 def test_openai_weights_run_with_the_quick_gelu(archive, model):
     plain = copy.deepcopy(model).float()
-    expected, _ = plainly(plain, face(32))
+    expected, _ = open_clip_embeddings(plain, face(32))
     for block in plain.visual.transformer.resblocks:
         block.mlp.gelu = torch.nn.GELU()
-    other, _ = plainly(plain, face(32))
+    other, _ = open_clip_embeddings(plain, face(32))
     embedding = load_clip(archive).encode_images(as_tensor(face(32)))
     torch.testing.assert_close(embedding, expected)
     assert (embedding - other).abs().max() > 1e-3

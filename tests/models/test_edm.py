@@ -1,4 +1,4 @@
-"""Preconditioning and training loss."""
+"""Preconditioning and training loss of EDM."""
 
 from types import SimpleNamespace
 
@@ -33,7 +33,7 @@ def test_unmasked_loss_meets_the_published_code(golden, name):
 
 
 class Constant(nn.Module):
-    """A network that always answers with the same value."""
+    """Network whose output is one constant value."""
 
     cond_width, patch_size, num_patches = 3, 2, 16
     architecture = SimpleNamespace(self_cond=False, perturbation=False)
@@ -43,6 +43,7 @@ class Constant(nn.Module):
         self.value = value
 
     def forward(self, x, t_cond, y, mask):
+        """Return the value in the shape of x (N, C, H, W)."""
         return torch.full_like(x, self.value)
 
 
@@ -77,7 +78,7 @@ def test_same_generator_gives_the_same_loss():
 
 @pytest.mark.parametrize("levels", [{}, {"P_mean": 0.5, "P_std": 0.9}])
 def test_noise_levels_are_log_normal(levels):
-    """With F = 0 and no noise, the weighted error is clean² / (sigma² + sigma_data²)."""
+    """The network is F = 0 and there is no noise, so that the loss depends on sigma alone."""
     clean = torch.ones(20000, 1, 2, 2)
     generator = torch.Generator().manual_seed(0)
     draws = LossDraws(torch.randn(20000, 1, 1, 1, generator=generator), torch.zeros_like(clean))

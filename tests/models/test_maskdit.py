@@ -1,4 +1,4 @@
-"""The network: published names, shapes and values, masking, and its schedule."""
+"""The network MaskDiT: names, shapes and values of the published code, masks, mask schedules."""
 
 import json
 
@@ -28,6 +28,7 @@ def test_guided_images_meet_the_published_network(golden, name):
     denoiser, t = golden_denoiser(golden, name)
 
     def at_each_images_noise(x, _, cond):
+        """Denoise each image at its own noise level; guidance doubles the batch."""
         return denoiser(x, t["sigma"].repeat(len(x) // len(t["sigma"])), cond)
 
     images = guided(at_each_images_noise, t["labels"], 4.0)(t["x"], 1.0)
@@ -59,7 +60,9 @@ def test_published_sizes_have_the_published_names_shapes_and_counts(golden, name
     with torch.device("meta"):
         denoiser = build_denoiser(name, 32, 4, 512, **options)
     shapes = {key: list(value.shape) for key, value in denoiser.state_dict().items()}
-    assert list(shapes.items()) == list(expected["shapes"].items())  # optimizers go by the order
+    assert list(shapes.items()) == list(
+        expected["shapes"].items()
+    )  # an optimizer's state depends on the order
     parameters = list(denoiser.parameters())
     assert sum(p.numel() for p in parameters) == expected["parameters"]
     assert sum(p.numel() for p in parameters if p.requires_grad) == expected["trainable"]
@@ -185,6 +188,7 @@ def test_options_that_cannot_work_are_refused(options, message):
 
 def test_a_larger_initial_scale_lets_the_condition_speak_louder():
     def size_of_condition(**options: float) -> float:
+        """Return the standard deviation of the embedded condition of a new network."""
         torch.manual_seed(0)
         model = build_denoiser("DiT-T/2", 8, 4, 64, depth=1, decoder_depth=1, **options).model
         return model.y_embedder(torch.eye(64)).std().item()

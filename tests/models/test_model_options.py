@@ -1,4 +1,4 @@
-"""The network's options: what they compute, their published names, and how they are trained."""
+"""Options of the network: their formulas, the names of their weights, their training."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ OPTIONS = {
 
 
 def inputs(options: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x (2, 4, 8, 8), sigma (2,), cond (2, 6 + external features)."""
+    """Draw x (2, 4, 8, 8), sigma (2,), cond (2, 6 + external features)."""
     width = 6 + options.get("ext_feature_dim", 0)
     return torch.randn(2, 4, 8, 8), torch.tensor([0.1, 3.0]), torch.randn(2, width)
 
@@ -59,7 +59,7 @@ def test_an_option_adds_the_published_names_and_nothing_else(options, names):
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_training_step_gives_every_weight_a_gradient(name, ratio):
-    """So that several processes need not search for weights that were left out."""
+    """Several processes can then train without a search for unused weights."""
     denoiser = small_denoiser(**OPTIONS[name]).train()
     x, _, cond = inputs(OPTIONS[name])
     cond[0, :6] = 0  # an image without condition
@@ -75,6 +75,7 @@ def test_training_takes_the_summary_from_the_given_encoder():
     x, _, cond = inputs({})
 
     def loss(**options) -> torch.Tensor:
+        """Return the loss of each image with the same draws in each call."""
         return loss_of(denoiser, x, cond, 0.0, torch.Generator().manual_seed(1), **options)
 
     torch.testing.assert_close(loss(encoder=encoder), loss())  # equal weights, equal summaries
@@ -123,6 +124,7 @@ def test_the_learned_perturbation_acts_in_training_only():
     x, _, cond = inputs({})
 
     def losses(count: int) -> list[torch.Tensor]:
+        """Return losses that differ in the draws of the learned perturbation alone."""
         zeros = {"normal": torch.zeros(2, 1, 1, 1), "noise": torch.zeros_like(x)}
         draws = [replace(draw_for_loss(denoiser, x, cond), **zeros) for _ in range(count)]
         return [edm_loss(denoiser, x, cond, draw) for draw in draws]

@@ -1,4 +1,4 @@
-"""The language-free condition: embeddings turned by a random angle."""
+"""Perturbation of the condition: embeddings turned by a random angle."""
 
 import numpy as np
 import pytest
@@ -10,15 +10,18 @@ from models.perturbation import LearnedLevel, Perturbation, perturb, turn
 
 
 def angles_deg(before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
+    """Return the angles (N,) in degrees between embeddings (N, D) and unit vectors (N, D)."""
     cosine = (F.normalize(before, dim=1) * after).sum(dim=1).clamp(-1, 1)
     return torch.rad2deg(cosine.acos()).numpy()
 
 
 def seeded(seed: int = 0) -> torch.Generator:
+    """Return a generator with a seed."""
     return torch.Generator().manual_seed(seed)
 
 
 def seeded_draws(seed: int = 0) -> BatchDraws:
+    """Return draws for one process with a seed."""
     return BatchDraws(seeded(seed))
 
 

@@ -1,4 +1,4 @@
-"""What a training is made of: order of the data, schedules, averages, names of experiments."""
+"""Parts of a training: order of the data, schedules, average of the weights, experiment folder."""
 
 from itertools import islice
 
@@ -19,6 +19,7 @@ from utils.training.schedules import lr_after, mask_ratio_after, number_of_steps
 
 
 def config_with(**sections) -> Config:
+    """Return a config with these sections, otherwise with defaults."""
     return config_from_dict(sections, "test")
 
 

@@ -1,16 +1,18 @@
-"""Checkpoints: what is written comes back, and what is not a checkpoint says so in one line."""
+"""Checkpoints: reading returns what was saved; one line refuses every other file."""
 
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from payload import Payload
 from safetensors.torch import load_file, save_file
 from tiny import make_tiny_config
 
 from utils.base.errors import UserError
 from utils.base.files import write_whole
 from utils.config.load import config_from_dict
+from utils.config.schema import Config
 from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.pretrained.denoisers import denoiser_from_config, export_safetensors, load_denoiser
 from utils.training.checkpoint import (
@@ -22,13 +24,14 @@ from utils.training.checkpoint import (
 
 
 @pytest.fixture
-def config(tmp_path):
+def config(tmp_path) -> Config:
+    """Return a config with tiny encoders."""
     return make_tiny_config(tmp_path)
 
 
 @pytest.fixture
 def saved(tmp_path, config) -> Path:
-    """A checkpoint whose `model` and `ema` weights differ."""
+    """Write a checkpoint whose `model` and `ema` weights differ."""
     torch.manual_seed(0)
     model, ema = denoiser_from_config(config), denoiser_from_config(config)
     path = tmp_path / "checkpoints" / "0000010.pt"
@@ -46,6 +49,7 @@ def saved(tmp_path, config) -> Path:
 
 
 def fault(path: Path, **options) -> str:
+    """Return the error of loading a denoiser: one line that names the file."""
     with pytest.raises(UserError) as error:
         load_denoiser(path, **options)
     message = str(error.value)
@@ -148,16 +152,6 @@ def test_only_the_first_few_missing_names_are_listed(saved):
     save_checkpoint(saved, {**state, "ema": {}})
     message = fault(saved)
     assert message.count("model.") == 3 and "more" in message
-
-
-class Payload:
-    """Unpickling it creates a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
 
 
 def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path):

@@ -1,18 +1,20 @@
-"""A new run from another's checkpoint: what it takes over, counts from, and what does not fit."""
+"""A new run from an existing checkpoint: the state taken over, the steps counted, bad matches."""
 
 import argparse
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from losses import loss_of
 from PIL import Image
 from safetensors.torch import save_file
-from tiny import DIM, make_tiny_config, make_tiny_evaluation_data
+from tiny import DIM, make_tiny_config, make_tiny_evaluation_data, make_tiny_training_data
 from trainings import final_state, metrics, run
 
 from models.edm import EDMPrecond
@@ -29,11 +31,9 @@ from utils.training.ema import EMA
 from utils.training.finetune import start_from
 from utils.training.schedules import lr_after, mask_ratio_after, number_of_steps
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def published_order(denoiser: EDMPrecond) -> dict[str, torch.Tensor]:
-    """The weights in the published network's order, which numbers its optimizer's state."""
+    """Return the weights in the order of the published code, whose optimizer numbers them so."""
     names = list(denoiser.state_dict(keep_vars=True))
     token, table = "model.mask_token", "model.decoder_pos_embed"
     if token in names:
@@ -44,9 +44,10 @@ def published_order(denoiser: EDMPrecond) -> dict[str, torch.Tensor]:
 
 
 def published_checkpoint(path: Path, config: Config, shared_step: bool = False) -> Path:
-    """What the published training writes: its names, its optimizer over all weights, its args.
+    """Write a checkpoint like the published training code; return `path`.
 
-    `shared_step`: count steps once for all parameters, as Apex' FusedAdam does.
+    It has that code's names, an optimizer over all weights, and an argparse namespace `args`.
+    `shared_step`: one count of steps for all parameters, like Apex' FusedAdam.
     """
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -77,7 +78,7 @@ def published_checkpoint(path: Path, config: Config, shared_step: bool = False) 
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory) -> Path:
-    """A config file for random latents (4, 8, 8) of 24 images, and their databases."""
+    """Write databases of 24 random images; return the config file of a short training on them."""
     folder = tmp_path_factory.mktemp("faces")
     rng = np.random.default_rng(0)
     config = make_tiny_config(
@@ -99,26 +100,29 @@ def faces(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def published(faces) -> Path:
+    """Return a checkpoint in the published format after step 100."""
     return published_checkpoint(faces.parent / "published" / "0000100.pt", load_config(faces))
 
 
 def fresh(config: Config) -> tuple[EDMPrecond, EDMPrecond, torch.optim.Optimizer]:
-    """Network, EMA and optimizer as a training makes them."""
+    """Return the network, its EMA and its optimizer at the start of a training."""
     denoiser = denoiser_from_config(config)
     trained = [p for p in denoiser.parameters() if p.requires_grad]
     return denoiser, EMA(denoiser).module, torch.optim.AdamW(trained, lr=5e-5, fused=True)
 
 
 def moments(denoiser: EDMPrecond, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return name -> first moment of the weights that have an optimizer state."""
     named = {n: p for n, p in denoiser.named_parameters() if p in optimizer.state}
     return {name: optimizer.state[p]["exp_avg"] for name, p in named.items()}
 
 
 def notes_of(path: Path, config: Config, strict: bool = True) -> str:
+    """Return the lines that are logged when a run starts from a checkpoint."""
     return "\n".join(start_from(path, *fresh(config), 8, strict).notes)
 
 
-# --- What a run takes over
+# --- State that a run takes over
 
 
 def test_weights_step_and_moments_of_a_published_checkpoint_are_taken(faces, published):
@@ -167,7 +171,8 @@ def test_without_strict_loading_the_optimizer_starts_anew(faces, published):
     assert "without its optimizer state" in start.notes[0]
 
 
-def with_changed_weights(path: Path, out: Path, change) -> Path:
+def with_changed_weights(path: Path, out: Path, change: Callable[[dict], dict]) -> Path:
+    """Write a copy of a checkpoint into the folder `out`, its weights changed by `change`."""
     state = load_checkpoint(path)
     for which in ("model", "ema"):
         state[which] = change(dict(state[which]))
@@ -176,6 +181,7 @@ def with_changed_weights(path: Path, out: Path, change) -> Path:
 
 
 def renamed(weights: dict) -> dict:
+    """Give one weight a name that no network has."""
     weights["model.old_table"] = weights.pop("model.y_embedder.embedding_table.weight")
     return weights
 
@@ -207,6 +213,7 @@ def test_weights_of_something_else_are_refused_even_without_strict_loading(
 
 def test_moments_of_other_weights_are_refused_with_the_way_out(faces, published, tmp_path):
     def reversed_order(weights: dict) -> dict:
+        """Return the weights in reverse order, so that the optimizer's numbers mean others."""
         return dict(reversed(weights.items()))
 
     path = with_changed_weights(published, tmp_path, reversed_order)
@@ -225,7 +232,7 @@ def test_a_released_model_starts_both_networks_at_step_zero(faces, published, tm
             assert torch.equal(weight, ema_weights[name])
 
 
-# --- What a run counts from
+# --- Steps from which a run counts
 
 
 def test_warm_up_and_schedules_count_from_the_loaded_step():
@@ -297,14 +304,12 @@ def test_a_published_checkpoint_goes_through_training_evaluation_and_drawing(tmp
         log={"ckpt_every": 1, "log_every": 1, "num_samples": 2},
     )
     make_tiny_evaluation_data(config)
-    with LMDBWriter(config.data.root, "z", {}, 8) as writer:
-        writer.append(np.ones((8, 4, 2, 2)))
-    with LMDBWriter(config.data.feat_path, "y", {}, 8) as writer:
-        writer.append(np.ones((8, 1, DIM)))
+    make_tiny_training_data(config)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     old = published_checkpoint(tmp_path / "old" / "checkpoints" / "0000100.pt", config)
 
     def script(name: str, line: str) -> str:
+        """Run a script with the config and this command line; return its output."""
         done = subprocess.run(
             [sys.executable, name, "--config", str(tmp_path / "config.yaml"), *line.split()],
             cwd=ROOT,
@@ -317,18 +322,18 @@ def test_a_published_checkpoint_goes_through_training_evaluation_and_drawing(tmp
 
     sampling = "--seeds 0-7 --max_batch_size 4 --num_steps 2 --cfg_scale None"
     line = f"--results_dir {tmp_path} --exp_name new --ckpt_path {old} --enable_eval {sampling}"
-    said = script("train_latent_t2f.py", line)
-    assert "step 100, with its optimizer state" in said
+    output = script("train_latent_t2f.py", line)
+    assert "step 100, with its optimizer state" in output
     assert "from step 102" in script("train_latent_t2f.py", line)
     records = Results(tmp_path / "new" / "evaluation").records
     assert [(r["step"], r["n"], r["cfg_scale"]) for r in records] == [
         (100, 8, None), (101, 8, None), (102, 8, None)
     ]  # fmt: skip
 
-    said = script("eval_latent_t2f.py", f"--experiment_dir {tmp_path}/old {sampling}")
+    output = script("eval_latent_t2f.py", f"--experiment_dir {tmp_path}/old {sampling}")
     (record,) = Results(tmp_path / "old" / "evaluation").records
     assert record["frechet_distance"] == records[0]["frechet_distance"]
-    assert "best: " in said
+    assert "best: " in output
 
     out = tmp_path / "drawn"
     script("t2f.py", f"--ckpt {old} --prompt face --num 2 --num_steps 2 --device cpu --out {out}")

@@ -1,5 +1,6 @@
-"""Whole trainings of networks with options: continued bit for bit, with all their weights."""
+"""Whole trainings of networks with options: they continue bit for bit and train all weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def databases(tmp_path_factory) -> Path:
-    """Latents (4, 4, 4) of 20 images with class labels, and embeddings of the same images."""
+    """Write latents (4, 4, 4) of 20 images with class labels, and embeddings of these images."""
     folder, rng = tmp_path_factory.mktemp("options"), np.random.default_rng(0)
     labels = (np.arange(20) % CLASSES).tolist()
     for name, shape in (("z", (8, 4, 4)), ("feat", (DIM,))):
@@ -50,10 +51,10 @@ def databases(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def configured(databases, tmp_path):
-    """`configured(name)` -> file of the config with these options."""
+def configured(databases, tmp_path) -> Callable[[str], Path]:
+    """Return `configured(name)`, which writes a config with the options of that name."""
 
-    def configured(name: str) -> Path:
+    def write(name: str) -> Path:
         published = databases / "published"
         options = OPTIONS[name]
         sections = {
@@ -68,7 +69,7 @@ def configured(databases, tmp_path):
         path.write_text(make_tiny_config(databases, **sections).to_yaml())
         return path
 
-    return configured
+    return write
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -1,13 +1,14 @@
-"""Run logs: one record for each log step, also over an interruption; aligned; progress bars."""
+"""Run logs: one record for each log step, also after a restart; aligned lines; progress bars."""
 
 import json
+from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils.base.progress import progress
 from utils.training.run_log import RunLog, metrics_line
 
-FIGURES = {
+METRICS = {
     "kimg": 1.28,
     "loss": 0.5,
     "lr": 1e-4,
@@ -19,23 +20,24 @@ FIGURES = {
 }
 
 
-def steps(folder):
+def steps(folder: Path) -> list[int]:
+    """Return the steps of the lines of metrics.jsonl."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["step"] for line in lines]
 
 
 def test_each_log_step_is_a_line_of_metrics(tmp_path):
     log = RunLog(tmp_path, tensorboard=False)
-    log.metrics(10, FIGURES)
-    log.metrics(20, FIGURES)
+    log.metrics(10, METRICS)
+    log.metrics(20, METRICS)
     log.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(lines[1]) == {"step": 20, **FIGURES}
+    assert json.loads(lines[1]) == {"step": 20, **METRICS}
 
 
 def test_metrics_are_on_file_before_the_log_is_closed(tmp_path):
     log = RunLog(tmp_path, tensorboard=False)
-    log.metrics(10, FIGURES)
+    log.metrics(10, METRICS)
     assert steps(tmp_path) == [10]
     log.close()
 
@@ -43,12 +45,12 @@ def test_metrics_are_on_file_before_the_log_is_closed(tmp_path):
 def test_a_continued_run_drops_later_records_and_a_torn_line(tmp_path):
     log = RunLog(tmp_path, tensorboard=False)
     for step in (10, 20, 30):
-        log.metrics(step, FIGURES)
+        log.metrics(step, METRICS)
     log.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 40, "lo')
     continued = RunLog(tmp_path, step=20, tensorboard=False)
-    continued.metrics(30, FIGURES)
+    continued.metrics(30, METRICS)
     continued.close()
     assert steps(tmp_path) == [10, 20, 30]
 
@@ -56,16 +58,16 @@ def test_a_continued_run_drops_later_records_and_a_torn_line(tmp_path):
 def test_console_and_log_txt_say_the_same(tmp_path, capsys):
     log = RunLog(tmp_path, tensorboard=False)
     log.info("continuing")
-    log.metrics(10, FIGURES)
+    log.metrics(10, METRICS)
     log.close()
-    said = capsys.readouterr().out.splitlines()
+    shown = capsys.readouterr().out.splitlines()
     written = (tmp_path / "log.txt").read_text().splitlines()
-    assert [line[-len(text) :] for line, text in zip(written, said, strict=True)] == said
+    assert [line[-len(text) :] for line, text in zip(written, shown, strict=True)] == shown
 
 
 def test_lines_are_aligned_whatever_the_values():
-    other = {**FIGURES, "kimg": 38400.0, "loss": 12.25, "images_per_s": 12345.6}
-    first, second = metrics_line(7, FIGURES), metrics_line(300000, other)
+    other = {**METRICS, "kimg": 38400.0, "loss": 12.25, "images_per_s": 12345.6}
+    first, second = metrics_line(7, METRICS), metrics_line(300000, other)
     for label in ("kimg", "loss", "lr", "mask", "grad", "images/s", "GB", "data"):
         assert first.index(label) == second.index(label)
 
@@ -88,7 +90,7 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     log = RunLog(tmp_path / "run")
     log.info("hello")
-    log.metrics(1, FIGURES)
+    log.metrics(1, METRICS)
     log.close()
     assert list(progress(range(3), "faces", unit="image")) == [0, 1, 2]
     assert not (tmp_path / "run").exists()
@@ -103,8 +105,8 @@ def test_progress_names_what_it_counts(capsys):
 
 def test_every_figure_of_an_evaluation_is_a_scalar_and_no_setting_is(tmp_path):
     log = RunLog(tmp_path)
-    figures = {"frechet_distance": 5.0, "clip_score": None, "kid": 0.25, "recall_dinov2": 0.5}
-    log.evaluation(30, "guidance 2", {"n": 256, "cfg_scale": 2.0, "seconds": 3.0, **figures})
+    metrics = {"frechet_distance": 5.0, "clip_score": None, "kid": 0.25, "recall_dinov2": 0.5}
+    log.evaluation(30, "guidance 2", {"n": 256, "cfg_scale": 2.0, "seconds": 3.0, **metrics})
     log.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     logged = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}

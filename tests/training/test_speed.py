@@ -1,11 +1,11 @@
-"""Speed switches of the training: each gives the plain path's results, or says that it cannot."""
+"""Speed switches of the training: results equal those without, or one line says why it is off."""
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from golden_models import small_denoiser
 from losses import loss_of
 from torch._dynamo.utils import counters
@@ -18,11 +18,9 @@ from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.sampling.compile import compile_blocks
 from utils.training.speed import best_amp, speed_up
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def loss_and_gradients(denoiser, mask_ratio: float, amp: torch.dtype | None = None) -> tuple:
-    """Of one batch with fixed draws; gradients as one vector."""
+    """Return the loss of a fixed batch with fixed draws, and its gradients as one vector."""
     generator = torch.Generator().manual_seed(0)
     clean = torch.randn(4, 4, 8, 8, generator=generator)
     cond = torch.randn(4, 6, generator=generator)
@@ -37,7 +35,7 @@ def loss_and_gradients(denoiser, mask_ratio: float, amp: torch.dtype | None = No
 
 @pytest.fixture
 def fresh_compiler():
-    """No code of other tests, whose shapes would count as changes of this one's."""
+    """Forget the code compiled for other tests, so that this test compiles its own shapes first."""
     torch._dynamo.reset()
     counters.clear()
     yield
@@ -52,7 +50,7 @@ def test_compiled_blocks_give_the_same_loss_and_gradients_at_every_mask_ratio(fr
             loss_and_gradients(compiled, ratio), loss_and_gradients(plain, ratio), strict=True
         ):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert 0 < counters["stats"]["unique_graphs"] <= 4  # not one for each ratio and width
+    assert 0 < counters["stats"]["unique_graphs"] <= 4  # fewer than one for each ratio and width
 
 
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])

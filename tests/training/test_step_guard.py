@@ -1,17 +1,18 @@
-"""Numerical guards: steps that are not finite change nothing, and jumps of the loss are counted."""
+"""Numerical guards: steps that are not finite change nothing; jumps of the loss are counted."""
 
-import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny import DIM
-from trainings import fresh_process
+from trainings import fresh_process, metrics
 
 from train_latent_t2f import train
 from utils.base.errors import DIVERGED
 from utils.config.load import load_config
+from utils.config.schema import Config
 from utils.data.lmdb_writer import LMDBWriter
 from utils.training.checkpoint import list_checkpoints
 from utils.training.step_guard import WARM_UP, StepGuard, skip_unless
@@ -21,6 +22,7 @@ CPU = torch.device("cpu")
 
 
 def judged(guard: StepGuard, *losses: float, grad_norm: float = 1.0) -> list[tuple[bool, bool]]:
+    """Return (good, spike) of steps with these losses."""
     verdicts = [guard.judge(torch.tensor(float(x)), torch.tensor(grad_norm)) for x in losses]
     return [(bool(v.good), bool(v.spike)) for v in verdicts]
 
@@ -82,8 +84,8 @@ def test_bad_steps_are_counted_and_left_out_of_the_means():
     assert window.means() == {"skipped": 1, "spikes": 0}
 
 
-def with_damaged(config_path, tmp_path, damaged: int):
-    """The training set with so many of its latents not finite, as a config."""
+def with_damaged(config_path: Path, tmp_path: Path, damaged: int) -> Config:
+    """Write a training set in which `damaged` of 40 latents are NaN; return its config."""
     latents = np.random.default_rng(0).normal(size=(40, 4, 8, 8))
     latents[:damaged] = np.nan
     with LMDBWriter(tmp_path / "z", "z", {}, 40) as writer:
@@ -98,8 +100,11 @@ def test_a_damaged_image_costs_its_steps_only(faces, tmp_path):
     config = with_damaged(faces, tmp_path, damaged=1)
     with fresh_process():
         assert train(config, tmp_path / "run", None, False) == 0
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
-    assert sum(line["skipped"] for line in lines) in (2, 3)  # twelve steps are two epochs and more
+    lines = metrics(tmp_path / "run")
+    assert sum(line["skipped"] for line in lines) in (
+        2,
+        3,
+    )  # twelve steps are between two and three epochs
     assert all(math.isfinite(line["loss"]) for line in lines)
     assert "SKIPPED" in (tmp_path / "run" / "log.txt").read_text()
 
@@ -108,6 +113,6 @@ def test_a_training_without_a_good_step_stops_and_says_what_to_try(faces, tmp_pa
     config = with_damaged(faces, tmp_path, damaged=40)
     with fresh_process():
         assert train(config, tmp_path / "run", None, False) == DIVERGED
-    said = (tmp_path / "run" / "log.txt").read_text()
-    assert "diverged: 8 steps in a row" in said and "train.grad_clip=1" in said
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "diverged: 8 steps in a row" in log and "train.grad_clip=1" in log
     assert list(list_checkpoints(tmp_path / "run" / "checkpoints")) == [4]

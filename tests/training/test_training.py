@@ -1,4 +1,4 @@
-"""Whole trainings: what they learn and leave, how they are interrupted, continued and shared."""
+"""Whole trainings: they learn, write their files, continue, and are shared by processes."""
 
 import json
 import shutil
@@ -6,12 +6,11 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from losses import loss_of
 from PIL import Image
-from tiny import DIM, make_tiny_config, make_tiny_evaluation_data
+from tiny import DIM, make_tiny_config, make_tiny_evaluation_data, make_tiny_training_data
 from trainings import CLOCK_FIELDS, final_state, metrics, run
 
 from models.draws import Share
@@ -19,7 +18,6 @@ from train_latent_t2f import main
 from utils.base.errors import UserError
 from utils.config.load import load_config
 from utils.data.latent_dataset import open_data
-from utils.data.lmdb_writer import LMDBWriter
 from utils.pretrained.denoisers import load_denoiser
 from utils.training.batches import DataOrder, training_batches
 from utils.training.checkpoint import list_checkpoints
@@ -27,12 +25,13 @@ from utils.training.checkpoint import list_checkpoints
 
 @pytest.fixture(scope="module")
 def finished(faces) -> Path:
-    """The folder of a finished run of twelve steps; tests that change it copy it first."""
+    """Return the folder of a finished run of twelve steps; tests that change it take `copy`."""
     return run(faces, faces.parent / "finished")
 
 
 @pytest.fixture
 def copy(finished, tmp_path) -> Path:
+    """Return a copy of the finished run for one test."""
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
@@ -54,9 +53,10 @@ def test_batches_are_functions_of_their_position_however_many_processes_share_th
 
 
 class Ramps:
-    """A dataset of one image that is dark left and bright right."""
+    """Dataset of one image that is dark on the left and bright on the right."""
 
     def batch(self, indices, draws):
+        """Return the latents (N, 4, 8, 8), and None for the embeddings."""
         return torch.arange(8.0).expand(len(indices), 4, 8, 8), None
 
 
@@ -107,10 +107,7 @@ def test_checkpoints_are_evaluated_at_every_configured_guidance(tmp_path):
         log={"ckpt_every": 1, "log_every": 1, "num_samples": 2, "use_tensorboard": True},
     )
     make_tiny_evaluation_data(config)
-    with LMDBWriter(config.data.root, "z", {}, 8) as writer:
-        writer.append(np.ones((8, 4, 2, 2)))
-    with LMDBWriter(config.data.feat_path, "y", {}, 8) as writer:
-        writer.append(np.ones((8, 1, DIM)))
+    make_tiny_training_data(config)
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     folder = run(path, tmp_path / "run", enable_eval=True)
@@ -174,6 +171,7 @@ def test_gradient_accumulation_trains_like_one_batch(faces, finished, tmp_path):
 
 
 def call_main(monkeypatch, *arguments: str) -> int:
+    """Run the training script with these arguments; return its exit code."""
     monkeypatch.setattr(sys, "argv", ["train_latent_t2f.py", *arguments])
     try:
         main()
