@@ -38,7 +38,12 @@ from utils.config.parsing import parse_scale, parse_seeds
 from utils.config.schema import Config
 from utils.config.sections import SAMPLING_PRESETS
 from utils.pretrained.denoisers import load_denoiser
-from utils.pretrained.encoders import load_config_autoencoder, load_config_clip, usable_device
+from utils.pretrained.encoders import (
+    load_config_autoencoder,
+    load_config_clip,
+    require_encoders,
+    usable_device,
+)
 from utils.sampling.compile import compile_for_sampling
 from utils.sampling.conditions import Conditions, embed_rows
 from utils.sampling.generate import generate, sampler_settings
@@ -215,6 +220,7 @@ def main() -> None:
     denoiser, config = load_denoiser(args.ckpt, device, config=given)
     config = with_sampling(config, args)
     compile_for_sampling(denoiser, config, device)
+    require_encoders(config)
     clip = load_config_clip(config, device)
     check_width(denoiser, clip, config, args.ckpt)
     conditions = embed_rows(rows, clip, config)

@@ -38,7 +38,7 @@ from utils.data.preprocess_jobs import (
     shard_of,
 )
 from utils.data.split_images import find_images
-from utils.pretrained.encoders import load_config_autoencoder
+from utils.pretrained.encoders import ENCODERS, load_config_autoencoder, require_encoders
 
 
 def parse_args() -> argparse.Namespace:
@@ -102,6 +102,7 @@ def main() -> None:
     jobs = find_jobs(args, config, "z")
     embeddings = [embeddings_of(job, config) if args.with_clip else None for job in jobs]
     todo = [(job, find_images(job, args)) for job in jobs]
+    require_encoders(config, ENCODERS if args.with_clip else ["encoders.vae"])
     vae = load_config_autoencoder(config, args.device)
     check_size(config, vae)
     clip = load_clip_that_fits(config, args.device) if args.with_clip else None

@@ -1,13 +1,28 @@
 """Load the frozen networks that a config names: CLIP and VAE."""
 
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 
 from models.autoencoder import Autoencoder, load_autoencoder
 from models.clip import ClipEncoder, load_clip
+from models.weights import looks_like_path
 from utils.base.errors import UserError, note
 from utils.config.schema import Config
-from utils.pretrained.assets import advice, local_file
+from utils.pretrained.assets import advice, local_file, offline_advice
+from utils.pretrained.hub import (
+    answers,
+    clip_is_cached,
+    clip_repository,
+    hub_url,
+    is_clip_name,
+    offline_if_silent,
+    vae_is_cached,
+)
 
+ENCODERS = ("encoders.vae", "encoders.clip")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -19,6 +34,33 @@ def usable_device(name: str) -> torch.device:
         raise UserError(f"--device {name}: {str(fault).splitlines()[0]}") from fault
 
 
+def require_encoders(
+    config: Config, keys: Sequence[str] = ("encoders.vae", "encoders.clip")
+) -> None:
+    """Raise UserError, in one line, if the hub is needed for one of these keys and is silent.
+
+    The line names each file to copy and its place. Faults of local files are found when they are
+    loaded.
+    """
+    encoders, missing = config.encoders, {}
+    if "encoders.vae" in keys and _is_on_hub(encoders.vae) and not vae_is_cached(encoders.vae):
+        missing["encoders.vae"] = (encoders.vae, encoders.vae)
+    is_missing = is_clip_name(encoders.clip) and local_file(encoders.clip) is None
+    if "encoders.clip" in keys and is_missing and not clip_is_cached(encoders.clip):
+        missing["encoders.clip"] = (encoders.clip, clip_repository(encoders.clip))
+    if missing and not answers(hub_url()):
+        names = " and ".join(f"{key} ({source})" for key, (source, _) in missing.items())
+        raise UserError(
+            f"{names}: not on this machine, and {hub_url()} does not answer; "
+            f"{offline_advice(missing)}"
+        )
+
+
+def _is_on_hub(source: str) -> bool:
+    """Return True if a VAE is a name on the hub, no file or folder."""
+    return not looks_like_path(source) and not Path(source).exists()
+
+
 def load_config_clip(config: Config, device: torch.device | str = "cpu") -> ClipEncoder:
     """Load the CLIP at `encoders.clip`; raise UserError if it cannot be loaded.
 
@@ -26,10 +68,15 @@ def load_config_clip(config: Config, device: torch.device | str = "cpu") -> Clip
     hub.
     """
     source = config.encoders.clip
+    dtype = PRECISIONS[config.encoders.precision]
     if file := local_file(source):
         note(f"encoders.clip: {source} is read from {file}")
+    require_encoders(config, ["encoders.clip"])
+    is_on_hub = file is None and is_clip_name(source)
+    from_hub = offline_if_silent() if is_on_hub else contextlib.nullcontext()
     try:
-        return load_clip(file or source, device=device, dtype=PRECISIONS[config.encoders.precision])
+        with from_hub:
+            return load_clip(file or source, device=device, dtype=dtype)
     except (FileNotFoundError, ValueError) as fault:
         raise UserError(f"encoders.clip: {fault}{advice(source)}") from fault
 
@@ -37,14 +84,17 @@ def load_config_clip(config: Config, device: torch.device | str = "cpu") -> Clip
 def load_config_autoencoder(config: Config, device: torch.device | str = "cpu") -> Autoencoder:
     """Load the VAE at `encoders.vae`; raise UserError if that fails or the model needs another."""
     encoders, model = config.encoders, config.model
+    require_encoders(config, ["encoders.vae"])
+    from_hub = offline_if_silent() if _is_on_hub(encoders.vae) else contextlib.nullcontext()
     try:
-        vae = load_autoencoder(
-            encoders.vae,
-            scale_factor=encoders.scale_factor,
-            device=device,
-            dtype=PRECISIONS[encoders.precision],
-            memory=encoders.vae_memory,
-        )
+        with from_hub:
+            vae = load_autoencoder(
+                encoders.vae,
+                scale_factor=encoders.scale_factor,
+                device=device,
+                dtype=PRECISIONS[encoders.precision],
+                memory=encoders.vae_memory,
+            )
     except (FileNotFoundError, ValueError) as fault:
         raise UserError(f"encoders.vae: {fault}{advice(encoders.vae)}") from fault
     if vae.latent_channels != model.in_channels:
