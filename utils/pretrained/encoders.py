@@ -6,16 +6,19 @@ from pathlib import Path
 
 import torch
 
-from models.autoencoder import Autoencoder, load_autoencoder
-from models.clip import ClipEncoder, load_clip
+from models.autoencoder import Autoencoder, latent_layout, load_autoencoder
+from models.clip import ClipEncoder, embedding_width, load_clip
 from models.weights import looks_like_path
 from utils.base.errors import UserError, note
 from utils.config.schema import Config
 from utils.pretrained.assets import advice, local_file, offline_advice
 from utils.pretrained.hub import (
+    VAE_CONFIG,
     answers,
+    cached_file,
     clip_is_cached,
     clip_repository,
+    fetched_file,
     hub_url,
     is_clip_name,
     offline_if_silent,
@@ -54,6 +57,25 @@ def require_encoders(
             f"{names}: not on this machine, and {hub_url()} does not answer; "
             f"{offline_advice(missing)}"
         )
+
+
+def config_embedding_width(config: Config) -> int | None:
+    """Return D of the configured CLIP's embeddings without loading it; None if unknown."""
+    source = config.encoders.clip
+    return embedding_width(local_file(source) or source)
+
+
+def config_latent_layout(config: Config, may_fetch: bool) -> tuple[int, int] | None:
+    """Return (channels, pixels per latent along a side) of the configured VAE without loading it.
+
+    A VAE of the hub is known if its JSON is in the cache, or, with `may_fetch`, if the hub answers.
+    Returns None if it is unknown.
+    """
+    source = config.encoders.vae
+    if not _is_on_hub(source):
+        return latent_layout(Path(source).expanduser())
+    file = (fetched_file if may_fetch else cached_file)(source, VAE_CONFIG)
+    return None if file is None else latent_layout(file)
 
 
 def _is_on_hub(source: str) -> bool:
