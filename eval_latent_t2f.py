@@ -39,6 +39,7 @@ from utils.config.published_flags import (
     note_void_flags,
 )
 from utils.config.schema import Config
+from utils.data.derived_sizes import with_derived_sizes
 from utils.evaluation.checkpoints import Evaluation, ways_of_sampling
 from utils.evaluation.folder import add_folder_arguments, judge_folder
 from utils.evaluation.html_report import write_report
@@ -181,6 +182,7 @@ def main() -> None:
         flags["--save_images"] = {"eval.save_images": args.save_images}
     required = () if args.images else ("eval.ref_path",)
     config = load_config(args.config, args.overrides, required, flags)
+    config = with_derived_sizes(config, "none", "none")
     if args.images:
         relaunch(args)
         return judge_folder(args, config)

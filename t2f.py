@@ -37,8 +37,14 @@ from utils.config.load import load_config
 from utils.config.parsing import parse_scale, parse_seeds
 from utils.config.schema import Config
 from utils.config.sections import SAMPLING_PRESETS
+from utils.data.derived_sizes import with_derived_sizes
 from utils.pretrained.denoisers import load_denoiser
-from utils.pretrained.encoders import load_config_autoencoder, load_config_clip, usable_device
+from utils.pretrained.encoders import (
+    load_config_autoencoder,
+    load_config_clip,
+    require_encoders,
+    usable_device,
+)
 from utils.sampling.compile import compile_for_sampling
 from utils.sampling.conditions import Conditions, embed_rows
 from utils.sampling.generate import generate, sampler_settings
@@ -211,10 +217,11 @@ def main() -> None:
     args = parse_args()
     rows = rows_to_draw(args)
     device = usable_device(args.device)
-    given = load_config(args.config) if args.config else None
+    given = with_derived_sizes(load_config(args.config), "none", "none") if args.config else None
     denoiser, config = load_denoiser(args.ckpt, device, config=given)
     config = with_sampling(config, args)
     compile_for_sampling(denoiser, config, device)
+    require_encoders(config)
     clip = load_config_clip(config, device)
     check_width(denoiser, clip, config, args.ckpt)
     conditions = embed_rows(rows, clip, config)

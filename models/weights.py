@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -62,6 +63,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError(f"{path} is not a file of weights: it holds no tensor")
     return tensors
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of a file's tensors by name, without reading their numbers where possible.
+
+    Raises ValueError as `read_tensors` does.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if is_torchscript(path):
+            tensors = _read_torchscript(path, _ShapeUnpickler)
+            return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    except Exception as fault:  # for a damaged or hostile file a library may raise anything
+        raise ValueError(f"{path} is not a file of weights") from fault
+    return {name: tuple(tensor.shape) for name, tensor in read_tensors(path).items()}
 
 
 def is_torchscript(path: Path) -> bool:
@@ -136,12 +154,22 @@ class _ArchiveUnpickler(pickle.Unpickler):
         return torch.as_strided(storage, size, stride, offset)
 
 
-def _read_torchscript(path: Path) -> dict[str, Tensor]:
+class _ShapeUnpickler(_ArchiveUnpickler):
+    """Unpickler whose tensors have shapes and no numbers (device meta)."""
+
+    def persistent_load(self, pid: tuple[str, torch.dtype, str, str, int]) -> Tensor:
+        """Return a flat tensor without numbers; `pid` is that of the base class."""
+        return torch.empty(pid[4], dtype=pid[1], device="meta")
+
+
+def _read_torchscript(
+    path: Path, unpickler: type[_ArchiveUnpickler] = _ArchiveUnpickler
+) -> dict[str, Tensor]:
     """Read all tensors of an archive's modules, parameters or not, under their dotted names."""
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         root = pickles[0].removesuffix("/data.pkl")
-        return dict(_named_tensors(_ArchiveUnpickler(archive, root).load(), ()))
+        return dict(_named_tensors(unpickler(archive, root).load(), ()))
 
 
 def _named_tensors(

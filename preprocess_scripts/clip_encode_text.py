@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.base.errors import note, one_line_errors
 from utils.config.load import load_config
 from utils.data.captions import load_captions
+from utils.data.derived_sizes import with_derived_sizes
 from utils.data.fill_databases import Target, fill
 from utils.data.preprocess_jobs import (
     find_jobs,
@@ -38,6 +39,7 @@ def main() -> None:
     """Embed the captions of each split."""
     args = make_parser(__doc__, "clip_txt", batch_size=64).parse_intermixed_args()
     config = load_config(args.config, args.overrides)
+    config = with_derived_sizes(config, "none", "makes", databases=args.out is None)
     shard = shard_of(args)
     todo = []
     for job in find_jobs(args, config, "clip_txt"):

@@ -26,6 +26,7 @@ from models.autoencoder import Autoencoder
 from utils.base.errors import UserError, one_line_errors
 from utils.config.load import load_config
 from utils.config.schema import Config
+from utils.data.derived_sizes import Use, with_derived_sizes
 from utils.data.embeddings import write_image_mean
 from utils.data.fill_databases import Target, fill, image_embeddings, image_meta, read_images
 from utils.data.preprocess_jobs import (
@@ -38,7 +39,7 @@ from utils.data.preprocess_jobs import (
     shard_of,
 )
 from utils.data.split_images import find_images
-from utils.pretrained.encoders import load_config_autoencoder
+from utils.pretrained.encoders import ENCODERS, load_config_autoencoder, require_encoders
 
 
 def parse_args() -> argparse.Namespace:
@@ -98,10 +99,13 @@ def main() -> None:
     """Encode the images of each split into its databases."""
     args = parse_args()
     config = load_config(args.config, args.overrides)
+    embeddings: Use = "makes" if args.with_clip else "none"
+    config = with_derived_sizes(config, "makes", embeddings, databases=args.out is None)
     shard = shard_of(args)
     jobs = find_jobs(args, config, "z")
-    embeddings = [embeddings_of(job, config) if args.with_clip else None for job in jobs]
+    embedding_paths = [embeddings_of(job, config) if args.with_clip else None for job in jobs]
     todo = [(job, find_images(job, args)) for job in jobs]
+    require_encoders(config, ENCODERS if args.with_clip else ["encoders.vae"])
     vae = load_config_autoencoder(config, args.device)
     check_size(config, vae)
     clip = load_clip_that_fits(config, args.device) if args.with_clip else None
@@ -118,7 +122,7 @@ def main() -> None:
     def encode_mirrored(images: torch.Tensor, first: int) -> np.ndarray:
         return encode(images.flip(3), first)
 
-    for (job, samples), clip_img in zip(todo, embeddings, strict=True):
+    for (job, samples), clip_img in zip(todo, embedding_paths, strict=True):
         targets = [Target(job.out, "z", meta, encode)]
         if args.xflip:
             mirrored = job.out.with_name(f"{job.out.name}_xflip")

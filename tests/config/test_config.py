@@ -156,8 +156,6 @@ def test_all_faults_are_listed_at_once_with_file_and_key(write):
         ("just words", "should hold sections"),
         ("train: {batchsize: 10, grad_accum: 3}", "3 does not divide batchsize (10)"),
         ("train: {perturbation_type: truncated, trunc_a: 1, trunc_b: 0}", "is not above trunc_a"),
-        ("model: {in_channels: 8}", "in_channels is 8 but data.num_channels is 4"),
-        ("data: {feat_path: x, feat_dim: 256}", "num_classes is 512 but data.feat_dim is 256"),
         ("sampling: {guidance_interval: [3, 1]}", "the lower sigma comes first"),
         ("model: {perturbation: 1}\ntrain: {perturbation: 2}", "contradicts train.perturbation"),
     ],

@@ -9,16 +9,16 @@ from utils.config.schema import Config
 from utils.config.sections import Section
 
 
-def fault_line(error: Mapping[str, Any], source: str, overridden: Mapping[str, str]) -> str:
+def fault_line(error: Mapping[str, Any], source: str, origins: Mapping[str, str]) -> str:
     """Return one line for one of pydantic's errors (`ValidationError.errors()`).
 
-    The line names the file `source`; for keys in `overridden` it names what set them instead, an
-    override or a flag.
+    The line begins with the key's origin: an override, a flag, or a file and a colon. Where
+    `origins` does not know it, the origin is the file `source`.
     """
     names = [str(part)[:100] for part in error["loc"]]
     location = [name if name.isprintable() else repr(name) for name in names]
     key = ".".join(location)
-    where = overridden.get(".".join(location[:2]), f"{source}:")
+    where = origins.get(".".join(location[:2]), f"{source}:")
     if error["type"] == "extra_forbidden":
         known = all_keys() if len(location) > 1 else list(Config.model_fields)
         return f"{where} {key}: unknown key{suggestion(key, known)}"

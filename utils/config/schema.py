@@ -1,15 +1,14 @@
-"""The whole configuration: all sections, and the agreement between them."""
+"""The whole configuration: all sections, and what follows from several of them."""
 
 from typing import Any
 
 import yaml
-from pydantic import ValidationInfo, field_validator
 
 from utils.config.sections import Data, Encoders, Eval, Log, Model, Sampling, Section, Train
 
 
 class Config(Section):
-    """All sections; validation checks that they agree."""
+    """All sections. `utils/data/derived_sizes.py` fills in sizes, and checks that they agree."""
 
     data: Data = Data()
     model: Model = Model()
@@ -18,24 +17,6 @@ class Config(Section):
     log: Log = Log()
     encoders: Encoders = Encoders()
     sampling: Sampling = Sampling()
-
-    @field_validator("model")
-    @classmethod
-    def _fits_data(cls, model: Model, info: ValidationInfo) -> Model:
-        data: Data | None = info.data.get("data")
-        if data is None:  # `data` has a fault of its own
-            return model
-        if data.num_channels != model.in_channels:
-            raise ValueError(
-                f"in_channels is {model.in_channels} but data.num_channels is {data.num_channels}"
-            )
-        is_condition = data.feat_path is not None and not model.ext_feature_dim
-        if is_condition and model.num_classes not in (0, data.feat_dim):
-            raise ValueError(
-                f"num_classes is {model.num_classes} but data.feat_dim is {data.feat_dim}; "
-                "both are the dimension of the embeddings in data.feat_path"
-            )
-        return model
 
     @property
     def learns_perturbation(self) -> bool:

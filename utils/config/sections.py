@@ -1,4 +1,8 @@
-"""The sections of the configuration: every key, its type, its default and its unit."""
+"""The sections of the configuration: every key, its type, its default and its unit.
+
+Some sizes follow if they are not set: from the databases if they are there, else from the encoders
+(`utils/data/derived_sizes.py`). The default stands in where neither is known.
+"""
 
 import os
 from collections.abc import Mapping
@@ -84,10 +88,10 @@ class Data(Section):
     dataset: str = "faces"
     category: Literal["lmdb"] = "lmdb"
     resolution: PositiveInt = 256  # side of the square images, pixels
-    num_channels: PositiveInt = 4  # channels of the latents
+    num_channels: PositiveInt = 4  # channels of the latents; follows if not set
     root: LocalPath | None = None  # latents (LMDB folder)
     feat_path: LocalPath | None = None  # training condition, image embeddings (LMDB folder)
-    feat_dim: NonNegativeInt = 512  # dimension of the embeddings in feat_path
+    feat_dim: NonNegativeInt = 512  # of the embeddings in feat_path; follows if not set
     norm_feature: bool = False  # scales conditions to unit length
     # One embedding of an image is drawn among its first so many; null = among all.
     num_features_per_sample: PositiveInt | None = None
@@ -102,9 +106,10 @@ class Model(Section):
 
     precond: Literal["edm"] = "edm"
     model_type: str = "DiT-XL/2"
-    in_size: PositiveInt = 32  # side of the latents
-    in_channels: PositiveInt = 4
-    # Dimension of the condition, or number of classes; 0 = unconditional.
+    in_size: PositiveInt = 32  # side of the latents; follows if not set
+    in_channels: PositiveInt = 4  # follows if not set
+    # Dimension of the condition, or number of classes; 0 = unconditional. Follows if not set and
+    # data.feat_path is.
     num_classes: NonNegativeInt = 512
     use_decoder: bool = True
     # Dimension of the features in data.feat_path that go beside class labels; 0 = none.

@@ -181,6 +181,31 @@ def open_if_complete(path: Path) -> lmdb.Environment | None:
         return environment if txn.get(b"length") is not None else None
 
 
+@dataclass(frozen=True)
+class Peek:
+    """The first sample of a complete database, read without the rest."""
+
+    kind: DatabaseKind
+    shape: tuple[int, ...]  # of the sample; (floats,) if the database does not record it
+    is_moments: bool  # it holds mean and log variance, so twice the channels of a latent
+
+
+def peek(path: Path) -> Peek | None:
+    """Return the shape of a database's samples; None if it is missing, incomplete or damaged."""
+    env = open_if_complete(path) or open_if_complete(path / "train")
+    if env is None:
+        return None
+    with env.begin() as txn:
+        meta = json.loads(txn.get(b"meta") or "{}")
+        latent = txn.get(b"z-0")
+        first = latent or txn.get(b"y-0-0") or txn.get(b"feat-0")
+        if first is None:
+            return None
+        shape = tuple(meta.get("shape", (len(first) // 4,)))
+        is_moments = txn.get(b"y-0") is not None or meta.get("z_holds") == "moments"
+        return Peek("y" if latent is None else "z", shape, latent is not None and is_moments)
+
+
 def expect_kind(reader: LMDBReader, kind: DatabaseKind) -> None:
     """Raise a UserError if a database holds latents instead of embeddings, or vice versa."""
     if reader.info.kind != kind:

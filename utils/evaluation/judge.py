@@ -19,7 +19,11 @@ from utils.evaluation.feature_networks import FeatureNetwork, kind_of, load_feat
 from utils.evaluation.feature_store import Rows
 from utils.evaluation.image_set import ImageSet
 from utils.evaluation.references import Reference, check_comparable, load_stats
-from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
+from utils.pretrained.encoders import (
+    load_config_autoencoder,
+    load_config_clip,
+    require_encoders,
+)
 
 
 class Judge:
@@ -39,6 +43,7 @@ class Judge:
             )
         self.device = torch.device(device)
         self.captions = None if feat_path is None else LMDBReader(feat_path)
+        require_encoders(config)
         self.clip = load_config_clip(config, device)
         self.networks, self.references = load_judges(config, device, self.clip)
         self.network, self.reference = self.networks[0], self.references[0]

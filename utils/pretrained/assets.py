@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from utils.base.errors import UserError
 from utils.config.schema import Config
 from utils.pretrained.archives import extract_file, is_archive
 from utils.pretrained.downloads import Patience, download, download_fault
+from utils.pretrained.hub import answers, cache_folder, hub_url
 
 MASKDIT = "https://slurm-ord.s3.amazonaws.com"
 MASKDIT_OLD = "https://maskdit-bucket.s3.us-west-2.amazonaws.com"
@@ -210,6 +212,25 @@ def advice(source: str | os.PathLike[str]) -> str:
     return ""
 
 
+def offline_advice(missing: Mapping[str, tuple[str, str]]) -> str:
+    """Return what to do without network: where to fetch files, and where to copy them here.
+
+    missing: key of the config -> the encoder that it names, and its repository on the hub.
+    """
+    names, steps = [], []
+    for key, (source, repository) in missing.items():
+        asset = next((a for a in ASSETS if source in (*a.same_as, *a.instead_of)), None)
+        if asset is None:
+            steps.append(f"copy its folder {cache_folder(repository)} here")
+            continue
+        names.append(f"--name {asset.name}")
+        setting = f" and set {key}={asset.file}" if source in asset.instead_of else ""
+        steps.append(f"copy {asset.file.name} here to {asset.file}{setting}")
+    command = " ".join(names) if len(names) == len(missing) else "--all-needed --config …"
+    run = f"python download_assets.py {command}"
+    return f"on a machine with network, run {run}; then {'; '.join(steps)}"
+
+
 @dataclass(frozen=True)
 class Needs:
     """Files that a config needs and that are missing."""
@@ -261,6 +282,8 @@ def fetch_from_hub(key: str, source: str) -> None:
 
     `key` is the config's key. Raises UserError if the library cannot fetch it.
     """
+    if not answers(hub_url()):
+        raise UserError(f"{key}: {source}: {hub_url()} does not answer{advice(source)}")
     try:
         if key == "encoders.vae":
             import huggingface_hub  # imported here: slow, and most runs do not need it

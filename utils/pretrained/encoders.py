@@ -1,13 +1,31 @@
 """Load the frozen networks that a config names: CLIP and VAE."""
 
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 
-from models.autoencoder import Autoencoder, load_autoencoder
-from models.clip import ClipEncoder, load_clip
+from models.autoencoder import Autoencoder, latent_layout, load_autoencoder
+from models.clip import ClipEncoder, embedding_width, load_clip
+from models.weights import looks_like_path
 from utils.base.errors import UserError, note
 from utils.config.schema import Config
-from utils.pretrained.assets import advice, local_file
+from utils.pretrained.assets import advice, local_file, offline_advice
+from utils.pretrained.hub import (
+    VAE_CONFIG,
+    answers,
+    cached_file,
+    clip_is_cached,
+    clip_repository,
+    fetched_file,
+    hub_url,
+    is_clip_name,
+    offline_if_silent,
+    vae_is_cached,
+)
 
+ENCODERS = ("encoders.vae", "encoders.clip")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -19,6 +37,52 @@ def usable_device(name: str) -> torch.device:
         raise UserError(f"--device {name}: {str(fault).splitlines()[0]}") from fault
 
 
+def require_encoders(
+    config: Config, keys: Sequence[str] = ("encoders.vae", "encoders.clip")
+) -> None:
+    """Raise UserError, in one line, if the hub is needed for one of these keys and is silent.
+
+    The line names each file to copy and its place. Faults of local files are found when they are
+    loaded.
+    """
+    encoders, missing = config.encoders, {}
+    if "encoders.vae" in keys and _is_on_hub(encoders.vae) and not vae_is_cached(encoders.vae):
+        missing["encoders.vae"] = (encoders.vae, encoders.vae)
+    is_missing = is_clip_name(encoders.clip) and local_file(encoders.clip) is None
+    if "encoders.clip" in keys and is_missing and not clip_is_cached(encoders.clip):
+        missing["encoders.clip"] = (encoders.clip, clip_repository(encoders.clip))
+    if missing and not answers(hub_url()):
+        names = " and ".join(f"{key} ({source})" for key, (source, _) in missing.items())
+        raise UserError(
+            f"{names}: not on this machine, and {hub_url()} does not answer; "
+            f"{offline_advice(missing)}"
+        )
+
+
+def config_embedding_width(config: Config) -> int | None:
+    """Return D of the configured CLIP's embeddings without loading it; None if unknown."""
+    source = config.encoders.clip
+    return embedding_width(local_file(source) or source)
+
+
+def config_latent_layout(config: Config, may_fetch: bool) -> tuple[int, int] | None:
+    """Return (channels, pixels per latent along a side) of the configured VAE without loading it.
+
+    A VAE of the hub is known if its JSON is in the cache, or, with `may_fetch`, if the hub answers.
+    Returns None if it is unknown.
+    """
+    source = config.encoders.vae
+    if not _is_on_hub(source):
+        return latent_layout(Path(source).expanduser())
+    file = (fetched_file if may_fetch else cached_file)(source, VAE_CONFIG)
+    return None if file is None else latent_layout(file)
+
+
+def _is_on_hub(source: str) -> bool:
+    """Return True if a VAE is a name on the hub, no file or folder."""
+    return not looks_like_path(source) and not Path(source).exists()
+
+
 def load_config_clip(config: Config, device: torch.device | str = "cpu") -> ClipEncoder:
     """Load the CLIP at `encoders.clip`; raise UserError if it cannot be loaded.
 
@@ -26,10 +90,15 @@ def load_config_clip(config: Config, device: torch.device | str = "cpu") -> Clip
     hub.
     """
     source = config.encoders.clip
+    dtype = PRECISIONS[config.encoders.precision]
     if file := local_file(source):
         note(f"encoders.clip: {source} is read from {file}")
+    require_encoders(config, ["encoders.clip"])
+    is_on_hub = file is None and is_clip_name(source)
+    from_hub = offline_if_silent() if is_on_hub else contextlib.nullcontext()
     try:
-        return load_clip(file or source, device=device, dtype=PRECISIONS[config.encoders.precision])
+        with from_hub:
+            return load_clip(file or source, device=device, dtype=dtype)
     except (FileNotFoundError, ValueError) as fault:
         raise UserError(f"encoders.clip: {fault}{advice(source)}") from fault
 
@@ -37,14 +106,17 @@ def load_config_clip(config: Config, device: torch.device | str = "cpu") -> Clip
 def load_config_autoencoder(config: Config, device: torch.device | str = "cpu") -> Autoencoder:
     """Load the VAE at `encoders.vae`; raise UserError if that fails or the model needs another."""
     encoders, model = config.encoders, config.model
+    require_encoders(config, ["encoders.vae"])
+    from_hub = offline_if_silent() if _is_on_hub(encoders.vae) else contextlib.nullcontext()
     try:
-        vae = load_autoencoder(
-            encoders.vae,
-            scale_factor=encoders.scale_factor,
-            device=device,
-            dtype=PRECISIONS[encoders.precision],
-            memory=encoders.vae_memory,
-        )
+        with from_hub:
+            vae = load_autoencoder(
+                encoders.vae,
+                scale_factor=encoders.scale_factor,
+                device=device,
+                dtype=PRECISIONS[encoders.precision],
+                memory=encoders.vae_memory,
+            )
     except (FileNotFoundError, ValueError) as fault:
         raise UserError(f"encoders.vae: {fault}{advice(encoders.vae)}") from fault
     if vae.latent_channels != model.in_channels:

@@ -17,6 +17,7 @@ from utils.config.published_flags import (
     note_void_flags,
 )
 from utils.config.schema import Config
+from utils.data.derived_sizes import with_derived_sizes
 from utils.training.run_log import require_wandb
 
 
@@ -69,6 +70,7 @@ def load_training_config(args: argparse.Namespace) -> Config:
     config = load_config(
         args.config, args.overrides, require=("data.root",), flags=flag_settings(args)
     )
+    config = with_derived_sizes(config)
     if args.use_wandb:
         require_wandb()
     relaunch(args)

@@ -1,0 +1,119 @@
+"""YAML files of configurations: plain values, and other files that a file starts from (`base:`)."""
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.base.errors import UserError, one_line, short_repr
+from utils.config.raw_values import section_of
+from utils.config.sections import SAMPLING_PRESETS
+
+BASE = "base"  # the key that names the file to start from
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML loader that refuses a second key of one name, where YAML takes it in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping; raise YAMLError if a key is given twice or is not text."""
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is not text", problem_mark=key.start_mark)
+            if key.value in seen:
+                problem = f"key {key.value!r} is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str) -> Any:
+    """Return the plain values of a YAML text; raise YAMLError for every fault."""
+    try:
+        return yaml.load(text, _UniqueKeyLoader)
+    except RecursionError as error:
+        raise yaml.MarkedYAMLError(problem="it is nested too deeply") from error
+    except (ValueError, TypeError) as error:  # e.g. a date that does not exist
+        raise yaml.MarkedYAMLError(problem=one_line(error)) from error
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read the sections of a YAML file, merged key by key into those of the file it starts from.
+
+    Returns the sections without `base`, and the file of each section and of each `section.key`.
+    Raises UserError if a file holds no sections, or if a `base` is missing or leads back.
+    """
+    raw = _read_file(path, "give --config a YAML file")
+    sections, places = _without_base(raw, path)
+    seen, file = [path], path
+    while BASE in raw:
+        file = _base_of(raw[BASE], file, seen)
+        raw = _read_file(file, f"{seen[-1]} names it as its base")
+        seen.append(file)
+        below, of_below = _without_base(raw, file)
+        sections, places = _merged(below, sections), of_below | places
+    return sections, places
+
+
+def _base_of(value: Any, file: Path, seen: list[Path]) -> Path:
+    """Return the path of the base that `file` names; raise UserError if it was read before."""
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{file}: base: should be the path of a YAML file, got {short_repr(value)}")
+    base = file.parent / os.path.expanduser(value)
+    if base.resolve() in [path.resolve() for path in seen]:
+        raise UserError(f"{file}: base: {base} leads back to itself; remove one base of the circle")
+    return base
+
+
+def _read_file(path: Path, hint: str) -> dict[str, Any]:
+    """Return the sections of one file; `hint` ends the message if it cannot be read."""
+    try:
+        raw = load_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {hint}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not a text file; {hint}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise UserError(f"{path}{where}: not valid YAML: {problem}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: should hold sections, e.g. `data:` and `train:`")
+    # A section whose keys are all commented out reads as null.
+    return {str(name): {} if value is None else value for name, value in raw.items()}
+
+
+def _without_base(raw: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the sections of one file, and the file's name for each section and key in it."""
+    sections = {name: value for name, value in raw.items() if name != BASE}
+    places = dict.fromkeys(sections, str(path))
+    for name, keys in sections.items():
+        if isinstance(keys, dict):
+            places |= {f"{name}.{key}": str(path) for key in keys}
+    return sections, places
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return the sections of a base with the keys of a file that starts from it."""
+    if "preset" in section_of(above, "sampling"):
+        forget_preset_values(below)
+    merged = dict(below)
+    for name, keys in above.items():
+        are_sections = isinstance(keys, dict) and isinstance(below.get(name), dict)
+        merged[name] = {**below[name], **keys} if are_sections else keys
+    return merged
+
+
+def forget_preset_values(raw: dict[str, Any], keep: Collection[str] = ()) -> None:
+    """Remove the values of keys that a preset sets, because a later preset wins over them.
+
+    The keys in `keep`, e.g. `sampling.solver`, stay.
+    """
+    sampling = section_of(raw, "sampling")
+    for name in SAMPLING_PRESETS["paper"]:
+        if f"sampling.{name}" not in keep:
+            sampling.pop(name, None)

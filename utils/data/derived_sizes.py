@@ -1,0 +1,207 @@
+"""Widths and sides that a config does not state: databases and encoders give them.
+
+An embedding has one width: data.feat_dim, model.num_classes, the database at data.feat_path, and
+encoders.clip agree on it. So do data.num_channels, model.in_channels, the database at data.root and
+encoders.vae on the channels of a latent, and model.in_size, that database, and encoders.vae with
+data.resolution on its side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from utils.base.errors import UserError, note
+from utils.config.schema import Config
+from utils.data.lmdb_reader import Peek, peek
+from utils.pretrained.encoders import config_embedding_width, config_latent_layout
+
+# What a script does with latents or embeddings. If it makes them, keys, database and encoder must
+# agree. If it reads them, keys and database must. Any other disagreement is a note.
+Use = Literal["makes", "reads", "none"]
+
+
+class Claim(NamedTuple):
+    """A size, and the words that say where it comes from, e.g. `data.feat_dim says`."""
+
+    value: int
+    says: str
+
+
+@dataclass(frozen=True)
+class Size:
+    """One size with everything that states it."""
+
+    name: str
+    use: Use
+    stated: dict[str, int]  # keys of the config with their values
+    follows: tuple[str, ...]  # keys that the config does not state
+    database: Claim | None
+    encoder: Claim | None
+    encoder_key: str
+    or_else: str = ""  # ends the advice to set the stated keys
+
+    @property
+    def value(self) -> int | None:
+        """Return the size: the database's, else the first stated one, else the encoder's."""
+        sources = [self.database and self.database.value, *self.stated.values()]
+        sources.append(self.encoder and self.encoder.value)
+        return next((value for value in sources if value is not None), None)
+
+    def agrees(self, with_encoder: bool) -> bool:
+        """Return True if all that state the size agree; `with_encoder` includes the encoder."""
+        return len({claim.value for claim in self._claims(with_encoder)}) <= 1
+
+    @property
+    def is_fault(self) -> bool:
+        """Return True if the script cannot go on with this size."""
+        return self.use != "none" and not self.agrees(with_encoder=self.use == "makes")
+
+    def _claims(self, with_encoder: bool) -> list[Claim]:
+        claims = [Claim(value, f"{key} says") for key, value in self.stated.items()]
+        claims += [self.encoder] if self.encoder and with_encoder else []
+        return claims + ([self.database] if self.database else [])
+
+    def line(self) -> str:
+        """Return the line that names every claim, and the remedy."""
+        claims = self._claims(with_encoder=True)
+        said = ", ".join(f"{claim.says} {claim.value}" for claim in claims)
+        return f"{self.name}: {said}; {self._remedy()}"
+
+    def _remedy(self) -> str:
+        sources = {claim.value for claim in (self.database, self.encoder) if claim}
+        if len(sources) > 1:
+            return (
+                f"set {self.encoder_key} to the network that made the database, or delete the "
+                "database and make it again"
+            )
+        if not sources:
+            return f"set {' and '.join(self.stated)} to one number"
+        (right,) = sources
+        wrong = [key for key, value in self.stated.items() if value != right]
+        return f"set {' and '.join(wrong)} to {right}, or leave out {_them(wrong)}{self.or_else}"
+
+
+def _them(keys: Sequence[str]) -> str:
+    return "the key" if len(keys) == 1 else "the keys"
+
+
+def with_derived_sizes(
+    config: Config, latents: Use = "reads", embeddings: Use = "reads", databases: bool = True
+) -> Config:
+    """Return the config with every width and side filled in that it does not state.
+
+    Args:
+        latents: what the caller does with latents.
+        embeddings: what the caller does with embeddings.
+        databases: False if the caller does not use the databases that the config names.
+
+    Raises UserError with one line for each disagreement, all at once. Prints a note for each if
+    none of them stops a caller that makes or reads a database.
+    """
+    sizes = _latent_sizes(config, latents, databases)
+    sizes += _embedding_size(config, embeddings, databases)
+    lines = [size.line() for size in sizes if not size.agrees(with_encoder=True)]
+    if any(size.is_fault for size in sizes):
+        raise UserError("\n".join(lines))
+    if {latents, embeddings} != {"none"}:  # a script that only samples checks what it loads
+        for line in lines:
+            note(line)
+    changes: dict[str, dict[str, int]] = {"data": {}, "model": {}}
+    for size in sizes:
+        for section, key in (name.split(".") for name in size.follows):
+            if size.value is not None:
+                changes[section][key] = size.value
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update=changes["data"]),
+            "model": config.model.model_copy(update=changes["model"]),
+        }
+    )
+
+
+def _stated(config: Config, keys: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the keys that the config states with their values, and the others."""
+    stated, follows = {}, []
+    for key in keys:
+        section_name, name = key.split(".")
+        section = getattr(config, section_name)
+        if section_name in config.model_fields_set and name in section.model_fields_set:
+            stated[key] = getattr(section, name)
+        else:
+            follows.append(key)
+    return stated, tuple(follows)
+
+
+def _embedding_size(config: Config, use: Use, databases: bool) -> list[Size]:
+    """Return the width of an embedding, where it matters: as the condition, or as what is made."""
+    data, model = config.data, config.model
+    classes, _ = _stated(config, ["model.num_classes"])
+    is_unconditional = 0 in classes.values()
+    is_condition = data.feat_path is not None and not model.ext_feature_dim and not is_unconditional
+    if not is_condition and use != "makes":
+        return []
+    keys = ["data.feat_dim", "model.num_classes"] if is_condition else ["data.feat_dim"]
+    stated, follows = _stated(config, keys)
+    there = peek(data.feat_path) if is_condition and databases and data.feat_path else None
+    database = encoder = None
+    if there is not None and there.kind == "y":
+        database = Claim(there.shape[0], f"the database {data.feat_path} holds")
+    if (width := config_embedding_width(config)) is not None:
+        encoder = Claim(width, f"encoders.clip ({config.encoders.clip}) gives")
+    name = "width of an embedding"
+    return [Size(name, use, stated, follows, database, encoder, "encoders.clip")]
+
+
+def _latent_sizes(config: Config, use: Use, databases: bool) -> list[Size]:
+    """Return the channels and the side of a latent."""
+    data, vae = config.data, f"encoders.vae ({config.encoders.vae})"
+    channels, channels_follow = _stated(config, ["data.num_channels", "model.in_channels"])
+    side, side_follows = _stated(config, ["model.in_size"])
+    there = peek(data.root) if databases and data.root is not None else None
+    there = there if there is not None and there.kind == "z" else None
+    is_open = there is None and bool(channels_follow or side_follows)
+    layout = config_latent_layout(config, may_fetch=is_open or use == "makes")
+    channels_of_vae = side_of_vae = channels_there = side_there = None
+    if layout is not None:
+        channels_of_vae = Claim(layout[0], f"{vae} gives")
+        says = f"data.resolution {data.resolution} and {vae}, {layout[1]} times down, give"
+        side_of_vae = Claim(data.resolution // layout[1], says)
+    if there is not None:
+        holds = f"the database {data.root} holds"
+        if len(there.shape) == 3:
+            channels_there = Claim(there.shape[0] // (2 if there.is_moments else 1), holds)
+        stated = next(iter(channels.values()), layout[0] if layout else config.model.in_channels)
+        side_there = Claim(_side(there, stated), holds)
+    fitting = [value * layout[1] for value in side.values()] if layout else []
+    or_else = f", or set data.resolution to {fitting[0]}" if fitting else ""
+    return [
+        Size(
+            "channels of a latent",
+            use,
+            channels,
+            channels_follow,
+            channels_there,
+            channels_of_vae,
+            "encoders.vae",
+        ),
+        Size(
+            "side of a latent",
+            use,
+            side,
+            side_follows,
+            side_there,
+            side_of_vae,
+            "encoders.vae",
+            or_else,
+        ),
+    ]
+
+
+def _side(there: Peek, channels: int) -> int:
+    """Return the side of a database's square latents, which have so many channels."""
+    if len(there.shape) == 3:
+        return there.shape[2]
+    # The plain published layout records no shape.
+    return round((there.shape[0] / (channels * (2 if there.is_moments else 1))) ** 0.5)

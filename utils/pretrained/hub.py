@@ -1,0 +1,131 @@
+"""The Hugging Face hub: which of its files are cached here, and if it answers at all.
+
+Without network, the libraries that fetch from the hub wait and retry for up to a minute. This
+module asks the hub once before they start, and waits three seconds at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import open_clip
+from huggingface_hub import constants
+from huggingface_hub.utils import logging
+
+PATIENCE = 3.0  # seconds until a hub that does not answer counts as unreachable
+VAE_CONFIG = "config.json"
+VAE_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+def hub_url() -> str:
+    """Return the address of the Hugging Face hub, or of the mirror in HF_ENDPOINT."""
+    return constants.ENDPOINT
+
+
+@functools.cache
+def answers(url: str, patience: float = PATIENCE) -> bool:
+    """Return True if a server answers at `url`, with any status, within `patience` seconds.
+
+    Proxies of the environment are used. Each address is asked once in a process.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return False
+    found: list[bool] = []
+    # A thread, because no timeout limits the look-up of the host's name.
+    asking = threading.Thread(target=lambda: found.append(_ask(url, patience)), daemon=True)
+    asking.start()
+    asking.join(patience)
+    return found == [True]
+
+
+def _ask(url: str, patience: float) -> bool:
+    """Return True if any answer comes, an error of the server or of its certificate included."""
+    try:
+        request = urllib.request.Request(url, method="HEAD")
+        with urllib.request.urlopen(request, timeout=patience):
+            return True
+    except urllib.error.HTTPError as answer:
+        return answer.code not in (502, 503, 504)  # a proxy says that it finds no server
+    except urllib.error.URLError as fault:
+        return isinstance(fault.reason, ssl.SSLError)
+    except (OSError, ValueError):
+        return False
+
+
+def cached_file(repository: str, name: str) -> Path | None:
+    """Return a hub's file if it is in the cache, else None."""
+    with contextlib.suppress(ValueError):  # the repository's name is none
+        path = huggingface_hub.try_to_load_from_cache(repository, name)
+        if isinstance(path, str):
+            return Path(path)
+    return None
+
+
+def fetched_file(repository: str, name: str) -> Path | None:
+    """Return a small file of a hub, from the cache or fetched now; None if neither works."""
+    if (file := cached_file(repository, name)) is not None or not answers(hub_url()):
+        return file
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, name))
+    except (OSError, ValueError, RuntimeError):  # the library that needs all files says why
+        return None
+
+
+def cache_folder(repository: str) -> Path:
+    """Return the folder of a repository in the hub's cache."""
+    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+
+
+def vae_is_cached(repository: str) -> bool:
+    """Return True if the cache holds a VAE of the hub."""
+    is_there = [cached_file(repository, name) is not None for name in (VAE_CONFIG, *VAE_WEIGHTS)]
+    return is_there[0] and any(is_there[1:])
+
+
+def is_clip_name(source: str) -> bool:
+    """Return True if `source` is a `name:tag` whose weights `open_clip` fetches from the hub."""
+    name, _, tag = source.partition(":")
+    return bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("hf_hub"))
+
+
+def clip_repository(source: str) -> str:
+    """Return the repository of the hub that holds the weights of a `name:tag`."""
+    return _clip_place(source)[0]
+
+
+def clip_is_cached(source: str) -> bool:
+    """Return True if the cache holds the weights of a `name:tag`."""
+    repository, file = _clip_place(source)
+    names = (file, f"{file.rpartition('.')[0]}.safetensors") if file else CLIP_WEIGHTS
+    return any(cached_file(repository, name) is not None for name in names)
+
+
+def _clip_place(source: str) -> tuple[str, str]:
+    """Return repository and file of a `name:tag`; an empty file means one of CLIP_WEIGHTS."""
+    name, _, tag = source.partition(":")
+    repository, _, file = open_clip.get_pretrained_cfg(name, tag)["hf_hub"].rpartition("/")
+    return repository, file
+
+
+@contextlib.contextmanager
+def offline_if_silent() -> Iterator[None]:
+    """Where the hub is silent, let its library read the cache at once, without a warning."""
+    before, verbosity = constants.HF_HUB_OFFLINE, logging.get_verbosity()
+    if not answers(hub_url()):
+        # The library reads this at each request, but its environment variable at import only.
+        constants.HF_HUB_OFFLINE = True
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        logging.set_verbosity(verbosity)
