@@ -34,7 +34,12 @@ from utils.training.distributed import (
     Watchdog,
     ending_if_a_process_is_lost,
 )
-from utils.training.experiment import experiment_name, locked, saved_state
+from utils.training.experiment import (
+    experiment_name,
+    locked,
+    saved_state,
+    with_stored_defaults,
+)
 from utils.training.outputs import Outputs
 from utils.training.state import TrainingState
 from utils.training.step_guard import diverged
@@ -59,6 +64,7 @@ def train(
        perturbs y on the sphere, hides part of the tokens of the noised z, and learns to denoise
        (train_step). After some steps: log, save, draw, evaluate.
     """
+    config = with_stored_defaults(folder, config)
     options, every = config.train, config.log
     processes = Processes(config)
     data = open_data(config)

@@ -82,6 +82,7 @@ def test_published_config_keeps_its_meaning(write):
     assert config.train.max_num_steps == 100_000
     assert config.model.mask_ratio_fn == "cosine4"
     assert config.eval.cfg_scales == [1.5]
+    assert config.train.ema_rampup is None  # its average has one decay from the first step
 
 
 def test_keys_without_effect_are_named_in_one_line(write, capsys):
@@ -97,7 +98,7 @@ def test_latent_side_given_as_resolution_is_read_as_pixels(write, capsys):
     assert "256 pixels" in capsys.readouterr().err
 
 
-def test_defaults_are_the_published_behaviour(write):
+def test_defaults_are_the_published_behaviour_but_for_the_ramp_of_the_average(write):
     config = load_config(write("data: {}"))
     assert (config.model.model_type, config.model.decoder_depth) == ("DiT-XL/2", 8)
     assert (config.train.lr, config.train.betas, config.train.weight_decay) == (
@@ -107,6 +108,7 @@ def test_defaults_are_the_published_behaviour(write):
     )
     assert (config.train.P_mean, config.train.P_std) == (-1.2, 1.2)
     assert (config.train.ema_decay, config.train.lr_schedule) == (0.9999, "constant")
+    assert config.train.ema_rampup == 0.1
     assert (config.sampling.solver, config.sampling.num_steps) == ("heun", 40)
 
 

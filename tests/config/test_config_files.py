@@ -82,6 +82,14 @@ def test_main_settings_are_the_published_ones(name, steps, batch, lr, mask, scal
     assert config.eval.fid_sample_size == 1024
 
 
+def test_published_configs_keep_the_constant_average_by_name_and_ours_ramp():
+    ours = {name for name in FILES if name.startswith(("demo/", "others/own_images"))}
+    for name, path in FILES.items():
+        config = load_config(path)
+        assert (config.train.ema_rampup is None) == (name not in ours), name
+        assert "ema_rampup" in config.train.model_fields_set or name in ours, name
+
+
 def load(tmp_path: Path, text: str):
     path = tmp_path / "old.yaml"
     path.write_text(text)

@@ -96,6 +96,33 @@ def test_training_learns_logs_and_saves(faces, tmp_path):
     for step in (60, 120):
         with Image.open(folder / "samples" / f"{step:07d}.png") as grid:
             assert grid.width > 2 * 64
+            assert grid.info["Title"] == f"{step:07d}, guidance 2, average of the weights"
+
+
+def test_a_grid_says_how_much_of_the_initial_weights_it_shows(faces, tmp_path):
+    more = ("train.ema_rampup=null", "train.ema_decay=0.99", "log.sample_every=6")
+    folder = run(faces, tmp_path / "run", *more, "log.num_samples=2")
+    said = (folder / "log.txt").read_text()
+    for step, share in ((6, 94), (12, 89)):  # 0.99 to the power of the step
+        assert f"samples/{step:07d}.png: drawn with the average of the weights; it still" in said
+        title = Image.open(folder / "samples" / f"{step:07d}.png").info["Title"]
+        assert f"{share} % of the initial weights, which are noise" in title
+
+
+def test_a_run_that_began_before_its_average_ramped_goes_on_without_a_ramp(faces, tmp_path):
+    """Earlier settings without the key meant a constant average, and the folder says so."""
+    path = tmp_path / "config.yaml"
+    path.write_text(faces.read_text().replace("  ema_rampup: 0.1\n", ""))
+    constant = run(faces, tmp_path / "constant", "train.ema_rampup=null")
+    folder = Path(shutil.copytree(constant, tmp_path / "run"))
+    (folder / "checkpoints" / "0000012.pt").unlink()
+    run(path, folder)
+    assert load_config(folder / "config.yaml").train.ema_rampup is None
+    assert final_state(folder) == final_state(constant)
+    with pytest.raises(UserError, match=r"train\.ema_rampup is None there and 0\.1 here"):
+        run(path, folder, "train.ema_rampup=0.1")
+    new = run(path, tmp_path / "new", "train.max_num_steps=1")
+    assert load_config(new / "config.yaml").train.ema_rampup == 0.1
 
 
 def test_checkpoints_are_evaluated_at_every_configured_guidance(tmp_path):

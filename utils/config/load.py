@@ -1,7 +1,9 @@
 """Reading a configuration: YAML becomes typed sections, and all faults are named at once.
 
-Sections and keys of the published configs keep their names and meaning; keys of our own have
-defaults that reproduce the published behaviour. `sections.py` lists all keys.
+Sections and keys of the published configs keep their names and meaning. Keys of our own have
+defaults that reproduce the published behaviour, but for `train.ema_rampup`: the configs of
+published runs name it, and `published_keys.py` sets it in the original files. `sections.py` lists
+all keys.
 """
 
 from collections.abc import Mapping, Sequence

@@ -44,6 +44,10 @@ def translate_published_keys(raw: dict[str, Any], source: str) -> list[str]:
         # Published configs give the side of the latents here; their autoencoders reduce 8 times.
         data["resolution"] = 8 * side
         note(f"{source}: data.resolution {side} is the latents' side; read as {8 * side} pixels")
+        ignored.append("data.resolution")
+    if ignored:  # only a published config has these keys, and its average never ramps
+        raw.setdefault("train", {})
+        section_of(raw, "train").setdefault("ema_rampup", None)
     return faults
 
 

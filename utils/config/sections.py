@@ -170,8 +170,9 @@ class Train(Section):
     # The training stops after so many steps in a row without a finite loss and gradient.
     max_bad_steps: PositiveInt = 30
     ema_decay: BelowOne = 0.9999
-    # Limits the half-life of the average to this fraction of the images seen.
-    ema_rampup: PositiveFloat | None = None
+    # Limits the half-life of the average to this fraction of the images seen, so that a short run
+    # does not average its random start; null = ema_decay from the first step, as published.
+    ema_rampup: PositiveFloat | None = 0.1
     seed: NonNegativeInt = 0
     num_workers: NonNegativeInt = 0  # threads that read batches ahead; 0 = one
     # Compiles the blocks; auto = if there is a compiler. Equal results, minutes of start-up.

@@ -73,6 +73,20 @@ def claim(folder: Path, config: Config, saved: Mapping[str, Any] | None, images:
         )
 
 
+def with_stored_defaults(folder: Path, config: Config) -> Config:
+    """Return `config` with the value of `train.ema_rampup` that the run in `folder` began with.
+
+    The default has changed since some runs began. A value that the settings name counts, and
+    `claim` compares it.
+    """
+    written = folder / "config.yaml"
+    if "ema_rampup" in config.train.model_fields_set or not written.exists():
+        return config
+    stored = load_config(written).train.ema_rampup
+    train = config.train.model_copy(update={"ema_rampup": stored})
+    return config.model_copy(update={"train": train})
+
+
 def saved_state(
     folder: Path, config: Config, images: int, notes: list[str]
 ) -> tuple[dict[str, Any], Path] | None:

@@ -14,6 +14,7 @@ from utils.evaluation.results import Results
 from utils.training.checkpoint import checkpoint_path, discard_leftovers
 from utils.training.checkpoint_writer import CheckpointWriter
 from utils.training.distributed import Processes
+from utils.training.ema import describe_average
 from utils.training.experiment import write_config
 from utils.training.run_log import RunLog
 from utils.training.sample_grid import SampleGrid
@@ -89,10 +90,13 @@ class Outputs:
         return checkpoint_path(self.checkpoints, state.step)
 
     def draw(self, state: TrainingState) -> None:
-        """Draw the sample grid with the averaged weights."""
+        """Draw the sample grid with the averaged weights, and log which weights these are."""
         network = state.averaged()
         if self.samples is not None:
-            self.samples.save(network, self.folder / "samples" / f"{state.step:07d}.png")
+            path = self.folder / "samples" / f"{state.step:07d}.png"
+            weights = describe_average(state.initial_share(), is_new=state.first_step == 0)
+            self.samples.save(network, path, weights)
+            self.log.info(f"step {state.step:>8d}  samples/{path.name}: drawn with the {weights}")
 
     def evaluate(self, state: TrainingState, checkpoint: Path) -> None:
         """Judge the averaged weights, which the file `checkpoint` holds too."""

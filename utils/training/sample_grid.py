@@ -57,8 +57,11 @@ class SampleGrid:
             captions = captions_of(config, reader.info.meta.get("names"), firsts)
         return cls(config, load_config_autoencoder(config, device), conds, captions, device)
 
-    def save(self, denoiser: EDMPrecond, path: Path) -> None:
-        """Draw with the configured sampler and write the PNG `path`."""
+    def save(self, denoiser: EDMPrecond, path: Path, weights: str) -> None:
+        """Draw with the configured sampler and write the PNG `path`.
+
+        weights: says which weights `denoiser` holds; it stands in the title.
+        """
         count = self.config.log.num_samples if self.conds is None else len(self.conds)
         batches = generate(
             denoiser,
@@ -72,4 +75,5 @@ class SampleGrid:
         images = torch.cat([images for _, images in batches])
         scale = self.sampling.cfg_scale
         guidance = "no guidance" if scale is None else f"guidance {scale:g}"
-        labelled_grid(images.numpy(), self.captions, path, title=f"{path.stem}, {guidance}")
+        title = f"{path.stem}, {guidance}, {weights}"
+        labelled_grid(images.numpy(), self.captions, path, title=title, text={"Title": title})

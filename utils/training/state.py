@@ -18,7 +18,7 @@ from utils.pretrained.denoisers import denoiser_from_config
 from utils.training.batches import DataOrder, derived_seed
 from utils.training.comparison import differences
 from utils.training.distributed import Processes
-from utils.training.ema import EMA
+from utils.training.ema import EMA, initial_share
 from utils.training.finetune import start_from
 from utils.training.schedules import number_of_steps
 from utils.training.sharding import shard_training, whole
@@ -98,6 +98,17 @@ class TrainingState:
         else:
             self.model, self.optimizer = prepare(self.denoiser, self.optimizer)
         return notes
+
+    def initial_share(self) -> float:
+        """Return the share, 0 to 1, that the weights of the first step have in the average."""
+        options = self.config.train
+        return initial_share(
+            self.step - self.first_step,
+            self.images_seen,
+            options.batchsize,
+            options.ema_decay,
+            options.ema_rampup,
+        )
 
     def averaged(self) -> EDMPrecond:
         """Return the network with the averaged weights; all processes call this."""
