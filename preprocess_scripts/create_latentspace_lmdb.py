@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.autoencoder import Autoencoder
 from utils.base.errors import UserError, one_line_errors
-from utils.config.load import load_config
 from utils.config.schema import Config
 from utils.data.embeddings import write_image_mean
 from utils.data.fill_databases import Target, fill, image_embeddings, image_meta, read_images
@@ -38,6 +37,7 @@ from utils.data.preprocess_jobs import (
     shard_of,
 )
 from utils.data.split_images import find_images
+from utils.pretrained.chosen_config import load_chosen_config
 from utils.pretrained.encoders import load_config_autoencoder
 
 
@@ -97,7 +97,7 @@ def check_size(config: Config, vae: Autoencoder) -> None:
 def main() -> None:
     """Encode the images of each split into its databases."""
     args = parse_args()
-    config = load_config(args.config, args.overrides)
+    config = load_chosen_config(args)
     shard = shard_of(args)
     jobs = find_jobs(args, config, "z")
     embeddings = [embeddings_of(job, config) if args.with_clip else None for job in jobs]
