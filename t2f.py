@@ -93,7 +93,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"), help=".pt or .safetensors"
     )
-    add_config_arguments(parser, instead="the checkpoint's own, which those of others' code lack")
+    add_config_arguments(parser, instead="the one in the checkpoint; published ones hold none")
     parser.add_argument(
         "--out", type=Path, help="folder to write into; None = samples/ and the first label"
     )
