@@ -19,8 +19,8 @@ from pathlib import Path
 
 from utils.base.errors import UserError, note, one_line_errors
 from utils.config.command_line import HelpFormatter, add_config_arguments
-from utils.config.load import load_config
 from utils.pretrained.assets import ASSETS, BY_NAME, Asset, fetch, fetch_from_hub, needed_by
+from utils.pretrained.chosen_config import load_chosen_config
 from utils.pretrained.downloads import Patience
 
 
@@ -86,7 +86,7 @@ def main() -> None:
     if args.all_needed:
         if args.dest:
             raise UserError("--dest: with --all-needed, the config says where things belong")
-        needs = needed_by(load_config(args.config, args.overrides))
+        needs = needed_by(load_chosen_config(args))
         todo, hub = needs.files, needs.hub
         for key, source in needs.unknown:
             note(f"{key}: {source} is not there, and is no file that can be fetched")

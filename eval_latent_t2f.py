@@ -1,7 +1,8 @@
 """Judge the checkpoints of an experiment by images from captions: Fréchet distance, CLIP score, …
 
 The demo:           python eval_latent_t2f.py
-Another experiment: python eval_latent_t2f.py --config X.yaml --experiment_dir results/X
+Another experiment: python eval_latent_t2f.py --experiment_dir results/X
+One file, without experiment: python eval_latent_t2f.py --ckpt dit.safetensors
 Some checkpoints:   python eval_latent_t2f.py --ckpt_id_start 5000 --ckpt_id_end 20000
                     python eval_latent_t2f.py --ckpt_ids 5000,20000-30000
 A sweep:            python eval_latent_t2f.py --cfg_scale 2.0,None --num_steps 10,40 \\
@@ -9,9 +10,11 @@ A sweep:            python eval_latent_t2f.py --cfg_scale 2.0,None --num_steps 1
 Several processes:  python eval_latent_t2f.py --num_process_per_node 4
 Images from a folder:  python eval_latent_t2f.py --images DIR --ref X.npz
 
-Writes report.html (open it in a browser), results.jsonl, results.csv and curve.png into
-<experiment_dir>/evaluation/. A checkpoint with a record in results.jsonl for these settings is not
-judged again, and a killed sweep goes on with the batch that was in hand.
+The settings are those of the experiment (its config.yaml) or of the file. --config replaces them;
+key=value and flags change them. Writes report.html (open it in a browser), results.jsonl,
+results.csv and curve.png into <experiment_dir>/evaluation/, or into --out. A checkpoint with a
+record in results.jsonl for these settings is not judged again, and a killed sweep goes on with the
+batch that was in hand.
 """
 
 from __future__ import annotations
@@ -24,11 +27,10 @@ import torch
 from accelerate import PartialState
 
 from models.edm import EDMPrecond
-from utils.base.errors import UserError, one_line_errors
+from utils.base.errors import UserError, note, one_line_errors
 from utils.base.launch import add_launch_arguments, relaunch
 from utils.base.processes import is_main_process
 from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter, add_config_arguments
-from utils.config.load import load_config
 from utils.config.parsing import path_or_none, step_or_none
 from utils.config.published_flags import (
     EVALUATION_VOID,
@@ -40,17 +42,17 @@ from utils.config.published_flags import (
 )
 from utils.config.schema import Config
 from utils.data.derived_sizes import with_derived_sizes
-from utils.evaluation.checkpoints import Evaluation, ways_of_sampling
+from utils.evaluation.checkpoints import Evaluation, file_hash, ways_of_sampling
 from utils.evaluation.folder import add_folder_arguments, judge_folder
 from utils.evaluation.html_report import write_report
 from utils.evaluation.judge import Judge
 from utils.evaluation.metric_names import metrics_text
 from utils.evaluation.plots import plot_curves
 from utils.evaluation.results import Record, Results, best_of, table, way_names
-from utils.pretrained.checkpoint_files import read_weights
+from utils.pretrained.checkpoint_files import list_checkpoints, read_weights, step_of
+from utils.pretrained.chosen_config import config_file, experiment_config, read_config
 from utils.pretrained.denoisers import load_denoiser
 from utils.sampling.compile import compile_for_sampling
-from utils.training.checkpoint import list_checkpoints
 from utils.training.experiment import experiment_name
 
 
@@ -60,12 +62,26 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=HelpFormatter,
     )
-    add_config_arguments(parser)
+    add_config_arguments(
+        parser, instead=f"that of the experiment or of --ckpt, or else {DEFAULT_CONFIG}"
+    )
     parser.add_argument(
         "--experiment_dir",
         type=path_or_none,
         help="folder of the training; None = in --results_dir, under the name that the training "
-        "makes from the config (demo for the demo's config)",
+        "makes from --config (demo without --config)",
+    )
+    parser.add_argument(
+        "--ckpt",
+        type=path_or_none,
+        help="one checkpoint (.pt) or released model (.safetensors) to judge, instead of those of "
+        "an experiment; None = those of the experiment",
+    )
+    parser.add_argument(
+        "--out",
+        type=path_or_none,
+        help="folder to write into; None = evaluation/ of the experiment, and for a --ckpt that is "
+        "in none, <results_dir>/<name of the file>/evaluation/",
     )
     parser.add_argument(
         "--results_dir", type=Path, default=Path("results"), help="folder of all experiments"
@@ -97,12 +113,63 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def folder_of(args: argparse.Namespace, config: Config) -> Path:
-    """Return the folder of the experiment to evaluate."""
-    if args.experiment_dir:
-        return Path(args.experiment_dir)
-    is_demo = args.config == DEFAULT_CONFIG
-    return Path(args.results_dir, "demo" if is_demo else experiment_name(config))
+def check_choice(args: argparse.Namespace) -> None:
+    """Raise UserError if the command line names more than one thing to judge."""
+    if args.ckpt and (args.experiment_dir or args.images):
+        raise UserError("--ckpt, --experiment_dir and --images exclude each other; give one")
+    limits = (args.ckpt_id_start, args.ckpt_id_end, args.ckpt_ids)
+    if args.ckpt and any(limit not in (None, "None") for limit in limits):
+        raise UserError("--ckpt names one file; leave --ckpt_ids, _id_start and _id_end out")
+
+
+def named_experiment(args: argparse.Namespace) -> Path | None:
+    """Return the folder of the experiment to judge, or None if only the config names it."""
+    if args.experiment_dir is None and args.config in (None, DEFAULT_CONFIG):
+        return Path(args.results_dir, "demo")
+    return args.experiment_dir
+
+
+def settings_file(args: argparse.Namespace, experiment: Path | None) -> str:
+    """Return the file of the settings: `--config`, else that of `--ckpt`, the experiment, the demo.
+
+    Raises UserError if the folder of `--experiment_dir` holds none.
+    """
+    if args.ckpt or (args.images and not args.experiment_dir):
+        return config_file(args.config, None, args.ckpt)
+    if args.experiment_dir or (experiment and experiment_config(experiment)):
+        return config_file(args.config, experiment)
+    return config_file(args.config)
+
+
+def load_settings(args: argparse.Namespace) -> Config:
+    """Return the configuration in the file `args.config`, as the command line changes it."""
+    flags = flag_settings(args)
+    if args.save_images:
+        flags["--save_images"] = {"eval.save_images": args.save_images}
+    required = () if args.images else ("eval.ref_path",)
+    return read_config(args.config, args.overrides, required, flags)
+
+
+def is_of_experiment(checkpoint: Path) -> bool:
+    """Return True if a file is `<experiment>/checkpoints/<step>.pt`."""
+    return checkpoint.absolute().parent.name == "checkpoints" and checkpoint.stem.isdigit()
+
+
+def note_other_files(results: Results, checkpoint: Path) -> None:
+    """Print a note if the results hold records of another file than a single one to judge."""
+    digest = file_hash(checkpoint)
+    if any(record.get("checkpoint_sha256") != digest for record in results.records):
+        note(f"{results.folder} holds results of other files too; --out keeps them apart")
+
+
+def evaluation_of(checkpoint: Path, results_dir: Path) -> Path:
+    """Return the folder for the evaluation of one file.
+
+    It is the experiment's own for `<experiment>/checkpoints/<step>.pt`.
+    """
+    if is_of_experiment(checkpoint):
+        return checkpoint.absolute().parents[1] / "evaluation"
+    return results_dir / checkpoint.stem / "evaluation"
 
 
 def checkpoints_to_judge(
@@ -137,6 +204,19 @@ def checkpoints_to_judge(
     return chosen
 
 
+def what_to_judge(args: argparse.Namespace, experiment: Path) -> tuple[dict[int, Path], Path]:
+    """Return step -> file of the checkpoints to judge, and the folder for the results.
+
+    They are the file of `--ckpt`, or those of the experiment that the command line lists.
+    """
+    if args.ckpt:
+        folder = args.out or evaluation_of(args.ckpt, args.results_dir)
+        return {step_of(args.ckpt): args.ckpt}, folder
+    steps = args.ckpt_id_start, args.ckpt_id_end, args.ckpt_ids
+    found = checkpoints_to_judge(experiment / "checkpoints", *steps)
+    return found, args.out or experiment / "evaluation"
+
+
 def parse_steps(text: str) -> list[tuple[int, int]]:
     """Return the ranges (first, last) of a list like '300,600-900'; raise UserError for others."""
     ranges = []
@@ -157,7 +237,7 @@ def check_trained_with(path: Path, trained: Config, config: Config) -> None:
         if there != here:
             raise UserError(
                 f"{path}: was trained with {key}={there}, but the config says {here}; "
-                "give --config the one it was trained with"
+                "leave --config out, or give the one it was trained with"
             )
 
 
@@ -177,33 +257,33 @@ def denoiser_of(path: Path, config: Config, device: torch.device) -> EDMPrecond:
 def main() -> None:
     """Evaluate checkpoints, or a folder of images with `--images`."""
     args = parse_args()
-    flags = flag_settings(args)
-    if args.save_images:
-        flags["--save_images"] = {"eval.save_images": args.save_images}
-    required = () if args.images else ("eval.ref_path",)
-    config = load_config(args.config, args.overrides, required, flags)
-    config = with_derived_sizes(config, "none", "none")
+    check_choice(args)
+    is_given, experiment = args.config is not None, named_experiment(args)
+    args.config = settings_file(args, experiment)
+    config = with_derived_sizes(load_settings(args), "none", "none")
     if args.images:
         relaunch(args)
         return judge_folder(args, config)
     ways = ways_of_sampling(config)
-    folder = folder_of(args, config)
-    checkpoints = checkpoints_to_judge(
-        folder / "checkpoints", args.ckpt_id_start, args.ckpt_id_end, args.ckpt_ids
-    )
+    experiment = experiment or args.results_dir / experiment_name(config)
+    checkpoints, folder = what_to_judge(args, experiment)
     relaunch(args)
+    if not is_given:
+        note(f"the settings are those of {args.config}, as --config is not given")
     note_void_flags(args)
     processes = PartialState(cpu=not torch.accelerator.is_available())
     judge = Judge(config, processes.device)
-    results = Results(folder / "evaluation")
+    results = Results(folder)
+    if args.ckpt and not is_of_experiment(args.ckpt):
+        note_other_files(results, args.ckpt)
     processes.print(f"judged by {judge.network.name} against {judge.reference.n} images")
 
     records: list[Record] = []
     for step, path in checkpoints.items():
         denoiser = None  # loaded if there is something to do
         for name, way in ways.items():
-            evaluation, remark = Evaluation(results, path, way, judge), " (there already)"
-            record = evaluation.recorded()
+            evaluation = Evaluation(results, path, way, judge, step=step)
+            record, remark = evaluation.recorded(), " (there already)"
             if record is None:
                 denoiser = denoiser or denoiser_of(path, config, processes.device)
                 record, remark = evaluation.run(denoiser), ""

@@ -5,6 +5,7 @@ Several:         python t2f.py --prompt "a bald man" --prompt "a woman with a gr
 A file, a line each:  python t2f.py --prompts_file prompts.txt --out samples/mine
 Your own model:  python t2f.py --prompt "…" --ckpt results/demo/checkpoints/0000900.pt
 Certain seeds:   python t2f.py --prompt "…" --seeds 0-7,42
+Another place of CLIP: python t2f.py --prompt "…" --ckpt dit.safetensors encoders.clip=FOLDER
 Like an image:   python t2f.py --image face.png
 A mixture:       python t2f.py --image face.png --prompt "a person with a hat" --mix 0.6,0.4
 In five steps from one to the other:  python t2f.py --prompt "…" --prompt "…" --interpolate 5
@@ -32,13 +33,14 @@ from models.clip import ClipEncoder
 from models.edm import EDMPrecond
 from utils.base.errors import UserError, one_line_errors
 from utils.base.progress import progress
-from utils.config.command_line import HelpFormatter
-from utils.config.load import load_config
+from utils.config.command_line import HelpFormatter, add_config_arguments
 from utils.config.parsing import parse_scale, parse_seeds
 from utils.config.schema import Config
 from utils.config.sections import SAMPLING_PRESETS
 from utils.data.derived_sizes import with_derived_sizes
+from utils.pretrained.chosen_config import config_file, read_config
 from utils.pretrained.denoisers import load_denoiser
+from utils.pretrained.encoder_paths import here_or_in_project
 from utils.pretrained.encoders import (
     load_config_autoencoder,
     load_config_clip,
@@ -48,7 +50,7 @@ from utils.pretrained.encoders import (
 from utils.sampling.compile import compile_for_sampling
 from utils.sampling.conditions import Conditions, embed_rows
 from utils.sampling.generate import generate, sampler_settings
-from utils.sampling.pictures import labelled_grid, save_png
+from utils.sampling.pictures import GRID, labelled_grid, save_png
 from utils.sampling.prompts import Row, arrange, describe, image_prompt, read_prompts, text_prompt
 
 FROM_CONFIG = "as the checkpoint's config says"
@@ -97,9 +99,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"), help=".pt or .safetensors"
     )
-    parser.add_argument(
-        "--config", type=Path, help="YAML file; needed only if the checkpoint holds no config"
-    )
+    add_config_arguments(parser, instead="the one in the checkpoint; published ones hold none")
     parser.add_argument(
         "--out", type=Path, help="folder to write into; None = samples/ and the first label"
     )
@@ -109,7 +109,7 @@ def parse_args() -> argparse.Namespace:
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="where to compute, e.g. cpu or cuda:1",
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.num < 1 or args.batch_size < 1:
         raise UserError("--num and --batch_size must be at least 1")
     return args
@@ -217,9 +217,11 @@ def main() -> None:
     args = parse_args()
     rows = rows_to_draw(args)
     device = usable_device(args.device)
-    given = with_derived_sizes(load_config(args.config), "none", "none") if args.config else None
-    denoiser, config = load_denoiser(args.ckpt, device, config=given)
+    ckpt = here_or_in_project(args.ckpt)
+    config = read_config(config_file(args.config, checkpoint=ckpt), args.overrides)
+    config = with_derived_sizes(config, "none", "none")
     config = with_sampling(config, args)
+    denoiser, _ = load_denoiser(ckpt, device, config=config)
     compile_for_sampling(denoiser, config, device)
     require_encoders(config)
     clip = load_config_clip(config, device)
@@ -248,9 +250,9 @@ def main() -> None:
         device=device,
     )
     pictures = save_pictures(batches, rows, jobs, out, about)
-    save_grid(pictures, conditions, seeds, out / "grid.png", about)
+    save_grid(pictures, conditions, seeds, out / GRID, about)
     seconds = time.perf_counter() - started
-    print(f"{len(jobs)} images in {seconds:.1f} s: {out / 'grid.png'}")
+    print(f"{len(jobs)} images in {seconds:.1f} s: {out / GRID}")
 
 
 if __name__ == "__main__":

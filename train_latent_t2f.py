@@ -6,6 +6,7 @@ Four GPUs:           python train_latent_t2f.py --config X.yaml --num_process_pe
                      accelerate launch --num_processes 4 train_latent_t2f.py --config X.yaml
 Two nodes, on each:  python train_latent_t2f.py --config X.yaml --num_process_per_node 8 \\
                      --num_proc_node 2 --node_rank 0 (or 1) --master_address HOST
+Go on with a run:    python train_latent_t2f.py --exp_name X
 Other settings:      python train_latent_t2f.py --config X.yaml train.lr=5e-5 model.mask_ratio=0.3
 Finetune:            python train_latent_t2f.py --config Y.yaml --ckpt_path X/checkpoints/0300000.pt
 Release a model:     python train_latent_t2f.py --export dit.safetensors --ckpt_path 0005000.pt \\
@@ -150,8 +151,10 @@ def main() -> None:
     if args.export:
         if not args.ckpt_path:
             raise UserError("--export: name the checkpoint to export with --ckpt_path")
-        export_safetensors(args.ckpt_path, args.export, args.overrides)
+        local = export_safetensors(args.ckpt_path, args.export, args.overrides)
         print(f"{args.export}: EMA weights of {args.ckpt_path}, float16")
+        if local:
+            print(f"on another machine it needs copies beside it of {', '.join(local)}")
         return
     config = load_training_config(args)
     folder = args.results_dir / (args.exp_name or experiment_name(config))

@@ -44,10 +44,10 @@ from demo.make_faces import ATTRIBUTES
 from models.edm import EDMPrecond
 from utils.base.errors import UserError, one_line_errors
 from utils.base.progress import progress
-from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter
-from utils.config.load import load_config
+from utils.config.command_line import HelpFormatter
 from utils.config.parsing import parse_scale
 from utils.config.schema import Config
+from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.sampling.conditions import caption_conditions
@@ -203,7 +203,7 @@ def parse_args() -> argparse.Namespace:
     """Parse the command line; raises UserError if --num is below one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"),
-                        help="model to check")  # fmt: skip
+                        help="model to check; its config names the encoders")  # fmt: skip
     parser.add_argument(
         "--cfg_scale", help="guidance scales, e.g. None,1.5,2 (default: the config's)"
     )
@@ -246,7 +246,7 @@ def main() -> None:
     args = parse_args()
     denoiser = None
     if args.only_encoders:
-        config = load_config(DEFAULT_CONFIG)
+        config = read_config(args.ckpt)
     else:
         denoiser, config = load_denoiser(args.ckpt)
     train = load_faces(args.data / "train")

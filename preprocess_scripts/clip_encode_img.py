@@ -18,7 +18,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.base.errors import one_line_errors
-from utils.config.load import load_config
 from utils.data.derived_sizes import with_derived_sizes
 from utils.data.embeddings import write_image_mean
 from utils.data.fill_databases import fill, image_embeddings, read_images
@@ -29,13 +28,14 @@ from utils.data.preprocess_jobs import (
     shard_of,
 )
 from utils.data.split_images import find_images
+from utils.pretrained.chosen_config import load_chosen_config
 
 
 @one_line_errors
 def main() -> None:
     """Embed the images of each split, then write the mean of the embeddings."""
     args = make_parser(__doc__, "clip_img", batch_size=64).parse_intermixed_args()
-    config = load_config(args.config, args.overrides)
+    config = load_chosen_config(args)
     config = with_derived_sizes(config, "none", "makes", databases=args.out is None)
     shard = shard_of(args)
     todo = [(job, find_images(job, args)) for job in find_jobs(args, config, "clip_img")]

@@ -21,7 +21,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.base.errors import note, one_line_errors
-from utils.config.load import load_config
 from utils.data.captions import load_captions
 from utils.data.derived_sizes import with_derived_sizes
 from utils.data.fill_databases import Target, fill
@@ -32,13 +31,14 @@ from utils.data.preprocess_jobs import (
     shard_of,
 )
 from utils.data.split_images import find_images
+from utils.pretrained.chosen_config import load_chosen_config
 
 
 @one_line_errors
 def main() -> None:
     """Embed the captions of each split."""
     args = make_parser(__doc__, "clip_txt", batch_size=64).parse_intermixed_args()
-    config = load_config(args.config, args.overrides)
+    config = load_chosen_config(args)
     config = with_derived_sizes(config, "none", "makes", databases=args.out is None)
     shard = shard_of(args)
     todo = []

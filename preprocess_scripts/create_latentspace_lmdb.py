@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.autoencoder import Autoencoder
 from utils.base.errors import UserError, one_line_errors
-from utils.config.load import load_config
 from utils.config.schema import Config
 from utils.data.derived_sizes import Use, with_derived_sizes
 from utils.data.embeddings import write_image_mean
@@ -39,6 +38,7 @@ from utils.data.preprocess_jobs import (
     shard_of,
 )
 from utils.data.split_images import find_images
+from utils.pretrained.chosen_config import load_chosen_config
 from utils.pretrained.encoders import ENCODERS, load_config_autoencoder, require_encoders
 
 
@@ -98,7 +98,7 @@ def check_size(config: Config, vae: Autoencoder) -> None:
 def main() -> None:
     """Encode the images of each split into its databases."""
     args = parse_args()
-    config = load_config(args.config, args.overrides)
+    config = load_chosen_config(args)
     embeddings: Use = "makes" if args.with_clip else "none"
     config = with_derived_sizes(config, "makes", embeddings, databases=args.out is None)
     shard = shard_of(args)

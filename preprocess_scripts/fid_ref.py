@@ -32,7 +32,6 @@ from utils.base.errors import UserError, one_line_errors
 from utils.base.files import write_whole
 from utils.base.locks import FolderLock, writer_of
 from utils.base.progress import progress
-from utils.config.load import load_config
 from utils.data.image_batches import NpzImages, image_batches
 from utils.data.lmdb_layout import names_hash
 from utils.data.preprocess_jobs import find_jobs, make_parser
@@ -41,6 +40,7 @@ from utils.evaluation.feature_networks import FeatureNetwork, load_feature_netwo
 from utils.evaluation.feature_store import FeatureBlocks
 from utils.evaluation.image_set import ImageSet
 from utils.evaluation.references import Reference, load_stats, save_stats
+from utils.pretrained.chosen_config import load_chosen_config
 
 
 class Facts(TypedDict):
@@ -117,7 +117,7 @@ def main() -> None:
         help="use images as they are, like pytorch-fid, not crops of data.resolution",
     )
     args = parser.parse_intermixed_args()
-    config = load_config(args.config, args.overrides)
+    config = load_chosen_config(args)
     (job,) = find_jobs(args, config, "ref")
     source: list[Path] | NpzImages
     size: int | None

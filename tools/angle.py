@@ -1,6 +1,7 @@
 """Measure the angle by which a perturbation turns the condition.
 
 The config's embeddings:  python tools/angle.py gaussian:1.2 fixed:0.8
+An experiment's:          python tools/angle.py gaussian:1.2 --experiment_dir results/own
 Another database:         python tools/angle.py gaussian:1.2 --embeddings data/ffhq/lmdb/clip_img
 No data at all:           python tools/angle.py gaussian:1.2 --dim 512
 Truncated normal:         python tools/angle.py truncated:1.2:-0.8:0.8    (scale, bounds, then mean)
@@ -28,10 +29,10 @@ from tools.plots import draw_histograms
 from utils.base.errors import UserError, one_line_errors
 from utils.base.files import write_csv, write_json
 from utils.base.text_table import aligned
-from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter
-from utils.config.load import load_config
+from utils.config.command_line import HelpFormatter, add_config_option
 from utils.data.embeddings import some_samples
 from utils.evaluation.plots import save_plot, style_axis
+from utils.pretrained.chosen_config import load_chosen_config
 
 HEADER = ("perturbation", "mean", "std", "5 %", "50 %", "95 %", "min", "max", "two draws")
 
@@ -47,7 +48,7 @@ def parse_args() -> argparse.Namespace:
         metavar="kind:scale",
         help="perturbations to measure",
     )
-    add("--config", default=DEFAULT_CONFIG, help="YAML file; its data.feat_path is measured")
+    add_config_option(parser, "YAML file, whose data.feat_path is measured")
     add("--embeddings", type=Path, help="database of embeddings; None = the config's")
     add("--dim", type=int, help="measure random unit vectors of this dimension; None = a database")
     add("--num", type=int, default=10_000, help="largest number of embeddings")
@@ -61,7 +62,7 @@ def load(args: argparse.Namespace) -> tuple[torch.Tensor, str]:
     generator = torch.Generator().manual_seed(args.seed)
     if args.dim is not None:
         return random_directions(args.num, args.dim, generator), f"random, {args.dim} dimensions"
-    path = args.embeddings or load_config(args.config).data.feat_path
+    path = args.embeddings or load_chosen_config(args).data.feat_path
     reader = open_embeddings(path, "--embeddings", "data.feat_path")
     y = read_some(reader, some_samples(reader, args.num, generator), generator)
     return y, f"{path}, {y.shape[1]} dimensions"

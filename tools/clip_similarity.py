@@ -3,6 +3,7 @@
 Pictures of t2f.py:    python tools/clip_similarity.py samples/a-bald-man
 Two folders compared:  python tools/clip_similarity.py samples/guidance1 samples/guidance4
 Other pictures:        python tools/clip_similarity.py samples_t2f/72 --prompts prompts.txt
+An experiment's CLIP:  python tools/clip_similarity.py samples/x --experiment_dir results/own
 Another CLIP:          python tools/clip_similarity.py samples/x --clip ViT-B-32:openai
 
 Prints the mean, greatest and least cosine x 100 between a prompt and its pictures, for each prompt
@@ -25,9 +26,9 @@ from tools.prompt_similarity import find_pictures, side_by_side, similarities, s
 from utils.base.errors import UserError, one_line_errors
 from utils.base.files import write_csv, write_json
 from utils.base.text_table import aligned
-from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter
-from utils.config.load import load_config
+from utils.config.command_line import HelpFormatter, add_config_option
 from utils.evaluation.results import Record
+from utils.pretrained.chosen_config import load_chosen_config
 from utils.pretrained.encoders import load_config_clip, usable_device
 from utils.sampling.prompts import read_prompts
 
@@ -44,7 +45,7 @@ def parse_args() -> argparse.Namespace:
         help="folder of pictures; several are compared",
     )
     add("--prompts", type=Path, help="text file, a prompt a line; None = prompts in the PNGs")
-    add("--config", default=DEFAULT_CONFIG, help="YAML file; its encoders.clip measures")
+    add_config_option(parser, "YAML file, whose encoders.clip measures")
     add("--clip", help="CLIP that measures: a folder, a file or name:tag; None = the config's")
     add("--batch_size", type=int, default=64, help="pictures that are encoded at once")
     add(
@@ -65,8 +66,8 @@ def main() -> None:
     device = usable_device(args.device)
     prompts = read_prompts(args.prompts) if args.prompts else None
     found = [find_pictures(folder, prompts) for folder in dict.fromkeys(args.folders)]
-    overrides = [f"encoders.clip={args.clip}"] if args.clip else []
-    clip = load_config_clip(load_config(args.config, overrides), device)
+    args.overrides = [f"encoders.clip={args.clip}"] if args.clip else []
+    clip = load_config_clip(load_chosen_config(args), device)
 
     records: list[Record] = []
     for pictures in found:

@@ -1,6 +1,7 @@
 """Measure the angle between a text and its image, and how often perturbations exceed it.
 
 The config's test split:  python tools/modality_gap.py
+An experiment's:          python tools/modality_gap.py --experiment_dir results/own
 The training split:       python tools/modality_gap.py --config X.yaml --split train
 Two databases:            python tools/modality_gap.py --images lmdb/clip_img --texts lmdb/clip_txt
 With other settings:      python tools/modality_gap.py gaussian:2 fixed:1.5
@@ -31,10 +32,10 @@ from tools.plots import draw_histograms, draw_shares_above
 from utils.base.errors import UserError, note, one_line_errors
 from utils.base.files import write_csv, write_json
 from utils.base.text_table import aligned
-from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter
-from utils.config.load import load_config
+from utils.config.command_line import HelpFormatter, add_config_option
 from utils.data.lmdb_reader import LMDBReader
 from utils.evaluation.plots import save_plot, style_axis
+from utils.pretrained.chosen_config import load_chosen_config
 
 KEYS = {  # split → config keys of its image embeddings and its text embeddings
     "train": ("data.feat_path", "data.text_feat_path"),
@@ -53,7 +54,7 @@ def parse_args() -> argparse.Namespace:
         metavar="kind:scale",
         help="perturbations to compare with the gap",
     )
-    add("--config", default=DEFAULT_CONFIG, help="YAML file that names the databases")
+    add_config_option(parser, "YAML file that names the databases")
     add("--split", choices=tuple(KEYS), default="test", help="split of the config to measure")
     add("--images", type=Path, help="database of image embeddings; None = the config's")
     add("--texts", type=Path, help="database of text embeddings; None = the config's")
@@ -78,7 +79,7 @@ def open_databases(args: argparse.Namespace) -> list[LMDBReader]:
     """Return the databases of image and text embeddings; raise UserError if one is not named."""
     paths = [args.images, args.texts]
     if None in paths:
-        config = load_config(args.config)
+        config = load_chosen_config(args)
         for i, key in enumerate(KEYS[args.split]):
             section, name = key.split(".")
             paths[i] = paths[i] or getattr(getattr(config, section), name)

@@ -13,12 +13,11 @@ from models.clip import ClipEncoder
 from utils.base.errors import UserError, note
 from utils.base.progress import progress
 from utils.data.image_batches import iterate_batches
-from utils.data.images import list_images, load_image
+from utils.data.images import load_image
 from utils.evaluation.metrics import clip_similarities
 from utils.evaluation.results import Record
-from utils.sampling.pictures import png_text
+from utils.sampling.pictures import png_text, single_pictures
 
-GRID = "grid.png"  # t2f.py's overview of a folder
 ALL = "all prompts"  # label of the row that sums up a folder
 
 
@@ -39,7 +38,7 @@ def find_pictures(folder: Path, prompts: Sequence[str] | None) -> Pictures:
     drawn from images or mixtures have no prompt; they are left out with a note.
     Raise UserError if the prompt of a picture cannot be found, or if there is no picture.
     """
-    paths = [path for _, path in list_images(folder) if path.name != GRID]
+    paths = [path for _, path in single_pictures(folder)]
     if prompts is not None:
         found = [prompts[prompt_number(path, folder, len(prompts))] for path in paths]
         return Pictures(folder, paths, found)

@@ -14,6 +14,7 @@ import eval_latent_t2f
 import train_latent_t2f
 from models.draws import BatchDraws, Share
 from utils.base.errors import UserError
+from utils.config.command_line import DEFAULT_CONFIG
 from utils.config.load import load_config
 from utils.config.published_flags import flag_settings, note_void_flags
 from utils.config.schema import Config
@@ -58,7 +59,8 @@ def configured(parse):
 
     def of(line: str, script: str = "train") -> Config:
         args = parse(script, line)
-        return load_config(args.config, args.overrides, flags=flag_settings(args))
+        path = args.config or DEFAULT_CONFIG
+        return load_config(path, args.overrides, flags=flag_settings(args))
 
     return of
 

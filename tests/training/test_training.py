@@ -11,16 +11,16 @@ import torch
 from losses import loss_of
 from PIL import Image
 from tiny import DIM, make_tiny_config, make_tiny_evaluation_data, make_tiny_training_data
-from trainings import CLOCK_FIELDS, final_state, metrics, run
+from trainings import CLOCK_FIELDS, final_state, fresh_process, metrics, run
 
 from models.draws import Share
 from train_latent_t2f import main
 from utils.base.errors import UserError
 from utils.config.load import load_config
 from utils.data.latent_dataset import open_data
+from utils.pretrained.checkpoint_files import list_checkpoints
 from utils.pretrained.denoisers import load_denoiser
 from utils.training.batches import DataOrder, training_batches
-from utils.training.checkpoint import list_checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +214,23 @@ def test_export_writes_a_model_that_loads(finished, tmp_path, monkeypatch):
     assert config.model.in_size == 8
     clean, cond = torch.randn(2, 4, 8, 8), torch.randn(2, DIM)
     assert loss_of(released, clean, cond).isfinite().all()
+
+
+def test_a_named_run_goes_on_with_its_own_settings(copy, monkeypatch, capsys):
+    flags = ("--results_dir", str(copy.parent), "--exp_name", "copy")
+    with fresh_process():
+        assert call_main(monkeypatch, *flags, "train.max_num_steps=16") == 0
+    assert f"the settings are those of {copy}/config.yaml" in capsys.readouterr().err
+    assert list(list_checkpoints(copy / "checkpoints")) == [6, 12, 16]
+
+
+def test_a_run_from_a_checkpoint_takes_its_settings(finished, tmp_path, monkeypatch, capsys):
+    source = finished / "checkpoints" / "0000012.pt"
+    flags = ("--results_dir", str(tmp_path), "--exp_name", "next", "--ckpt_path", str(source))
+    with fresh_process():
+        assert call_main(monkeypatch, *flags, "train.max_num_steps=2") == 0
+    assert f"the settings are those of {source}" in capsys.readouterr().err
+    assert load_config(tmp_path / "next" / "config.yaml").model.hidden_size == 32
 
 
 @pytest.mark.parametrize(

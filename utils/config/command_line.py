@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from utils.config.parsing import path_or_none
+
 DEFAULT_CONFIG = "configs/demo/demo.yaml"
 
 
@@ -19,9 +21,31 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return f"{text} (default: {'none' if action.default is None else 'off'})"
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--config` and the `key=value` overrides; parse with `parser.parse_intermixed_args()`."""
-    parser.add_argument("--config", default=DEFAULT_CONFIG, help="YAML file")
+def add_config_option(
+    parser: argparse.ArgumentParser, about: str = "YAML file", instead: str | None = None
+) -> None:
+    """Add `--config`; utils.pretrained.chosen_config reads what it and the rest choose.
+
+    `instead`: text that says which config counts without it. None = that of `--experiment_dir`,
+    which is added too.
+    """
+    if instead is None:
+        instead = f"that of --experiment_dir, or else {DEFAULT_CONFIG}"
+        parser.add_argument(
+            "--experiment_dir",
+            type=path_or_none,
+            help="folder of a training, whose config is used; None = no training",
+        )
+    about = f"{about}, or a checkpoint that holds its config; None = {instead}"
+    parser.add_argument("--config", help=about)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, instead: str | None = None) -> None:
+    """Add `--config` and the `key=value` overrides; parse with `parser.parse_intermixed_args()`.
+
+    `instead`: see `add_config_option`.
+    """
+    add_config_option(parser, instead=instead)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="config keys to set, e.g. train.lr=5e-5"
     )

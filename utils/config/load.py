@@ -44,14 +44,19 @@ def load_config(
 
 
 def config_from_dict(
-    values: Mapping[str, Any], source: str = "checkpoint", overrides: Sequence[str] = ()
+    values: Mapping[str, Any],
+    source: str = "checkpoint",
+    overrides: Sequence[str] = (),
+    require: Sequence[str] = (),
+    flags: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Config:
-    """Validate the plain dict of a checkpoint; overrides and faults are those of `load_config`."""
+    """Validate the plain dict of a checkpoint; further arguments and faults as in `load_config`."""
     if not isinstance(values, Mapping):
         raise UserError(f"{source}: the configuration should hold sections, e.g. `data:`")
     raw = {str(name): dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}
     overridden = _apply_overrides(raw, overrides)
-    return _validate(raw, source, (), overridden)
+    _apply_flags(raw, flags or {}, overridden)
+    return _validate(raw, source, require, overridden)
 
 
 def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:

@@ -37,7 +37,8 @@ def read_image_mean(path: Path, dim: int) -> torch.Tensor:
     if not path.is_file():
         raise UserError(
             f"encoders.image_mean: {path} is not there; preprocess_scripts/clip_encode_img.py "
-            f"writes {IMAGE_MEAN} beside the embeddings"
+            f"writes {IMAGE_MEAN} beside the embeddings; or copy it there or beside the checkpoint "
+            "that names it, or set encoders.image_mean=null"
         )
     with refusing(f"encoders.image_mean: {path} cannot be read"):
         mean = np.load(path, allow_pickle=False)

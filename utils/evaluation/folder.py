@@ -24,7 +24,6 @@ from utils.base.text_table import aligned
 from utils.config.schema import Config
 from utils.data.captions import load_captions
 from utils.data.image_batches import NpzImages, image_batches
-from utils.data.images import list_images
 from utils.evaluation.collective import of_main_process, shared_folder
 from utils.evaluation.feature_networks import FeatureNetwork, kind_of, load_feature_network
 from utils.evaluation.feature_store import FeatureBlocks, batches_of_process
@@ -32,6 +31,7 @@ from utils.evaluation.image_set import ImageSet, few_samples_note
 from utils.evaluation.metric_names import METRICS, metrics_in, network_name
 from utils.evaluation.references import Reference, check_comparable, load_stats
 from utils.pretrained.encoders import load_config_clip
+from utils.sampling.pictures import single_pictures
 
 
 def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +112,7 @@ def evaluate_folder(
     if images.suffix == ".npz":
         source: NpzImages | list[Path] = NpzImages(images)
     else:
-        samples = list_images(images)
+        samples = single_pictures(images)
         source = [sample.path for sample in samples]
     if len(source) < 2:
         raise UserError(f"{images}: statistics need at least two images, there is {len(source)}")

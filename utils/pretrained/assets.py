@@ -19,6 +19,7 @@ from utils.base.errors import UserError
 from utils.config.schema import Config
 from utils.pretrained.archives import extract_file, is_archive
 from utils.pretrained.downloads import Patience, download, download_fault
+from utils.pretrained.encoder_paths import here_or_in_project
 from utils.pretrained.hub import answers, cache_folder, hub_url
 
 MASKDIT = "https://slurm-ord.s3.amazonaws.com"
@@ -193,7 +194,7 @@ def _fetch_from_archive(address: str, target: Path, sha256: str, patience: Patie
 def local_file(source: str) -> Path | None:
     """Return the downloaded file of the weights that a config calls `source`, if it is there."""
     files = [asset.file for asset in ASSETS if source in asset.same_as]
-    return next((file for file in files if file.is_file()), None)
+    return next((f for file in files if (f := here_or_in_project(file)).is_file()), None)
 
 
 def advice(source: str | os.PathLike[str]) -> str:

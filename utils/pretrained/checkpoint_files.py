@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import nn
 from utils.base.errors import UserError, refusing
 from utils.config.load import config_from_dict
 from utils.config.schema import Config
+from utils.pretrained.encoder_paths import find_encoders
 
 VERSION = 1
 ZIP_MAGIC = b"PK\x03\x04"
@@ -89,6 +91,25 @@ def _has_names(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
 
+def list_checkpoints(folder: Path) -> dict[int, Path]:
+    """Return step -> file for all checkpoints in a folder, in order of the steps."""
+    found = {int(p.stem): p for p in folder.glob("*.pt") if p.stem.isdigit()}
+    return dict(sorted(found.items()))
+
+
+def step_of(path: Path) -> int:
+    """Return the training step of a checkpoint or released model, 0 if it is not known.
+
+    Its name tells it, else what the file says: the step, or the name of the released checkpoint.
+    """
+    name = path.stem
+    if not name.isdigit() and path.suffix == ".safetensors":
+        name = Path(_read_metadata(path).get("source", "")).stem
+    elif not name.isdigit():
+        name = str(load_checkpoint(path).get("step", ""))
+    return int(name) if name.isdigit() else 0
+
+
 def load_weights(
     network: nn.Module,
     weights: Mapping[str, torch.Tensor],
@@ -137,17 +158,58 @@ def read_weights(path: Path, which: str = "ema") -> tuple[dict[str, torch.Tensor
     state = load_checkpoint(path)
     if which not in state:
         raise UserError(f"{path} has no '{which}' weights, only {', '.join(sorted(state))}")
-    config = config_from_dict(state["config"], str(path)) if "config" in state else None
-    return state[which], config
+    return state[which], _validated(state.get("config"), path)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Config | None]:
     """Read the weights and the configuration of a released model; raise UserError on damage."""
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return weights, _validated(_parsed_config(metadata, path), path)
+
+
+def stored_config(path: Path) -> dict[str, Any] | None:
+    """Return the configuration that a checkpoint or released model holds, or None; read no weights.
+
+    It is not validated yet. Its encoders are looked up, see `find_encoders`. Raises UserError if
+    the file is missing or damaged.
+    """
+    if path.suffix == ".safetensors":
+        values = _parsed_config(_read_metadata(path), path)
+    else:
+        values = load_checkpoint(path).get("config")
+    return find_encoders(values, path.parent) if isinstance(values, Mapping) else values
+
+
+def _validated(values: Any, path: Path) -> Config | None:
+    """Return the configuration of the file at `path`, or None if there is none."""
+    if values is None:
+        return None
+    if isinstance(values, Mapping):
+        values = find_encoders(values, path.parent)
+    return config_from_dict(values, str(path))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; raise UserError if it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; name a file, e.g. of results/demo/checkpoints")
+    with (
+        refusing(f"{path} is damaged or not a safetensors file"),
+        safe_open(path, framework="pt") as file,
+    ):
+        yield file
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file."""
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+def _parsed_config(metadata: Mapping[str, str], path: Path) -> Any:
+    """Return the plain configuration in the metadata of the file at `path`, or None."""
     with refusing(f"{path} is damaged or not a safetensors file"):
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        config = yaml.safe_load(metadata["config"]) if "config" in metadata else None
-    return weights, config_from_dict(config, str(path)) if config else None
+        return (yaml.safe_load(metadata["config"]) or None) if "config" in metadata else None

@@ -14,6 +14,7 @@ from utils.base.files import write_whole
 from utils.config.load import config_from_dict
 from utils.config.schema import Config
 from utils.pretrained.checkpoint_files import load_weights, read_weights
+from utils.pretrained.encoder_paths import shareable_encoders
 
 
 def denoiser_from_config(config: Config) -> EDMPrecond:
@@ -80,11 +81,12 @@ def load_denoiser(
 
 def export_safetensors(
     checkpoint: Path | str, out: Path | str, overrides: Sequence[str] = ()
-) -> None:
+) -> list[str]:
     """Write a checkpoint's EMA weights as float16 with its configuration, for release.
 
-    `overrides`, e.g. `sampling.cfg_scale=2`, change the released configuration. Raises UserError if
-    the checkpoint holds no configuration, or its weights do not fit.
+    `overrides`, e.g. `sampling.cfg_scale=2`, change the released configuration. Encoder paths are
+    stored so that they are found from other folders. Returns the local encoders that drawing needs.
+    Raises UserError if the checkpoint holds no configuration, or its weights do not fit.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     weights, config = read_weights(checkpoint)
@@ -92,6 +94,9 @@ def export_safetensors(
         raise UserError(f"{checkpoint} holds no configuration and cannot be exported")
     config = config_from_dict(config.to_dict(), str(checkpoint), overrides)
     denoiser_with(weights, config, checkpoint)  # raises if the weights do not fit
+    values, local = shareable_encoders(config.to_dict())
+    config = config_from_dict(values, str(checkpoint))
     half = {name: tensor.half().contiguous() for name, tensor in weights.items()}
     metadata = {"config": config.to_yaml(), "source": checkpoint.name}
     write_whole(out, lambda temporary: save_file(half, temporary, metadata=metadata))
+    return local

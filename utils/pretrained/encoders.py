@@ -100,7 +100,16 @@ def load_config_clip(config: Config, device: torch.device | str = "cpu") -> Clip
         with from_hub:
             return load_clip(file or source, device=device, dtype=dtype)
     except (FileNotFoundError, ValueError) as fault:
-        raise UserError(f"encoders.clip: {fault}{advice(source)}") from fault
+        raise UserError(f"encoders.clip: {fault}{_remedy(fault, 'clip', source)}") from fault
+
+
+def _remedy(fault: Exception, key: str, source: str) -> str:
+    """Return the end of a message about an encoder that cannot be loaded."""
+    if known := advice(source):
+        return known
+    if not isinstance(fault, FileNotFoundError):
+        return ""
+    return f"; copy it there or beside the checkpoint that names it, or set encoders.{key}=…"
 
 
 def load_config_autoencoder(config: Config, device: torch.device | str = "cpu") -> Autoencoder:
@@ -118,7 +127,8 @@ def load_config_autoencoder(config: Config, device: torch.device | str = "cpu") 
                 memory=encoders.vae_memory,
             )
     except (FileNotFoundError, ValueError) as fault:
-        raise UserError(f"encoders.vae: {fault}{advice(encoders.vae)}") from fault
+        remedy = _remedy(fault, "vae", encoders.vae)
+        raise UserError(f"encoders.vae: {fault}{remedy}") from fault
     if vae.latent_channels != model.in_channels:
         raise UserError(
             f"encoders.vae: {encoders.vae} has latents of {vae.latent_channels} channels, "

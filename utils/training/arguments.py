@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from utils.base.errors import note
 from utils.base.launch import add_launch_arguments, relaunch
-from utils.config.command_line import HelpFormatter, add_config_arguments
-from utils.config.load import load_config
+from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter, add_config_arguments
 from utils.config.parsing import path_or_none, true_or_false
 from utils.config.published_flags import (
     SAMPLING,
@@ -18,13 +18,19 @@ from utils.config.published_flags import (
 )
 from utils.config.schema import Config
 from utils.data.derived_sizes import with_derived_sizes
+from utils.pretrained.checkpoint_files import stored_config
+from utils.pretrained.chosen_config import experiment_config, read_config
 from utils.training.run_log import require_wandb
 
 
 def parse_args(description: str | None = None) -> argparse.Namespace:
     """Read the command line; the script's docstring is the description."""
     parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
-    add_config_arguments(parser)
+    add_config_arguments(
+        parser,
+        instead="that of the run which --exp_name continues, or else of --ckpt_path, or else "
+        f"{DEFAULT_CONFIG}",
+    )
     parser.add_argument("--exp_name", help="name of the experiment folder; None = from the config")
     parser.add_argument(
         "--results_dir", type=Path, default=Path("results"), help="folder of all experiments"
@@ -54,12 +60,25 @@ def parse_args(description: str | None = None) -> argparse.Namespace:
         "--export",
         type=Path,
         metavar="FILE",
-        help="write the EMA weights of --ckpt_path to this file, with its config and any "
-        "key=value, and end",
+        help="write the EMA weights of --ckpt_path to this file (.safetensors), with its config "
+        "and any key=value, and end",
     )
     add_published_flags(parser, TRAINING + SAMPLING)
     add_launch_arguments(parser)
     return parser.parse_intermixed_args()
+
+
+def chosen_config_file(args: argparse.Namespace) -> Path:
+    """Return the file of the settings: of `--config`, else of the run that `--exp_name` continues.
+
+    Else it is `--ckpt_path` if that holds a configuration, else the demo's file.
+    """
+    if args.config is not None:
+        return Path(args.config)
+    continued = experiment_config(args.results_dir / args.exp_name) if args.exp_name else None
+    if continued is None and args.ckpt_path and stored_config(args.ckpt_path) is not None:
+        return Path(args.ckpt_path)
+    return continued or Path(DEFAULT_CONFIG)
 
 
 def load_training_config(args: argparse.Namespace) -> Config:
@@ -67,12 +86,13 @@ def load_training_config(args: argparse.Namespace) -> Config:
 
     Raises UserError for mistakes in the settings.
     """
-    config = load_config(
-        args.config, args.overrides, require=("data.root",), flags=flag_settings(args)
-    )
+    source = chosen_config_file(args)
+    config = read_config(source, args.overrides, ("data.root",), flag_settings(args))
     config = with_derived_sizes(config)
     if args.use_wandb:
         require_wandb()
     relaunch(args)
+    if args.config is None and source != Path(DEFAULT_CONFIG):
+        note(f"the settings are those of {source}, as --config is not given")
     note_void_flags(args)
     return config

@@ -9,18 +9,12 @@ from typing import Any
 import torch
 
 from utils.base.files import write_whole
-from utils.pretrained.checkpoint_files import VERSION, checkpoint_fault
+from utils.pretrained.checkpoint_files import VERSION, checkpoint_fault, list_checkpoints
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Return the path of a step's checkpoint."""
     return folder / f"{step:07d}.pt"
-
-
-def list_checkpoints(folder: Path) -> dict[int, Path]:
-    """Return step -> file for all checkpoints in a folder, in order of the steps."""
-    found = {int(p.stem): p for p in folder.glob("*.pt") if p.stem.isdigit()}
-    return dict(sorted(found.items()))
 
 
 def remove_old(folder: Path, keep_last: int | None, keep_every: int | None = None) -> None:
