@@ -70,10 +70,10 @@ def train(
     processes = Processes(config)
     data = open_data(config)
     notes: list[str] = []
-    saved = saved_state(folder, config, data.length, notes)
+    saved = saved_state(folder, config, data.length, notes, data.identity)
 
     # Continue the run of this folder, start from another run's checkpoint, or start afresh.
-    state = TrainingState(config, processes, data.length)
+    state = TrainingState(config, processes, data.length, data.identity)
     if saved is not None:
         state.restore(*saved)
         not_read = f"; {start_from} is not read" if start_from else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Literal
@@ -84,6 +86,20 @@ class LatentDataset:
         if in_memory is True or (in_memory == "auto" and _fits(sum(r.nbytes for r in readers))):
             for reader in readers:
                 reader.load()
+
+    @property
+    def identity(self) -> str:
+        """Return a hash of the images, the encoders and their settings; empty if not recorded.
+
+        It does not depend on the places of the databases and images.
+        """
+        facts = []
+        for reader in (self._z, self._y):
+            meta = {} if reader is None else dict(reader.info.meta)
+            if reader is not None and not {"names_hash", "encoder"} <= meta.keys():
+                return ""
+            facts.append({k: v for k, v in meta.items() if k not in ("names", "source")})
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def batch(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from utils.config.schema import Config
@@ -16,11 +17,25 @@ FREE_KEYS = (
     "train.compile",
     "train.activation_checkpointing",
 )
+# Places of the data: they may change if the data are the same.
+PLACES = (
+    "data.root",
+    "data.feat_path",
+    "data.image_dir",
+    "data.caption_dir",
+    "data.split_file",
+    "data.text_feat_path",
+)
+# Places of files: they may change with those of the data if the files keep their names.
+FILES = ("vae", "clip", "image_mean", "inception", "dinov2")
 GROWING_KEYS = ("train.max_num_steps", "train.epochs")
 
 
-def differences(before: Config, now: Config) -> list[str]:
-    """Name each setting that makes `now` another run than `before`, one phrase for each key."""
+def differences(before: Config, now: Config, has_same_data: bool = False) -> list[str]:
+    """Name each setting that makes `now` another run than `before`, one phrase for each key.
+
+    has_same_data: both have the same images and embeddings, wherever they lie.
+    """
     old, new = _flat(before), _flat(now)
     found = []
     for key, value in new.items():
@@ -28,8 +43,18 @@ def differences(before: Config, now: Config) -> list[str]:
             continue
         if key in GROWING_KEYS and (value is None or (old[key] is not None and value > old[key])):
             continue
+        if has_same_data and _is_moved(key, old[key], value):
+            continue
         found.append(f"{key} is {old[key]} there and {value} here")
     return found
+
+
+def _is_moved(key: str, before: Any, now: Any) -> bool:
+    """Return True if a key names the place of data, or of a file of an unchanged name."""
+    section, name = key.split(".")
+    if section == "encoders" and name in FILES and before is not None and now is not None:
+        return Path(before).name == Path(now).name
+    return key in PLACES
 
 
 def _flat(config: Config) -> dict[str, Any]:

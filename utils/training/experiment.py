@@ -49,11 +49,17 @@ def locked(folder: Path) -> Iterator[None]:
             folder.rmdir()  # if nothing came of it
 
 
-def claim(folder: Path, config: Config, saved: Mapping[str, Any] | None, images: int) -> None:
+def claim(
+    folder: Path,
+    config: Config,
+    saved: Mapping[str, Any] | None,
+    images: int,
+    data_identity: str = "",
+) -> None:
     """Check that `config` and a dataset of `images` continue the run that `folder` holds, if any.
 
-    saved: the checkpoint that the run would continue from. Raises UserError that names each
-    conflict.
+    saved: the checkpoint that the run would continue from. data_identity: see LatentDataset. Raises
+    UserError that names each conflict.
     """
     found: list[str] = []
     written = folder / "config.yaml"
@@ -63,7 +69,7 @@ def claim(folder: Path, config: Config, saved: Mapping[str, Any] | None, images:
                 f"the checkpoints in {folder} are not from a run of this program; start a new run "
                 "from one of them with --ckpt_path and another --exp_name"
             )
-        found = conflicts(saved, config, images)
+        found = conflicts(saved, config, images, data_identity)
     elif written.exists():
         found = differences(load_config(written), config)
     if found:
@@ -88,7 +94,7 @@ def with_stored_defaults(folder: Path, config: Config) -> Config:
 
 
 def saved_state(
-    folder: Path, config: Config, images: int, notes: list[str]
+    folder: Path, config: Config, images: int, notes: list[str], data_identity: str = ""
 ) -> tuple[dict[str, Any], Path] | None:
     """Return the latest complete checkpoint of the run in `folder` and its file, or None.
 
@@ -96,7 +102,7 @@ def saved_state(
     """
     latest = latest_checkpoint(folder / "checkpoints", notes.append)
     saved = load_checkpoint(latest) if latest else None
-    claim(folder, config, saved, images)
+    claim(folder, config, saved, images, data_identity)
     return None if saved is None or latest is None else (saved, latest)
 
 

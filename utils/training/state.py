@@ -33,11 +33,16 @@ class TrainingState:
     `denoiser` is the plain network; `model` is what steps run, wrapped for several processes.
     """
 
-    def __init__(self, config: Config, processes: Processes, images: int) -> None:
-        """Make the state of a new training on `images` images; fresh weights follow the seed."""
+    def __init__(
+        self, config: Config, processes: Processes, images: int, data_identity: str = ""
+    ) -> None:
+        """Make the state of a new training on `images` images; fresh weights follow the seed.
+
+        data_identity: of the images, as in LatentDataset.
+        """
         options, device = config.train, processes.device
         torch.manual_seed(options.seed)
-        self.config, self.processes = config, processes
+        self.config, self.processes, self.data_identity = config, processes, data_identity
         self.denoiser = denoiser_from_config(config).to(device)
         self.model: nn.Module = self.denoiser
         self.ema = EMA(self.denoiser)
@@ -131,17 +136,25 @@ class TrainingState:
                 part.restore(self, saved[name])
 
 
+class Run(NamedTuple):
+    """A run that is to continue: its configuration and its images."""
+
+    config: Config
+    images: int
+    has_same_data: bool  # as the checkpoint, wherever the databases lie now
+
+
 class Part(NamedTuple):
     """One entry of a checkpoint.
 
     read: gives its value. restore: takes a value over; None = `compare` decides instead.
-    compare: names what in a saved value does not fit a configuration and a number of images.
+    compare: names what in a saved value does not fit a run.
     may_lack: older checkpoints do not have it.
     """
 
     read: Callable[[TrainingState], Any]
     restore: Callable[[TrainingState, Any], None] | None = None
-    compare: Callable[[Any, Config, int], list[str]] | None = None
+    compare: Callable[[Any, Run], list[str]] | None = None
     may_lack: bool = False
 
 
@@ -175,14 +188,16 @@ def _restore_generator(state: TrainingState, saved: list[torch.Tensor]) -> None:
     state.generator.set_state(saved[0])
 
 
-def _other_images(saved: dict[str, int], config: Config, images: int) -> list[str]:
-    if saved["length"] == images:
+def _other_images(saved: dict[str, int], run: Run) -> list[str]:
+    if saved["length"] == run.images:
         return []
-    return [f"it was trained on {saved['length']} images, and {config.data.root} now has {images}"]
+    there, root = saved["length"], run.config.data.root
+    return [f"it was trained on {there} images, and {root} now has {run.images}"]
 
 
-def _other_config(saved: dict[str, Any], config: Config, images: int) -> list[str]:
-    return differences(config_from_dict(saved, source="the checkpoint's config"), config)
+def _other_config(saved: dict[str, Any], run: Run) -> list[str]:
+    before = config_from_dict(saved, source="the checkpoint's config")
+    return differences(before, run.config, run.has_same_data)
 
 
 # Everything that a checkpoint holds beside its version: the one list for saving, restoring and
@@ -200,6 +215,7 @@ PARTS: dict[str, Part] = {
     "first_step": _number("first_step", may_lack=True),
     "images_seen": _number("images_seen"),
     "data_position": Part(lambda s: s.order.describe(s.images_seen), compare=_other_images),
+    "data_identity": Part(lambda s: s.data_identity, may_lack=True),
     "rng": Part(lambda s: [s.generator.get_state()], _restore_generator),
     "window": Part(lambda s: s.window.state(), lambda s, v: s.window.load(v), may_lack=True),
     "guard": Part(lambda s: s.guard.state(), lambda s, v: s.guard.load(v), may_lack=True),
@@ -207,10 +223,17 @@ PARTS: dict[str, Part] = {
 }
 
 
-def conflicts(saved: Mapping[str, Any], config: Config, images: int) -> list[str]:
-    """Name everything in a checkpoint that belongs to another run than `config` on `images`."""
-    found = []
+def conflicts(
+    saved: Mapping[str, Any], config: Config, images: int, data_identity: str = ""
+) -> list[str]:
+    """Name everything in a checkpoint that belongs to another run than `config` on `images`.
+
+    data_identity: of the images, as in LatentDataset. If it is the checkpoint's, the databases may
+    lie elsewhere.
+    """
+    has_same_data = data_identity != "" and saved.get("data_identity") == data_identity
+    run, found = Run(config, images, has_same_data), []
     for name, part in PARTS.items():
         if part.compare is not None:
-            found += part.compare(saved[name], config, images)
+            found += part.compare(saved[name], run)
     return found

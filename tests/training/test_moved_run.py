@@ -1,0 +1,73 @@
+"""A run that goes on in another folder, with its databases elsewhere."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import DIM, make_tiny_config
+from trainings import final_state, metrics, run
+
+from utils.base.errors import UserError
+from utils.data.lmdb_layout import names_hash
+from utils.data.lmdb_writer import LMDBWriter
+
+IMAGES = 24
+
+
+def make_project(folder: Path, first_name: str = "a") -> Path:
+    """A config file with paths in `folder`, and databases with the images' names."""
+    config = make_tiny_config(
+        folder,
+        data={"resolution": 64},
+        model={"in_size": 8},
+        train={"max_num_steps": 4},
+        log={"log_every": 1, "ckpt_every": 2, "sample_every": 0, "use_tensorboard": False},
+    )
+    rng = np.random.default_rng(0)
+    names = [first_name, *map(str, range(1, IMAGES))]
+    meta = {"names": names, "names_hash": names_hash(names), "source": str(folder)}
+    with LMDBWriter(config.data.root, "z", meta | {"encoder": "vae-1"}, IMAGES) as writer:
+        writer.append(rng.normal(size=(IMAGES, 4, 8, 8)))
+    with LMDBWriter(config.data.feat_path, "y", meta | {"encoder": "clip-1"}, IMAGES) as writer:
+        writer.append(rng.normal(size=(IMAGES, 1, DIM)))
+    path = folder / "config.yaml"
+    path.write_text(config.to_yaml())
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, Path]:
+    """A config and the folder of its run of four steps, without interruption."""
+    config = make_project(tmp_path_factory.mktemp("first"))
+    return config, run(config, config.parent / "run")
+
+
+@pytest.fixture
+def stopped(whole, tmp_path) -> Path:
+    """The folder of the run after two of its four steps."""
+    folder = Path(shutil.copytree(whole[1], tmp_path / "run"))
+    (folder / "checkpoints" / "0000004.pt").unlink()
+    return folder
+
+
+def test_a_run_goes_on_with_its_databases_and_encoders_in_another_folder(whole, stopped, tmp_path):
+    folder = tmp_path / "moved"
+    config = make_project(folder)
+    run(config, stopped)
+    assert metrics(stopped) == metrics(whole[1])
+    before, after = (final_state(f) for f in (whole[1], stopped))
+    differing = {key for key in before if before[key] != after.get(key)}
+    assert differing and all(key.startswith(("/config/", "config")) for key in differing)
+    assert str(folder) in (stopped / "config.yaml").read_text()
+
+
+def test_other_images_in_the_other_folder_are_another_run(stopped, tmp_path):
+    config = make_project(tmp_path / "moved", first_name="b")
+    with pytest.raises(UserError, match=r"holds another run: data\.root is "):
+        run(config, stopped)
+
+
+def test_another_encoder_is_another_run_though_the_data_are_the_same(whole, stopped):
+    with pytest.raises(UserError, match=r"another run: encoders\.clip is .* ViT-L-14:openai here"):
+        run(whole[0], stopped, "encoders.clip=ViT-L-14:openai")
