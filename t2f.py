@@ -180,7 +180,7 @@ def save_pictures(
     about: text chunks of every PNG.
     """
     pictures = []
-    with progress(desc="draw", total=len(jobs), unit="images") as bar:
+    with progress(desc="draw", total=len(jobs), unit="image") as bar:
         for positions, images in batches:
             for position, image in zip(positions, images.numpy(), strict=True):
                 r, seed = jobs[position]

@@ -91,7 +91,7 @@ def train(
     # Write nothing before every process has found all it needs.
     outputs = Outputs(folder, config, processes, enable_eval=enable_eval)
     processes.wait()
-    outputs.open(state.step, is_new, notes, use_wandb)
+    outputs.open(state.step, is_new, notes, use_wandb, data)
 
     # Evaluate the weights that a new run starts from, or those that a kill kept from it.
     was_due = state.step in (state.first_step, max_steps) or state.step % every.ckpt_every == 0

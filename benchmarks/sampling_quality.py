@@ -144,7 +144,7 @@ class Pictures:
             setting.sampling.model_copy(update={"cfg_scale": self.config.sampling.cfg_scale}),
             batch_size=CHUNK,
         )
-        for _, new in progress(batches, name, -(-max(self.num - done, 0) // CHUNK), "batches"):
+        for _, new in progress(batches, name, -(-max(self.num - done, 0) // CHUNK), "batch"):
             images = torch.cat([images, new]) if len(images) else new
             torch.save(images, file)
         return images[: self.num]

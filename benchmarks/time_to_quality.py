@@ -157,7 +157,7 @@ def judge_curve(
     kept = folder / f"quality_{which}.json"
     done = {r["step"]: r for r in json.loads(kept.read_text())} if kept.exists() else {}
     checkpoints = list_checkpoints(folder / "checkpoints")
-    for step in progress(checkpoints, f"judge {label}", len(checkpoints), "checkpoints"):
+    for step in progress(checkpoints, f"judge {label}", len(checkpoints), "checkpoint"):
         if step not in done:
             denoiser, _ = load_denoiser(checkpoints[step], which=which, config=config)
             metrics = jury.judge(denoiser, config)

@@ -56,7 +56,7 @@ def main() -> None:
         raise UserError(f"--num_captions: should be at least 1, is {args.num_captions}")
     faces = list(read_attributes(args.attributes))
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, attributes in progress(faces, "captions", len(faces), "faces"):
+    for name, attributes in progress(faces, "captions", len(faces), "face"):
         captions = make_captions(name, attributes, args.num_captions)
         write_captions(args.out / f"{Path(name).stem}.txt", captions)
     print(f"{args.out}: {args.num_captions} captions for each of {len(faces)} faces")

@@ -35,6 +35,7 @@ from utils.data.preprocess_jobs import (
     find_jobs,
     load_clip_that_fits,
     make_parser,
+    refuse_place_of_captions,
     shard_of,
 )
 from utils.data.split_images import find_images
@@ -145,6 +146,7 @@ def embeddings_of(job: Job, config: Config) -> Path:
     key = KEYS[job.split]["clip_img"]
     if (path := config_value(config, key)) is None:
         raise UserError(f"--with_clip: {key} is not set; set it in the config or the command")
+    refuse_place_of_captions(path, config, "--with_clip")
     return path
 
 

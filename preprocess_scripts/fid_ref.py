@@ -77,7 +77,7 @@ def statistics_of(
     blocks = FeatureBlocks(partial, len(source))
     missing, _ = blocks.check()
     images, done = ImageSet([network]), len(source) - len(missing)
-    bar = progress(None, f"{args.split}: statistics", len(source), "images", done)
+    bar = progress(None, f"{args.split}: statistics", len(source), "image", done)
     with bar, advise_skip_bad():
         batches = image_batches(source, size, args.batch_size, args.num_workers, missing)
         for indices, batch in batches:

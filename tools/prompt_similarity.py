@@ -95,7 +95,7 @@ def similarities(pictures: Pictures, clip: ClipEncoder, batch_size: int) -> torc
     side = min(load_image(pictures.paths[0]).size)
     total = -(-len(pictures.paths) // batch_size)
     batches = iterate_batches(pictures.paths, side, batch_size)
-    bar = progress(batches, pictures.folder.name, total, "batches")
+    bar = progress(batches, pictures.folder.name, total, "batch")
     images = torch.cat([clip.encode_images(batch) for batch in bar])
     return clip_similarities(images, torch.stack([by_text[text] for text in pictures.prompts]))
 

@@ -213,7 +213,7 @@ def make_page(golden: Golden, xl: dict[str, Any] | None) -> tuple[str, int]:
         "deviation counts values of at least a hundredth of the largest one.",
     ]
     failed = 0
-    with progress(desc="compare", total=len(SECTIONS), unit="sections") as bar:
+    with progress(desc="compare", total=len(SECTIONS), unit="section") as bar:
         for title in SECTIONS:
             section, failures = section_lines(golden, title)
             lines += section

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from utils.base.progress import progress
-from utils.training.run_log import RunLog, metrics_line
+from utils.base.progress import progress, rate_text
+from utils.training.run_log import Pace, RunLog, metrics_line, time_text
 
 METRICS = {
     "kimg": 1.28,
@@ -72,6 +73,35 @@ def test_lines_are_aligned_whatever_the_values():
         assert first.index(label) == second.index(label)
 
 
+def test_a_line_says_how_far_the_training_is_and_stays_aligned():
+    lines = [metrics_line(7, METRICS, Pace(900, 200)), metrics_line(800, METRICS, Pace(900, 5e5))]
+    assert lines[0].startswith("step        7 of 900  kimg") and lines[0].endswith("  3 min left")
+    assert lines[1].endswith("5 d 19 h left") and len(lines[0]) == len(lines[1])
+    assert "left" not in metrics_line(900, METRICS, Pace(900, 0))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3500, "58 min"), (3590, "1 h 00 min"),
+        (7500, "2 h 05 min"), (86399, "1 d 00 h"), (90000, "1 d 01 h"),
+    ],
+)  # fmt: skip
+def test_a_duration_is_said_in_its_largest_units(seconds, text):
+    assert time_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("rate", "unit", "text"),
+    [
+        (1 / 1.7, "image", "1.7 s/image"), (120.4, "image", "120 images/s"),
+        (1.26, "batch", "1.3 batches/s"), (None, "face", "? faces/s"),
+    ],
+)  # fmt: skip
+def test_a_rate_reads_as_people_say_it(rate, unit, text):
+    assert rate_text(rate, unit) == text
+
+
 def test_tensorboard_holds_each_step_once_after_a_continuation(tmp_path):
     log = RunLog(tmp_path)
     for step, loss in ((10, 1.0), (20, 2.0), (30, 3.0)):
@@ -100,7 +130,7 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch, capsys):
 def test_progress_names_what_it_counts(capsys):
     assert list(progress(range(3), "embedding", unit="image")) == [0, 1, 2]
     shown = capsys.readouterr().err
-    assert "embedding" in shown and "3/3" in shown and "image/s" in shown
+    assert "embedding" in shown and "3/3" in shown and "images/s" in shown
 
 
 def test_every_figure_of_an_evaluation_is_a_scalar_and_no_setting_is(tmp_path):

@@ -6,6 +6,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from losses import loss_of
@@ -18,6 +19,8 @@ from train_latent_t2f import main
 from utils.base.errors import UserError
 from utils.config.load import load_config
 from utils.data.latent_dataset import open_data
+from utils.data.lmdb_layout import names_hash
+from utils.data.lmdb_writer import LMDBWriter
 from utils.pretrained.checkpoint_files import list_checkpoints
 from utils.pretrained.denoisers import load_denoiser
 from utils.training.batches import DataOrder, training_batches
@@ -92,7 +95,8 @@ def test_training_learns_logs_and_saves(faces, tmp_path):
     assert list(list_checkpoints(folder / "checkpoints")) == [120]
     assert load_config(folder / "config.yaml").train.lr == 1e-2
     assert any((folder / "tensorboard").iterdir())
-    assert "step      120" in (folder / "log.txt").read_text()
+    log = (folder / "log.txt").read_text()
+    assert "step       20 of 120  kimg" in log and " s left" in log
     for step in (60, 120):
         with Image.open(folder / "samples" / f"{step:07d}.png") as grid:
             assert grid.width > 2 * 64
@@ -123,6 +127,20 @@ def test_a_run_that_began_before_its_average_ramped_goes_on_without_a_ramp(faces
         run(path, folder, "train.ema_rampup=0.1")
     new = run(path, tmp_path / "new", "train.max_num_steps=1")
     assert load_config(new / "config.yaml").train.ema_rampup == 0.1
+
+
+def test_a_run_lists_the_images_that_it_uses_once(faces, tmp_path):
+    names = [f"face {i}\udcff" for i in range(40)]  # file names need not be UTF-8
+    meta = {"names": names, "names_hash": names_hash(names), "source": "photos"}
+    with LMDBWriter(tmp_path / "z", "z", meta, 40) as writer:
+        writer.append(np.ones((40, 4, 8, 8)))
+    more = (f"data.root={tmp_path / 'z'}", "train.max_num_steps=1")
+    folder = run(faces, tmp_path / "run", *more)
+    listed = json.loads((folder / "images.json").read_text())
+    assert listed == {"database": str(tmp_path / "z"), "count": 40, **meta}
+    written = (folder / "images.json").stat().st_mtime_ns
+    run(faces, folder, *more)
+    assert (folder / "images.json").stat().st_mtime_ns == written
 
 
 def test_checkpoints_are_evaluated_at_every_configured_guidance(tmp_path):

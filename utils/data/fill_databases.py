@@ -121,7 +121,7 @@ def _fill_range(
         position = min(writer.done for writer in writers)
         if not all(complete):
             label = f"{job.split}: {', '.join(target.out.name for target in targets)}"
-            bar = progress(None, label, len(names), "images", position)
+            bar = progress(None, label, len(names), "image", position)
             in_memory = Halving("encoding")
 
             def encoded(target: Target, inputs: Any, index: int) -> list[Samples]:

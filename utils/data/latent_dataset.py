@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -18,6 +18,7 @@ from utils.base.errors import UserError
 from utils.config.schema import Config
 from utils.data.lmdb_layout import one_hot
 from utils.data.lmdb_reader import LMDBReader, check_same_samples, expect_kind
+from utils.data.make_commands import naming_commands
 
 RAM_SHARE = 0.25  # of the available memory that a dataset may take
 
@@ -101,6 +102,16 @@ class LatentDataset:
             facts.append({k: v for k, v in meta.items() if k not in ("names", "source")})
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def path(self) -> Path:
+        """The database of latents."""
+        return self._z.path
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Return `source`, `names_hash` and `names` of the images; None where none is recorded."""
+        return {key: self._z.info.meta.get(key) for key in ("source", "names_hash", "names")}
+
     def batch(
         self,
         indices: torch.Tensor,
@@ -145,14 +156,15 @@ def open_data(config: Config) -> LatentDataset:
     feat_path = paths.feat_path if width else None
     if model.ext_feature_dim and feat_path is None:
         raise UserError("data.feat_path: set it to the embeddings for model.ext_feature_dim")
-    data = LatentDataset(
-        paths.root,
-        feat_path,
-        channels=model.in_channels,
-        num_features=paths.num_features_per_sample,
-        classes=model.num_classes if model.ext_feature_dim or feat_path is None else 0,
-        scale_factor=config.encoders.scale_factor or LDM_SCALE_FACTOR,
-    )
+    with naming_commands(config):
+        data = LatentDataset(
+            paths.root,
+            feat_path,
+            channels=model.in_channels,
+            num_features=paths.num_features_per_sample,
+            classes=model.num_classes if model.ext_feature_dim or feat_path is None else 0,
+            scale_factor=config.encoders.scale_factor or LDM_SCALE_FACTOR,
+        )
     wanted = (model.in_channels, model.in_size, model.in_size)
     if data.latent_shape != wanted:
         raise UserError(

@@ -36,6 +36,14 @@ CHUNK = 1024  # samples read at once when a whole database is loaded
 Z_KEY, Y_KEY, FEATURE_KEY = b"z-%d", b"y-%d-%d", b"feat-%d"
 
 
+class UnmadeDatabase(UserError):
+    """A database that is missing or unfinished; `problem` says which."""
+
+    def __init__(self, path: Path, problem: str, advice: str) -> None:
+        super().__init__(f"{path}: {problem}; {advice}")
+        self.path, self.problem = path, problem
+
+
 def names_hash(names: Iterable[str]) -> str:
     """Return an identity of a database's samples and their order: sha256 of the joined names."""
     # File names need not be UTF-8; other bytes are hashed as they are on disk.
@@ -84,8 +92,8 @@ def open_database(path: Path) -> lmdb.Environment:
                 f"{path}: incomplete database, being written by {writer}; wait until it is complete"
             )
         if not (path / "data.mdb").is_file():
-            raise UserError(
-                f"{path}: no database there; the scripts in preprocess_scripts/ make it"
+            raise UnmadeDatabase(
+                path, "no database there", "the scripts in preprocess_scripts/ make it"
             )
         try:
             # No lock file: folders may be read-only, and nothing writes to a complete database.

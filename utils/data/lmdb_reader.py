@@ -19,6 +19,7 @@ from utils.data.lmdb_layout import (
     Y_KEY,
     Z_KEY,
     DatabaseKind,
+    UnmadeDatabase,
     count_embeddings,
     first_missing,
     open_database,
@@ -67,9 +68,10 @@ class LMDBReader:
         self._key, first = next((item for item in starts.items() if item[1]), (Z_KEY, None))
         if end is None:
             total = meta.get("total", 0)
-            raise UserError(
-                f"{self.path}: incomplete database ({first_missing(txn, kind, total)} of {total} "
-                "samples); start the script that makes it again: it goes on from there"
+            raise UnmadeDatabase(
+                self.path,
+                f"incomplete database ({first_missing(txn, kind, total)} of {total} samples)",
+                "start the script that makes it again: it goes on from there",
             )
         if first is None:
             raise UserError(f"{self.path}: holds neither latents (z-0) nor embeddings (y-0-0)")

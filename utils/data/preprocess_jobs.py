@@ -40,6 +40,15 @@ KEYS = {
         "ref": "eval.ref_path",
     },
 }
+# Who reads an output, for the note about a split that is left out as the config names none.
+READERS = {
+    "data.root": "training needs it",
+    "data.feat_path": "language-free training needs it",
+    "data.text_feat_path": "only training on text–image pairs needs it",
+    "eval.root": "this is fine, as training and evaluation do not read it",
+    "eval.image_feat_path": "this is fine, as training and evaluation do not read it",
+    "eval.feat_path": "sample grids and evaluation need it",
+}
 SKIPPED = "skipped.txt"
 WORKERS = min(8, os.cpu_count() or 1)
 
@@ -167,7 +176,8 @@ def find_jobs(args: argparse.Namespace, config: Config, product: Product) -> lis
         keys = {name: KEYS[split][name] for name in needed}
         places = {name: given[name] or config_value(config, key) for name, key in keys.items()}
         if args.split == "all" and places[product] is None:
-            note(f"{split} split left out: {keys[product]} is not set")
+            key = keys[product]
+            note(f"{split} split left out: {key} is not set; {READERS[key]}")
             continue
         there = {name: place for name, place in places.items() if place is not None}
         for name in (name for name in needed if name not in there):
@@ -176,6 +186,8 @@ def find_jobs(args: argparse.Namespace, config: Config, product: Product) -> lis
                 f"{args.config}: {keys[name]}: required key is missing; set it there, "
                 f"or add {keys[name]}=… or {option} to the command"
             )
+        if product == "clip_img" and args.out is None:
+            refuse_place_of_captions(there.get(product), config, keys[product])
         if len(there) == len(needed):
             found.append(_make_job(split, there, product, args, config))
     if not found and not faults:
@@ -227,6 +239,18 @@ def config_value(config: Config, key: str) -> Path | None:
     section, name = key.split(".")
     path: Path | None = getattr(getattr(config, section), name)
     return path
+
+
+def refuse_place_of_captions(path: Path | None, config: Config, where: str) -> None:
+    """Raise a UserError if embeddings of images would go to `path`, the place of captions'.
+
+    A config for text–image pairs trains on embeddings of captions. `where`: what asked for it.
+    """
+    if path is not None and path == config.data.text_feat_path:
+        raise UserError(
+            f"{where}: {path} is data.text_feat_path too, for the captions' embeddings, on "
+            "which this config trains; run clip_encode_text.py instead, without embedding images"
+        )
 
 
 def load_clip_that_fits(config: Config, device: torch.device) -> ClipEncoder:

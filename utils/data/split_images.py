@@ -68,7 +68,7 @@ def _check_images(
 ) -> set[str]:
     """Decode all images; add a block with the unreadable ones to `skipped.txt`."""
     found = find_unreadable([sample.path for sample in samples], args.num_workers)
-    errors = progress(found, f"{job.split}: check images", len(samples), "images")
+    errors = progress(found, f"{job.split}: check images", len(samples), "image")
     bad = {
         sample.file_name: str(error).removeprefix(f"{sample.path}: ")
         for sample, error in zip(samples, errors, strict=True)

@@ -98,7 +98,7 @@ def _judge_share(
         blocks.begin(len(positions), processes.process_index)
         return draw_seeds(denoiser, config, judge, [seeds[p] for p in positions])
 
-    with progress(desc="evaluate", total=len(seeds), unit="images", initial=done) as bar:
+    with progress(desc="evaluate", total=len(seeds), unit="image", initial=done) as bar:
         last = time.perf_counter()
         draws = read_ahead(draw, own, ahead=1) if draws_ahead(judge.device) else map(draw, own)
         for positions, drawn in zip(own, draws, strict=True):

@@ -170,7 +170,7 @@ def _judge_share(
     own = batches_of_process(range(len(source)), batch_size, rank, count)
     positions = [position for batch in own for position in batch]
     batches = image_batches(source, size, batch_size, workers, positions, enlarge=False)
-    with progress(desc="images", total=len(source), unit="images") as bar:
+    with progress(desc="images", total=len(source), unit="image") as bar:
         for indices, batch in batches:
             captions = None if embeddings is None else embeddings[indices]
             blocks.add(indices, image_set.features(batch, captions))

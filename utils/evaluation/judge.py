@@ -15,6 +15,7 @@ from utils.base.errors import UserError
 from utils.base.out_of_memory import Halving
 from utils.config.schema import Config
 from utils.data.lmdb_reader import LMDBReader
+from utils.data.make_commands import naming_commands
 from utils.evaluation.feature_networks import FeatureNetwork, kind_of, load_feature_network
 from utils.evaluation.feature_store import Rows
 from utils.evaluation.image_set import ImageSet
@@ -42,7 +43,8 @@ class Judge:
                 f"eval.class_idx: {wanted}, but the model has {classes or 'no'} classes"
             )
         self.device = torch.device(device)
-        self.captions = None if feat_path is None else LMDBReader(feat_path)
+        with naming_commands(config):
+            self.captions = None if feat_path is None else LMDBReader(feat_path)
         require_encoders(config)
         self.clip = load_config_clip(config, device)
         self.networks, self.references = load_judges(config, device, self.clip)

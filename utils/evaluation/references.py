@@ -7,6 +7,8 @@ SAMPLE_LIMIT images, for kernel and manifold metrics. ADM's files are read too.
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 
 from utils.base.errors import UserError, note, refusing
 from utils.base.files import write_whole
+from utils.data.make_commands import config_words
 
 ARRAYS = ("mu", "sigma", "mu_s", "sigma_s", "features")
 SCRIPT = "python preprocess_scripts/fid_ref.py"
@@ -68,8 +71,8 @@ def load_stats(path: str | Path) -> Reference:
             statistics = {k: v.astype(np.float64) for k, v in arrays.items() if k != "features"}
     except FileNotFoundError:
         raise UserError(
-            f"{path}: there are no reference statistics; make them with {SCRIPT}, or set "
-            "eval.ref_path"
+            f"{path}: there are no reference statistics; make them with "
+            f"{shlex.join([*SCRIPT.split(), *config_words(sys.argv)])}, or set eval.ref_path"
         ) from None
     for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
         if mean in statistics:

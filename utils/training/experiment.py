@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from utils.base.errors import UserError
-from utils.base.files import write_whole
+from utils.base.files import write_text, write_whole
 from utils.base.locks import FolderLock
 from utils.base.processes import is_main_process
 from utils.config.load import load_config
 from utils.config.schema import Config
+from utils.data.latent_dataset import LatentDataset
 from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.training.checkpoint import latest_checkpoint
 from utils.training.comparison import differences
 from utils.training.state import conflicts
+
+IMAGE_LIST = "images.json"
 
 
 def experiment_name(config: Config) -> str:
@@ -109,3 +113,16 @@ def saved_state(
 def write_config(folder: Path, config: Config) -> None:
     """Write the resolved config.yaml."""
     write_whole(folder / "config.yaml", lambda temporary: temporary.write_text(config.to_yaml()))
+
+
+def write_image_list(folder: Path, data: LatentDataset) -> None:
+    """Write images.json once: the database of latents, and count, names and hash of its images.
+
+    The hash identifies names and order; databases of one set of images have equal ones. Databases
+    in the plain published layout hold no names.
+    """
+    if (folder / IMAGE_LIST).exists():
+        return
+    values = {"database": str(data.path), "count": data.length, **data.origin}
+    text = json.dumps(values, indent=2)  # ASCII only, as file names need not be UTF-8
+    write_text(folder / IMAGE_LIST, text + "\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 from utils.base.errors import NOT_SAVED
 from utils.base.processes import is_main_process
 from utils.config.schema import Config
+from utils.data.latent_dataset import LatentDataset
 from utils.evaluation.checkpoints import evaluate_into, ways_of_sampling
 from utils.evaluation.judge import Judge
 from utils.evaluation.plots import plot_curves
@@ -15,8 +16,8 @@ from utils.training.checkpoint import checkpoint_path, discard_leftovers
 from utils.training.checkpoint_writer import CheckpointWriter
 from utils.training.distributed import Processes
 from utils.training.ema import describe_average
-from utils.training.experiment import write_config
-from utils.training.run_log import RunLog
+from utils.training.experiment import write_config, write_image_list
+from utils.training.run_log import Pace, RunLog
 from utils.training.sample_grid import SampleGrid
 from utils.training.sharding import host_copy
 from utils.training.state import TrainingState
@@ -42,14 +43,22 @@ class Outputs:
         self.ways = ways_of_sampling(config) if enable_eval else {}
         self.results = Results(folder / "evaluation")
 
-    def open(self, step: int, is_new: bool, notes: list[str], use_wandb: bool) -> None:
-        """Write the config, open the log at `step`, and log the notes.
+    def open(
+        self,
+        step: int,
+        is_new: bool,
+        notes: list[str],
+        use_wandb: bool,
+        data: LatentDataset,
+    ) -> None:
+        """Write the config and the list of images, open the log at `step`, and log the notes.
 
         A run that goes on from `step` loses later log lines and sets damaged checkpoints aside.
         """
         every = self.config.log
         if is_main_process():
             write_config(self.folder, self.config)
+            write_image_list(self.folder, data)
             discard_leftovers(self.checkpoints, -1 if is_new else step)
         wandb_config = self.config.to_dict() if use_wandb else None
         self.log = RunLog(
@@ -68,6 +77,7 @@ class Outputs:
     def log_step(self, state: TrainingState, rates: Rates, means: dict[str, float]) -> None:
         """Log the steps since the last line, whose `means` the window gave, and start anew."""
         window = state.window
+        seconds_left = (state.max_steps - state.step) * window.seconds / window.steps
         self.log.metrics(
             state.step,
             {
@@ -79,6 +89,7 @@ class Outputs:
                 "memory_gb": memory_gb(self.processes.device),
                 "data_wait": window.waiting / window.seconds,
             },
+            Pace(state.max_steps, seconds_left),
         )
         window.reset()
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.base.errors import UserError
 from utils.base.files import write_whole
@@ -30,12 +30,34 @@ COLUMNS = {
 }
 
 
-def metrics_line(step: int, values: Mapping[str, float]) -> str:
+class Pace(NamedTuple):
+    """The last step of a training, and how many seconds the steps until then may take."""
+
+    last_step: int
+    seconds_left: float
+
+
+def time_text(seconds: float) -> str:
+    """Return a duration in its two largest units: `45 s`, `12 min`, `3 h 05 min`, `2 d 11 h`."""
+    minutes = round(seconds / 60)
+    hours = round(seconds / 3600)
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def metrics_line(step: int, values: Mapping[str, float], pace: Pace | None = None) -> str:
     """Return an aligned line for the console; values without a column are in metrics.jsonl only."""
-    parts = [f"step {step:>8d}"]
+    parts = [f"step {step:>8d}" + (f" of {pace.last_step}" if pace else "")]
     for name, (label, number, unit) in COLUMNS.items():
         if name in values:
             parts.append(f"{label}{number.format(values[name])}{unit}")
+    if pace and step < pace.last_step:
+        parts.append(f"{time_text(pace.seconds_left):>11} left")
     if skipped := values.get("skipped"):
         parts.append(f"{skipped} step(s) SKIPPED, not finite")
     if spikes := values.get("spikes"):
@@ -133,12 +155,15 @@ class RunLog:
             print(message, flush=True)
         self.text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {message}")
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the values of a log step to metrics.jsonl, the console and TensorBoard."""
+    def metrics(self, step: int, values: Mapping[str, float], pace: Pace | None = None) -> None:
+        """Write the values of a log step to metrics.jsonl, the console and TensorBoard.
+
+        The console's line also says how far the training is.
+        """
         if not self.enabled:
             return
         self.lines.write(json.dumps({"step": step, **values}))
-        self.info(metrics_line(step, values))
+        self.info(metrics_line(step, values, pace))
         self.scalars(step, values, "train")
 
     def evaluation(self, step: int, way: str, record: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from models.autoencoder import Autoencoder
 from models.edm import EDMPrecond
 from utils.config.schema import Config
 from utils.data.lmdb_reader import LMDBReader
+from utils.data.make_commands import naming_commands
 from utils.pretrained.encoders import load_config_autoencoder
 from utils.sampling.conditions import caption_conditions, captions_of
 from utils.sampling.generate import generate, sampler_settings
@@ -50,7 +51,8 @@ class SampleGrid:
         elif config.model.num_classes or config.model.ext_feature_dim:
             if config.eval.feat_path is None:
                 return None
-            reader = LMDBReader(config.eval.feat_path)
+            with naming_commands(config):
+                reader = LMDBReader(config.eval.feat_path)
             rows = range(min(config.log.num_samples, reader.info.length))
             conds = caption_conditions(torch.from_numpy(reader.read(rows)), config)
             firsts = torch.tensor([(row, 0) for row in rows])
