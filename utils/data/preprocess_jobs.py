@@ -248,8 +248,8 @@ def refuse_place_of_captions(path: Path | None, config: Config, where: str) -> N
     """
     if path is not None and path == config.data.text_feat_path:
         raise UserError(
-            f"{where}: {path} is data.text_feat_path too, for the captions' embeddings, on "
-            "which this config trains; run clip_encode_text.py instead, without embedding images"
+            f"{where}: {path} is data.text_feat_path too, the place of the captions' embeddings, "
+            "on which this config trains; run clip_encode_text.py instead, without embedding images"
         )
 
 
