@@ -2,8 +2,8 @@
 
 A checkpoint is a dict of tensors and plain values. Its keys are `model`, `ema`, `opt`, `step`,
 `images_seen`, `rng`, `data_position`, `data_identity`, `config` and `version`. Checkpoints of the
-published code (`model`, `ema`, `opt`, and `args` instead of the rest) are read too. A released model
-is a safetensors file: EMA weights in float16, with the configuration in its metadata.
+published code (`model`, `ema`, `opt`, and `args` instead of the rest) are read too. A released
+model is a safetensors file: EMA weights in float16, with the configuration in its metadata.
 """
 
 from __future__ import annotations
