@@ -64,7 +64,7 @@ def short_repr(value: object) -> str:
 def refusing(message: str) -> Iterator[None]:
     """Turn all that reading a damaged or hostile file raises into a UserError, `message (reason)`.
 
-    Libraries that parse files raise exceptions of any type on such files.
+    Libraries that parse files raise exceptions of any type on them.
     """
     try:
         yield

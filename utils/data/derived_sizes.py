@@ -17,8 +17,8 @@ from utils.config.schema import Config
 from utils.data.lmdb_reader import Peek, peek
 from utils.pretrained.encoders import config_embedding_width, config_latent_layout
 
-# What a script does with latents or embeddings. If it makes them, keys, database and encoder must
-# agree. If it reads them, keys and database must. Any other disagreement is a note.
+# The use that a script makes of latents or embeddings. If it makes them, keys, database and
+# encoder must agree. If it reads them, keys and database must. Any other disagreement is a note.
 Use = Literal["makes", "reads", "none"]
 
 

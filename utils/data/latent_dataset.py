@@ -104,7 +104,7 @@ class LatentDataset:
 
     @property
     def path(self) -> Path:
-        """The database of latents."""
+        """Return the path of the database of latents."""
         return self._z.path
 
     @property

@@ -39,7 +39,7 @@ def naming_commands(config: Config) -> Iterator[None]:
 
 
 def command_for(path: Path, config: Config, argv: Sequence[str]) -> str | None:
-    """Return the shell command that makes the database `path`; None if the config has no such one.
+    """Return the shell command that makes the database `path`; None if the config names none.
 
     argv: words of this process's command line. Its config and settings count for the command too.
     """

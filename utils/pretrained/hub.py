@@ -118,7 +118,7 @@ def _clip_place(source: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def offline_if_silent() -> Iterator[None]:
-    """Where the hub is silent, let its library read the cache at once, without a warning."""
+    """Let the hub's library read its cache at once, without a warning, if the hub is silent."""
     before, verbosity = constants.HF_HUB_OFFLINE, logging.get_verbosity()
     if not answers(hub_url()):
         # The library reads this at each request, but its environment variable at import only.
