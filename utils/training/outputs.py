@@ -65,9 +65,8 @@ class Outputs:
             self.folder, step, tensorboard=every.use_tensorboard, wandb_config=wandb_config
         )
         if is_main_process() and self.samples is None:
-            notes = [
-                *notes, "no sample grids: eval.feat_path is not set, or log.sample_every is 0"
-            ]  # fmt: skip
+            reason = "eval.feat_path is not set, or log.sample_every is 0"
+            notes = [*notes, f"no sample grids: {reason}"]
         for note in notes:
             self.log.info(note)
         self.writer = CheckpointWriter(

@@ -147,8 +147,9 @@ class Run(NamedTuple):
 class Part(NamedTuple):
     """One entry of a checkpoint.
 
-    read: gives its value. restore: takes a value over; None = `compare` decides instead.
-    compare: names what in a saved value does not fit a run.
+    read: gives its value. restore: takes a value over; None = it is only compared.
+    compare: names what in a saved value does not fit a run. `conflicts` itself compares
+        data_identity, on which other comparisons depend.
     may_lack: older checkpoints do not have it.
     """
 
