@@ -13,7 +13,11 @@ from models.maskdit import MODEL_SIZES, Architecture, MaskDiT, TokenMask, random
 
 
 class EDMPrecond(nn.Module):
-    """Denoiser D(x; sigma, cond) built round a network F (Karras 2022, equation 7 and table 1)."""
+    """Denoiser D(x; sigma, cond) built round a network F (Karras 2022, equation 7 and table 1).
+
+    sigma_data: standard deviation of the clean latents. The network's input and target have unit
+        variance if it is right.
+    """
 
     def __init__(self, model: MaskDiT, sigma_data: float = 0.5):
         super().__init__()
@@ -67,10 +71,16 @@ class EDMPrecond(nn.Module):
 
 
 def build_denoiser(
-    model_type: str, in_size: int, in_channels: int, cond_dim: int, **options: Any
+    model_type: str,
+    in_size: int,
+    in_channels: int,
+    cond_dim: int,
+    sigma_data: float = 0.5,
+    **options: Any,
 ) -> EDMPrecond:
     """Build a denoiser of a size from MODEL_SIZES, for latents (in_channels, in_size, in_size).
 
+    sigma_data: see EDMPrecond.
     options: fields of Architecture. depth, hidden_size, patch_size and num_heads replace those of
         the named size. None leaves a field at its default.
     Raises ValueError for an unknown name, and for options that Architecture refuses.
@@ -81,7 +91,8 @@ def build_denoiser(
     names = ("depth", "hidden_size", "patch_size", "num_heads")
     size = dict(zip(names, MODEL_SIZES[model_type], strict=True))
     given = {name: value for name, value in options.items() if value is not None}
-    return EDMPrecond(MaskDiT(Architecture(in_size, in_channels, cond_dim, **(size | given))))
+    architecture = Architecture(in_size, in_channels, cond_dim, **(size | given))
+    return EDMPrecond(MaskDiT(architecture), sigma_data)
 
 
 @dataclass(frozen=True)

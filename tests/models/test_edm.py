@@ -90,6 +90,18 @@ def test_noise_levels_are_log_normal(levels):
     assert log_sigma.std().item() == pytest.approx(levels.get("P_std", 1.2), abs=0.03)
 
 
+@pytest.mark.parametrize("sigma_data", [0.5, 1.3])
+def test_the_target_has_unit_variance_where_sigma_data_is_that_of_the_latents(sigma_data):
+    """The network is F = 0, so that the loss is the mean square of its target."""
+    generator = torch.Generator().manual_seed(0)
+    clean = sigma_data * torch.randn(20000, 1, 2, 2, generator=generator)
+    noise, level = torch.randn(clean.shape, generator=generator), torch.tensor([-2.0, 0.0, 2.0])
+    denoiser = EDMPrecond(Constant(0.0), sigma_data)
+    for normal in level:
+        draws = LossDraws(normal.expand(20000, 1, 1, 1), noise)
+        assert edm_loss(denoiser, clean, None, draws).mean().item() == pytest.approx(1, abs=0.02)
+
+
 def test_hidden_patches_count_only_through_the_reconstruction_term():
     denoiser, clean, cond = EDMPrecond(Constant(0.0)), torch.randn(2, 4, 8, 8), torch.randn(2, 3)
     mask = random_mask(2, 16, 0.5)

@@ -84,6 +84,13 @@ def test_an_exported_model_gives_the_checkpoints_images_in_half_precision(saved,
         torch.testing.assert_close(released(x, 1.0, cond), trained(x, 1.0, cond), atol=1e-2, rtol=0)
 
 
+def test_the_denoiser_is_scaled_for_the_configured_latents(config):
+    values = config.to_dict()
+    other = config_from_dict({**values, "model": {**values["model"], "sigma_data": 1.25}})
+    assert denoiser_from_config(config).sigma_data == 0.5
+    assert denoiser_from_config(other).sigma_data == 1.25
+
+
 def test_an_export_carries_the_settings_that_it_was_given(saved, tmp_path):
     out = tmp_path / "dit.safetensors"
     export_safetensors(saved, out, ["sampling.cfg_scale=1.75"])

@@ -128,6 +128,9 @@ class Model(Section):
     decoder_hidden_size: PositiveInt = 512
     decoder_depth: PositiveInt = 8
     decoder_num_heads: PositiveInt = 16
+    # Standard deviation of the latents that the network is scaled for; 0.5 as published. Latents
+    # of Stable Diffusion's VAE and of the demo's have 1.
+    sigma_data: PositiveFloat = 0.5
     cond_init_std: PositiveFloat = 0.02  # of the initial weights that read the condition
     unmasked_tail: Fraction = 0.0  # last part of the training, which runs without mask
 

@@ -29,6 +29,7 @@ def denoiser_from_config(config: Config) -> EDMPrecond:
             model.in_size,
             model.in_channels,
             model.num_classes,
+            model.sigma_data,
             depth=model.depth,
             hidden_size=model.hidden_size,
             num_heads=model.num_heads,
