@@ -72,7 +72,6 @@ class Workplace:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=900,
         )
         assert ended.returncode == 0, ended.stderr[-3000:]
 
