@@ -8,6 +8,7 @@ from conftest import ROOT
 
 from utils.base.errors import UserError
 from utils.config.load import config_from_dict, load_config
+from utils.data.derived_sizes import with_derived_sizes
 from utils.training.experiment import experiment_name
 from utils.training.schedules import lr_after
 
@@ -31,6 +32,42 @@ def test_every_config_loads_without_a_note(name, capsys):
 def test_trainings_go_into_folders_of_their_own():
     names = [experiment_name(load_config(path)) for path in TRAININGS.values()]
     assert len(set(names)) == len(names)
+
+
+def differing(name: str) -> dict[str, set[str]]:
+    """Return the keys in which a config of one's own images differs from own_images.yaml."""
+    plain, other = (
+        load_config(CONFIGS / "others" / f"{n}.yaml").to_dict() for n in ("own_images", name)
+    )
+    keys = {s: {k for k in plain[s] if plain[s][k] != other[s][k]} for s in plain}
+    return {section: names for section, names in keys.items() if names}
+
+
+def test_pairs_of_ones_own_differ_from_images_alone_in_the_condition_only():
+    assert differing("own_images_pairs") == {
+        "data": {"dataset", "caption_dir", "feat_path", "text_feat_path"},
+        "encoders": {"image_mean"},
+        "train": {"perturbation"},
+    }
+
+
+def test_a_first_try_shares_the_pictures_with_the_long_training_but_no_database():
+    keys = differing("own_images_small")
+    assert {"root", "feat_path", "resolution"} <= keys["data"]
+    assert {"feat_path", "ref_path"} <= keys["eval"]
+    assert not {"image_dir", "caption_dir"} & (keys["data"] | keys["eval"])
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("own_images", 32), ("own_images_pairs", 32), ("own_images_small", 16)]
+)
+def test_the_sizes_of_ones_own_configs_follow_from_the_encoders(name, side):
+    """The demo's encoders embed into 256 numbers and scale down 8 times."""
+    encoders = [f"encoders.{n}={ROOT / 'assets' / 'demo' / n}" for n in ("vae", "clip")]
+    path = CONFIGS / "others" / f"{name}.yaml"
+    config = with_derived_sizes(load_config(path, encoders), databases=False)
+    assert (config.data.feat_dim, config.model.num_classes) == (256, 256)
+    assert (config.model.in_channels, config.model.in_size) == (4, side)
 
 
 def test_the_readme_lists_every_config_once_and_no_other():

@@ -76,6 +76,44 @@ def test_what_a_file_holds_counts_and_of_an_animation_the_first_frame(
     assert {x: image.getpixel((x, 20)) for x in pixel} == pixel
 
 
+def write_tiff(path: Path, pixels: np.ndarray, sample_format: int) -> None:
+    """Write (H, W, C) numbers as a TIFF; Pillow writes no 16-bit colours.
+
+    sample_format: 1 = unsigned whole numbers, 3 = floating point.
+    """
+    height, width, channels = pixels.shape
+    bits = 8 * pixels.dtype.itemsize
+    colour = 2 if channels == 3 else 1  # RGB, or grey whose zero is black
+    tags = [(256, width), (257, height), (259, 1), (262, colour), (277, channels), (278, height)]
+    tags += [(258, bits), (279, pixels.nbytes), (339, sample_format)]
+    end = 8 + 2 + 12 * (len(tags) + 1) + 4
+    more = b""
+    if channels == 3:  # three numbers do not fit into a tag: it holds their place
+        more = struct.pack("<3H", bits, bits, bits) + struct.pack("<3H", *[sample_format] * 3)
+    rows = [(273, 4, 1, end + len(more))]
+    for tag, value in tags:
+        is_long = channels == 3 and tag in (258, 339)
+        rows.append((tag, 3, 3, end + 6 * (tag == 339)) if is_long else (tag, 4, 1, value))
+    directory = b"".join(struct.pack("<HHII", *row) for row in sorted(rows))
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(rows)) + directory + bytes(4)
+    path.write_bytes(head + more + pixels.tobytes())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_16_bit_tiff_is_scaled_to_8_bits(tmp_path, channels):
+    expected = np.asarray(FACE)[..., :channels]
+    write_tiff(tmp_path / "a.TIF", expected.astype(np.uint16) * 257, sample_format=1)
+    (sample,) = list_images(tmp_path)
+    assert (np.asarray(load_image(sample.path)) == expected).all()
+
+
+def test_a_tiff_without_known_range_is_refused(tmp_path):
+    path = tmp_path / "a.tiff"
+    write_tiff(path, np.full((40, 40, 1), 0.5, np.float32), sample_format=3)
+    with pytest.raises(UnreadableImage, match=r"grey has no known range: save it as 8 or 16 bits"):
+        load_image(path)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 30), (20_000, 10), (10, 20_000), (65_000, 1)])
 def test_extreme_sizes_become_a_square_in_little_memory(tmp_path, size):
     image = Image.new("RGB", size, "red")  # with a blue middle
@@ -196,7 +234,9 @@ def test_captions_with_nul_bytes_are_refused_by_name(tmp_path, content):
 
 
 @given(
-    start=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBP"]),
+    start=st.sampled_from(
+        [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBP", b"II*\0\x08\0\0\0"]
+    ),
     rest=st.binary(max_size=300),
 )
 def test_any_bytes_are_an_image_or_unreadable(tmp_path_factory, start, rest):

@@ -41,7 +41,7 @@ from utils.data.name_lists import read_names
 from utils.evaluation.references import load_stats
 from utils.pretrained.denoisers import export_safetensors, load_denoiser
 
-IMAGES = ["png", "jpg", "webp"]
+IMAGES = ["png", "jpg", "webp", "tif"]
 MEMORY = 8 << 30  # bytes that a reader may take
 TOKENS = [
     b"\x00", b"\xff", b"\n", b"\xc2\x85", b"\xe2\x80\xa8", b"'", b'"', b"|", b"%", b"R.", b"None",

@@ -18,10 +18,10 @@ from utils.base.errors import UserError
 from utils.base.read_ahead import read_ahead
 from utils.data.archive_files import list_files, read_bytes
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 
 # Contents that are decoded, whatever the suffix. Pillow starts programs for some others (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 LONGEST = 16  # times the short side: the ends of a longer strip are cut off before scaling
 
 
@@ -42,7 +42,7 @@ class Sample(NamedTuple):
 
 
 def list_images(folder: str | Path) -> list[Sample]:
-    """List all jpg, jpeg, png and webp files below `folder` in natural order.
+    """List all jpg, jpeg, png, webp, tif and tiff files below `folder` in natural order.
 
     Hidden files are left out. Numbers inside the relative path count as numbers (`2.jpg` before
     `10.jpg`); if every stem is an integer, those integers alone decide. Raises a UserError if there
@@ -51,7 +51,7 @@ def list_images(folder: str | Path) -> list[Sample]:
     found = list_files(folder, SUFFIXES, "image")
     if not found:
         raise UserError(
-            f"{folder}: no images in this folder (jpg, jpeg, png or webp, at any depth)"
+            f"{folder}: no images in this folder (jpg, jpeg, png, webp, tif or tiff, at any depth)"
         )
     samples = [
         Sample(str(PurePosixPath(file).with_suffix("")), found[file])
@@ -82,6 +82,8 @@ def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
         if at_least:
             image.draft(None, (at_least, at_least))
         image.load()
+        if image.format == "TIFF" and image.mode in ("F", "I"):
+            raise ValueError("32-bit or signed grey has no known range: save it as 8 or 16 bits")
         return _to_rgb(ImageOps.exif_transpose(image))
 
 

@@ -1,0 +1,118 @@
+"""The README's step for one's own images, command by command, on pictures of a foreign style.
+
+The commands are read from README.md and run in a shell, in a folder of their own. A config that
+starts from the README's one changes only the encoders, to small real ones, and sizes and counts.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from other_style import write_robots
+from PIL import Image
+
+pytestmark = pytest.mark.e2e
+CODE = ["configs", "models", "preprocess_scripts", "utils", *(p.name for p in ROOT.glob("*.py"))]
+LAST_STEP = 6
+SMALL = f"""
+encoders: {{vae: assets/demo/vae, clip: assets/demo/clip}}
+data: {{resolution: 64}}
+model: {{model_type: DiT-T/2, decoder_hidden_size: 64, decoder_depth: 1, decoder_num_heads: 2}}
+train: {{batchsize: 8, max_num_steps: {LAST_STEP}}}
+eval: {{fid_sample_size: 8, batchsize: 8}}
+sampling: {{num_steps: 4}}
+log: {{log_every: 2, ckpt_every: {LAST_STEP}, num_samples: 4}}
+"""
+
+
+def blocks() -> list[list[str]]:
+    """Return the commands of each block of shell code in the README's step 3."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (step,) = re.findall(r"^### 3\..+?(?=^### )", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^( *)```sh\n(.+?)^ *```", step, re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(code).splitlines() for _, code in found]
+
+
+def records_in(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+class Workplace:
+    """A folder with the project's code and a newcomer's pictures; a shell runs commands in it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name in CODE:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+            copy(ROOT / name, folder / name)
+        for name in ("clip", "vae"):
+            shutil.copytree(ROOT / "assets" / "demo" / name, folder / "assets" / "demo" / name)
+        write_robots(folder / "data" / "own" / "train", 48)
+        write_robots(folder / "data" / "own" / "test", 12, first=1000)
+
+    def run(self, *commands: str) -> None:
+        """Run README commands in one shell; the test fails with the first that fails.
+
+        A command `C=…` gets a small config that starts from the one it names.
+        """
+        lines = ["set -ex", *map(self._made_small, commands)]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        ended = subprocess.run(
+            ["bash", "-c", "\n".join(lines)],
+            cwd=self.folder,
+            env=os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert ended.returncode == 0, ended.stderr[-3000:]
+
+    def _made_small(self, command: str) -> str:
+        if config := re.fullmatch(r"C=(.+\.yaml)", command):
+            small = self.folder / f"small_{Path(config[1]).name}"
+            small.write_text(f"base: {config[1]}\n{SMALL}")
+            return f"C={small.name}"
+        return command.replace("0100000.pt", f"{LAST_STEP:07d}.pt")
+
+    def check_results(self, name: str) -> None:
+        """Check the metrics, grids and report that the ladder leaves for the experiment `name`."""
+        results = self.folder / "results" / name
+        losses = [record["loss"] for record in records_in(results / "metrics.jsonl")]
+        assert len(losses) == LAST_STEP // 2 and np.isfinite(losses).all()
+        judged = records_in(results / "evaluation" / "results.jsonl")
+        assert {record["cfg_scale"] for record in judged} >= {None, 1.5, 2.0}
+        report = (results / "evaluation" / "report.html").read_text(encoding="utf-8")
+        assert "a robot with a" in report and "ein Roboter mit" in report
+        for grid in (
+            results / "samples" / f"{LAST_STEP:07d}.png",
+            self.folder / "samples" / "an-old-man-with-a-beard" / "grid.png",
+        ):
+            assert min(Image.open(grid).size) >= 2 * 64
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Workplace:
+    """A workplace whose path has a space and a letter that is not ASCII."""
+    return Workplace(tmp_path_factory.mktemp("my für-"))
+
+
+def test_the_commands_of_step_3_end_with_a_report_a_grid_and_a_file_to_share(workplace):
+    ladder, _, sharing = blocks()
+    workplace.run(*ladder, *sharing)
+    workplace.check_results("own")
+    assert (workplace.folder / "results" / "dit" / "evaluation" / "report.html").exists()
+
+
+def test_pairs_take_the_commands_that_the_readme_names_instead_of_the_first(workplace):
+    ladder, pairs, _ = blocks()
+    others = [re.sub(r"\bown\b", "own_pairs", command) for command in ladder[len(pairs) :]]
+    workplace.run(*pairs, *others)
+    workplace.check_results("own_pairs")
