@@ -1,4 +1,4 @@
-"""The optimizers of a training: AdamW, or Muon for the matrices of the blocks with AdamW beside it."""
+"""The optimizers of a training: AdamW alone, or beside Muon for the matrices of the blocks."""
 
 from __future__ import annotations
 
@@ -104,6 +104,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
         It does not wait for the device. Gradients of matrices may change.
         """
+        assert getattr(self, "grad_scale", None) is None, "unscale the gradients before"
         bad: torch.Tensor | None = getattr(self, "found_inf", None)
         # Fused optimizers read this attribute, which their type does not declare.
         setattr(self._adamw, "found_inf", bad)  # noqa: B010
