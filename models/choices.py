@@ -18,5 +18,7 @@ PerturbationKind = Literal["fixed", "gaussian", "uniform", "truncated", "learnab
 MaskSchedule = Literal[
     "constant", "linear", "exp", "cosine2", "cosine3", "cosine4", "cosine5", "cosine6"
 ]
+# The optimizer of a training; see utils/training/optimizers.py.
+Optimizer = Literal["adamw", "muon"]
 # The network whose features the metrics compare; see utils/evaluation/feature_networks.py.
 FeatureNetworkKind = Literal["inception", "inception-tf", "clip", "dinov2"]

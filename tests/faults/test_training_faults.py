@@ -74,6 +74,14 @@ def test_two_processes_see_and_draw_what_one_does(faces, whole, tmp_path, compil
     assert state["data_position"] == expected["data_position"]
 
 
+def test_two_processes_train_with_muon_like_one(faces, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(faces, one, *SETTINGS, "train.optimizer=muon")
+    assert [rank.wait() for rank in start_ranks(faces, two, "train.optimizer=muon")] == [0, 0]
+    for alone, together in zip(metrics(one), metrics(two), strict=True):
+        assert together == pytest.approx(alone, rel=1e-3)
+
+
 def test_a_training_goes_on_with_another_number_of_processes(faces, whole, tmp_path):
     rng, folder = seeded("other processes"), tmp_path / "run"
     ranks = start_ranks(faces, folder)

@@ -136,13 +136,15 @@ def test_without_a_compiler_auto_says_so_and_true_is_refused(tmp_path):
     assert shape == "torch.Size([2, 4, 8, 8])"
 
 
-def test_a_compiled_run_is_continued_by_a_plain_one(faces, tmp_path, fresh_compiler):
-    folder = run(faces, tmp_path / "run", "train.compile=auto", "train.max_num_steps=6")
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_compiled_run_is_continued_by_a_plain_one(faces, tmp_path, fresh_compiler, name):
+    half = ("train.max_num_steps=6", optimizer := f"train.optimizer={name}")
+    folder = run(faces, tmp_path / "run", "train.compile=auto", *half)
     state = load_checkpoint(folder / "checkpoints" / "0000006.pt")
     assert not [name for which in ("model", "ema") for name in state[which] if "_orig" in name]
-    run(faces, folder)
-    plain = run(faces, tmp_path / "plain", "train.max_num_steps=6")
-    run(faces, plain)
+    run(faces, folder, optimizer)
+    plain = run(faces, tmp_path / "plain", *half)
+    run(faces, plain, optimizer)
     losses = [[line["loss"] for line in metrics(f)] for f in (folder, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 

@@ -14,6 +14,7 @@ from utils.base.errors import DIVERGED
 from utils.config.load import load_config
 from utils.config.schema import Config
 from utils.data.lmdb_writer import LMDBWriter
+from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.training.checkpoint import list_checkpoints
 from utils.training.step_guard import WARM_UP, StepGuard, skip_unless
 from utils.training.step_window import Window
@@ -84,7 +85,7 @@ def test_bad_steps_are_counted_and_left_out_of_the_means():
     assert window.means() == {"skipped": 1, "spikes": 0}
 
 
-def with_damaged(config_path: Path, tmp_path: Path, damaged: int) -> Config:
+def with_damaged(config_path: Path, tmp_path: Path, damaged: int, *settings: str) -> Config:
     """Write a training set in which `damaged` of 40 latents are NaN; return its config."""
     latents = np.random.default_rng(0).normal(size=(40, 4, 8, 8))
     latents[:damaged] = np.nan
@@ -93,11 +94,13 @@ def with_damaged(config_path: Path, tmp_path: Path, damaged: int) -> Config:
     with LMDBWriter(tmp_path / "y", "y", {}, 40) as writer:
         writer.append(np.ones((40, 1, DIM)))
     paths = (f"data.root={tmp_path / 'z'}", f"data.feat_path={tmp_path / 'y'}")
-    return load_config(config_path, (*paths, "log.ckpt_every=4", "train.max_bad_steps=6"))
+    limits = ("log.ckpt_every=4", "train.max_bad_steps=6")
+    return load_config(config_path, (*paths, *limits, *settings))
 
 
-def test_a_damaged_image_costs_its_steps_only(faces, tmp_path):
-    config = with_damaged(faces, tmp_path, damaged=1)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_damaged_image_costs_its_steps_only(faces, tmp_path, optimizer):
+    config = with_damaged(faces, tmp_path, 1, f"train.optimizer={optimizer}")
     with fresh_process():
         assert train(config, tmp_path / "run", None, False) == 0
     lines = metrics(tmp_path / "run")
@@ -107,6 +110,8 @@ def test_a_damaged_image_costs_its_steps_only(faces, tmp_path):
     )  # twelve steps are between two and three epochs
     assert all(math.isfinite(line["loss"]) for line in lines)
     assert "SKIPPED" in (tmp_path / "run" / "log.txt").read_text()
+    states = load_checkpoint(tmp_path / "run" / "checkpoints" / "0000012.pt")["opt"]["state"]
+    assert all(value.isfinite().all() for state in states.values() for value in state.values())
 
 
 def test_a_training_without_a_good_step_stops_and_says_what_to_try(faces, tmp_path):

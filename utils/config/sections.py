@@ -29,6 +29,7 @@ from models.choices import (
     FeatureNetworkKind,
     MaskSchedule,
     NoiseSchedule,
+    Optimizer,
     PerturbationKind,
     SignalScaling,
     Solver,
@@ -151,7 +152,11 @@ class Train(Section):
     batchsize: PositiveInt = 128  # images per optimiser step, all processes together
     grad_accum: PositiveInt = 1
     epochs: PositiveInt | None = None
-    lr: PositiveFloat = 1e-4
+    # muon = Muon for the matrices of the blocks, AdamW for all other weights.
+    optimizer: Optimizer = "adamw"
+    lr: PositiveFloat = 1e-4  # of AdamW
+    muon_lr: PositiveFloat = 5e-3  # of Muon; warm-up and schedule change both by equal factors
+    muon_momentum: BelowOne = 0.95
     lr_rampup_kimg: NonNegativeFloat = 0  # linear warm-up, thousands of images
     # A number = this rate during the warm-up; true = linear rise from zero; false = no warm-up.
     lr_warmup: Annotated[bool | float, BeforeValidator(_rate_or_switch)] = True

@@ -42,10 +42,10 @@ class Processes:
     """
 
     def __init__(self, config: Config) -> None:
-        """Join the processes. Raises UserError if batch or `train.amp` do not go with them."""
+        """Join the processes. Raises UserError if batch, amp or optimizer do not go with them."""
         options = config.train
         self.amp = best_amp(options.amp)
-        self.sharded = wants_shards(options.shard, self.amp)
+        self.sharded = wants_shards(options, self.amp)
         self.accelerator = start_accelerator(self.amp, options.grad_accum, always_masked(config))
         self.device: torch.device = self.accelerator.device
         rank, self.count = self.accelerator.process_index, self.accelerator.num_processes

@@ -11,6 +11,7 @@ from torch import nn
 
 from utils.base.errors import UserError
 from utils.pretrained.checkpoint_files import load_checkpoint, load_weights, read_safetensors
+from utils.training.optimizers import optimizer_name
 
 
 class Start(NamedTuple):
@@ -34,7 +35,8 @@ def start_from(
     The step counts on from the checkpoint's, as published. Published files have it in their name
     only. Released safetensors hold the EMA alone; it then starts both networks, at step 0.
     strict: all weights must fit, and the optimizer takes over its state where the file has one.
-        Otherwise the notes list missing and unknown names, and the optimizer starts anew.
+        Otherwise the notes list missing and unknown names, and the optimizer starts anew. It also
+        does if the file's optimizer is not of the same kind; a note says so.
     Raises UserError if the file does not fit.
     """
     state = _read(path)
@@ -52,7 +54,15 @@ def start_from(
     step = state.get("step", int(path.stem) if path.stem.isdigit() else 0)
     images_seen = state.get("images_seen", step * batchsize)
     opt, taken = state.get("opt") or {}, "without its optimizer state"
-    if strict and opt.get("state"):
+    theirs, ours = (
+        optimizer_name(groups) for groups in (opt.get("param_groups", ()), optimizer.param_groups)
+    )
+    if strict and opt.get("state") and theirs != ours:
+        notes.append(
+            f"the optimizer state in {path} is left out: it is of {theirs}, and train.optimizer is "
+            f"{ours}"
+        )
+    elif strict and opt.get("state"):
         trained = [name for name, p in denoiser.named_parameters() if p.requires_grad]
         take_optimizer_state(optimizer, opt, trained, list(state[which]), path)
         taken = "with its optimizer state"
@@ -75,11 +85,11 @@ def take_optimizer_state(
     stored: Sequence[str],
     source: Path,
 ) -> None:
-    """Load the moments of another AdamW's state dict; learning rate and betas do not change.
+    """Load moments and momentum of another optimizer's state dict, but no setting of its groups.
 
-    Our files number the `trained` parameters, as `optimizer` does. Published files number all
-    weights `stored` in them; the fixed tables among these have no moments. Raises UserError if the
-    moments do not belong to the weights.
+    Both optimizers must be of one kind (optimizer_name). Our files number the `trained` parameters,
+    as `optimizer` does. Published files number all weights `stored` in them; the fixed tables among
+    these have no moments. Raises UserError if the moments do not belong to the weights.
     """
     own = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [n for group in opt["param_groups"] for n in group["params"]]
@@ -92,12 +102,16 @@ def take_optimizer_state(
         order = []
     # Apex' optimizer counts its steps once for a whole group.
     step = next((group["step"] for group in opt["param_groups"] if "step" in group), 0)
-    moments = {
-        i: {"step": torch.as_tensor(float(step)), **opt["state"][n]}
-        for i, n in enumerate(order)
-        if n in opt["state"]
-    }
-    fits = all(moments[i]["exp_avg"].shape == own[i].shape for i in moments)
+    moments = {i: dict(opt["state"][n]) for i, n in enumerate(order) if n in opt["state"]}
+    for moment in moments.values():
+        if "exp_avg" in moment:
+            moment.setdefault("step", torch.as_tensor(float(step)))
+    fits = all(
+        value.shape == own[i].shape
+        for i, moment in moments.items()
+        for name, value in moment.items()
+        if name != "step"
+    )
     if len(moments) != len(opt["state"]) or not fits:
         raise UserError(
             f"{source}: its optimizer state does not fit the model's weights; start without it: "

@@ -17,20 +17,26 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from models.edm import EDMPrecond
 from utils.base.errors import UserError
+from utils.config.sections import Train
 from utils.training.ema import EMA
 
 
-def wants_shards(configured: bool, amp: str) -> bool:
+def wants_shards(options: Train, amp: str) -> bool:
     """Return True if `train.shard` or a launcher's FSDP setting asks for shards.
 
     Accelerate itself would shard on GPUs only, so this takes its setting over. Raises UserError if
-    `amp` does not go with shards.
+    `amp` or the optimizer does not go with shards.
     """
     by_launcher = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if not (configured or by_launcher):
+    if not (options.shard or by_launcher):
         return False
     if amp == "fp16":
         raise UserError("train.shard: does not go with train.amp=fp16; use bf16 or no")
+    if options.optimizer == "muon":
+        raise UserError(
+            "train.shard: does not go with train.optimizer=muon, which needs each matrix whole; "
+            "use adamw, or train without shards"
+        )
     return True
 
 

@@ -20,6 +20,7 @@ from utils.training.comparison import differences
 from utils.training.distributed import Processes
 from utils.training.ema import EMA, initial_share
 from utils.training.finetune import start_from
+from utils.training.optimizers import build_optimizer
 from utils.training.schedules import number_of_steps
 from utils.training.sharding import shard_training, whole
 from utils.training.speed import speed_up
@@ -47,13 +48,7 @@ class TrainingState:
         self.model: nn.Module = self.denoiser
         self.ema = EMA(self.denoiser)
         self.trained = [p for p in self.denoiser.parameters() if p.requires_grad]
-        self.optimizer: Any = torch.optim.AdamW(
-            self.trained,
-            lr=options.lr,
-            betas=options.betas,
-            weight_decay=options.weight_decay,
-            fused=True,
-        )
+        self.optimizer: Any = build_optimizer(self.denoiser, options)
         self.order = DataOrder(images, options.seed)
         self.window, self.guard = Window(device), StepGuard(device)
         self.step = self.first_step = self.images_seen = 0

@@ -78,5 +78,6 @@ def diverged(bad_steps: int, step: int, checkpoints: Path) -> str:
         f"diverged: {bad_steps} steps in a row, up to step {step}, had no finite loss or gradient. "
         f"The weights are as before them, and {latest or 'no checkpoint'} is kept. Look for values "
         f"that are not finite in the data, or start a new run with --ckpt_path {source}, another "
-        "--exp_name, and a lower train.lr, train.grad_clip=1 or train.amp=no"
+        "--exp_name, and a lower train.lr (with Muon, train.muon_lr), train.grad_clip=1 or "
+        "train.amp=no"
     )

@@ -11,6 +11,7 @@ from models.edm import draw_for_loss, edm_loss
 from utils.training.batches import make_condition
 from utils.training.distributed import clip_gradients
 from utils.training.ema import ema_decay_at
+from utils.training.optimizers import set_rate
 from utils.training.schedules import lr_after, mask_ratio_after
 from utils.training.state import TrainingState
 from utils.training.step_guard import skip_unless
@@ -19,7 +20,7 @@ Batch = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class Rates(NamedTuple):
-    """Learning rate and mask ratio of a step."""
+    """Learning rate (of AdamW) and mask ratio of a step."""
 
     lr: float
     mask_ratio: float
@@ -42,8 +43,7 @@ def train_step(state: TrainingState, batches: Iterator[Batch]) -> Rates:
         lr_after(state.step, state.max_steps, config, state.first_step),
         mask_ratio_after(state.step, state.max_steps, config, state.first_step),
     )
-    for group in state.optimizer.param_groups:
-        group["lr"] = rates.lr
+    set_rate(state.optimizer, rates.lr)
 
     step_loss = torch.zeros((), device=state.processes.device)
     for _ in range(options.grad_accum):
