@@ -53,7 +53,7 @@ def _require_free_port(port: int) -> None:
     try:
         socket.create_server(("", port)).close()
     except (OSError, OverflowError) as fault:
-        reason = fault.strerror if isinstance(fault, OSError) else str(fault)
+        reason = os.strerror(fault.errno or 0) if isinstance(fault, OSError) else str(fault)
         raise UserError(
             f"--master_port {port}: cannot be used ({reason}); give all nodes another port"
         ) from fault
