@@ -23,13 +23,12 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
 
 from models.choices import Solver
-from models.clip import ClipEncoder
 from models.edm import EDMPrecond
 from utils.base.errors import UserError, one_line_errors
 from utils.base.progress import progress
@@ -52,6 +51,9 @@ from utils.sampling.conditions import Conditions, embed_rows
 from utils.sampling.generate import generate, sampler_settings
 from utils.sampling.pictures import GRID, labelled_grid, save_png
 from utils.sampling.prompts import Row, arrange, describe, image_prompt, read_prompts, text_prompt
+
+if TYPE_CHECKING:
+    from models.clip import ClipEncoder
 
 FROM_CONFIG = "as the checkpoint's config says"
 MAX_COLUMNS = 8  # of a grid whose rows have one picture each

@@ -32,8 +32,9 @@ from torchvision import transforms
 
 from benchmarks import timing
 from benchmarks.sampling import sd_vae
-from models.autoencoder import LDM_SCALE_FACTOR, Autoencoder
+from models.autoencoder import Autoencoder
 from models.clip import ClipEncoder
+from models.encoder_files import LDM_SCALE_FACTOR
 from utils.base.errors import UserError, one_line_errors
 from utils.config.command_line import HelpFormatter
 from utils.data.captions import load_captions

@@ -21,8 +21,9 @@ import torch
 from diffusers.models import AutoencoderKL
 
 from benchmarks import timing
-from models.autoencoder import LDM_SCALE_FACTOR, Autoencoder
+from models.autoencoder import Autoencoder
 from models.edm import EDMPrecond, build_denoiser
+from models.encoder_files import LDM_SCALE_FACTOR
 from models.samplers import nfe
 from utils.config.command_line import HelpFormatter
 from utils.config.sections import Sampling

@@ -7,10 +7,8 @@ variance is near 1. "Scaled" latents are those after this multiplication.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -18,9 +16,8 @@ from diffusers.models import AutoencoderKL
 from safetensors import SafetensorError
 from torch import Tensor
 
-from models.weights import looks_like_path, read_tensors, tensor_shapes
-
-LDM_SCALE_FACTOR = 0.18215  # Rombach 2022, the released first-stage models
+from models.encoder_files import LDM_SCALE_FACTOR, ldm_levels
+from models.weights import looks_like_path, read_tensors
 
 # Part of a parameter's name in LDM's code -> in diffusers; applied in this order.
 LDM_RENAMES = (
@@ -138,30 +135,6 @@ def load_autoencoder(
     return Autoencoder(vae, scale_factor or vae.config.scaling_factor, device, dtype, memory)
 
 
-def latent_layout(path: Path) -> tuple[int, int] | None:
-    """Return (channels, pixels per latent along a side) of the VAE in a folder or file.
-
-    A config.json may stand for its folder. JSON and shapes are read, no weights. Returns None if
-    `load_autoencoder` would refuse the path.
-    """
-    json_file = path / "config.json" if path.is_dir() else path
-    try:
-        if json_file.suffix == ".json":
-            described = json.loads(json_file.read_text(encoding="utf-8"))
-            levels = len(described["block_out_channels"])
-            return int(described["latent_channels"]), 2 ** (levels - 1)
-        prefix = "first_stage_model."
-        shapes = {n.removeprefix(prefix): shape for n, shape in tensor_shapes(path).items()}
-        return shapes["post_quant_conv.weight"][1], 2 ** (_levels(shapes) - 1)
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
-def _levels(names: Iterable[str]) -> int:
-    """Return the number of levels of an LDM encoder, which has these names of weights."""
-    return 1 + max(int(n.split(".")[2]) for n in names if n.startswith("encoder.down."))
-
-
 def _vae_tensors(path: Path) -> dict[str, Tensor]:
     """Read the VAE's tensors from a file; a whole LDM checkpoint also holds other networks."""
     tensors = read_tensors(path)
@@ -178,7 +151,7 @@ def from_ldm(weights: dict[str, Tensor], where: str) -> AutoencoderKL:
     needed = ("encoder.conv_in.weight", "decoder.conv_in.weight", "post_quant_conv.weight")
     if missing := [name for name in needed if name not in weights]:
         raise ValueError(f"{where} is not an LDM autoencoder: it has no {missing[0]}")
-    levels = _levels(weights)
+    levels = ldm_levels(weights)
     blocks = 1 + max(int(n.split(".")[4]) for n in weights if n.startswith("encoder.down.0.block."))
     widths = [weights[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
     vae: AutoencoderKL = AutoencoderKL(

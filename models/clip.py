@@ -7,7 +7,6 @@ sampling. Both come from the two towers loaded here.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
-from models.weights import is_torchscript, read_tensors, tensor_shapes
+from models.weights import is_torchscript, read_tensors
 
 MERGES_NAME = "merges.txt.gz"
 TEXTS_AT_ONCE = 64
@@ -205,24 +204,6 @@ def load_clip(
     if path.suffix or "/" in str(source):
         raise FileNotFoundError(f"no CLIP at {source}: give a folder, a file or name:tag")
     raise ValueError(f"unknown CLIP {source!r}: give a folder, a file, or e.g. ViT-B-32:openai")
-
-
-def embedding_width(source: str | Path) -> int | None:
-    """Return D of a CLIP's embeddings without loading it; None if `load_clip` would refuse it.
-
-    source: as `load_clip` takes it. JSON, names and shapes are read, no weights.
-    """
-    path = Path(os.path.expanduser(source))
-    try:
-        if path.is_dir():
-            described = json.loads((path / "open_clip_config.json").read_text(encoding="utf-8"))
-            return int(described["model_cfg"]["embed_dim"])
-        if path.is_file():
-            return tensor_shapes(path)["text_projection"][1]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    known = open_clip.get_model_config(str(source).partition(":")[0])
-    return None if known is None else int(known["embed_dim"])
 
 
 def _from_folder(folder: Path) -> ModelAndTokenizer:

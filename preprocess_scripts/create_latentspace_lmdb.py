@@ -11,18 +11,20 @@ A part of eight:   python preprocess_scripts/create_latentspace_lmdb.py --num_sh
 images. If a run is cut off, start it again: it goes on where it stopped.
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.autoencoder import Autoencoder
 from utils.base.errors import UserError, one_line_errors
 from utils.config.schema import Config
 from utils.data.derived_sizes import Use, with_derived_sizes
@@ -41,6 +43,9 @@ from utils.data.preprocess_jobs import (
 from utils.data.split_images import find_images
 from utils.pretrained.chosen_config import load_chosen_config
 from utils.pretrained.encoders import ENCODERS, load_config_autoencoder, require_encoders
+
+if TYPE_CHECKING:
+    from models.autoencoder import Autoencoder
 
 
 def parse_args() -> argparse.Namespace:

@@ -51,6 +51,19 @@ def test_help_shows_how_to_launch_and_the_default_of_each_flag(script, help_of):
     assert [name for name, text in flags.items() if not re.search("default|None = ", text)] == []
 
 
+@pytest.mark.parametrize("script", ["train_latent_t2f.py", "eval_latent_t2f.py", "t2f.py"])
+def test_help_does_not_wait_for_the_libraries_of_the_encoders(script):
+    heavy = {"open_clip", "torchvision", "timm", "diffusers", "torch_fidelity"}
+    code = (
+        f"import atexit, runpy, sys\nsys.argv = [{script!r}, '--help']\n"
+        f"atexit.register(lambda: print({heavy} & set(sys.modules), file=sys.stderr))\n"
+        f"runpy.run_path({script!r}, run_name='__main__')"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "set()\n"
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("folder", FOLDERS[1:])
 def test_scripts_in_folders_run_as_users_run_them(folder):

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from models.clip import ClipEncoder
 from utils.base.errors import UserError, note
 from utils.base.progress import progress
 from utils.data.image_batches import iterate_batches
@@ -17,6 +17,9 @@ from utils.data.images import load_image
 from utils.evaluation.metrics import clip_similarities
 from utils.evaluation.results import Record
 from utils.sampling.pictures import png_text, single_pictures
+
+if TYPE_CHECKING:
+    from models.clip import ClipEncoder
 
 ALL = "all prompts"  # label of the row that sums up a folder
 

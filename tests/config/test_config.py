@@ -1,5 +1,7 @@
 """The configuration: published files stay valid, and all faults are named at once."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -251,6 +253,20 @@ def run_main(body: str) -> subprocess.CompletedProcess:
 def test_users_error_is_one_line_and_exit_code_two():
     run = run_main("raise UserError('no.yaml: not there')")
     assert (run.returncode, run.stderr) == (2, "error: no.yaml: not there\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        ("ENOSPC", "make room on the disk and start again"),
+        ("EROFS", "choose a place that can be written"),
+        ("EACCES", "choose a place that you have the rights to"),
+    ],
+)
+def test_faults_of_a_place_are_one_line_with_the_remedy(code, remedy):
+    reason = os.strerror(getattr(errno, code))
+    run = run_main(f"raise OSError({getattr(errno, code)}, {reason!r}, 'results/x')")
+    assert (run.returncode, run.stderr) == (2, f"error: results/x: {reason}; {remedy}\n")
 
 
 def test_a_bug_keeps_its_traceback():

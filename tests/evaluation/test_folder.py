@@ -104,6 +104,12 @@ def test_features_are_added_to_a_reference_that_has_none(
     assert "complete already" in capsys.readouterr().out
 
 
+def test_a_folder_without_reference_asks_for_one(config, faces, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, "--images", faces[0], "eval.ref_path=null")
+    assert "error: --ref: required, there is neither it nor" in capsys.readouterr().err
+
+
 def test_bad_input_gives_one_clear_line(config, faces, tmp_path, monkeypatch, capsys):
     images, _ = faces
     ref = make_reference(monkeypatch, tmp_path, images, "ref.npz")

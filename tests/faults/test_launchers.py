@@ -86,6 +86,18 @@ def test_two_nodes_train_like_one_process_and_only_the_first_writes(faces, whole
     assert not (tmp_path / "node1" / "run").exists()
 
 
+def test_a_taken_port_is_one_line(faces, tmp_path):
+    with socket.create_server(("", 0)) as server:
+        port = str(server.getsockname()[1])
+        nodes = ("--num_proc_node", "2", "--node_rank", "0", "--master_port", port)
+        words = arguments(faces, tmp_path / "run", *SETTINGS, *nodes)
+        with Run(SCRIPT, words, tmp_path / "output.txt", cold=True) as training:
+            assert training.wait(100) == 2
+    (line,) = training.said().strip().splitlines()
+    assert f"--master_port {port}: cannot be used (Address already in use" in line
+    assert line.endswith("give all nodes another port")
+
+
 def test_accelerate_launch_shards_by_its_configuration_file(faces, whole, tmp_path):
     folder = tmp_path / "run"
     configured = str(ROOT / "configs" / "accelerate" / "fsdp.yaml")

@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import open_clip
 import pytest
 from conftest import ROOT
 from file_server import FileServer
 from PIL import Image
 from tiny import make_tiny_vae
 
-from utils.pretrained.hub import answers
+from utils.pretrained.hub import OPENAI_CLIP, answers, clip_repository
 
 NO_PROXY = {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
 
@@ -36,12 +37,18 @@ def closed() -> str:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def run(code: str, endpoint: str, cache: Path, cwd: Path = ROOT) -> tuple[list[str], float]:
+def run(
+    code: str,
+    endpoint: str,
+    cache: Path,
+    cwd: Path = ROOT,
+    imported: str = "utils.pretrained.encoders",
+) -> tuple[list[str], float]:
     """Run Python code with another hub and cache; return the lines of stderr, and the seconds.
 
-    The seconds are those of the code itself, without the imports before its first line.
+    The seconds are those of the code itself, without the module `imported` before its first line.
     """
-    started = "from utils.pretrained import encoders; import time, atexit; begin = time.time()\n"
+    started = f"import time, atexit, {imported}\nbegin = time.time()\n"
     ended = "atexit.register(lambda: print(time.time() - begin))\n"
     env = {**os.environ, **NO_PROXY, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache)}
     env["PYTHONPATH"] = str(ROOT)
@@ -88,6 +95,21 @@ def test_without_network_all_missing_encoders_are_one_line_within_seconds(
     assert not (tmp_path / "z").exists()
 
 
+def test_the_first_commands_line_comes_before_the_encoders_libraries_are_imported(tmp_path, closed):
+    heavy = {"open_clip", "torchvision", "timm", "diffusers", "matplotlib"}
+    shown = f"atexit.register(lambda: print('HEAVY', {heavy} & set(sys.modules), file=sys.stderr))"
+    lines, _ = run(f"import sys\n{shown}\n{preprocessing(tmp_path)}", closed, tmp_path / "hf")
+    assert lines[0].startswith("error: encoders.vae")
+    assert lines[1:] == ["HEAVY set()"]
+
+
+@pytest.mark.parametrize("source", OPENAI_CLIP)
+def test_the_usual_clip_lies_where_open_clip_looks_for_it(source):
+    listed = open_clip.get_pretrained_cfg(*source.split(":"))["hf_hub"]
+    assert OPENAI_CLIP[source] == listed
+    assert clip_repository(source) == listed.rstrip("/")
+
+
 def test_a_vae_that_is_no_published_file_is_to_be_copied_with_its_cache(tmp_path, closed):
     code = preprocessing(tmp_path, "encoders.vae=some/vae")
     lines, _ = run(code, closed, tmp_path / "hf", tmp_path)
@@ -104,10 +126,11 @@ def test_a_vae_in_the_cache_is_loaded_without_network_and_without_waiting(tmp_pa
     (repository / "refs" / "main").write_text(commit)
     code = (
         "from utils.config.load import config_from_dict\n"
+        "from utils.pretrained import encoders\n"
         "config = config_from_dict({'encoders': {'vae': 'some/vae'}})\n"
         "encoders.load_config_autoencoder(config)"
     )
-    lines, seconds = run(code, silent, tmp_path / "hf")
+    lines, seconds = run(code, silent, tmp_path / "hf", imported="models.autoencoder")
     assert lines == []
     assert seconds < 5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 
 from utils.base.errors import UserError
@@ -27,7 +28,7 @@ def relaunch(args: argparse.Namespace) -> None:
     """Replace this process by `torchrun` with its own command line if `args` ask for several.
 
     Return if one process is asked for, or if a launcher has started this process already.
-    Raise UserError if a number of processes or nodes is below 1.
+    Raise UserError if a number of processes or nodes is below 1, or if the port of node 0 is taken.
     """
     if args.num_process_per_node < 1 or args.num_proc_node < 1:
         raise UserError("--num_process_per_node and --num_proc_node must be at least 1")
@@ -40,6 +41,19 @@ def relaunch(args: argparse.Namespace) -> None:
     if args.num_proc_node == 1:
         command += ["--standalone"]  # picks a free port, so that two runs on a node do not collide
     else:
+        if args.node_rank == 0:
+            _require_free_port(args.master_port)
         command += ["--nnodes", str(args.num_proc_node), "--node_rank", str(args.node_rank)]
         command += ["--master_addr", args.master_address, "--master_port", str(args.master_port)]
     os.execv(sys.executable, command + sys.argv)
+
+
+def _require_free_port(port: int) -> None:
+    """Raise UserError if another process listens at a port; torchrun would print a traceback."""
+    try:
+        socket.create_server(("", port)).close()
+    except (OSError, OverflowError) as fault:
+        reason = os.strerror(fault.errno or 0) if isinstance(fault, OSError) else str(fault)
+        raise UserError(
+            f"--master_port {port}: cannot be used ({reason}); give all nodes another port"
+        ) from fault

@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from models.clip import ClipEncoder
 from utils.base.errors import UserError, note
 from utils.base.locks import FileLock
 from utils.base.out_of_memory import Halving
@@ -31,6 +30,9 @@ from utils.data.lmdb_reader import LMDBReader, is_complete
 from utils.data.lmdb_writer import LMDBWriter
 from utils.data.preprocess_jobs import Job
 from utils.data.split_images import advise_skip_bad
+
+if TYPE_CHECKING:
+    from models.clip import ClipEncoder
 
 Samples = np.ndarray | Sequence[np.ndarray]  # as LMDBWriter.append takes them
 

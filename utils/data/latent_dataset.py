@@ -12,8 +12,8 @@ import numpy as np
 import psutil
 import torch
 
-from models.autoencoder import LDM_SCALE_FACTOR
 from models.draws import WHOLE_BATCH, BatchDraws
+from models.encoder_files import LDM_SCALE_FACTOR
 from utils.base.errors import UserError
 from utils.config.schema import Config
 from utils.data.lmdb_layout import one_hot

@@ -6,16 +6,18 @@ import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from models.clip import ClipEncoder
 from utils.base.errors import UserError, note
 from utils.base.launch import add_launch_arguments, relaunch
 from utils.config.command_line import HelpFormatter, add_config_arguments
 from utils.config.schema import Config
 from utils.pretrained.encoders import load_config_clip
+
+if TYPE_CHECKING:
+    from models.clip import ClipEncoder
 
 Product = Literal["z", "clip_img", "clip_txt", "ref"]
 

@@ -13,16 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as tvf
 
 from models.choices import FeatureNetworkKind
-from models.clip import ClipEncoder
 from models.weights import read_tensors
 from utils.base.errors import UserError, note
 from utils.base.out_of_memory import Halving
@@ -30,6 +27,9 @@ from utils.config.schema import Config
 from utils.evaluation.metric_names import kind_of_network
 from utils.pretrained.assets import advice
 from utils.pretrained.encoders import load_config_clip
+
+if TYPE_CHECKING:
+    from models.clip import ClipEncoder
 
 BLOCK = 16  # images
 
@@ -213,6 +213,9 @@ class DinoFeatures(FeatureNetwork):
 
     def prepare(self, images: Tensor) -> Tensor:
         """Resize and normalise uint8 (B, 3, H, W) to float32 (B, 3, 224, 224)."""
+        from torchvision.transforms import InterpolationMode  # imported here: slow, others do not
+        from torchvision.transforms.v2 import functional as tvf  # need it
+
         resized: Tensor = tvf.resize(images, [224, 224], InterpolationMode.BICUBIC, antialias=True)
         return (resized.to(self.device).float() / 255 - self.mean) / self.std
 

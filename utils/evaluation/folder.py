@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from accelerate import PartialState
 from torch import Tensor
 
 from models.choices import FeatureNetworkKind
-from models.clip import ClipEncoder
 from utils.base.errors import UserError, note
 from utils.base.files import write_json
 from utils.base.processes import is_main_process
@@ -32,6 +31,9 @@ from utils.evaluation.metric_names import METRICS, metrics_in, network_name
 from utils.evaluation.references import Reference, check_comparable, load_stats
 from utils.pretrained.encoders import load_config_clip
 from utils.sampling.pictures import single_pictures
+
+if TYPE_CHECKING:
+    from models.clip import ClipEncoder
 
 
 def add_folder_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from models.clip import ClipEncoder
 from utils.base.files import write_whole
 from utils.config.schema import Config
 from utils.data.images import load_image, to_uint8_array
@@ -40,6 +39,9 @@ from utils.evaluation.results import (
     way_names,
 )
 from utils.sampling.pictures import png_text
+
+if TYPE_CHECKING:
+    from models.clip import ClipEncoder
 
 TEMPLATES = Path(__file__).with_name("templates")
 PAIRS = 8  # generated images on the page, each with its nearest training image

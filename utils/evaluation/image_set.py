@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.clip import ClipEncoder
 from utils.base.errors import UserError, note
 from utils.evaluation.feature_networks import ClipFeatures, FeatureNetwork, kind_of
 from utils.evaluation.feature_statistics import SAMPLE_LIMIT, ClassStats, FeatureStats, Sample
@@ -35,6 +34,9 @@ from utils.evaluation.metrics import (
     r_precision,
 )
 from utils.evaluation.references import Reference, check_dimension
+
+if TYPE_CHECKING:
+    from models.clip import ClipEncoder
 
 MANY_IMAGES = 10_000  # from here on, papers usually ignore the bias of a Fréchet distance
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from models.clip import ClipEncoder
 from models.samplers import SeededNoise
 from utils.base.errors import UserError
 from utils.base.out_of_memory import Halving
@@ -25,6 +24,9 @@ from utils.pretrained.encoders import (
     load_config_clip,
     require_encoders,
 )
+
+if TYPE_CHECKING:
+    from models.clip import ClipEncoder
 
 
 class Judge:

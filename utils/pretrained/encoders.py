@@ -1,13 +1,19 @@
-"""Load the frozen networks that a config names: CLIP and VAE."""
+"""Load the frozen networks that a config names: CLIP and VAE.
+
+The modules of both import large libraries, for seconds. They are imported when a network is loaded,
+so that help texts and mistakes in the settings do not wait for them.
+"""
+
+from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from models.autoencoder import Autoencoder, latent_layout, load_autoencoder
-from models.clip import ClipEncoder, embedding_width, load_clip
+from models.encoder_files import embedding_width, latent_layout
 from models.weights import looks_like_path
 from utils.base.errors import UserError, note
 from utils.config.schema import Config
@@ -24,6 +30,10 @@ from utils.pretrained.hub import (
     offline_if_silent,
     vae_is_cached,
 )
+
+if TYPE_CHECKING:
+    from models.autoencoder import Autoencoder
+    from models.clip import ClipEncoder
 
 ENCODERS = ("encoders.vae", "encoders.clip")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -94,6 +104,8 @@ def load_config_clip(config: Config, device: torch.device | str = "cpu") -> Clip
     if file := local_file(source):
         note(f"encoders.clip: {source} is read from {file}")
     require_encoders(config, ["encoders.clip"])
+    from models.clip import load_clip  # imported here: it imports open_clip and torchvision
+
     is_on_hub = file is None and is_clip_name(source)
     from_hub = offline_if_silent() if is_on_hub else contextlib.nullcontext()
     try:
@@ -116,6 +128,8 @@ def load_config_autoencoder(config: Config, device: torch.device | str = "cpu") 
     """Load the VAE at `encoders.vae`; raise UserError if that fails or the model needs another."""
     encoders, model = config.encoders, config.model
     require_encoders(config, ["encoders.vae"])
+    from models.autoencoder import load_autoencoder  # imported here: it imports diffusers
+
     from_hub = offline_if_silent() if _is_on_hub(encoders.vae) else contextlib.nullcontext()
     try:
         with from_hub:

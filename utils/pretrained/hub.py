@@ -1,7 +1,7 @@
 """The Hugging Face hub: which of its files are cached here, and if it answers at all.
 
 Without network, the libraries that fetch from the hub wait and retry for up to a minute. This
-module asks the hub once before they start, and waits three seconds at most.
+module asks the hub once before they start, and waits two seconds at most.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
-import open_clip
 from huggingface_hub import constants
 from huggingface_hub.utils import logging
 
-PATIENCE = 3.0  # seconds until a hub that does not answer counts as unreachable
+PATIENCE = 2.0  # seconds until a hub that does not answer counts as unreachable
 VAE_CONFIG = "config.json"
 VAE_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# Places of the usual CLIP in open_clip's own list, which takes seconds to import.
+OPENAI_CLIP = dict.fromkeys(
+    ("ViT-B-32:openai", "ViT-B-32-quickgelu:openai"), "timm/vit_base_patch32_clip_224.openai/"
+)
 
 
 def hub_url() -> str:
@@ -93,8 +96,7 @@ def vae_is_cached(repository: str) -> bool:
 
 def is_clip_name(source: str) -> bool:
     """Return True if `source` is a `name:tag` whose weights `open_clip` fetches from the hub."""
-    name, _, tag = source.partition(":")
-    return bool((open_clip.get_pretrained_cfg(name, tag) or {}).get("hf_hub"))
+    return bool(_listed_place(source))
 
 
 def clip_repository(source: str) -> str:
@@ -111,9 +113,21 @@ def clip_is_cached(source: str) -> bool:
 
 def _clip_place(source: str) -> tuple[str, str]:
     """Return repository and file of a `name:tag`; an empty file means one of CLIP_WEIGHTS."""
-    name, _, tag = source.partition(":")
-    repository, _, file = open_clip.get_pretrained_cfg(name, tag)["hf_hub"].rpartition("/")
+    repository, _, file = _listed_place(source).rpartition("/")
     return repository, file
+
+
+def _listed_place(source: str) -> str:
+    """Return `repository/file` of a `name:tag`, without file if it is one of CLIP_WEIGHTS.
+
+    Returns an empty text for any other source.
+    """
+    name, colon, tag = source.partition(":")
+    if not colon or source in OPENAI_CLIP:
+        return OPENAI_CLIP.get(source, "")
+    import open_clip  # imported here: slow, and neither the usual CLIP nor a folder needs it
+
+    return str((open_clip.get_pretrained_cfg(name, tag) or {}).get("hf_hub") or "")
 
 
 @contextlib.contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.clip import ClipEncoder
 from models.geometry import mix, towards_images
 from utils.base.errors import UserError, note
 from utils.config.schema import Config
@@ -17,6 +17,9 @@ from utils.data.captions import load_captions
 from utils.data.embeddings import read_image_mean
 from utils.data.images import Sample, list_images, to_uint8_array
 from utils.sampling.prompts import Row, Source
+
+if TYPE_CHECKING:
+    from models.clip import ClipEncoder
 
 
 def caption_conditions(y: torch.Tensor, config: Config) -> torch.Tensor:

@@ -5,18 +5,23 @@ config. Each seed has its own generator: it draws the latent first, then what th
 then the churn noise.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import torch
 
-from models.autoencoder import Autoencoder
 from models.edm import EDMPrecond
 from models.samplers import SamplerSettings, SeededNoise, guided, sample
 from utils.base.errors import UserError
 from utils.base.out_of_memory import Halving
 from utils.base.read_ahead import read_ahead
 from utils.config.sections import Sampling
+
+if TYPE_CHECKING:
+    from models.autoencoder import Autoencoder
 
 AMP_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

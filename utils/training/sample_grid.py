@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from models.autoencoder import Autoencoder
 from models.edm import EDMPrecond
 from utils.config.schema import Config
 from utils.data.lmdb_reader import LMDBReader
@@ -16,6 +16,9 @@ from utils.sampling.conditions import caption_conditions, captions_of
 from utils.sampling.generate import generate, sampler_settings
 from utils.sampling.pictures import labelled_grid
 from utils.training.speed import best_amp
+
+if TYPE_CHECKING:
+    from models.autoencoder import Autoencoder
 
 
 class SampleGrid:

@@ -1,0 +1,72 @@
+"""Sizes of a VAE or CLIP, read from its JSON or the shapes of its weights.
+
+These need neither `diffusers` nor `open_clip`, whose import takes seconds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from models.weights import tensor_shapes
+
+LDM_SCALE_FACTOR = 0.18215  # Rombach 2022, the released first-stage models
+
+
+def latent_layout(path: Path) -> tuple[int, int] | None:
+    """Return (channels, pixels per latent along a side) of the VAE in a folder or file.
+
+    A config.json may stand for its folder. JSON and shapes are read, no weights. Returns None if
+    `models.autoencoder.load_autoencoder` would refuse the path.
+    """
+    json_file = path / "config.json" if path.is_dir() else path
+    try:
+        if json_file.suffix == ".json":
+            described = json.loads(json_file.read_text(encoding="utf-8"))
+            levels = len(described["block_out_channels"])
+            return int(described["latent_channels"]), 2 ** (levels - 1)
+        prefix = "first_stage_model."
+        shapes = {n.removeprefix(prefix): shape for n, shape in tensor_shapes(path).items()}
+        return shapes["post_quant_conv.weight"][1], 2 ** (ldm_levels(shapes) - 1)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def ldm_levels(names: Iterable[str]) -> int:
+    """Return the number of levels of an LDM encoder, which has these names of weights."""
+    return 1 + max(int(n.split(".")[2]) for n in names if n.startswith("encoder.down."))
+
+
+def embedding_width(source: str | Path) -> int | None:
+    """Return D of a CLIP's embeddings without loading it; None if it cannot be loaded.
+
+    source: as `models.clip.load_clip` takes it. JSON, names and shapes are read, no weights.
+    """
+    path = Path(os.path.expanduser(source))
+    try:
+        if path.is_dir():
+            described = json.loads((path / "open_clip_config.json").read_text(encoding="utf-8"))
+            return int(described["model_cfg"]["embed_dim"])
+        if path.is_file():
+            return tensor_shapes(path)["text_projection"][1]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return _width_of_name(str(source).partition(":")[0])
+
+
+def _width_of_name(name: str) -> int | None:
+    """Return D of an architecture that `open_clip` knows by name, else None."""
+    if "/" in name:  # a path at which nothing is
+        return None
+    package = importlib.util.find_spec("open_clip")  # finds the package without importing it
+    assert package is not None and package.origin is not None
+    described = Path(package.origin).with_name("model_configs") / f"{name}.json"
+    if described.is_file():
+        return int(json.loads(described.read_text(encoding="utf-8"))["embed_dim"])
+    import open_clip  # imported here: slow, and only names added at run time need it
+
+    known = open_clip.get_model_config(name)
+    return None if known is None else int(known["embed_dim"])
