@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from demo.check_free_captions import CAPTIONS, read_captions, share_shown
+from demo.check_handwritten import CAPTIONS, read_captions, share_shown
 from demo.make_faces import ATTRIBUTES
 from utils.base.errors import UserError
 

@@ -1,9 +1,9 @@
 """Measure how often pictures show what sentences state that the demo's grammar cannot make.
 
-    python demo/check_free_captions.py                    # needs the faces: demo/make_faces.py
-    python demo/check_free_captions.py --ckpt results/demo/checkpoints/0000900.pt --seeds 8
+    python demo/check_handwritten.py                    # needs the faces: demo/make_faces.py
+    python demo/check_handwritten.py --ckpt results/demo/checkpoints/0000900.pt --seeds 8
 
-The sentences in demo/free_captions.jsonl were written by hand. Each line has the sentence and the
+The sentences in demo/handwritten_captions.jsonl were written by hand. Each line has the sentence and the
 attributes that it states. The network draws several pictures of each, and the judge names what they
 show. The judge is the one of demo/check_prompts.py, and both share its file.
 """
@@ -33,7 +33,7 @@ from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.sampling.conditions import caption_conditions
 from utils.sampling.generate import generate
 
-CAPTIONS = Path(__file__).with_name("free_captions.jsonl")
+CAPTIONS = Path(__file__).with_name("handwritten_captions.jsonl")
 
 
 def read_captions(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -126,7 +126,7 @@ def main() -> None:
     print("\nthe sentences that are followed least:")
     for value, text in worst:
         print(f"{value:6.1f} %  {text}")
-    write_json(args.out / "free_captions.json", table)
+    write_json(args.out / "handwritten.json", table)
     print(
         f"\n{args.out / 'free_captions.json'}: {len(texts)} sentences, {args.seeds} pictures each"
     )
