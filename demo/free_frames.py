@@ -33,7 +33,8 @@ def _pronouns(s: str, p: str, o: str, *verbs: str) -> dict[str, str]:
 
 
 _AGES = ("young", "old", "elderly", "middle-aged", "old-looking", "young-looking", "little", "tall",
-         "nice", "cool", "cartoon", "funny", "handsome", "stylish", "strange", "lovely")  # fmt: skip
+         "nice", "cool", "cartoon", "funny", "handsome", "stylish", "strange",
+         "lovely")  # fmt: skip
 _HE = _pronouns("he", "his", "him", "is", "has", "wears")
 _SHE = _pronouns("she", "her", "her", "is", "has", "wears")
 _THEY = _pronouns("they", "their", "them", "are", "have", "wear")
@@ -41,7 +42,8 @@ _IT = _pronouns("it", "its", "it", "is", "has", "wears")
 _ONE = _pronouns("the person", "the", "the person", "is", "has", "wears")
 _I = _pronouns("i", "my", "me", "am", "have", "wear")
 _MEN = ("man", "guy", "boy", "fellow", "bloke", "gentleman", "dude", "lad", "grandpa", "chap",
-        "male", "student", "uncle", "sailor", "professor", "hipster", "brother", "old man")  # fmt: skip
+        "male", "student", "uncle", "sailor", "professor", "hipster", "brother",
+        "old man")  # fmt: skip
 _WOMEN = ("woman", "lady", "girl", "female", "grandma", "gal", "lass", "student", "aunt", "nurse",
           "granny", "sister", "teacher", "old lady", "young woman")  # fmt: skip
 _ANY = ("person", "face", "someone", "portrait of a person", "character", "cartoon face", "avatar",
