@@ -192,7 +192,10 @@ def _loses_color(fact: Fact, part: str) -> bool:
 
 def _noun_phrase(facts: list[Fact], person: Person, rng: random.Random) -> str:
     """Return a person with phrases around it; it states all of `facts`."""
-    before, having, wearing, after = [], [], [], []
+    before: list[str] = []
+    having: list[str] = []
+    wearing: list[str] = []
+    after: list[str] = []
     noun = rng.choice(person.nouns)
     for fact in facts:
         forms = fact.forms

@@ -13,10 +13,10 @@ each value of each attribute, whose sums stand for texts. A linear layer names t
 embeddings, also of perturbed ones, because the diffusion model reads these. Small parts of the
 picture weigh more in this loss.
 
-Then the image tower is locked and the text tower learns (Zhai 2022, "LiT"): to match texts and
-images, to write the sums of the table, and to be read by the linear layer. Table and layer are
-thrown away afterwards. The texts are the captions of the data set and free sentences
-(`free_captions.py`). Prints held-out retrieval at the end.
+Then the image tower is locked, the table is fitted to its embeddings, and the text tower learns
+(Zhai 2022, "LiT"): to match texts and images, to write the sums of the table, and to be read by the
+linear layer. Table and layer are thrown away afterwards. The texts are the captions of the data set
+and free sentences (`free_captions.py`). Prints held-out retrieval at the end.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ WARM_UP = 50  # steps
 TEACHER_PACE = 10.0  # learning rate of table and layer, in units of that of the image tower
 FREE_SHARE = 0.65  # share of free sentences; the rest are captions of the data set's grammar
 NAMING_IMAGES = 3.0  # weight of naming the attributes of images
-TEACHING = 5.0  # weight of the distance between a text and the sum of its attributes
+TEACHING = 10.0  # weight of the distance between a text and the sum of its attributes
 SAVE_EVERY = 100  # steps
 IMAGE_PARTS = ("clip.visual.", "clip.logit_scale", "teacher.")
 TEXT_PARTS = ("clip.token_embedding", "clip.positional_embedding", "clip.transformer",
@@ -192,6 +192,7 @@ def train(
     run_stage("image", parts, IMAGE_PARTS, args, loss_of_images)
     model.eval()
     embeddings = embed_faces(model, faces)
+    teacher.fit(embeddings.flatten(0, 1), torch.from_numpy(faces.codes).flatten(0, 1))
 
     def loss_of_texts(step: int) -> Tensor:
         batch = draw_batch(faces, step, args.batch, write_text)

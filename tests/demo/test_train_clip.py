@@ -48,6 +48,22 @@ def test_the_teacher_sums_the_stated_attributes_only():
     torch.testing.assert_close(teacher.embed(codes)[0], both)
 
 
+def test_a_fitted_teacher_writes_the_mean_of_the_images_that_a_caption_is_true_of():
+    torch.manual_seed(0)
+    made = [encode_attributes(hide(face)) for i in range(400) for face in make_group(i)[0]]
+    codes, source, teacher = torch.tensor(made), AttributeTeacher(64), AttributeTeacher(64)
+    nn.init.normal_(source.common, std=5.0)
+    image = source.embed(codes)
+    teacher.fit(image, codes)
+    assert (teacher.embed(codes) * image).sum(1).mean() > 0.95
+    nothing = torch.full((1, len(ATTRIBUTES)), -1)
+    torch.testing.assert_close(teacher.embed(nothing)[0], F.normalize(image.mean(0), dim=0))
+    name = list(ATTRIBUTES).index("background")
+    nothing[0, name] = 3
+    pink = image[codes[:, name] == 3].mean(0)
+    assert F.cosine_similarity(teacher.embed(nothing)[0], pink, dim=0) > 0.97
+
+
 def test_naming_weighs_small_parts_of_the_picture_more():
     teacher = AttributeTeacher(16)
     assert torch.isclose(teacher.weights.mean(), torch.tensor(1.0))
