@@ -20,6 +20,7 @@ from demo.free_frames import (
     PEOPLE,
     REMARKS,
     SEPARATORS,
+    SHADES,
     Person,
     misspell,
 )
@@ -59,6 +60,8 @@ def fill(words: str, color: str, person: Person) -> str:
     """Put colour and pronouns into a wording."""
     text = words.replace("{c}", color).replace("{b}", color or "thick").replace("{P}", "{p}")
     text = re.sub(r"\{(p|s|o|is|has|wears)\}", lambda found: person[found[1]], text)
+    third = person["is"] == "is"  # "smile[s]", "cr[ies/y]"
+    text = re.sub(r"\[(\w+)/?(\w*)\]", lambda found: found[1] if third else found[2], text)
     text = re.sub(r"^-|(?<=\s)-(?=bearded|haired)", "", " ".join(text.split()))
     return text.removesuffix(" in").replace(" , ", ", ")
 
@@ -66,7 +69,7 @@ def fill(words: str, color: str, person: Person) -> str:
 def gather_facts(attributes: dict[str, str], wanted: set[str], rng: random.Random) -> list[Fact]:
     """Return the facts that state exactly the `wanted` attributes, in random order."""
     facts = []
-    color = {n: rng.choice(t[attributes[n]]) if n in wanted else "" for n, t in _COLORS.items()}
+    color = {n: _tint(t[attributes[n]], rng) if n in wanted else "" for n, t in _COLORS.items()}
     on_beard = attributes["facial_hair"] not in ("none", "hidden") and "facial_hair" in wanted
     bare = "hair_style" not in wanted
     if (
@@ -96,6 +99,13 @@ def gather_facts(attributes: dict[str, str], wanted: set[str], rng: random.Rando
         facts.append(Fact(forms, rng.choice(face_words.BACKGROUND[attributes["background"]])))
     rng.shuffle(facts)
     return facts
+
+
+def _tint(words: list[str], rng: random.Random) -> str:
+    """Choose a word for a colour, now and then with a shade."""
+    word = rng.choice(words)
+    plain = word in ("red", "blue", "green", "yellow", "purple", "brown", "grey", "pink", "ginger")
+    return f"{rng.choice(SHADES)} {word}" if plain and _(rng, 0.4) else word
 
 
 _COLORS = {
@@ -144,7 +154,7 @@ def write_free_caption(
         text = _one_sentence(facts, person, rng)
     else:
         text = _several_sentences(facts, person, rng)
-    if _(rng, 0.15):
+    if _(rng, 0.2):
         text = misspell(text, rng)
     return {"text": mend_articles(text), "states": sorted(wanted)}
 

@@ -42,13 +42,17 @@ _IT = _pronouns("it", "its", "it", "is", "has", "wears")
 _ONE = _pronouns("the person", "the", "the person", "is", "has", "wears")
 _I = _pronouns("i", "my", "me", "am", "have", "wear")
 _MEN = ("man", "guy", "boy", "fellow", "bloke", "gentleman", "dude", "lad", "grandpa", "chap",
-        "male", "student", "uncle", "sailor", "professor", "hipster", "brother",
-        "old man")  # fmt: skip
+        "male", "student", "uncle", "sailor", "professor", "hipster", "brother", "old man",
+        "farmer", "pirate", "businessman", "grandfather", "father", "king", "waiter", "neighbour",
+        "husband")  # fmt: skip
 _WOMEN = ("woman", "lady", "girl", "female", "grandma", "gal", "lass", "student", "aunt", "nurse",
-          "granny", "sister", "teacher", "old lady", "young woman")  # fmt: skip
+          "granny", "sister", "teacher", "old lady", "young woman", "mother", "grandmother",
+          "librarian", "queen", "businesswoman", "neighbour", "wife", "daughter")  # fmt: skip
 _ANY = ("person", "face", "someone", "portrait of a person", "character", "cartoon face", "avatar",
         "portrait", "cartoon character", "figure", "human", "individual", "somebody", "kid", "head",
-        "one", "picture of a person", "profile picture", "drawing of a face", "friend")  # fmt: skip
+        "one", "picture of a person", "profile picture", "drawing of a face", "friend", "teenager",
+        "child", "artist", "doctor", "tourist", "colleague", "boss", "skater", "biker", "musician",
+        "cook", "clerk", "teen", "fan", "hero", "neighbor", "stranger", "emoji")  # fmt: skip
 PEOPLE = (
     Person(_MEN, _AGES, _HE),
     Person(_WOMEN, _AGES, _SHE),
@@ -66,6 +70,7 @@ LEADS = (
     "it shows ", "the picture shows ", "generate ", "please show ", "could i get ", "make ",
     "an avatar of ", "a sketch of ", "this image shows ", "it's ", "that's ", "maybe ", "just ",
 )  # fmt: skip
+SHADES = ("bright", "dark", "light", "deep", "vivid", "faded", "pale", "strong", "soft", "dull")
 REMARKS = (
     "it is a simple drawing", "nice picture", "{s} {is} about thirty", "it looks like a cartoon",
     "{p} name is Alex", "{s} {is} facing us", "the drawing is flat", "what a face", "that is all",
@@ -94,9 +99,9 @@ SEPARATORS = (
 
 
 def misspell(text: str, rng: random.Random) -> str:
-    """Return the text with typing errors in about a fifth of its longer words."""
+    """Return the text with typing errors in about a quarter of its longer words."""
     return " ".join(
-        _mistype(word, rng) if len(word) > 3 and rng.random() < 0.2 else word
+        _mistype(word, rng) if len(word) > 3 and rng.random() < 0.25 else word
         for word in text.split(" ")
     )
 

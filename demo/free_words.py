@@ -162,7 +162,7 @@ BARE_HAIR = by_part(
     having="{c} hair|{c} locks|{c} hair on the head|hair that is {c}|{c}-coloured hair|hair in {c}"
     "|hair dyed {c}|naturally {c} hair",
     clause="{P} hair is {c}|{P} hair colour is {c}|{s} {has} {c} hair|the hair is {c}"
-    "|the colour of {P} hair is {c}",
+    "|the colour of {P} hair is {c}|{s} {has} dyed {P} hair {c}|{P} locks are {c}",
 )
 HEADWEAR: FreeWords = {
     "none": by_part(
