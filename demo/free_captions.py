@@ -27,6 +27,8 @@ from demo.free_frames import (
 from demo.free_words import Forms, FreeWords
 from utils.data.caption_grammar import enumerate_phrases, mend_articles
 
+CORRECTED = 0.12  # share of phrases that are set against a wrong one
+NOT_AFTER_IS = ("with", "looking", "in ", "tongue", "eyes", "mouth", "teeth", "who ", "hearts ")
 PLAIN: dict[str, FreeWords] = {  # attributes whose words have no colour
     "glasses": face_words.GLASSES,
     "skin": face_words.SKIN,
@@ -48,12 +50,19 @@ class Fact:
     color: str = ""
     others: tuple[Forms, ...] = ()
 
+    def parts(self, *wanted: str) -> list[str]:
+        """Return those of the wanted parts of speech that can say the whole fact."""
+        return [part for part in wanted if self._wordings(part)]
+
     def say(self, part: str, person: Person, rng: random.Random) -> str:
-        """Return a wording of a part of speech; raise KeyError if there is none."""
-        wordings = self.forms[part]
-        if not self.color:  # "her hat is {c}" needs its colour
-            wordings = [w for w in wordings if not w.endswith(" {c}")] or wordings
-        return fill(rng.choice(wordings), self.color, person)
+        """Return a wording of a part of speech that `parts` lists."""
+        return fill(rng.choice(self._wordings(part)), self.color, person)
+
+    def _wordings(self, part: str) -> list[str]:
+        wordings = self.forms.get(part, [])
+        if self.color:
+            return [w for w in wordings if "{c}" in w or "{b}" in w]
+        return [w for w in wordings if not w.endswith(" {c}")]  # "her hat is {c}"
 
 
 def fill(words: str, color: str, person: Person) -> str:
@@ -70,13 +79,12 @@ def gather_facts(attributes: dict[str, str], wanted: set[str], rng: random.Rando
     """Return the facts that state exactly the `wanted` attributes, in random order."""
     facts = []
     color = {n: _tint(t[attributes[n]], rng) if n in wanted else "" for n, t in _COLORS.items()}
-    on_beard = attributes["facial_hair"] not in ("none", "hidden") and "facial_hair" in wanted
-    bare = "hair_style" not in wanted
+    bearded = attributes["facial_hair"] != "none" and "facial_hair" in wanted
     if (
-        on_beard
+        bearded  # "a ginger beard"
         and color["hair_color"]
-        and bare
-        and (attributes["hair_style"] == "hidden" or _(rng))
+        and "hair_style" not in wanted
+        and (attributes["hair_style"] == "hidden" or chance(rng))
     ):
         facts.append(_fact(face_words.FACIAL_HAIR, attributes["facial_hair"], color["hair_color"]))
         wanted = wanted - {"facial_hair", "hair_color"}
@@ -105,7 +113,7 @@ def _tint(words: list[str], rng: random.Random) -> str:
     """Choose a word for a colour, now and then with a shade."""
     word = rng.choice(words)
     plain = word in ("red", "blue", "green", "yellow", "purple", "brown", "grey", "pink", "ginger")
-    return f"{rng.choice(SHADES)} {word}" if plain and _(rng, 0.4) else word
+    return f"{rng.choice(SHADES)} {word}" if plain and chance(rng, 0.4) else word
 
 
 _COLORS = {
@@ -119,7 +127,7 @@ _COLOURED = (
 )
 
 
-def _(rng: random.Random, share: float = 0.5) -> bool:
+def chance(rng: random.Random, share: float = 0.5) -> bool:
     """Return True in a share of all cases."""
     return rng.random() < share
 
@@ -143,7 +151,7 @@ def write_free_caption(
         `{"text": str, "states": [names of the attributes that the text states]}`
     """
     wanted = choose_attributes(attributes, rng, must_name)
-    if _(rng) and len(wanted) > 5:  # people rarely name all
+    if chance(rng) and len(wanted) > 5:  # people rarely name all
         wanted = set(rng.sample(sorted(wanted), 5)) | ({must_name} & wanted)
     facts = gather_facts(attributes, wanted, rng)
     person = rng.choice(PEOPLE)
@@ -154,18 +162,21 @@ def write_free_caption(
         text = _one_sentence(facts, person, rng)
     else:
         text = _several_sentences(facts, person, rng)
-    if _(rng, 0.2):
+    if chance(rng, 0.2):
         text = misspell(text, rng)
     return {"text": mend_articles(text), "states": sorted(wanted)}
 
 
-def _phrase(fact: Fact, person: Person, rng: random.Random) -> str:
-    """Return a phrase without a verb: "a red hat", "smiling", "on a pink background"."""
-    part = rng.choice([p for p in fact.forms if p not in ("noun", "before", "clause")])
+def _phrase(fact: Fact, person: Person, rng: random.Random) -> tuple[str, str]:
+    """Return a phrase without a verb ("a red hat", "smiling"), and before it its part of speech.
+
+    The part of a corrected phrase is "".
+    """
+    part = rng.choice(fact.parts("having", "wearing", "doing", "where"))
     phrase = fact.say(part, person, rng)
-    if fact.others and _(rng, 0.12):
-        return _corrected(fact, part, phrase, person, rng)
-    return phrase
+    if fact.others and chance(rng, CORRECTED):
+        return "", _corrected(fact, part, phrase, person, rng)
+    return part, phrase
 
 
 def _corrected(fact: Fact, part: str, phrase: str, person: Person, rng: random.Random) -> str:
@@ -185,84 +196,66 @@ def _keywords(facts: list[Fact], person: Person, rng: random.Random) -> str:
     """Return a list of keywords."""
     said = []
     for fact in facts:
-        if "before" in fact.forms and _(rng, 0.3) and not _loses_color(fact, "before"):
+        if fact.parts("before") and chance(rng, 0.3):
             said.append(fact.say("before", person, rng))
         else:
-            said.append(re.sub(r"^an? ", "", _phrase(fact, person, rng)) if _(rng) else
-                        _phrase(fact, person, rng))  # fmt: skip
-    if _(rng, 0.3):
+            _, phrase = _phrase(fact, person, rng)
+            said.append(re.sub(r"^an? ", "", phrase) if chance(rng) else phrase)
+    if chance(rng, 0.3):
         said.insert(rng.randint(0, len(said)), rng.choice(person.nouns))
     return rng.choice([", ", ", ", ", ", "; ", " / ", " + ", " ", " and ", " | ", ". "]).join(said)
-
-
-def _loses_color(fact: Fact, part: str) -> bool:
-    """Return True if a part of speech cannot show the colour of a fact."""
-    return bool(fact.color) and not all("{c}" in wording for wording in fact.forms[part])
 
 
 def _noun_phrase(facts: list[Fact], person: Person, rng: random.Random) -> str:
     """Return a person with phrases around it; it states all of `facts`."""
     before: list[str] = []
-    having: list[str] = []
-    wearing: list[str] = []
-    after: list[str] = []
+    said: dict[str, list[str]] = {"having": [], "wearing": [], "doing": [], "where": [], "": []}
     noun = rng.choice(person.nouns)
     for fact in facts:
-        forms = fact.forms
-        if "noun" in forms and _(rng, 0.3):  # "a redhead"
-            noun = fact.say("noun", person, rng)
-            continue
-        if (
-            "before" in forms
-            and _(rng, 0.4)
-            and len(before) < 3
-            and not _loses_color(fact, "before")
-        ):
+        if "noun" in fact.forms and chance(rng, 0.3):  # "a redhead"
+            noun = rng.choice(fact.forms["noun"])
+        elif fact.parts("before") and len(before) < 3 and chance(rng, 0.4):
             before.append(fact.say("before", person, rng))
-            continue
-        phrase = _phrase(fact, person, rng)
-        plain = phrase in [fill(w, fact.color, person) for w in forms.get("having", [])]
-        worn = phrase in [fill(w, fact.color, person) for w in forms.get("wearing", [])]
-        (wearing if worn else having if plain else after).append(phrase)
-    if _(rng, 0.2):
+        else:
+            part, phrase = _phrase(fact, person, rng)
+            said[part].append(phrase)
+    if chance(rng, 0.2):
         before.insert(0, rng.choice(person.ages))
     parts = []
-    if having:
-        parts.append(rng.choice(["with ", "with ", "who has ", "sporting ", "having "])
-                     + enumerate_phrases(having))  # fmt: skip
-    if wearing:
+    if said["having"]:
+        verb = rng.choice(["with ", "with ", "who has ", "sporting ", "having "])
+        parts.append(verb + enumerate_phrases(said["having"]))
+    if said["wearing"]:
         verb = rng.choice(["wearing ", "in ", "dressed in ", "who wears ", "with ", "sporting "])
-        parts.append(verb + enumerate_phrases(wearing))
+        parts.append(verb + enumerate_phrases(said["wearing"]))
     rng.shuffle(parts)
+    after = said["doing"] + said["where"] + said[""]
     rng.shuffle(after)
     article = rng.choice(["a ", "a ", "a ", "the ", "this ", ""])
-    core = article + rng.choice([" ", " ", ", "]).join(before) + (" " if before else "") + noun
-    tail = rng.choice([", ", ", ", " "]).join([" ".join([core, *parts]), *after])
-    if after and _(rng, 0.2):  # "On a pink background, a man with …"
-        moved = after[0]
-        tail = f"{moved}, " + ", ".join([" ".join([core, *parts]), *after[1:]])
-    return tail
+    adjectives = rng.choice([" ", " ", ", "]).join(before)
+    core = " ".join([f"{article}{adjectives} {noun}".replace("  ", " ").strip(), *parts])
+    if after and chance(rng, 0.2):  # "On a pink background, a man with …"
+        return ", ".join([after[0], core, *after[1:]])
+    return rng.choice([", ", ", ", " "]).join([core, *after])
 
 
 def _one_sentence(facts: list[Fact], person: Person, rng: random.Random) -> str:
     """Return one sentence, now and then with a polite beginning."""
-    return (rng.choice(LEADS) if _(rng, 0.3) else "") + _noun_phrase(facts, person, rng)
+    return (rng.choice(LEADS) if chance(rng, 0.3) else "") + _noun_phrase(facts, person, rng)
 
 
 def _clause(fact: Fact, person: Person, rng: random.Random) -> str:
     """Return a whole statement about one fact."""
-    if "clause" in fact.forms and _(rng, 0.6):
-        return fact.say("clause", person, rng)
-    parts = [p for p in ("having", "wearing", "doing") if p in fact.forms]
-    if not parts:
+    parts = fact.parts("having", "wearing", "doing")
+    if not parts or (fact.parts("clause") and chance(rng, 0.6)):
         return fact.say("clause", person, rng)
     part = rng.choice(parts)
     phrase = fact.say(part, person, rng)
-    if fact.others and _(rng, 0.12):
+    if fact.others and chance(rng, CORRECTED):
         phrase = _corrected(fact, part, phrase, person, rng)
-    verb = {"having": person["has"], "wearing": person["wears"], "doing": person["is"]}[part]
-    if part == "doing" and phrase.startswith(("with", "looking", "in ", "tongue", "eyes", "mouth")):
+    if part == "doing" and phrase.startswith(NOT_AFTER_IS):
         return f"{person['s']} {rng.choice(['stands there', 'is shown', 'can be seen'])} {phrase}"
+    verb = {"having": person["has"], "wearing": person["wears"], "doing": person["is"]}[part]
     return f"{person['s']} {verb} {phrase}"
 
 
@@ -270,15 +263,15 @@ def _several_sentences(facts: list[Fact], person: Person, rng: random.Random) ->
     """Return a first sentence with some of the facts, and a statement for each other one."""
     first = rng.randint(0, len(facts))
     said = []
-    if first or _(rng, 0.3):
+    if first or chance(rng, 0.3):
         said.append(_one_sentence(facts[:first], person, rng))
     rest = [_clause(fact, person, rng) for fact in facts[first:]]
-    if len(rest) > 1 and _(rng, 0.3):
+    if len(rest) > 1 and chance(rng, 0.3):
         join = rng.choice(
             [" and ", ", while ", " but ", ", and ", " although ", " because ", ", so "]
         )
         rest = [rest[0] + join + rest[1], *rest[2:]]
     said += rest
-    if _(rng, 0.25):
+    if chance(rng, 0.25):
         said.insert(rng.randint(0, len(said)), rng.choice(REMARKS).format(**person.pronouns))
     return rng.choice(SEPARATORS).join(said) + rng.choice(["", ".", "!"])

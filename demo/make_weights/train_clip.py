@@ -252,7 +252,7 @@ def main() -> None:
     model, tokenizer = build_clip(args.out)
     if start:
         start_from(model, tokenizer, start)
-    train(model, tokenizer, load_training_faces(args.work / "faces.npy", args.groups), args)
+    train(model, tokenizer, load_training_faces(args.work / "groups.npy", args.groups), args)
     print(f"held-out caption → image R@1 among 500, fullest captions: {retrieval(args.out):.1f} %")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from demo import free_face_words, free_words
 from demo.captions import make_caption
-from demo.free_captions import write_free_caption
+from demo.free_captions import gather_facts, write_free_caption
 from demo.free_frames import PEOPLE, misspell
 from demo.make_faces import ATTRIBUTES, draw_attributes, hide, make_face
 
@@ -114,3 +114,18 @@ def test_typing_errors_change_few_letters():
     assert wrong != text
     assert abs(len(wrong) - len(text)) < 15
     assert len(wrong.split()) <= len(text.split()) + 3
+
+
+def test_a_fact_with_a_colour_names_it_in_every_part_of_speech():
+    """A beard that alone shows the colour of the hair names it too."""
+    face = draw_attributes(random.Random(0)) | {"headwear": "hat", "facial_hair": "beard"}
+    shown = hide(face | {"glasses": "none"})
+    wanted = {"hair_color", "facial_hair", "clothes", "clothes_color", "headwear_color"}
+    facts = gather_facts(shown, wanted, random.Random(0))
+    assert len(facts) == 3 and all(fact.color for fact in facts)
+    for fact in facts:
+        parts = fact.parts("before", "having", "wearing", "doing", "clause")
+        assert parts
+        for part in parts:
+            for seed in range(50):
+                assert fact.color in fact.say(part, PEOPLE[0], random.Random(seed))
