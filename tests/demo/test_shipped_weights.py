@@ -83,7 +83,6 @@ def test_shipped_vae_reconstructs_held_out_faces():
     assert held_out_psnr(ASSETS / "vae", count=40) >= 28  # dB
 
 
-@pytest.mark.xfail(strict=True, reason="the network was trained on the earlier CLIP's embeddings")
 def test_shipped_model_draws_the_faces_that_sentences_describe():
     denoiser, config = load_denoiser(ASSETS / "dit.safetensors")
     vae, clip = load_config_autoencoder(config), load_config_clip(config)
