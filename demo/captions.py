@@ -138,12 +138,12 @@ def make_caption(
     Returns:
         `{"text": str, "states": [names of the attributes that the text states]}`
     """
-    wanted = _choose_attributes(attributes, rng, must_name)
+    wanted = choose_attributes(attributes, rng, must_name)
     phrases = _choose_phrases(attributes, wanted, rng)
     return {"text": mend_articles(_sentence(phrases, rng)), "states": sorted(wanted)}
 
 
-def _choose_attributes(attributes: dict[str, str], rng: random.Random, must_name: str) -> set[str]:
+def choose_attributes(attributes: dict[str, str], rng: random.Random, must_name: str) -> set[str]:
     """Choose the attributes that a caption names."""
     shown = [name for name, value in attributes.items() if value != "hidden"]
     # Absent things (no hat, no glasses, no beard) are named rarely.

@@ -3,9 +3,9 @@
     python demo/check_handwritten.py                    # needs the faces: demo/make_faces.py
     python demo/check_handwritten.py --ckpt results/demo/checkpoints/0000900.pt --seeds 8
 
-The sentences in demo/handwritten_captions.jsonl were written by hand. Each line has the sentence and the
-attributes that it states. The network draws several pictures of each, and the judge names what they
-show. The judge is the one of demo/check_prompts.py, and both share its file.
+The sentences in demo/handwritten_captions.jsonl were written by hand. Each line has a sentence and
+the attributes that it states. The network draws several pictures of each, and the judge names what
+they show. The judge is the one of demo/check_prompts.py, and both share its file.
 """
 
 from __future__ import annotations
@@ -127,9 +127,7 @@ def main() -> None:
     for value, text in worst:
         print(f"{value:6.1f} %  {text}")
     write_json(args.out / "handwritten.json", table)
-    print(
-        f"\n{args.out / 'free_captions.json'}: {len(texts)} sentences, {args.seeds} pictures each"
-    )
+    print(f"\n{args.out / 'handwritten.json'}: {len(texts)} sentences, {args.seeds} pictures each")
 
 
 if __name__ == "__main__":

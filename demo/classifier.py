@@ -32,12 +32,13 @@ def split_heads(logits: Tensor) -> list[Tensor]:
     return list(logits.split(SIZES, dim=1))
 
 
-def attribute_loss(logits: Tensor, codes: Tensor) -> Tensor:
+def attribute_loss(logits: Tensor, codes: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the cross-entropy over attributes that the faces show, mean over attributes.
 
     Args:
         logits: (N, all classes).
         codes: (N, A) int64 of `encode_attributes`; −1 (hidden) does not count.
+        weights: (A,) factors of the attributes with mean 1; None weights all alike.
     """
     heads = split_heads(logits)
     losses = [
@@ -45,7 +46,8 @@ def attribute_loss(logits: Tensor, codes: Tensor) -> Tensor:
         / (codes[:, a] >= 0).sum().clamp(min=1)
         for a, head in enumerate(heads)
     ]
-    return torch.stack(losses).mean()
+    stacked = torch.stack(losses)
+    return stacked.mean() if weights is None else (weights * stacked).mean()
 
 
 def predict(logits: Tensor) -> Tensor:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import Pool, cpu_count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from demo.captions import make_caption
 from demo.make_faces import ATTRIBUTES, draw_attributes, encode_attributes, hide, render
 from utils.base.progress import progress
 
 GROUP = 4  # faces
+# Writes a text about shown attributes; the last argument names one that it has to state.
+Writer = Callable[[dict[str, str], random.Random, str], dict[str, Any]]
 # Relative number of groups; attributes with variants that look similar get more.
-ATTRIBUTE_WEIGHTS = {"expression": 3, "eyes": 2, "facial_hair": 3, "clothes": 3, "glasses": 1.5}
+ATTRIBUTE_WEIGHTS = {
+    "expression": 4,
+    "eyes": 1.5,
+    "facial_hair": 2,
+    "clothes": 2,
+    "glasses": 1.5,
+    "hair_color": 2,
+    "headwear_color": 1.5,
+    "clothes_color": 2,
+}
 
 
 def make_group(index: int) -> tuple[list[dict[str, str]], str]:
@@ -82,27 +94,32 @@ def load_training_faces(cache: Path, groups: int) -> TrainingFaces:
 
 @dataclass(frozen=True)
 class Batch:
-    """N faces, each with one caption."""
+    """N faces, groups of four one after another, and a text about each."""
 
-    pixels: Tensor  # (N, 3, 128, 128) in [-1, 1]
+    faces: np.ndarray  # (N, 2) int: number of the group, place in the group
     texts: list[str]
     shows: np.ndarray  # (N, A) int, attributes of the faces; −1 = hidden
-    stated: np.ndarray  # (N, A) bool, the attributes that the captions state
+    stated: np.ndarray  # (N, A) bool, the attributes that the texts state
 
 
-def draw_batch(faces: TrainingFaces, step: int, groups: int) -> Batch:
-    """Draw so many groups and their captions, by the number of the training step alone."""
+def draw_batch(faces: TrainingFaces, step: int, groups: int, write: Writer) -> Batch:
+    """Draw so many groups and their texts, by the number of the training step alone.
+
+    write: `make_caption` or another writer with its arguments.
+    """
     rng = random.Random(step)
     picked = rng.sample(range(len(faces.images)), groups)
-    images = np.stack([faces.images[g] for g in picked]).reshape(-1, 128, 128, 3)
-    written = [
-        make_caption(face, rng, must_name=faces.differs[g])
-        for g in picked
-        for face in faces.attributes[g]
-    ]
+    places = [(group, place) for group in picked for place in range(GROUP)]
+    written = [write(faces.attributes[g][i], rng, faces.differs[g]) for g, i in places]
     return Batch(
-        pixels=torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1,
-        texts=[caption["text"] for caption in written],
+        faces=np.array(places),
+        texts=[text["text"] for text in written],
         shows=faces.codes[picked].reshape(len(written), -1),
-        stated=np.array([[a in caption["states"] for a in ATTRIBUTES] for caption in written]),
+        stated=np.array([[a in text["states"] for a in ATTRIBUTES] for text in written]),
     )
+
+
+def read_pixels(faces: TrainingFaces, batch: Batch) -> Tensor:
+    """Return the images of a batch, (N, 3, 128, 128) float32 in [-1, 1]."""
+    images = np.stack([faces.images[group][place] for group, place in batch.faces])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1

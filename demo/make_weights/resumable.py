@@ -13,11 +13,16 @@ from utils.base.files import write_whole
 WARM_UP = 200  # steps
 
 
-def set_lr(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: int) -> None:
-    """Set the learning rate: a linear warm-up, then half a cosine that ends with 0 at `steps`."""
-    lr = peak * min((step + 1) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+def set_lr(
+    optimizer: torch.optim.Optimizer, peak: float, step: int, steps: int, warm_up: int = WARM_UP
+) -> None:
+    """Set the learning rate: a linear warm-up, then half a cosine that ends with 0 at `steps`.
+
+    A group of parameters with a `pace` learns that many times faster.
+    """
+    lr = peak * min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / steps))
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("pace", 1.0)
 
 
 def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:

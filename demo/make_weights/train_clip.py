@@ -1,26 +1,29 @@
-"""Train the demo's CLIP on rendered faces and their captions (about an hour on 2 cores).
+"""Train the demo's CLIP on rendered faces and sentences about them: first images, then texts.
 
     python demo/make_weights/train_clip.py    # writes assets/demo/clip, resumes if interrupted
-    python demo/make_weights/train_clip.py --steps 200 --out /tmp/clip
+    python demo/make_weights/train_clip.py --start assets/demo/clip --out /tmp/clip   # goes on
+    python demo/make_weights/train_clip.py --image_steps 20 --text_steps 20 --out /tmp/clip
 
-Faces come in groups of four that differ in one attribute, and each caption names this attribute.
-The model has to see it to match captions and faces. Captions leave things out, so one caption may
-be true of several faces of a batch: the target of the contrastive loss is uniform over them.
+Faces come in groups of four that differ in one attribute, and each text names this attribute. Texts
+leave things out, so one text may be true of several faces of a batch: the target of the contrastive
+loss is uniform over them.
 
-A linear layer on both embeddings names the attributes: all that an image shows, and all that a
-caption states. It makes small features (mouth, eyes, facial hair) count from the start. It reads
-perturbed embeddings, as the diffusion model does, so that attributes survive the perturbation. The
-layer is thrown away afterwards. Prints held-out retrieval at the end.
+The image tower learns first. Its partner is not yet the text tower but a table with a vector for
+each value of each attribute, whose sums stand for texts. A linear layer names the attributes of all
+embeddings, also of perturbed ones, because the diffusion model reads these. Small parts of the
+picture weigh more in this loss.
+
+Then the image tower is locked, the table is fitted to its embeddings, and the text tower learns
+(Zhai 2022, "LiT"): to match texts and images, to write the sums of the table, and to be read by the
+linear layer. Table and layer are thrown away afterwards. The texts are the captions of the data set
+and free sentences (`free_captions.py`). Prints held-out retrieval at the end.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import math
-import re
+import random
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,140 +34,172 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from demo.classifier import SIZES, attribute_loss
+from demo.captions import choose_attributes, make_caption
+from demo.free_captions import write_free_caption
 from demo.make_faces import make_face, render
-from demo.make_weights.face_groups import Batch, draw_batch, load_training_faces
+from demo.make_weights.clip_losses import AttributeTeacher, contrastive_loss, truth
+from demo.make_weights.clip_model import build_clip, export, start_from
+from demo.make_weights.face_groups import (
+    GROUP,
+    Batch,
+    TrainingFaces,
+    draw_batch,
+    load_training_faces,
+    read_pixels,
+)
 from demo.make_weights.resumable import resume, save, set_lr
-from models.clip import MERGES_NAME, encode_tokens, load_clip
-from models.perturbation import Perturbation, perturb
+from models.clip import Tokenizer, encode_tokens, load_clip
 from utils.base.errors import UserError, one_line_errors
-from utils.base.files import write_json
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
 
-PERTURBATION = Perturbation("gaussian", 1.0)
-HEAD_SCALE = 10.0  # factor on the unit-length embeddings that the attribute layer reads
+WARM_UP = 50  # steps
+TEACHER_PACE = 10.0  # learning rate of table and layer, in units of that of the image tower
+FREE_SHARE = 0.65  # share of free sentences; the rest are captions of the data set's grammar
+NAMING_IMAGES = 3.0  # weight of naming the attributes of images
+TEACHING = 10.0  # weight of the distance between a text and the sum of its attributes
+SAVE_EVERY = 100  # steps
+IMAGE_PARTS = ("clip.visual.", "clip.logit_scale", "teacher.")
+TEXT_PARTS = ("clip.token_embedding", "clip.positional_embedding", "clip.transformer",
+              "clip.ln_final", "clip.text_projection", "clip.logit_scale")  # fmt: skip
 
-Tokenizer = Callable[[list[str]], Tensor]  # texts → tokens (N, context length) int64
+
+def write_nothing(attributes: dict[str, str], rng: random.Random, must_name: str) -> dict[str, Any]:
+    """Choose the attributes that a text would state, and write no text."""
+    return {"text": "", "states": sorted(choose_attributes(attributes, rng, must_name))}
 
 
-def write_merges(path: Path) -> int:
-    """Write those of CLIP's byte-pair merges that the demo's words need; return their number.
+def write_text(attributes: dict[str, str], rng: random.Random, must_name: str) -> dict[str, Any]:
+    """Write a free sentence, or a caption in the words of the data set."""
+    write = write_free_caption if rng.random() < FREE_SHARE else make_caption
+    return write(attributes, rng, must_name)
 
-    All other words are encoded letter by letter.
+
+def stated_codes(batch: Batch) -> Tensor:
+    """Return the attributes that the texts of a batch state, (N, A) int64; −1 = not stated."""
+    return torch.from_numpy(np.where(batch.stated, batch.shows, -1))
+
+
+def match(model: open_clip.CLIP, image: Tensor, text: Tensor, batch: Batch) -> Tensor:
+    """Return the contrastive loss of a batch's embeddings, (N, D) of unit length each."""
+    scale = model.logit_scale.exp().clamp(max=100)
+    return contrastive_loss(image, text, scale, truth(batch.shows, batch.stated))
+
+
+def image_loss(model: open_clip.CLIP, teacher: AttributeTeacher, batch: Batch, x: Tensor) -> Tensor:
+    """Return the loss of the image tower and of its teacher.
+
+    x: pixels (N, 3, 128, 128).
     """
-    texts = [
-        caption["text"] for i in range(2000) for caption in make_face("words", i, 4)[1]["captions"]
-    ]
-    words = set(re.findall(r"[a-z]+", " ".join(texts)))
-    tokenizer = open_clip.SimpleTokenizer()
-    needed = set()
-    for word in words:
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        while len(pieces) > 1:
-            pairs = list(zip(pieces, pieces[1:], strict=False))
-            pair = min(pairs, key=lambda p: tokenizer.bpe_ranks.get(p, math.inf))
-            if pair not in tokenizer.bpe_ranks:
-                break
-            needed.add(pair)
-            at = pairs.index(pair)
-            pieces[at : at + 2] = ["".join(pair)]
-    merges = sorted(needed, key=tokenizer.bpe_ranks.get)
-    body = "\n".join(["#merges used by the demo's captions", *(" ".join(m) for m in merges)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(body.encode(), mtime=0))
-    return len(merges)
-
-
-def clip_config(vocabulary: int) -> dict[str, Any]:
-    """Return the CLIP's configuration in open_clip's form, for a `vocabulary` of so many tokens."""
-    return {
-        "model_cfg": {
-            "embed_dim": 256,
-            "vision_cfg": {"image_size": 128, "layers": [1, 2, 3, 2], "width": 16},
-            "text_cfg": {
-                "context_length": 77,
-                "width": 128,
-                "heads": 4,
-                "layers": 3,
-                "vocab_size": vocabulary,
-            },
-        },
-        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
-    }
-
-
-def build_clip(folder: Path) -> tuple[open_clip.CLIP, Tokenizer]:
-    """Return an untrained CLIP and its tokenizer, whose files are written into `folder`."""
-    # Each byte as itself and as the end of a word, the merges, and the tokens of start and end.
-    vocabulary = 2 * 256 + write_merges(folder / MERGES_NAME) + 2
-    config = clip_config(vocabulary)
-    write_json(folder / "open_clip_config.json", config)
-    model = open_clip.CLIP(**config["model_cfg"])
-    model.visual.to(memory_format=torch.channels_last)
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters / 1e6:.2f} M parameters, {vocabulary} tokens")
-    return model, open_clip.SimpleTokenizer(bpe_path=str(folder / MERGES_NAME))
-
-
-def truth(codes: np.ndarray, stated: np.ndarray) -> Tensor:
-    """Return for each caption and each face whether the caption is true of the face.
-
-    Args:
-        codes: (N, A) int, the attributes of face i, which caption i is about.
-        stated: (N, A) bool, the attributes that caption i states.
-
-    Returns:
-        (N captions, N faces) bool
-    """
-    agree = codes[:, None, :] == codes[None, :, :]
-    return torch.from_numpy((agree | ~stated[:, None, :]).all(axis=2))
-
-
-def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, true: Tensor) -> Tensor:
-    """Return CLIP's symmetric cross-entropy (Radford 2021) with all true partners as targets.
-
-    Args:
-        image, text: (N, D) of unit length.
-        scale: inverse temperature.
-        true: (N captions, N faces) bool.
-    """
-    logits = scale * text @ image.T
-    to_image = true.float() / true.sum(1, keepdim=True)
-    to_text = true.T.float() / true.T.sum(1, keepdim=True)
-    return (F.cross_entropy(logits, to_image) + F.cross_entropy(logits.T, to_text)) / 2
-
-
-def batch_losses(
-    model: open_clip.CLIP, head: torch.nn.Linear, tokenize: Tokenizer, batch: Batch
-) -> tuple[Tensor, Tensor]:
-    """Return the contrastive loss, and the loss of naming attributes from both embeddings."""
-    tokens = tokenize(batch.texts)
     with torch.autocast("cpu", torch.bfloat16):
-        image = model.encode_image(batch.pixels.to(memory_format=torch.channels_last))
-        text = encode_tokens(model, tokens)
-    image, text = F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1)
-    true = truth(batch.shows, batch.stated)
-    matching = contrastive_loss(image, text, model.logit_scale.exp().clamp(max=100), true)
-    states = np.where(batch.stated, batch.shows, -1)
-    blurred = [perturb(y, PERTURBATION) for y in (image, text)]
-    naming = attribute_loss(head(HEAD_SCALE * blurred[0]), torch.from_numpy(batch.shows))
-    naming = naming + attribute_loss(head(HEAD_SCALE * blurred[1]), torch.from_numpy(states))
-    return matching, naming
+        y = model.encode_image(x.to(memory_format=torch.channels_last))
+    image, text = F.normalize(y.float(), dim=1), teacher.embed(stated_codes(batch))
+    naming = teacher.naming_loss(image, torch.from_numpy(batch.shows))
+    naming = NAMING_IMAGES * naming + teacher.naming_loss(text, stated_codes(batch))
+    return match(model, image, text, batch) + naming
 
 
-def build_optimizer(parts: torch.nn.Module, lr: float) -> torch.optim.AdamW:
-    """Return AdamW with weight decay for matrices only, not for biases and scales."""
-    decay = [p for p in parts.parameters() if p.ndim >= 2]
-    rest = [p for p in parts.parameters() if p.ndim < 2]
+def text_loss(
+    model: open_clip.CLIP, teacher: AttributeTeacher, batch: Batch, tokens: Tensor, image: Tensor
+) -> Tensor:
+    """Return the loss of the text tower.
+
+    tokens: (N, context length).
+    image: (N, D) embeddings of the locked image tower, of unit length.
+    """
+    with torch.autocast("cpu", torch.bfloat16):
+        y = encode_tokens(model, tokens)
+    text, codes = F.normalize(y.float(), dim=1), stated_codes(batch)
+    distance = 1 - (text * teacher.embed(codes)).sum(1).mean()
+    naming = teacher.naming_loss(text, codes)
+    return match(model, image, text, batch) + TEACHING * distance + naming
+
+
+def build_optimizer(parts: nn.Module, lr: float, learning: tuple[str, ...]) -> torch.optim.AdamW:
+    """Let the named parts learn and no others; return their AdamW.
+
+    Weight decay is for the matrices of the CLIP only.
+    """
+    groups: dict[str, list[Tensor]] = {"matrices": [], "rest": [], "teacher": []}
+    for name, parameter in parts.named_parameters():
+        parameter.requires_grad_(name.startswith(learning))
+        if parameter.requires_grad:
+            kind = "matrices" if parameter.ndim >= 2 else "rest"
+            groups["teacher" if name.startswith("teacher.") else kind].append(parameter)
     return torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}],
+        [
+            {"params": groups["matrices"], "weight_decay": 0.05},
+            {"params": groups["rest"], "weight_decay": 0.0},
+            {"params": groups["teacher"], "weight_decay": 0.0, "pace": TEACHER_PACE},
+        ],
         lr=lr,
         betas=(0.9, 0.98),
     )
+
+
+def run_stage(
+    name: str, parts: nn.ModuleDict, learning: tuple[str, ...], args: argparse.Namespace,
+    loss_at: Callable[[int], Tensor],
+) -> None:  # fmt: skip
+    """Train parts on the loss of each step, from where an earlier run stopped.
+
+    name: "image" or "text"; names the checkpoint, and the options with steps and learning rate.
+    """
+    steps, lr = getattr(args, f"{name}_steps"), getattr(args, f"{name}_lr")
+    checkpoint = args.work / f"{name}.pt"
+    optimizer = build_optimizer(parts, lr, learning)
+    first = resume(checkpoint, parts, optimizer)
+    bar = progress(range(first, steps), desc=f"CLIP, {name}s", total=steps - first, unit="step")
+    for step in bar:
+        set_lr(optimizer, lr, step, steps, WARM_UP)
+        loss = loss_at(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for p in parts.parameters() if p.requires_grad], 1.0)
+        optimizer.step()
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            print(f"{name} step {step + 1}: loss {loss.item():.3f}", flush=True)
+            save(checkpoint, parts, optimizer, step + 1)
+            export(parts["clip"], args.out)
+
+
+@torch.no_grad()
+def embed_faces(model: open_clip.CLIP, faces: TrainingFaces) -> Tensor:
+    """Return the image embeddings of all training faces, (groups, 4, D) of unit length."""
+    parts = []
+    for first in progress(range(0, len(faces.images), 25), desc="embeddings", unit="batch"):
+        images = torch.from_numpy(faces.images[first : first + 25].reshape(-1, 128, 128, 3))
+        x = (images.permute(0, 3, 1, 2).float() / 127.5 - 1).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            parts.append(F.normalize(model.encode_image(x).float(), dim=1))
+    return torch.cat(parts).unflatten(0, (-1, GROUP))
+
+
+def train(
+    model: open_clip.CLIP, tokenize: Tokenizer, faces: TrainingFaces, args: argparse.Namespace
+) -> None:
+    """Train the image tower, then the text tower; write both into `args.out`."""
+    teacher = AttributeTeacher(model.text_projection.shape[1])
+    parts = nn.ModuleDict({"clip": model, "teacher": teacher})
+
+    def loss_of_images(step: int) -> Tensor:
+        batch = draw_batch(faces, step, args.batch, write_nothing)
+        return image_loss(model, teacher, batch, read_pixels(faces, batch))
+
+    model.train()
+    run_stage("image", parts, IMAGE_PARTS, args, loss_of_images)
+    model.eval()
+    embeddings = embed_faces(model, faces)
+    teacher.fit(embeddings.flatten(0, 1), torch.from_numpy(faces.codes).flatten(0, 1))
+
+    def loss_of_texts(step: int) -> Tensor:
+        batch = draw_batch(faces, step, args.batch, write_text)
+        group, place = torch.from_numpy(batch.faces).unbind(1)
+        return text_loss(model, teacher, batch, tokenize(batch.texts), embeddings[group, place])
+
+    run_stage("text", parts, TEXT_PARTS, args, loss_of_texts)
 
 
 @torch.no_grad()
@@ -185,32 +220,21 @@ def retrieval(folder: Path, count: int = 500) -> float:
     return 100 * hits.float().mean().item()
 
 
-def export(model: torch.nn.Module, out: Path) -> None:
-    """Write the weights as float16, in the form that `models.clip.load_clip` reads."""
-    weights = {
-        k: v.half().contiguous() if v.is_floating_point() else v.contiguous()
-        for k, v in model.state_dict().items()
-    }
-    save_file(weights, out / "model.safetensors")
-
-
 def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+    """Read the command line; raise UserError if there are fewer groups than a batch takes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, default=Path("assets/demo/clip"), help="folder of the CLIP"
-    )
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("results/clip"),
-        help="folder of its checkpoint and cached faces",
-    )
-    parser.add_argument("--groups", type=int, default=8000, help="groups of 4 faces")
-    parser.add_argument("--steps", type=int, default=4000, help="training steps")
-    parser.add_argument("--batch", type=int, default=32, help="groups of 4 faces a step")
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = all")
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("assets/demo/clip"), help="folder of the CLIP")
+    add("--work", type=Path, default=Path("results/clip"),
+        help="folder of its checkpoints and cached faces")  # fmt: skip
+    add("--start", type=Path, help="folder of an earlier CLIP, whose weights are the start")
+    add("--groups", type=int, default=8000, help="groups of 4 faces")
+    add("--image_steps", type=int, default=3000, help="steps of the image tower")
+    add("--text_steps", type=int, default=3000, help="steps of the text tower")
+    add("--batch", type=int, default=32, help="groups of 4 faces a step")
+    add("--image_lr", type=float, default=1e-3, help="peak learning rate of the image tower")
+    add("--text_lr", type=float, default=1e-3, help="peak learning rate of the text tower")
+    add("--threads", type=int, default=0, help="CPU threads, 0 = all")
     args = parser.parse_args()
     if args.groups < args.batch:
         raise UserError(f"--groups {args.groups} is less than one batch of {args.batch}")
@@ -224,35 +248,11 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model, tokenize = build_clip(args.out)
-    head = torch.nn.Linear(model.text_projection.shape[1], sum(SIZES))
-    parts = torch.nn.ModuleDict({"clip": model, "head": head})
-    faces = load_training_faces(args.work / "faces.npy", args.groups)
-    optimizer = build_optimizer(parts, args.lr)
-    checkpoint = args.work / "checkpoint.pt"
-    first = resume(checkpoint, parts, optimizer)
-
-    model.train()
-    started = time.time()
-    steps = progress(range(first, args.steps), desc="CLIP", total=args.steps - first, unit="step")
-    for step in steps:
-        set_lr(optimizer, args.lr, step, args.steps)
-        matching, naming = batch_losses(model, head, tokenize, draw_batch(faces, step, args.batch))
-        optimizer.zero_grad(set_to_none=True)
-        (matching + naming).backward()
-        torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
-        optimizer.step()
-        if (step + 1) % 50 == 0:
-            scale = model.logit_scale.exp().item()
-            pace = (time.time() - started) / (step + 1 - first)
-            print(
-                f"step {step + 1} matching {matching.item():.3f} naming {naming.item():.3f} "
-                f"scale {scale:.1f} {pace:.2f} s/step",
-                flush=True,
-            )
-        if (step + 1) % 250 == 0 or step + 1 == args.steps:
-            save(checkpoint, parts, optimizer, step + 1)
-            export(model, args.out)
+    start = load_clip(args.start) if args.start else None  # read before --out is overwritten
+    model, tokenizer = build_clip(args.out)
+    if start:
+        start_from(model, tokenizer, start)
+    train(model, tokenizer, load_training_faces(args.work / "groups.npy", args.groups), args)
     print(f"held-out caption → image R@1 among 500, fullest captions: {retrieval(args.out):.1f} %")
 
 

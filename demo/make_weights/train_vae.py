@@ -120,7 +120,7 @@ def parse_args() -> argparse.Namespace:
         "--work", type=Path, default=Path("results/vae"), help="folder of its checkpoint"
     )
     parser.add_argument(
-        "--faces", type=Path, default=Path("results/clip/faces.npy"), help="file of cached faces"
+        "--faces", type=Path, default=Path("results/clip/groups.npy"), help="file of cached faces"
     )
     parser.add_argument("--groups", type=int, default=8000, help="groups of 4 faces")
     parser.add_argument("--steps", type=int, default=7600, help="training steps")

@@ -13,8 +13,8 @@ from demo.captions import make_caption
 from demo.check_prompts import agreement, choose_captions
 from demo.classifier import SIZES, attribute_loss, predict
 from demo.make_faces import ATTRIBUTES, draw_attributes, encode_attributes, hide, make_face, render
+from demo.make_weights.clip_losses import contrastive_loss, truth
 from demo.make_weights.face_groups import make_group
-from demo.make_weights.train_clip import contrastive_loss, truth
 
 
 def faces(count: int) -> list[dict[str, str]]:

@@ -2,13 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from handwritten_sentences import SENTENCES
 
-from demo.make_faces import make_face
+from demo.check_prompts import agreement, choose_captions
+from demo.classifier import codes_of, predict, train_probe
+from demo.make_faces import ATTRIBUTES, make_face, render
 from demo.make_weights.train_clip import retrieval
 from demo.make_weights.train_vae import held_out_psnr
+from models.clip import ClipEncoder, load_clip
 from utils.config.command_line import DEFAULT_CONFIG
 from utils.config.load import load_config
 from utils.pretrained.denoisers import load_denoiser
@@ -29,6 +34,49 @@ def test_the_demo_config_fits_the_shipped_encoders():
 
 def test_shipped_clip_finds_the_face_that_a_caption_describes():
     assert retrieval(ASSETS / "clip", count=200) >= 95  # % caption → image R@1
+
+
+def embed_faces(clip: ClipEncoder, split: str, count: int) -> tuple[torch.Tensor, list[dict]]:
+    """Return image embeddings (N, D) of unit length, and the records of the faces."""
+    made = [make_face(split, index, num_captions=6) for index in range(count)]
+    images = np.stack([np.asarray(render(face)) for face, _ in made])
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    y = torch.cat([clip.encode_images(part) for part in pixels.split(100)])
+    return F.normalize(y, dim=1), [record for _, record in made]
+
+
+@pytest.fixture(scope="module")
+def clip() -> ClipEncoder:
+    return load_clip(ASSETS / "clip")
+
+
+@pytest.fixture(scope="module")
+def probe(clip: ClipEncoder) -> torch.nn.Module:
+    embeddings, records = embed_faces(clip, "train", 1500)
+    return train_probe(embeddings, codes_of(records), perturb_scale=2.0, steps=1500)
+
+
+@torch.no_grad()
+def test_shipped_clip_keeps_every_attribute_of_images_and_captions(clip, probe):
+    image, records = embed_faces(clip, "test", 500)
+    codes, (texts, stated) = codes_of(records), choose_captions(records)
+    of_images = agreement(predict(probe(image)), codes, codes >= 0)
+    text = F.normalize(clip.encode_texts(texts), dim=1)
+    of_captions = agreement(predict(probe(text)), codes, stated)
+    assert of_images["mean"] >= 97 and of_captions["mean"] >= 95  # %
+    assert min(of_images.values()) >= 90 and min(of_captions.values()) >= 90
+
+
+@torch.no_grad()
+def test_shipped_clip_understands_sentences_written_by_hand(clip, probe):
+    texts = F.normalize(clip.encode_texts([text for text, _ in SENTENCES]), dim=1)
+    named = predict(probe(texts))
+    right = [
+        ATTRIBUTES[name][row[list(ATTRIBUTES).index(name)]] == value
+        for row, (_, stated) in zip(named, SENTENCES, strict=True)
+        for name, value in stated.items()
+    ]
+    assert sum(right) / len(right) >= 0.9
 
 
 def test_shipped_vae_reconstructs_held_out_faces():
