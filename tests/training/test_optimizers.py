@@ -87,7 +87,7 @@ def test_the_default_is_adamw_alone_with_its_own_settings_and_nothing_else(denoi
 def test_muon_takes_the_matrices_of_the_blocks_and_adamw_all_else(denoiser):
     names = {p: name.removeprefix("model.") for name, p in denoiser.named_parameters()}
     adamw, muon = (group["params"] for group in build_optimizer(denoiser, DECAYING).param_groups)
-    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1")
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     blocks = ("blocks.0", "blocks.1", "decoder_blocks.0")
     expected = {f"{block}.{layer}.weight" for block in blocks for layer in layers}
     assert {names[p] for p in muon} == expected
