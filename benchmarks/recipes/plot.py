@@ -9,7 +9,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.recipes.results import Results, Standing
 from benchmarks.recipes.table import TARGETS
@@ -34,6 +36,7 @@ def draw(results: Results, path: Path) -> None:
     _curves(attributes, standings, "attributes", colours)
     style_axis(distance, "Fréchet distance", "lower is better")
     distance.set_yscale("log")
+    _plain_numbers(distance.yaxis)
     style_axis(attributes, "stated attributes that are shown, %", "higher is better")
     for axis in (distance, attributes):
         axis.set_xlabel(f"{results.setup['unit']} of training")
@@ -75,4 +78,12 @@ def _ends(axis: Axes, standings: Sequence[Standing], colours: Mapping[str, Any])
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.set_xscale("log")
-    style_axis(axis, "Fréchet distance at the end", "line: 95 % over pictures; rings: seeds")
+    _plain_numbers(axis.xaxis)
+    style_axis(axis, "Distance at the end", "line: 95 %, pictures; rings: seeds")
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers, e.g. 150, at a few places of each decade."""
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
