@@ -12,7 +12,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from benchmarks.recipes.recipe import read_recipe
+from benchmarks.recipes.trainings import PROBE_STEPS, PROBE_WINDOWS, PROBES
 from demo.classifier import load_faces
+from utils.base.files import write_json
 from utils.config.load import load_config
 from utils.data.lmdb_writer import LMDBWriter
 from utils.evaluation.feature_networks import ClipFeatures
@@ -22,6 +25,7 @@ from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 
 pytestmark = pytest.mark.e2e
 SECONDS = 3  # of each training
+COST = 0.025  # processor seconds of a step of the small network, about
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,12 @@ class Harness:
         self.command += ["--judge", str(faces / "judge.safetensors"), "--not_averaged", "slow"]
         self.command += ["--recipes", *map(str, recipes)]
 
+    def keep_probes(self, recipe: Path, count: int) -> None:
+        """Write the first `count` probes of a recipe, as an earlier start leaves them."""
+        windows = [COST * PROBE_STEPS / PROBE_WINDOWS] * PROBE_WINDOWS
+        kept = {"settings": read_recipe(recipe).settings, "probes": [windows] * count}
+        write_json(self.work / recipe.stem / "probes.json", kept)
+
     def start(self, *options: str) -> subprocess.Popen:
         return subprocess.Popen(
             [*self.command, *options],
@@ -108,6 +118,8 @@ def test_a_comparison_that_is_stopped_and_killed_goes_on_and_equals_its_parts(
 ):
     harness = Harness(tmp_path, faces, recipes)
     run = harness.work / "small" / f"{SECONDS}s_seed0"
+    for recipe, count in zip(recipes, (PROBES - 1, PROBES), strict=True):
+        harness.keep_probes(recipe, count)
 
     process = harness.start()
     said = harness.when(run / "metrics.jsonl", signal.SIGTERM, process, group=False)
@@ -115,6 +127,7 @@ def test_a_comparison_that_is_stopped_and_killed_goes_on_and_equals_its_parts(
     assert "stopped; the same command goes on" in said.splitlines()[-1]
     assert list((run / "checkpoints").glob("*.pt"))
     probes = (harness.work / "small" / "probes.json").read_bytes()
+    assert len(json.loads(probes)["probes"]) == PROBES
 
     process = harness.start()
     harness.when(run / "judged_24.json", signal.SIGKILL, process, group=True)
