@@ -219,6 +219,7 @@ def report(
     rows: list[dict[str, Any]],
     notes: Iterable[str] = (),
     command: str | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> None:
     """Print a table, and write it to the JSON file `out` that benchmarks/table.py reads.
 
@@ -228,10 +229,12 @@ def report(
         rows: plain values by column title; the title states the unit.
         notes: sentences below the table.
         command: command line above the table; None = that of this process.
+        data: further keys of the file.
     """
     notes = list(notes)
     print(f"\n{title} ({machine()})\n\n{table(rows)}\n", *notes, sep="\n", flush=True)
     if out:
         command = command or shlex.join(["python", *sys.argv])
         content = {"title": title, "command": command, "machine": machine(), "rows": rows}
-        write_text(out, json.dumps({**content, "notes": notes}, indent=1) + "\n")
+        content |= {"notes": notes, **(data or {})}
+        write_text(out, json.dumps(content, indent=1) + "\n")

@@ -15,7 +15,7 @@ from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.training.checkpoint import list_checkpoints
 
 # Fields of metrics.jsonl that depend on the clock; a repeated training has all others equal.
-CLOCK_FIELDS = ("images_per_s", "memory_gb", "data_wait")
+CLOCK_FIELDS = ("images_per_s", "memory_gb", "data_wait", "cpu_s")
 
 
 @contextlib.contextmanager
@@ -69,6 +69,6 @@ def final_state(folder: Path) -> dict:
     """Return the content of the last checkpoint, flat, without its times."""
     *_, path = list_checkpoints(folder / "checkpoints").values()
     state = load_checkpoint(path)
-    for key in ("seconds", "waiting"):
+    for key in ("seconds", "waiting", "processor_seconds"):
         del state["window"][key]
     return flat(state)

@@ -87,6 +87,7 @@ class Outputs:
                 "images_per_s": window.steps * self.config.train.batchsize / window.seconds,
                 "memory_gb": memory_gb(self.processes.device),
                 "data_wait": window.waiting / window.seconds,
+                "cpu_s": window.processor_seconds,
             },
             Pace(state.max_steps, seconds_left),
         )

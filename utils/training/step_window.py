@@ -18,7 +18,8 @@ class Window:
     """Sums over the steps since the last log line, equal in all processes.
 
     The sums stay on the device, so that adding a step does not wait for it. `seconds` and
-    `waiting` (for data) are wall-clock time.
+    `waiting` (for data) are wall-clock time. `processor_seconds` are those of all threads of this
+    process during the steps.
     """
 
     SUMS = ("loss", "grad_norm", "skipped", "spikes")
@@ -30,7 +31,7 @@ class Window:
     def reset(self) -> None:
         """Start a new window."""
         self.sums.zero_()
-        self.steps, self.seconds, self.waiting = 0, 0.0, 0.0
+        self.steps, self.seconds, self.waiting, self.processor_seconds = 0, 0.0, 0.0, 0.0
 
     def add(self, loss: torch.Tensor, grad_norm: torch.Tensor, verdict: Verdict) -> None:
         """Add a step; its loss and gradient norm count if it was a good one."""
@@ -55,12 +56,13 @@ class Window:
         return {**means, "skipped": int(skipped), "spikes": int(spikes)}
 
     def begin(self) -> None:
-        """Start the clock of a step."""
-        self._begun = time.perf_counter()
+        """Start the clocks of a step."""
+        self._begun, self._processor_begun = time.perf_counter(), time.process_time()
 
     def end(self) -> None:
-        """Add the step's time to `seconds`."""
+        """Add the step's time to `seconds` and `processor_seconds`."""
         self.seconds += time.perf_counter() - self._begun
+        self.processor_seconds += time.process_time() - self._processor_begun
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """Yield from endless `batches`, and add the time that each takes to `waiting`."""
@@ -77,13 +79,15 @@ class Window:
             "steps": self.steps,
             "seconds": self.seconds,
             "waiting": self.waiting,
+            "processor_seconds": self.processor_seconds,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Continue a saved window."""
+        """Continue a saved window; older checkpoints hold no processor seconds."""
         self.sums.copy_(state["sums"])
         self.steps, self.seconds = state["steps"], state["seconds"]
         self.waiting = state["waiting"]
+        self.processor_seconds = state.get("processor_seconds", 0.0)
 
 
 def memory_gb(device: torch.device) -> float:

@@ -1,0 +1,88 @@
+"""Recipes: configs that are compared, a YAML file each. docs/recipes.md says how to add one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import ROOT
+from utils.base.errors import UserError
+from utils.config.load import load_config
+from utils.config.raw_values import get_value
+from utils.config.schema import Config
+
+FOLDER = ROOT / "configs" / "demo" / "recipes"
+# Sections that make a recipe; `eval` and `log` change neither the training nor the pictures.
+SECTIONS = ("data", "encoders", "model", "train", "sampling")
+SET_BY_US = ("train.max_num_steps", "train.epochs", "train.seed")
+# Keys in which all recipes agree: otherwise their metrics could not be compared.
+SHARED = (
+    "data.resolution",
+    "encoders.vae",
+    "encoders.clip",
+    "encoders.scale_factor",
+    "encoders.precision",
+    "eval.ref_path",
+    "eval.feature_network",
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A config that takes part, and its name: that of its file."""
+
+    name: str
+    file: Path
+    config: Config
+    about: str = ""  # comment at the head of the file
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return `section.key` -> plain value of all settings that differ from the defaults."""
+        ours, defaults = self.config.to_dict(), Config().to_dict()
+        return {
+            f"{section}.{key}": value
+            for section in SECTIONS
+            for key, value in ours[section].items()
+            if value != defaults[section][key] and f"{section}.{key}" not in SET_BY_US
+        }
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Read the recipe of a YAML file; raise UserError with all its faults."""
+    config = load_config(file, require=("eval.ref_path",))
+    head = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        head.append(line.removeprefix("#").strip())
+    return Recipe(file.stem, file, config, " ".join(head))
+
+
+def read_recipes(files: Sequence[Path] = ()) -> list[Recipe]:
+    """Read recipes, by default all of `configs/demo/recipes`.
+
+    Raise UserError if there are none, if two have one name, or if they disagree in a key of SHARED.
+    """
+    files = list(files) or sorted(FOLDER.glob("*.yaml"))
+    if not files:
+        raise UserError(f"{FOLDER}: there are no recipes; docs/recipes.md says how to write one")
+    recipes: dict[str, Recipe] = {}
+    for file in files:
+        recipe = read_recipe(file)
+        if recipe.name in recipes:
+            before = recipes[recipe.name].file
+            raise UserError(f"{file}: has the name of {before}; give one of them another name")
+        recipes[recipe.name] = recipe
+    first, *others = recipes.values()
+    for recipe in others:
+        for key in SHARED:
+            ours, theirs = (get_value(r.config.to_dict(), key) for r in (recipe, first))
+            if ours != theirs:
+                raise UserError(
+                    f"{recipe.file}: {key} is {ours}, but {first.file} has {theirs}; metrics can "
+                    "only be compared if all recipes agree in it"
+                )
+    return [first, *others]
