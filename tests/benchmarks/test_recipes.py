@@ -20,6 +20,8 @@ from benchmarks.recipes.trainings import PROBE_STEPS, Costs, clock, cost_of_step
 from benchmarks.timing import report
 from models.edm import LossDraws, edm_loss
 from utils.base.errors import UserError
+from utils.config.command_line import DEFAULT_CONFIG
+from utils.config.load import load_config
 
 SETUP = {"seconds": 400.0, "unit": "processor s", "pictures": 500, "network": "clip-1"}
 
@@ -44,6 +46,11 @@ def test_today_states_every_setting_of_the_demo_so_that_it_stays_when_the_demo_c
         ("encoders", {"vae", "clip"}),
     ):
         assert set(demo[section]) - free <= set(today[section]), section
+
+
+def test_the_demo_trains_by_the_recipe_fast():
+    fast, demo = read_recipe(FOLDER / "fast.yaml").config, load_config(DEFAULT_CONFIG)
+    assert (fast.model, fast.train, fast.encoders) == (demo.model, demo.train, demo.encoders)
 
 
 def test_published_has_the_published_settings_and_the_network_of_today():
