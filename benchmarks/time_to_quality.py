@@ -24,6 +24,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, one_line_errors
+
+# isort: split
 import torch
 from matplotlib.figure import Figure
 
@@ -31,7 +35,6 @@ from benchmarks.timing import add_arguments, report, start
 from demo.check_prompts import agreement, choose_captions
 from demo.classifier import classify, codes_of, load_classifier, load_faces
 from models.edm import EDMPrecond
-from utils.base.errors import UserError, one_line_errors
 from utils.base.files import write_json
 from utils.base.progress import progress
 from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter

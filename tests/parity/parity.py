@@ -23,6 +23,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, one_line_errors
+
+# isort: split
 import numpy as np
 import psutil
 import torch
@@ -50,7 +54,6 @@ from models.draws import BatchDraws
 from models.edm import build_denoiser, draw_for_loss, edm_loss
 from models.perturbation import Perturbation, perturb
 from models.samplers import SamplerSettings, guided, sample
-from utils.base.errors import UserError, one_line_errors
 from utils.base.files import write_json, write_text
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
