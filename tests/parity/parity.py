@@ -23,6 +23,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
 # First: from here on, Ctrl-C ends the script with one line.
 from utils.base.errors import UserError, one_line_errors
 
@@ -30,9 +34,6 @@ from utils.base.errors import UserError, one_line_errors
 import numpy as np
 import psutil
 import torch
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from parity_checks import (
     ATOL,
