@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
@@ -34,7 +33,6 @@ from utils.base.errors import UserError, one_line_errors
 import numpy as np
 import psutil
 import torch
-
 from parity_checks import (
     ATOL,
     RTOL,
