@@ -23,11 +23,14 @@ import argparse
 import re
 from pathlib import Path
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, note, one_line_errors
+
+# isort: split
 import torch
 from accelerate import PartialState
 
 from models.edm import EDMPrecond
-from utils.base.errors import UserError, note, one_line_errors
 from utils.base.launch import add_launch_arguments, relaunch
 from utils.base.processes import is_main_process
 from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter, add_config_arguments

@@ -25,12 +25,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, one_line_errors
+
+# isort: split
 import numpy as np
 import torch
 
 from models.choices import Solver
 from models.edm import EDMPrecond
-from utils.base.errors import UserError, one_line_errors
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter, add_config_arguments
 from utils.config.parsing import parse_scale, parse_seeds

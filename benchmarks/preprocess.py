@@ -24,6 +24,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, one_line_errors
+
+# isort: split
 import numpy as np
 import open_clip
 import torch
@@ -35,7 +39,6 @@ from benchmarks.sampling import sd_vae
 from models.autoencoder import Autoencoder
 from models.clip import ClipEncoder
 from models.encoder_files import LDM_SCALE_FACTOR
-from utils.base.errors import UserError, one_line_errors
 from utils.config.command_line import HelpFormatter
 from utils.data.captions import load_captions
 from utils.data.image_batches import iterate_batches

@@ -23,6 +23,10 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import one_line_errors
+
+# isort: split
 import matplotlib
 
 matplotlib.use("Agg")
@@ -33,7 +37,6 @@ import torch
 from benchmarks import timing
 from demo.check_prompts import choose_captions
 from demo.classifier import classify, codes_of, load_classifier, load_faces
-from utils.base.errors import one_line_errors
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
 from utils.config.sections import Sampling

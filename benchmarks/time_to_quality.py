@@ -24,6 +24,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, one_line_errors
+
+# isort: split
 from benchmarks.recipes.jury import Jury
 from benchmarks.recipes.measure import Plan, measure
 from benchmarks.recipes.plot import draw
@@ -32,7 +36,6 @@ from benchmarks.recipes.results import Results
 from benchmarks.recipes.table import notes, rows
 from benchmarks.recipes.trainings import Costs, steps_within, unit
 from benchmarks.timing import add_arguments, report, start
-from utils.base.errors import UserError, one_line_errors
 from utils.base.locks import FolderLock
 from utils.config.command_line import HelpFormatter
 from utils.config.parsing import parse_seeds

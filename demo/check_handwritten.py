@@ -18,13 +18,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, one_line_errors
+
+# isort: split
 import torch
 from torch import Tensor
 
 from demo.check_prompts import DRAWN_AT_ONCE
 from demo.classifier import classify, load_classifier
 from demo.make_faces import ATTRIBUTES
-from utils.base.errors import UserError, one_line_errors
 from utils.base.files import write_json
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter

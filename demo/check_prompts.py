@@ -24,6 +24,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, one_line_errors
+
+# isort: split
 import matplotlib
 
 matplotlib.use("Agg")
@@ -42,7 +46,6 @@ from demo.classifier import (
 )
 from demo.make_faces import ATTRIBUTES
 from models.edm import EDMPrecond
-from utils.base.errors import UserError, one_line_errors
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
 from utils.config.parsing import parse_scale

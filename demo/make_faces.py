@@ -26,12 +26,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, one_line_errors
+
+# isort: split
 import resvg_py
 from dicebear import Avatar, Style
 from PIL import Image
 
 from demo.captions import make_caption
-from utils.base.errors import UserError, one_line_errors
 from utils.base.files import write_text
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter

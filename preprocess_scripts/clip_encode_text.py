@@ -16,11 +16,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+# First: from here on, Ctrl-C ends the script with one line.
 from utils.base.errors import note, one_line_errors
+
+# isort: split
+import numpy as np
+
 from utils.data.captions import load_captions
 from utils.data.derived_sizes import with_derived_sizes
 from utils.data.fill_databases import Target, fill

@@ -20,12 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, one_line_errors
+
+# isort: split
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from utils.base.errors import UserError, one_line_errors
 from utils.config.schema import Config
 from utils.data.derived_sizes import Use, with_derived_sizes
 from utils.data.embeddings import write_image_mean

@@ -1,7 +1,9 @@
-"""`--help` of every script shows how to launch it, and each flag with its default."""
+"""Every script says in `--help` how to launch it, and ends its slow imports at once on Ctrl-C."""
 
+import ast
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +64,40 @@ def test_help_does_not_wait_for_the_libraries_of_the_encoders(script):
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stderr == "set()\n"
+
+
+@pytest.mark.parametrize(
+    "script", [s for s in SCRIPTS if "one_line_errors" in (ROOT / s).read_text()], ids=str
+)
+def test_the_import_that_makes_ctrl_c_one_line_comes_before_the_slow_ones(script):
+    modules: list[str] = []
+    for node in ast.parse((ROOT / script).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            modules.append(node.module)
+        elif isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+    others = [name for name in modules if name.split(".")[0] not in sys.stdlib_module_names]
+    assert others[0] == "utils.base.errors"
+
+
+@pytest.mark.parametrize("script", ["train_latent_t2f.py", "eval_latent_t2f.py", "t2f.py"])
+def test_ctrl_c_during_the_imports_is_one_line(script):
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", script, "--help"],  # a line for each import that ends
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A process that a shell starts in the background ignores Ctrl-C, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.endswith("utils.base.errors\n"):
+            process.send_signal(signal.SIGINT)
+    said = [line for line in lines if not line.startswith("import time:")]
+    assert (process.wait(), process.stdout.read(), said) == (130, "", ["interrupted\n"])
 
 
 @pytest.mark.e2e

@@ -20,13 +20,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, one_line_errors
+
+# isort: split
 import torch
 from matplotlib.figure import Figure
 
 from tools.embeddings import open_embeddings, random_directions, read_some
 from tools.perturbations import PUBLISHED, distribution, parse_perturbation, turning_angles
 from tools.plots import draw_histograms
-from utils.base.errors import UserError, one_line_errors
 from utils.base.files import write_csv, write_json
 from utils.base.text_table import aligned
 from utils.config.command_line import HelpFormatter, add_config_option

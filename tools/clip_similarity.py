@@ -20,10 +20,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, one_line_errors
+
+# isort: split
 import torch
 
 from tools.prompt_similarity import find_pictures, side_by_side, similarities, summarise
-from utils.base.errors import UserError, one_line_errors
 from utils.base.files import write_csv, write_json
 from utils.base.text_table import aligned
 from utils.config.command_line import HelpFormatter, add_config_option

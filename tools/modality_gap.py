@@ -20,6 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, note, one_line_errors
+
+# isort: split
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -29,7 +33,6 @@ from models.perturbation import Perturbation
 from tools.embeddings import open_embeddings, read_pairs
 from tools.perturbations import PUBLISHED, distribution, parse_perturbation, turning_angles
 from tools.plots import draw_histograms, draw_shares_above
-from utils.base.errors import UserError, note, one_line_errors
 from utils.base.files import write_csv, write_json
 from utils.base.text_table import aligned
 from utils.config.command_line import HelpFormatter, add_config_option

@@ -30,6 +30,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, one_line_errors
+
+# isort: split
 import numpy as np
 import open_clip
 import torch
@@ -51,7 +55,6 @@ from demo.make_weights.face_groups import (
 )
 from demo.make_weights.resumable import resume, save, set_lr
 from models.clip import Tokenizer, encode_tokens, load_clip
-from utils.base.errors import UserError, one_line_errors
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
 

@@ -17,6 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import one_line_errors
+
+# isort: split
 import numpy as np
 import torch
 from diffusers.models import AutoencoderKL
@@ -26,7 +30,6 @@ from demo.make_faces import make_face, render
 from demo.make_weights.face_groups import render_all
 from demo.make_weights.resumable import resume, save, set_lr
 from models.autoencoder import load_autoencoder
-from utils.base.errors import one_line_errors
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
 

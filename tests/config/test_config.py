@@ -275,6 +275,21 @@ def test_a_bug_keeps_its_traceback():
     assert "ZeroDivisionError" in run.stderr
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "raise KeyboardInterrupt",
+        "class Kept:\n    def __del__(self): raise KeyboardInterrupt\nKept()\nprint('went on')",
+    ],
+    ids=["in an import", "in a destructor"],
+)
+def test_ctrl_c_outside_main_is_one_line_too(body):
+    command = [sys.executable, "-c", f"import utils.base.errors\n{body}"]
+    root = Path(__file__).parents[2]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "interrupted\n")
+
+
 def test_notes_are_printed_by_the_main_process_only(monkeypatch, capsys):
     note("first")
     monkeypatch.setenv("RANK", "1")

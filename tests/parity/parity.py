@@ -23,13 +23,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
-import torch
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, one_line_errors
+
+# isort: split
+import numpy as np
+import psutil
+import torch
 from parity_checks import (
     ATOL,
     RTOL,
@@ -50,7 +53,6 @@ from models.draws import BatchDraws
 from models.edm import build_denoiser, draw_for_loss, edm_loss
 from models.perturbation import Perturbation, perturb
 from models.samplers import SamplerSettings, guided, sample
-from utils.base.errors import UserError, one_line_errors
 from utils.base.files import write_json, write_text
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter

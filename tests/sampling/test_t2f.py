@@ -120,7 +120,9 @@ def test_a_note_names_the_long_prompt_that_is_cut(run, capsys):
         (["--prompt", "x", "--cfg_scale", "high"], "should be a number or None"),
         (["--prompt", "x", "--seeds", "5-1"], "should look like 0-63,100"),
         (["--prompt", "x", "--device", "toaster"], "--device toaster"),
-        (["--image", "none.png"], "none.png: unreadable image"),
+        (["--image", "none.png"], "none.png: there is no image of this name; check the path"),
+        (["--image", "tests"], "tests: is a folder; name an image in it"),
+        (["--image", "README.md"], "README.md: unreadable image (of no known format); repair or"),
         (
             ["--prompt", "x", "--prompt", "y", "--mix", "1"],
             "number of weights is 1",

@@ -1,11 +1,16 @@
-"""A user's mistake ends with one line on stderr and exit code 2; a bug keeps its traceback."""
+"""A user's mistake ends with one line on stderr and exit code 2; a bug keeps its traceback.
+
+Ctrl-C ends a script with one line too, and exit code 130, from the moment this module is imported.
+"""
 
 import errno
 import functools
+import os
 import reprlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import NoReturn, ParamSpec, TypeVar
 
 from utils.base.processes import is_main_process
@@ -60,6 +65,35 @@ def short_repr(value: object) -> str:
         return "a number of too many digits"
 
 
+def _end_interrupted() -> NoReturn:
+    """End the process with `interrupted` on stderr and exit code 130 (128 + SIGINT)."""
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
+
+
+def _end_by_exception(
+    kind: type[BaseException], fault: BaseException, trace: TracebackType | None
+) -> None:
+    """Python calls this for an exception that nothing catches, e.g. Ctrl-C during the imports."""
+    if issubclass(kind, KeyboardInterrupt):
+        _end_interrupted()
+    sys.__excepthook__(kind, fault, trace)
+
+
+def _end_lost_interrupt(lost: "sys.UnraisableHookArgs") -> None:
+    """Python calls this for an exception in a destructor, which it can only print.
+
+    Ctrl-C at that moment would be lost. Every script continues after a kill, so it ends here.
+    """
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
+    sys.__unraisablehook__(lost)
+
+
+sys.excepthook, sys.unraisablehook = _end_by_exception, _end_lost_interrupt
+
+
 @contextmanager
 def refusing(message: str) -> Iterator[None]:
     """Turn all that reading a damaged or hostile file raises into a UserError, `message (reason)`.
@@ -92,7 +126,6 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
             where = f"{error.filename}: " if error.filename else ""
             fail(f"{where}{error.strerror}; {PLACE_FAULTS[error.errno]}")
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
+            _end_interrupted()
 
     return wrapper

@@ -89,12 +89,19 @@ def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
 
 @contextmanager
 def opened_image(path: str | Path) -> Iterator[Image.Image]:
-    """Open an image file, on disk or in an archive; raise UnreadableImage if it is broken."""
+    """Open an image file, on disk or in an archive.
+
+    Raise UnreadableImage if it is missing, a folder, or broken.
+    """
     cause: Exception
     try:
         with Image.open(io.BytesIO(read_bytes(Path(path))), formats=FORMATS) as image:
             yield image
             return
+    except FileNotFoundError as error:
+        raise UnreadableImage(f"{path}: there is no image of this name; check the path") from error
+    except IsADirectoryError as error:
+        raise UnreadableImage(f"{path}: is a folder; name an image in it") from error
     except UnidentifiedImageError as error:
         reason, cause = "of no known format", error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
