@@ -1,16 +1,22 @@
 """The YAMLs under configs/, and keys of older published configs that have another form today."""
 
+import math
 import re
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
+from models.maskdit import MODEL_SIZES
 from utils.base.errors import UserError
 from utils.config.load import config_from_dict, load_config
 from utils.data.derived_sizes import with_derived_sizes
+from utils.pretrained.denoisers import denoiser_from_config
 from utils.training.experiment import experiment_name
+from utils.training.optimizers import block_matrices
 from utils.training.schedules import lr_after
+from utils.training.sharding import wants_shards
 
 CONFIGS = ROOT / "configs"
 OF_THE_LAUNCHER = "accelerate/"  # not experiments
@@ -34,17 +40,15 @@ def test_trainings_go_into_folders_of_their_own():
     assert len(set(names)) == len(names)
 
 
-def differing(name: str) -> dict[str, set[str]]:
-    """Return the keys in which a config of one's own images differs from own_images.yaml."""
-    plain, other = (
-        load_config(CONFIGS / "others" / f"{n}.yaml").to_dict() for n in ("own_images", name)
-    )
+def differing(name: str, base: str = "others/own_images") -> dict[str, set[str]]:
+    """Return the keys in which a config differs from another one, section by section."""
+    plain, other = (load_config(CONFIGS / f"{n}.yaml").to_dict() for n in (base, name))
     keys = {s: {k for k in plain[s] if plain[s][k] != other[s][k]} for s in plain}
     return {section: names for section, names in keys.items() if names}
 
 
 def test_pairs_of_ones_own_differ_from_images_alone_in_the_condition_only():
-    assert differing("own_images_pairs") == {
+    assert differing("others/own_images_pairs") == {
         "data": {"dataset", "caption_dir", "feat_path", "text_feat_path"},
         "encoders": {"image_mean"},
         "train": {"perturbation"},
@@ -52,7 +56,7 @@ def test_pairs_of_ones_own_differ_from_images_alone_in_the_condition_only():
 
 
 def test_a_first_try_shares_the_pictures_with_the_long_training_but_no_database():
-    keys = differing("own_images_small")
+    keys = differing("others/own_images_small")
     assert {"root", "feat_path", "resolution"} <= keys["data"]
     assert {"feat_path", "ref_path"} <= keys["eval"]
     assert not {"image_dir", "caption_dir"} & (keys["data"] | keys["eval"])
@@ -119,8 +123,60 @@ def test_main_settings_are_the_published_ones(name, steps, batch, lr, mask, scal
     assert config.eval.fid_sample_size == 1024
 
 
+FAST = {"celeb": "celeb_t2f_gaus1.2", "ffhq": "ffhq_t2f_gaus1.5"}
+TRAIN = "main_config/train"
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_fast_config_differs_from_the_published_one_in_the_named_keys_only(name):
+    assert differing(f"{TRAIN}/{name}_fast", f"{TRAIN}/{FAST[name]}") == {
+        "model": {"sigma_data", "unmasked_tail"},
+        "train": {
+            *("max_num_steps", "optimizer", "lr", "muon_lr", "lr_warmup_steps", "lr_schedule"),
+            *("lr_min_ratio", "grad_clip", "ema_rampup", "P_mean"),
+        },
+        "log": {"tag"},
+    }
+
+
+def test_fast_configs_of_both_datasets_differ_as_the_published_ones_do():
+    published = differing(f"{TRAIN}/{FAST['ffhq']}", f"{TRAIN}/{FAST['celeb']}")
+    assert differing(f"{TRAIN}/ffhq_fast", f"{TRAIN}/celeb_fast") == published
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_fast_config_builds_the_published_network_for_latents_of_deviation_1(name):
+    with torch.device("meta"):
+        fast, published = (
+            denoiser_from_config(load_config(CONFIGS / TRAIN / f"{n}.yaml"))
+            for n in (f"{name}_fast", FAST[name])
+        )
+    assert (fast.sigma_data, published.sigma_data) == (1.0, 0.5)
+    shapes = [{k: w.shape for k, w in n.state_dict().items()} for n in (fast, published)]
+    assert shapes[0] == shapes[1]
+    assert len(block_matrices(fast)) == 4 * (28 + 8)  # blocks of the encoder and the decoder
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_rates_and_noise_of_a_fast_config_are_carried_over_by_the_rules_it_names(name):
+    fast, demo = (
+        load_config(CONFIGS / f"{n}.yaml").train for n in (f"{TRAIN}/{name}_fast", "demo/demo")
+    )
+    width, demo_width = (MODEL_SIZES[f"DiT-{size}/2"][1] for size in ("XL", "T"))
+    assert fast.lr == pytest.approx(demo.lr * demo_width / width, rel=0.05)
+    assert fast.muon_lr == pytest.approx(demo.muon_lr * (demo_width / width) ** 0.5, rel=0.05)
+    assert fast.P_mean == pytest.approx(-1.2 + math.log(2), abs=0.01)
+
+
+def test_a_fast_config_refuses_shards():
+    config = load_config(CONFIGS / TRAIN / "celeb_fast.yaml", ["train.shard=true"])
+    with pytest.raises(UserError, match=r"train\.shard: does not go with train\.optimizer=muon"):
+        wants_shards(config.train, "bf16")
+
+
 def test_published_configs_keep_the_constant_average_by_name_and_ours_ramp():
     ours = {name for name in FILES if name.startswith(("demo/", "others/own_images"))}
+    ours |= {f"{TRAIN}/{name}_fast.yaml" for name in FAST}
     ours.remove("demo/recipes/published.yaml")
     for name, path in FILES.items():
         config = load_config(path)
