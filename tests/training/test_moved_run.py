@@ -1,14 +1,17 @@
 """A run that goes on in another folder, with its databases elsewhere."""
 
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from tiny import DIM, make_tiny_config
 from trainings import final_state, metrics, run
 
 from utils.base.errors import UserError
+from utils.config.load import load_config
 from utils.data.lmdb_layout import names_hash
 from utils.data.lmdb_writer import LMDBWriter
 
@@ -71,3 +74,19 @@ def test_other_images_in_the_other_folder_are_another_run(stopped, tmp_path):
 def test_another_encoder_is_another_run_though_the_data_are_the_same(whole, stopped):
     with pytest.raises(UserError, match=r"another run: encoders\.clip is .* ViT-L-14:openai here"):
         run(whole[0], stopped, "encoders.clip=ViT-L-14:openai")
+
+
+def test_the_documented_commands_name_every_moved_file_of_ones_own_images():
+    page = (ROOT / "docs" / "tracking.md").read_text(encoding="utf-8")
+    section = page[page.index("## Moving a run") :]
+    for script, sections in (
+        ("train_latent_t2f.py", "data|encoders|eval.feat_path"),
+        ("eval_latent_t2f.py", "encoders|eval.(feat|ref)_path"),
+        ("t2f.py", "encoders"),
+    ):
+        (command,) = re.findall(rf"^python {script} ((?:.*\\\n)*.*)", section, re.MULTILINE)
+        settings = re.findall(r"\w+\.\w+=\S+", command)
+        config = load_config(ROOT / "configs" / "others" / "own_images.yaml", settings).to_dict()
+        places = {f"{s}.{key}": str(v) for s, keys in config.items() for key, v in keys.items()}
+        left = [key for key, v in places.items() if re.match(r"data/own/(lmdb|fid)", v)]
+        assert [key for key in left if re.match(sections, key)] == []

@@ -91,7 +91,7 @@ def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
 def opened_image(path: str | Path) -> Iterator[Image.Image]:
     """Open an image file, on disk or in an archive.
 
-    Raise UnreadableImage if it is missing, a folder, or broken.
+    Raise UnreadableImage if it is missing or broken.
     """
     cause: Exception
     try:
@@ -100,8 +100,6 @@ def opened_image(path: str | Path) -> Iterator[Image.Image]:
             return
     except FileNotFoundError as error:
         raise UnreadableImage(f"{path}: there is no image of this name; check the path") from error
-    except IsADirectoryError as error:
-        raise UnreadableImage(f"{path}: is a folder; name an image in it") from error
     except UnidentifiedImageError as error:
         reason, cause = "of no known format", error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:

@@ -51,7 +51,12 @@ def text_prompt(text: str) -> Source:
 
 
 def image_prompt(path: str) -> Source:
-    """Return an image of the command line as a source; the file is read later."""
+    """Return an image of the command line as a source; UserError if it is a folder.
+
+    The file is read later.
+    """
+    if Path(path).is_dir():
+        raise UserError(f"--image {path}: is a folder; name an image in it")
     return Source("image", path, Path(path).name)
 
 
