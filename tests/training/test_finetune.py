@@ -25,7 +25,7 @@ from utils.config.schema import Config
 from utils.data.lmdb_writer import LMDBWriter
 from utils.evaluation.results import Results
 from utils.pretrained.checkpoint_files import load_checkpoint
-from utils.pretrained.denoisers import denoiser_from_config
+from utils.pretrained.denoisers import denoiser_from_config, export_safetensors, load_denoiser
 from utils.training.checkpoint import list_checkpoints
 from utils.training.ema import EMA
 from utils.training.finetune import start_from
@@ -162,6 +162,20 @@ def test_the_optimizer_of_our_own_run_is_taken(faces, tmp_path):
     assert (start.step, start.images_seen) == (4, 32)
     for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
         assert torch.equal(optimizer.state[parameter]["exp_avg_sq"], opt[i]["exp_avg_sq"])
+
+
+def test_weights_of_another_scale_are_refused_with_the_key(faces, tmp_path):
+    source = run(faces, tmp_path / "first") / "checkpoints" / "0000004.pt"
+    released = tmp_path / "dit.safetensors"
+    export_safetensors(source, released)
+    config = load_config(faces, ["model.sigma_data=1"])
+    message = r"was trained with model\.sigma_data=0\.5, and the settings say 1; set model\.sigma"
+    for file in (source, released):
+        with pytest.raises(UserError, match=message):
+            start_from(file, *fresh(config), 8, strict=False)
+        with pytest.raises(UserError, match=message):
+            load_denoiser(file, config=config)
+        load_denoiser(file, config=load_config(faces))
 
 
 def test_without_strict_loading_the_optimizer_starts_anew(faces, published):

@@ -60,6 +60,18 @@ def denoiser_with(weights: Mapping[str, torch.Tensor], config: Config, source: P
     return denoiser
 
 
+def check_sigma_data(trained: float, configured: float, source: Path) -> None:
+    """Raise UserError if the weights in `source` were trained at another scale than configured.
+
+    They would fit, and give wrong pictures.
+    """
+    if trained != configured:
+        raise UserError(
+            f"{source} was trained with model.sigma_data={trained:g}, and the settings say "
+            f"{configured:g}; set model.sigma_data={trained:g}"
+        )
+
+
 def load_denoiser(
     path: Path | str,
     device: torch.device | str = "cpu",
@@ -73,6 +85,8 @@ def load_denoiser(
     """
     path = Path(path)
     weights, stored = read_weights(path, which)
+    if stored is not None and config is not None:
+        check_sigma_data(stored.model.sigma_data, config.model.sigma_data, path)
     config = config or stored
     if config is None:
         raise UserError(f"{path} holds no configuration; give the one it was trained with")

@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from models.edm import EDMPrecond
 from utils.base.errors import UserError
+from utils.config.load import config_from_dict
 from utils.pretrained.checkpoint_files import load_checkpoint, load_weights, read_safetensors
+from utils.pretrained.denoisers import check_sigma_data
 from utils.training.optimizers import optimizer_name
 
 
@@ -24,7 +27,7 @@ class Start(NamedTuple):
 
 def start_from(
     path: Path,
-    denoiser: nn.Module,
+    denoiser: EDMPrecond,
     ema: nn.Module,
     optimizer: torch.optim.Optimizer,
     batchsize: int,
@@ -40,6 +43,9 @@ def start_from(
     Raises UserError if the file does not fit.
     """
     state = _read(path)
+    if config := state.get("config"):
+        trained_with = config_from_dict(config, source=str(path)).model.sigma_data
+        check_sigma_data(trained_with, denoiser.sigma_data, path)
     which = "model" if "model" in state else "ema"
     notes = (
         [] if which == "model" else [f"{path} holds EMA weights only; training starts from them"]
@@ -74,8 +80,8 @@ def start_from(
 def _read(path: Path) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         return load_checkpoint(path)
-    weights, _ = read_safetensors(path)
-    return {"ema": weights, "step": 0}
+    weights, config = read_safetensors(path)
+    return {"ema": weights, "step": 0, "config": config.to_dict() if config else None}
 
 
 def take_optimizer_state(
