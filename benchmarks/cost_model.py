@@ -26,7 +26,7 @@ from benchmarks.train_step import Case, step_flops
 from models.edm import EDMPrecond
 from utils.config.command_line import HelpFormatter
 from utils.config.load import load_config
-from utils.training.optimizers import block_matrices
+from utils.training.optimizers import token_matrices
 from utils.training.schedules import mask_ratio_after
 
 PAGE = ROOT / "docs" / "scaling.md"
@@ -67,7 +67,7 @@ def gpu_hours(flops: float) -> dict[str, float]:
 def muon_flops(denoiser: EDMPrecond) -> int:
     """Count the FLOPs of one step of Muon on a network's matrices."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        weights = [torch.nn.Parameter(torch.empty_like(p)) for p in block_matrices(denoiser)]
+        weights = [torch.nn.Parameter(torch.empty_like(p)) for p in token_matrices(denoiser)]
         for weight in weights:
             weight.grad = torch.empty_like(weight)
         torch.optim.Muon(weights).step()

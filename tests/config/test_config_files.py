@@ -14,7 +14,7 @@ from utils.config.load import config_from_dict, load_config
 from utils.data.derived_sizes import with_derived_sizes
 from utils.pretrained.denoisers import denoiser_from_config
 from utils.training.experiment import experiment_name
-from utils.training.optimizers import block_matrices
+from utils.training.optimizers import token_matrices
 from utils.training.schedules import lr_after
 from utils.training.sharding import wants_shards
 
@@ -154,7 +154,7 @@ def test_a_fast_config_builds_the_published_network_for_latents_of_deviation_1(n
     assert (fast.sigma_data, published.sigma_data) == (1.0, 0.5)
     shapes = [{k: w.shape for k, w in n.state_dict().items()} for n in (fast, published)]
     assert shapes[0] == shapes[1]
-    assert len(block_matrices(fast)) == 4 * (28 + 8)  # blocks of the encoder and the decoder
+    assert len(token_matrices(fast)) == 4 * (28 + 8)  # blocks of the encoder and the decoder
 
 
 @pytest.mark.parametrize("name", FAST)

@@ -178,3 +178,31 @@ def test_a_folder_with_published_checkpoints_is_not_continued(tmp_path, golden):
     state = load_checkpoint(golden / "0000100.pt")
     with pytest.raises(UserError, match="--ckpt_path"):
         claim(tmp_path, config_with(), state, 10)
+
+
+# --- Steps from which a run counts that starts from a checkpoint
+
+
+def test_warm_up_and_schedules_count_from_the_loaded_step():
+    train = {"lr": 1e-3, "lr_warmup_steps": 10, "max_num_steps": 100}
+    model = {"mask_ratio": 0.5, "mask_ratio_fn": "cosine2"}
+    config = config_from_dict({"train": train, "model": model}, "test")
+    assert number_of_steps(config, images=50, first_step=300) == 400
+    for done in (0, 5, 10, 99):
+        here = (300 + done, 400, config, 300)
+        assert lr_after(*here) == pytest.approx(1e-3 * min(1, done / 10))
+        assert mask_ratio_after(*here) == mask_ratio_after(done, 100, config)
+
+
+def test_the_ramp_over_images_is_over_where_the_loaded_run_had_passed_it():
+    train = {"lr": 1e-3, "lr_rampup_kimg": 1, "batchsize": 10, "max_num_steps": 100}
+    config = config_from_dict({"train": train}, "test")
+    assert lr_after(50, 150, config, 50) == pytest.approx(5e-4)
+    assert lr_after(300, 400, config, 300) == 1e-3
+
+
+def test_epochs_that_are_over_at_the_loaded_step_are_an_error():
+    config = config_from_dict({"train": {"epochs": 2, "batchsize": 10}}, "test")
+    assert number_of_steps(config, images=50, first_step=9) == 10
+    with pytest.raises(UserError, match=r"2 epochs end at step 10, but .* has done 300"):
+        number_of_steps(config, images=50, first_step=300)

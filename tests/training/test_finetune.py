@@ -20,7 +20,7 @@ from trainings import final_state, metrics, run
 from models.edm import EDMPrecond
 from train_latent_t2f import train
 from utils.base.errors import UserError
-from utils.config.load import config_from_dict, load_config
+from utils.config.load import load_config
 from utils.config.schema import Config
 from utils.data.lmdb_writer import LMDBWriter
 from utils.evaluation.results import Results
@@ -29,7 +29,6 @@ from utils.pretrained.denoisers import denoiser_from_config, export_safetensors,
 from utils.training.checkpoint import list_checkpoints
 from utils.training.ema import EMA
 from utils.training.finetune import start_from
-from utils.training.schedules import lr_after, mask_ratio_after, number_of_steps
 
 
 def published_order(denoiser: EDMPrecond) -> dict[str, torch.Tensor]:
@@ -244,34 +243,6 @@ def test_a_released_model_starts_both_networks_at_step_zero(faces, published, tm
     for network in (denoiser, ema):
         for name, weight in network.state_dict().items():
             assert torch.equal(weight, ema_weights[name])
-
-
-# --- Steps from which a run counts
-
-
-def test_warm_up_and_schedules_count_from_the_loaded_step():
-    train = {"lr": 1e-3, "lr_warmup_steps": 10, "max_num_steps": 100}
-    model = {"mask_ratio": 0.5, "mask_ratio_fn": "cosine2"}
-    config = config_from_dict({"train": train, "model": model}, "test")
-    assert number_of_steps(config, images=50, first_step=300) == 400
-    for done in (0, 5, 10, 99):
-        here = (300 + done, 400, config, 300)
-        assert lr_after(*here) == pytest.approx(1e-3 * min(1, done / 10))
-        assert mask_ratio_after(*here) == mask_ratio_after(done, 100, config)
-
-
-def test_the_ramp_over_images_is_over_where_the_loaded_run_had_passed_it():
-    train = {"lr": 1e-3, "lr_rampup_kimg": 1, "batchsize": 10, "max_num_steps": 100}
-    config = config_from_dict({"train": train}, "test")
-    assert lr_after(50, 150, config, 50) == pytest.approx(5e-4)
-    assert lr_after(300, 400, config, 300) == 1e-3
-
-
-def test_epochs_that_are_over_at_the_loaded_step_are_an_error():
-    config = config_from_dict({"train": {"epochs": 2, "batchsize": 10}}, "test")
-    assert number_of_steps(config, images=50, first_step=9) == 10
-    with pytest.raises(UserError, match=r"2 epochs end at step 10, but .* has done 300"):
-        number_of_steps(config, images=50, first_step=300)
 
 
 # --- Whole runs

@@ -21,10 +21,10 @@ from utils.training.checkpoint import save_checkpoint
 from utils.training.ema import EMA
 from utils.training.finetune import start_from
 from utils.training.optimizers import (
-    block_matrices,
     build_optimizer,
     optimizer_name,
     set_rate,
+    token_matrices,
 )
 from utils.training.sharding import wants_shards
 from utils.training.step_guard import skip_unless
@@ -108,7 +108,7 @@ def test_muon_updates_matrices_by_their_orthogonal_momentum_and_others_like_adam
     twin = {name: weight.clone().requires_grad_() for name, weight in copies(denoiser).items()}
     adamw = torch.optim.AdamW(twin.values(), lr=1e-3, weight_decay=0.1)
     optimizer = build_optimizer(denoiser, DECAYING)
-    matrices, momentum = set(block_matrices(denoiser)), {}
+    matrices, momentum = set(token_matrices(denoiser)), {}
     for _ in range(3):
         give_gradients(denoiser)
         before = copies(denoiser)
@@ -221,7 +221,7 @@ def test_a_loss_scaler_skips_its_overflows(denoiser, overflow):
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     scaler.scale(torch.ones(1))
     give_gradients(denoiser, 1024.0)
-    gradient = next(p for p in block_matrices(denoiser)).grad
+    gradient = next(p for p in token_matrices(denoiser)).grad
     expected = gradient / 1024
     if overflow:
         gradient[0, 0] = math.inf

@@ -129,8 +129,8 @@ class Model(Section):
     decoder_hidden_size: PositiveInt = 512
     decoder_depth: PositiveInt = 8
     decoder_num_heads: PositiveInt = 16
-    # Standard deviation of the latents that the network is scaled for; 0.5 as published. Latents
-    # of Stable Diffusion's VAE and of the demo's have 1.
+    # Standard deviation of the latents that the network is scaled for; 0.5 as published. The
+    # scaled latents of Stable Diffusion's VAE and of the demo's VAE have about 1.
     sigma_data: PositiveFloat = 0.5
     cond_init_std: PositiveFloat = 0.02  # of the initial weights that read the condition
     unmasked_tail: Fraction = 0.0  # last part of the training, which runs without mask
@@ -152,7 +152,7 @@ class Train(Section):
     batchsize: PositiveInt = 128  # images per optimiser step, all processes together
     grad_accum: PositiveInt = 1
     epochs: PositiveInt | None = None
-    # muon = Muon for the matrices of the blocks, AdamW for all other weights.
+    # muon = Muon for the matrices through which tokens pass, AdamW for all other weights.
     optimizer: Optimizer = "adamw"
     lr: PositiveFloat = 1e-4  # of AdamW
     muon_lr: PositiveFloat = 5e-3  # of Muon; warm-up and schedule change both by equal factors

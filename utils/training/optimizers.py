@@ -1,4 +1,4 @@
-"""The optimizers of a training: AdamW alone, or beside Muon for the matrices of the blocks."""
+"""The optimizers of a training: AdamW alone, or beside Muon for the matrices of the tokens."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def build_optimizer(network: nn.Module, options: Train) -> torch.optim.Optimizer
     trained = [p for p in network.parameters() if p.requires_grad]
     if options.optimizer == "adamw":
         return _adamw(trained, options)
-    return MuonWithAdamW(block_matrices(network), trained, options)
+    return MuonWithAdamW(token_matrices(network), trained, options)
 
 
-def block_matrices(network: nn.Module) -> list[nn.Parameter]:
+def token_matrices(network: nn.Module) -> list[nn.Parameter]:
     """Return the matrices (A, B) through which tokens pass in the blocks, in their order.
 
     These are qkv, proj, fc1 and fc2 of each block. The matrices of adaLN act on the condition
