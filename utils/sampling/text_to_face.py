@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from models.clip import ClipEncoder
 
 DEMO = "assets/demo/dit.safetensors"  # the network that is part of the project
+Seeds = str | int | Sequence[int] | None
 MOST_PICTURES = 1_000_000  # of one drawing; more are a slip of the pen
 
 
@@ -158,7 +159,7 @@ class TextToFace:
         mix: Any = None,
         interpolate: int | None = None,
         num: int = 1,
-        seeds: str | int | Sequence[int] | None = None,
+        seeds: Seeds = None,
         **sampling: Any,
     ) -> Drawing:
         """Embed what is to be drawn; `Drawing.batches` then draws.
@@ -232,7 +233,7 @@ def chosen_seeds(
         if not 1 <= num <= MOST_PICTURES:
             raise UserError(f"num is {num}; should be at least 1 and at most {MOST_PICTURES}")
         return list(range(sampling.seed, sampling.seed + num))
-    given = [seeds] if isinstance(seeds, Integral) else list(seeds)
+    given = [seeds] if isinstance(seeds, int) else list(seeds)
     chosen = [int(seed) for seed in given if isinstance(seed, Integral)]
     if not chosen or len(chosen) < len(given) or not 0 <= min(chosen) <= max(chosen) < 2**32:
         raise UserError(f"seeds {short_repr(seeds)}: should be whole numbers from 0 to 2^32 - 1")
