@@ -37,7 +37,7 @@ from utils.pretrained.release import find_network
 from utils.sampling.compile import compile_for_sampling
 from utils.sampling.conditions import embed_rows
 from utils.sampling.drawing import Drawing
-from utils.sampling.generate import generate, sampler_settings
+from utils.sampling.generate import Solve, generate, sampler_settings
 from utils.sampling.prompts import Row, arrange, as_source
 
 if TYPE_CHECKING:
@@ -81,9 +81,11 @@ class TextToFace:
         clip: ClipEncoder,
         config: Config,
         source: str,
+        solve: Solve | None = None,
     ) -> None:
         """Put loaded networks together; `load` does it from files.
 
+        solve: replaces the sampler, see `draw_images`.
         Raises UserError if the denoiser does not take the embeddings of this CLIP.
         """
         if clip.dim != denoiser.model.cond_width:
@@ -92,7 +94,7 @@ class TextToFace:
                 f"{config.encoders.clip} gives {clip.dim}; it was trained with another CLIP"
             )
         self.denoiser, self.autoencoder, self.clip = denoiser, autoencoder, clip
-        self.config, self.source = config, source
+        self.config, self.source, self.solve = config, source, solve
         self.device = next(denoiser.parameters()).device
 
     @classmethod
@@ -200,8 +202,8 @@ class TextToFace:
         """Yield finished batches; see `generate`."""
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; should be at least 1")
-        draw = partial(generate, self.denoiser, self.autoencoder)
-        return draw(conds, seeds, sampling, batch_size=batch_size, device=self.device)
+        draw = partial(generate, batch_size=batch_size, device=self.device, solve=self.solve)
+        return draw(self.denoiser, self.autoencoder, conds, seeds, sampling)
 
 
 def as_rows(sources: Any, mix: Any = None, interpolate: int | None = None) -> list[Row]:
