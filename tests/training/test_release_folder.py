@@ -66,7 +66,8 @@ def test_it_holds_safetensors_text_and_pictures_only(released):
         path.relative_to(released).as_posix() for path in released.rglob("*") if path.is_file()
     }
     assert files == {
-        "LICENSE", "README.md", "model_index.json", "pipeline.py", "requirements.txt", "samples.png",
+        "LICENSE", "README.md", "model_index.json", "pipeline.py", "requirements.txt",
+        "samples.png",
         "clip/merges.txt.gz", "clip/open_clip_config.json", "clip/open_clip_model.safetensors",
         "denoiser/config.json", "denoiser/diffusion_pytorch_model.safetensors",
         "settings/config.yaml", "settings/image_mean.safetensors",
@@ -213,7 +214,7 @@ def test_the_card_says_how_it_was_trained_and_how_good_it_is(released):
         "clip_score": 31.5,
     }
     assert "on images only, without any caption" in text
-    assert "1,234 images" in text and "10 steps of 8" in text and "60 min" in text
+    assert "1,234 images" in text and "10 steps of 8" in text and "1 h 00 min" in text
     assert "| 2 | 3 heun | 24 | 12.35 (11.5 to 13.25) | 31.50 |" in text
     assert "99.9" not in text  # of another step
     assert "gaussian, 1.2" in text and "in this folder" in text and "24 tokens" in text

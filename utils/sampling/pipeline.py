@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -253,21 +254,22 @@ class TextToFacePipeline(DiffusionPipeline):
         if options.pop("push_to_hub", False):
             raise UserError("save_pretrained: push with push_to_hub(owner/name) instead")
         folder = Path(*place)
+        self.register_modules(scheduler=self.scheduler)  # diffusers misses one that replaces None
         super().save_pretrained(str(folder), **options)
+        package, code = pipeline_code()
+        (folder / PIPELINE).write_text(code, encoding="utf-8")
+        here = f"{package}.{__name__.removeprefix(f'{package}.')}"
+        parts = {"denoiser": Denoiser, "clip": Clip, "settings": Settings}
         named = self.settings.values.encoders.vae
         if is_public_vae(named):
             shutil.rmtree(folder / "vae")
             write_source(folder / "vae", named)
-        package, code = pipeline_code()
-        (folder / PIPELINE).write_text(code, encoding="utf-8")
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            parts["vae"] = PublicVae
+        for file in folder.glob("*/*config.json"):
+            _change_json(file, {"_name_or_path": None})  # a place of this machine
+        index = {name: [here, part.__name__] for name, part in parts.items()}
         index["_class_name"] = [Path(PIPELINE).stem, type(self).__name__]
-        index.pop("_name_or_path", None)
-        for name, part in {"denoiser": Denoiser, "clip": Clip, "settings": Settings}.items():
-            index[name] = [f"{package}.utils.sampling.pipeline", part.__name__]
-        if is_public_vae(named):
-            index["vae"] = [f"{package}.utils.sampling.pipeline", PublicVae.__name__]
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        _change_json(folder / INDEX, {**index, "_name_or_path": None})
         for name in BESIDE:
             there = self.settings.folder and self.settings.folder / name
             if there and there.exists() and not (folder / name).exists():
@@ -286,6 +288,13 @@ class TextToFacePipeline(DiffusionPipeline):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return str(huggingface_hub.upload_folder(folder_path=folder, **options))
+
+
+def _change_json(file: Path, changes: Mapping[str, Any]) -> None:
+    """Set keys of a JSON file; None removes a key."""
+    values = {**json.loads(file.read_text(encoding="utf-8")), **changes}
+    kept = {key: value for key, value in values.items() if key not in changes or value is not None}
+    file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def _listed(value: Any) -> list[Any]:
