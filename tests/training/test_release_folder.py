@@ -67,10 +67,11 @@ def test_it_holds_safetensors_text_and_pictures_only(released):
     }
     assert files == {
         "LICENSE", "README.md", "model_index.json", "pipeline.py", "requirements.txt",
-        "samples.png",
-        "clip/merges.txt.gz", "clip/open_clip_config.json", "clip/open_clip_model.safetensors",
+        "samples.png", "clip/text_to_face_clip.py", "clip/open_clip/merges.txt.gz",
+        "clip/open_clip/open_clip_config.json", "clip/open_clip/open_clip_model.safetensors",
         "denoiser/config.json", "denoiser/diffusion_pytorch_model.safetensors",
-        "settings/config.yaml", "settings/image_mean.safetensors",
+        "denoiser/text_to_face_denoiser.py", "settings/config.yaml",
+        "settings/image_mean/image_mean.safetensors", "settings/text_to_face_settings.py",
         "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
     }  # fmt: skip
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in released.rglob("*"))
@@ -180,12 +181,12 @@ def test_a_folder_that_is_there_is_not_overwritten(experiment, tmp_path, monkeyp
         ("denoiser/diffusion_pytorch_model.safetensors", Path.unlink, "is missing; copy the whole"),
         ("settings/config.yaml", Path.unlink, "settings/config.yaml is missing"),
         ("vae/config.json", Path.unlink, "encoders.vae: "),
-        ("clip/open_clip_model.safetensors", Path.unlink, "encoders.clip: "),
-        ("settings/image_mean.safetensors", Path.unlink, "encoders.image_mean: "),
+        ("clip/open_clip/open_clip_model.safetensors", Path.unlink, "encoders.clip: "),
+        ("settings/image_mean/image_mean.safetensors", Path.unlink, "encoders.image_mean: "),
         ("model_index.json", Path.unlink, "is no release folder"),
         ("denoiser/diffusion_pytorch_model.safetensors", "cut", "is damaged or not a safetensors"),
         ("vae/diffusion_pytorch_model.safetensors", "cut", "encoders.vae: "),
-        ("clip/open_clip_model.safetensors", "cut", "encoders.clip: "),
+        ("clip/open_clip/open_clip_model.safetensors", "cut", "encoders.clip: "),
         ("settings/config.yaml", "cut", "config.yaml"),
     ],
 )

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from models.weights import looks_like_path
 from utils.base.errors import UserError
-from utils.pretrained.hub import is_clip_name
 
 if TYPE_CHECKING:
     from models.clip import ClipEncoder
@@ -43,14 +42,11 @@ def read_source(folder: str | Path) -> str | None:
 
 
 def copy_clip(clip: ClipEncoder, source: str, folder: Path) -> None:
-    """Write a CLIP as a folder that `open_clip` reads, or its name if it is public.
+    """Write a CLIP as a folder that `open_clip` reads.
 
     source: the place that `clip` was loaded from, as `models.clip.load_clip` takes it.
     Raises UserError if the source does not say its architecture.
     """
-    if is_clip_name(source):
-        write_source(folder, source)
-        return
     path = Path(os.path.expanduser(source))
     folder.mkdir(parents=True, exist_ok=True)
     if path.is_dir():

@@ -40,6 +40,9 @@ from utils.sampling.schedulers import solve_with
 from utils.sampling.text_to_face import TextToFace
 
 PIPELINE = "pipeline.py"  # the name that diffusers looks for
+# Folders below those of components: from a folder that holds weights itself, diffusers downloads
+# only files with names of its own.
+OPEN_CLIP = "open_clip"
 # Files of a release folder that a new copy of it takes over.
 BESIDE = ("README.md", "LICENSE", "NOTICE.md", "requirements.txt", "samples.png")
 # Names that pipelines of diffusers share, and ours.
@@ -83,12 +86,15 @@ class Clip(ModelMixin):
     def from_pretrained(cls, *place: Any, **_: Any) -> Any:
         """Load the CLIP in a folder, or the public one that the folder names."""
         (folder,) = place
-        source = read_source(folder) or str(folder)
+        source = read_source(folder) or str(Path(folder) / OPEN_CLIP)
         return cls(load_clip(source), source)
 
     def save_pretrained(self, *place: Any, **_: Any) -> None:
-        """Write a folder that `from_pretrained` and `encoders.clip` read."""
-        copy_clip(self.encoder, self.source, Path(*place))
+        """Write a folder that `from_pretrained` reads."""
+        if is_clip_name(self.source):
+            write_source(Path(*place), self.source)
+        else:
+            copy_clip(self.encoder, self.source, Path(*place) / OPEN_CLIP)
 
 
 class PublicVae(AutoencoderKL):
@@ -122,11 +128,14 @@ class Settings(SchedulerMixin):
         folder.mkdir(parents=True, exist_ok=True)
         values = self.values.to_dict()
         encoders = values["encoders"]
-        encoders["vae"] = encoders["vae"] if is_public_vae(encoders["vae"]) else "../vae"
-        encoders["clip"] = encoders["clip"] if is_clip_name(encoders["clip"]) else "../clip"
+        if not is_public_vae(encoders["vae"]):
+            encoders["vae"] = "../vae"
+        if not is_clip_name(encoders["clip"]):
+            encoders["clip"] = f"../clip/{OPEN_CLIP}"
         for key in NEEDED:
             if key not in ("vae", "clip") and encoders[key] is not None:
-                encoders[key] = _copy(Path(encoders[key]), folder, values["model"]["num_classes"])
+                width = values["model"]["num_classes"]
+                encoders[key] = f"{key}/{_copy(Path(encoders[key]), folder / key, width)}"
         for section in ("data", "eval"):
             values[section] = {key: _without_folders(v) for key, v in values[section].items()}
         config = config_from_dict(values, "the release")
@@ -135,6 +144,7 @@ class Settings(SchedulerMixin):
 
 def _copy(file: Path, folder: Path, dim: int) -> str:
     """Copy a file that drawing needs into a folder, as safetensors; return its new name."""
+    folder.mkdir(exist_ok=True)
     if file.suffix == ".safetensors":
         shutil.copyfile(file, folder / file.name)
         return file.name
@@ -258,7 +268,6 @@ class TextToFacePipeline(DiffusionPipeline):
         super().save_pretrained(str(folder), **options)
         package, code = pipeline_code()
         (folder / PIPELINE).write_text(code, encoding="utf-8")
-        here = f"{package}.{__name__.removeprefix(f'{package}.')}"
         parts = {"denoiser": Denoiser, "clip": Clip, "settings": Settings}
         named = self.settings.values.encoders.vae
         if is_public_vae(named):
@@ -267,9 +276,14 @@ class TextToFacePipeline(DiffusionPipeline):
             parts["vae"] = PublicVae
         for file in folder.glob("*/*config.json"):
             _change_json(file, {"_name_or_path": None})  # a place of this machine
-        index = {name: [here, part.__name__] for name, part in parts.items()}
+        index: dict[str, Any] = {}
+        for name, part in parts.items():
+            index[name] = [f"text_to_face_{name}", part.__name__]
+            here = f"from {package}.utils.sampling.pipeline import {part.__name__}  # in {PIPELINE}"
+            (folder / name / f"text_to_face_{name}.py").write_text(f"{here}\n", encoding="utf-8")
         index["_class_name"] = [Path(PIPELINE).stem, type(self).__name__]
-        _change_json(folder / INDEX, {**index, "_name_or_path": None})
+        index["_name_or_path"] = None
+        _change_json(folder / INDEX, index)
         for name in BESIDE:
             there = self.settings.folder and self.settings.folder / name
             if there and there.exists() and not (folder / name).exists():
