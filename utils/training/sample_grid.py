@@ -16,7 +16,7 @@ from utils.pretrained.encoders import load_config_autoencoder
 from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions, captions_of
 from utils.sampling.generate import generate, sampler_settings
-from utils.sampling.pictures import labelled_grid
+from utils.sampling.pictures import labelled_grid, save_png
 from utils.training.speed import best_amp
 
 if TYPE_CHECKING:
@@ -87,4 +87,5 @@ class SampleGrid:
         scale = self.sampling.cfg_scale
         guidance = "no guidance" if scale is None else f"guidance {scale:g}"
         title = f"{path.stem}, {guidance}, {weights}"
-        labelled_grid(images.numpy(), self.captions, path, title=title, text={"Title": title})
+        grid = labelled_grid(images.numpy(), self.captions, title=title)
+        save_png(grid, path, {"Title": title})
