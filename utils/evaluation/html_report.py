@@ -200,7 +200,7 @@ def neighbours(paths: Sequence[Path], config: Config, clip: ClipEncoder) -> dict
         return None
     pixels = np.stack([np.asarray(load_image(path)) for path in paths])
     embeddings = clip.encode_images(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-    indices, cosines = nearest(embeddings, reader)
+    indices, cosines = (found[:, 0] for found in nearest(embeddings, reader))
     order = cosines.argsort(descending=True)[:PAIRS]
     files = training_image_paths(config, reader, indices[order].tolist())
     names = reader.info.meta.get("names")
