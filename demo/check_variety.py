@@ -139,8 +139,8 @@ def print_point(point: dict[str, Any], texts: list[str]) -> None:
 
 
 def add_point(point: dict[str, Any], path: Path) -> None:
-    """Add the figures to a JSON list, in the place of those of the same model and method."""
-    same = ("model", "method", "strength")
+    """Add the figures to a JSON list, in the place of those of the same model and settings."""
+    same = ("model", "method", "strength", "settings")
     points = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     others = [old for old in points if any(old[key] != point[key] for key in same)]
     write_json(path, [*others, point])

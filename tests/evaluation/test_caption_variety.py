@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import make_tiny_config, make_tiny_denoiser, make_tiny_evaluation_data
 
 from models.samplers import SeededNoise
@@ -15,6 +17,7 @@ from utils.evaluation.checkpoints import evaluate_checkpoint, evaluation_setting
 from utils.evaluation.draw import draw_from_captions, draw_seeds
 from utils.evaluation.feature_store import FeatureBlocks
 from utils.evaluation.judge import Judge
+from utils.evaluation.kept_images import FEW_CAPTIONS, KeptImages
 from utils.evaluation.metrics import spread, vendi_score
 
 CAPTIONS, SEEDS = 5, 5
@@ -101,6 +104,20 @@ def test_without_it_the_other_metrics_and_the_settings_are_as_before(config, tmp
         "variety_captions": CAPTIONS,
         "variety_seeds": SEEDS,
     }
+
+
+def test_the_first_images_of_each_caption_are_kept(config, tmp_path):
+    denoiser, judge = make_tiny_denoiser(), Judge(config)
+    kept = KeptImages(tmp_path / "images" / "x", config)
+    evaluate_checkpoint(denoiser, config, judge, tmp_path / "partial", kept=kept)
+    folder = tmp_path / "images" / "x-variety"
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+    assert names == {f"{c:03d}/{s:06d}.png" for c in range(FEW_CAPTIONS) for s in range(SEEDS)}
+    chosen = CaptionVariety(denoiser, config, judge, tmp_path / "other").chosen
+    drawn = draw_seeds(denoiser, config, judge, range(SEEDS), chosen[[2] * SEEDS])
+    with Image.open(folder / "002" / "000003.png") as image:
+        assert np.array_equal(np.asarray(image), drawn.images[3].numpy())
+    assert len(list((tmp_path / "images" / "x").glob("*.png"))) == 18
 
 
 def test_a_stopped_evaluation_draws_only_the_rest(config, tmp_path, monkeypatch):

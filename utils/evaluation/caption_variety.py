@@ -19,6 +19,7 @@ from utils.evaluation.feature_networks import ClipFeatures
 from utils.evaluation.feature_store import FeatureBlocks, Rows
 from utils.evaluation.image_pass import fill_blocks, require_whole
 from utils.evaluation.judge import Judge
+from utils.evaluation.kept_images import KeptImages
 from utils.evaluation.metrics import spread, vendi_score
 from utils.evaluation.neighbours import nearest, open_training_embeddings
 from utils.sampling.conditions import caption_conditions
@@ -33,9 +34,16 @@ class CaptionVariety:
     c · S + s is of caption c with seed s; it depends on these two, weights and settings alone.
     """
 
-    def __init__(self, denoiser: EDMPrecond, config: Config, judge: Judge, partial: Path) -> None:
-        """`partial`: folder of the unfinished evaluation."""
-        self.denoiser, self.config, self.judge = denoiser, config, judge
+    def __init__(
+        self,
+        denoiser: EDMPrecond,
+        config: Config,
+        judge: Judge,
+        partial: Path,
+        kept: KeptImages | None = None,
+    ) -> None:
+        """`partial`: folder of the unfinished evaluation. `kept`: writes the first few images."""
+        self.denoiser, self.config, self.judge, self.kept = denoiser, config, judge, kept
         captions, self.size = config.eval.variety_captions, config.eval.variety_seeds
         seeds = seeds_to_judge(config)
         self.seeds = seeds[: self.size]
@@ -53,12 +61,24 @@ class CaptionVariety:
             self.blocks, self._draw, self._features, self.judge, size, "variety per caption"
         )
 
+    def _places(self, positions: list[int]) -> list[tuple[int, int]]:
+        """Return the number of the caption, and of the seed, of each image."""
+        return [divmod(position, self.size) for position in positions]
+
     def _draw(self, positions: list[int]) -> Drawn:
-        seeds = [self.seeds[p % self.size] for p in positions]
-        chosen = self.chosen[[p // self.size for p in positions]]
-        return draw_seeds(self.denoiser, self.config, self.judge, seeds, chosen)
+        captions, seeds = zip(*self._places(positions), strict=True)
+        return draw_seeds(
+            self.denoiser,
+            self.config,
+            self.judge,
+            [self.seeds[seed] for seed in seeds],
+            self.chosen[list(captions)],
+        )
 
     def _features(self, positions: list[int], drawn: Drawn) -> Rows:
+        if self.kept is not None:
+            places = self._places(positions)
+            self.kept.save_variety(places, [self.seeds[seed] for _, seed in places], drawn)
         return {"embeddings": self.tower(drawn.images.permute(0, 3, 1, 2)).pooled}
 
     def metrics(self) -> dict[str, float | None]:

@@ -71,7 +71,7 @@ def evaluate_checkpoint(
     before = fill_blocks(blocks, draw, features, judge, size, "evaluate")
     variety = None
     if config.eval.variety_captions:
-        variety = CaptionVariety(denoiser, config, judge, partial)
+        variety = CaptionVariety(denoiser, config, judge, partial, kept)
         before += variety.draw()
 
     def finish() -> dict[str, Any]:
