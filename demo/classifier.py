@@ -196,7 +196,9 @@ def train_probe(embeddings: Tensor, codes: Tensor, perturb_scale: float, steps: 
     return probe.eval()
 
 
-def load_probe(cache: Path, embeddings: Tensor, codes: Tensor, encoder: str) -> nn.Module:
+def load_probe(
+    cache: Path, embeddings: Tensor, codes: Tensor, encoder: str, steps: int = 3000
+) -> nn.Module:
     """Return the probe of `train_probe` in the file `cache`; train and write it (15 s) if need be.
 
     A file is used if it was trained on as many embeddings of this encoder. The level of the
@@ -210,7 +212,7 @@ def load_probe(cache: Path, embeddings: Tensor, codes: Tensor, encoder: str) -> 
             probe = build_probe(embeddings.shape[1])
             probe.load_state_dict(load_file(cache))
             return probe.eval()
-    trained = train_probe(embeddings, codes, perturb_scale=0.3, steps=3000)
+    trained = train_probe(embeddings, codes, perturb_scale=0.3, steps=steps)
     cache.parent.mkdir(parents=True, exist_ok=True)
     save_file(trained.state_dict(), cache, metadata=made_from)
     return trained

@@ -79,7 +79,9 @@ def shares(codes: Tensor) -> Tensor:
 
     The first column is the share of faces that hide the attribute.
     """
-    return F.one_hot(codes + 1, VALUES).double().mean(dim=0)
+    places = codes + 1 + VALUES * torch.arange(codes.shape[1])
+    counts = torch.bincount(places.flatten(), minlength=VALUES * codes.shape[1])
+    return counts.view(-1, VALUES).double() / len(codes)
 
 
 def entropies(p: Tensor) -> Tensor:

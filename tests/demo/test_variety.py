@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from demo.check_handwritten import read_captions
+from demo.classifier import load_probe
 from demo.make_faces import ATTRIBUTES
 from demo.variety import (
     PROMPTS,
+    VALUES,
     closeness,
     data_codes,
+    embedding_judge,
     entropies,
     expected_entropies,
     expected_overlaps,
@@ -20,6 +23,8 @@ from demo.variety import (
     visible,
     wanted_codes,
 )
+from utils.data.lmdb_reader import LMDBReader
+from utils.data.lmdb_writer import LMDBWriter
 
 NAMES = list(ATTRIBUTES)
 K = 48
@@ -149,3 +154,32 @@ def test_short_sentences_state_at_most_two_attributes_and_all_are_asked_for():
     assert max(len(states) for states in stated) <= 2
     assert {name for states in stated for name in states} == set(ATTRIBUTES)
     assert shares(data_codes()).sum(dim=1).allclose(torch.ones(len(NAMES)).double())
+
+
+def sums_of_attributes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return embeddings (count, 64), sums of a random vector for each value, and attributes."""
+    codes = visible(true_faces([{}], count)[0])
+    vectors = torch.randn(len(NAMES), VALUES, 64, generator=torch.Generator().manual_seed(3))
+    return vectors[range(len(NAMES)), codes + 1].sum(dim=1), codes
+
+
+def test_the_probe_names_attributes_of_embeddings_and_is_kept_for_its_encoder(tmp_path):
+    embeddings, codes = sums_of_attributes(3000)
+    cache = tmp_path / "probe.safetensors"
+    load_probe(cache, embeddings[:2500], codes[:2500], "clip-a", steps=400)
+    written = cache.stat().st_mtime_ns
+    with LMDBWriter(tmp_path / "y", "y", {"encoder": "clip-a"}, 2500) as writer:
+        writer.append(embeddings[:2500, None].numpy())
+    records = [{"attributes": named(row)} for row in codes[:2500].tolist()]
+    name = embedding_judge(LMDBReader(tmp_path / "y"), records, cache)
+    assert cache.stat().st_mtime_ns == written
+    held_out, seen = codes[2500:], codes[2500:] >= 0
+    found = name(5 * embeddings[2500:])  # of any length
+    assert (found == held_out)[seen].double().mean() > 0.9
+    load_probe(cache, embeddings[:2500], codes[:2500], "clip-b", steps=1)
+    assert cache.stat().st_mtime_ns > written  # another encoder: trained anew
+
+
+def named(row: list[int]) -> dict[str, str]:
+    pairs = zip(ATTRIBUTES.items(), row, strict=True)
+    return {name: "hidden" if code < 0 else values[code] for (name, values), code in pairs}
