@@ -89,10 +89,11 @@ def plot_panel(axis: Axes, points: Sequence[Point], key: str) -> None:
     for method, rows in means(points, key).items():
         strength, ratio, value, low, high = rows.T
         bars = [value - low, high - value]
-        axis.errorbar(ratio, value, bars, marker="o", markersize=4, capsize=2, label=method)
+        line, *_ = axis.errorbar(ratio, value, bars, marker="o", ms=4, capsize=2, label=method)
+        look = {"textcoords": "offset points", "fontsize": 8, "color": line.get_color()}
         for name, x, y in zip(strength, ratio, value, strict=True):
             if len(rows) > 1:
-                axis.annotate(f"{name:g}", (x, y), (4, 4), textcoords="offset points", fontsize=8)
+                axis.annotate(f"{name:g}", (x, y), (4, 4), **look)
     axis.axvline(1, color="0.6", linestyle="--", linewidth=1)
     style_axis(axis, title, f"{better} is better")
     axis.set_xlabel("variety of what is left open, 1 = as varied as the data")
@@ -106,7 +107,7 @@ def plot_trade(points: Sequence[Point], path: Path) -> None:
     for axis, key in zip(panels, keys, strict=True):
         plot_panel(axis, points, key)
     labels = panels[0].get_legend_handles_labels()
-    figure.legend(*labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(*labels, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     save_plot(figure, path)
 
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).with_name("templates")
 PAIRS = 8  # generated images on the page, each with its nearest training image
 CHARTS = {True: (5.6, 3.4), False: (4.1, 2.9)}  # inches; True: few charts, False: many
-HIGHLIGHTS = ("frechet_distance", "kid", "recall", "clip_score", "variety")
+HIGHLIGHTS = ("frechet_distance", "kid", "recall", "clip_score")
 
 
 @dataclass(frozen=True)
