@@ -175,6 +175,8 @@ class Eval(Section):
     feat_path: LocalPath | None = None  # embeddings of the test captions (LMDB folder)
     seeds: str | None = None  # of the images, e.g. 0-63,100; null = from sampling.seed on
     class_idx: NonNegativeInt | None = None  # class to draw; null = a random one for each seed
+    variety_captions: NonNegativeInt = 0  # captions drawn with several seeds each; 0 = none
+    variety_seeds: int = Field(16, ge=2)  # images of each of these captions
     cfg_scales: list[float | None] = []  # guidance scales; empty = sampling.cfg_scale
     num_steps: list[PositiveInt] = []  # noise levels of the sampler; empty = sampling.num_steps
     solvers: list[Solver] = []  # empty = sampling.solver
