@@ -1,7 +1,7 @@
 """Measure how varied the faces of sentences that say little are, and if they show all that is said.
 
     python demo/check_variety.py                                  # the shipped model
-    python demo/check_variety.py sampling.cfg_scale=1.5 --method guidance --strength 1.5
+    python demo/check_variety.py sampling.freedom=0.5 --method prior --strength 0.5
     python demo/check_variety.py --ckpt results/demo/checkpoints/0000900.pt --captions 0
 
 Draws each sentence of demo/short_prompts.jsonl with many seeds, and each caption of some held-out
@@ -43,6 +43,7 @@ from utils.data.lmdb_reader import LMDBReader
 from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
+from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions
 from utils.sampling.generate import generate
 
@@ -87,10 +88,13 @@ def drawing(ckpt: Path, overrides: list[str]) -> tuple[Draw, Config]:
     """Return the method that a model and its settings are: sentences and seeds → (B, 3, S, S)."""
     denoiser, config = load_denoiser(ckpt, config=read_config(ckpt, overrides))
     vae, clip = load_config_autoencoder(config), load_config_clip(config)
+    prior = load_config_prior(config, clip.identity)
 
     def draw(texts: list[str], seeds: list[int]) -> Tensor:
         conditions = caption_conditions(clip.encode_texts(texts), config)
-        batches = generate(denoiser, vae, conditions, seeds, config.sampling, batch_size=len(seeds))
+        batches = generate(
+            denoiser, vae, conditions, seeds, config.sampling, prior=prior, batch_size=len(seeds)
+        )
         return torch.cat([images for _, images in batches]).permute(0, 3, 1, 2)
 
     return draw, config
