@@ -17,6 +17,7 @@ from utils.config.schema import Config
 from utils.evaluation.image_set import ImageSet
 from utils.evaluation.judge import load_judges
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
+from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions
 from utils.sampling.generate import generate
 
@@ -133,6 +134,7 @@ class Jury:
             caption_conditions(self.texts, config),
             range(len(self.records)),
             config.sampling.model_copy(update={"amp": "bf16"}),
+            prior=load_config_prior(config, self.clip.identity, self.device),
             batch_size=BATCH,
             device=self.device,
         )

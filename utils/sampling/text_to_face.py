@@ -174,7 +174,8 @@ class TextToFace:
         num: pictures for each row, with the seeds from `sampling.seed` on.
         seeds: their seeds instead, e.g. `range(8)` or "0-63,100".
         sampling: keys of the config's `sampling` section, e.g. `preset="paper"`, `cfg_scale=2`,
-            `freedom=0.8`, `seed=5`; None of a key means None, and keys that are left out stay as they are.
+            `freedom=0.8`, `seed=5`; None of a key means None, and keys that are left out stay as
+            they are.
 
         Raises UserError for every mistake in them.
         """
@@ -207,9 +208,7 @@ class TextToFace:
             raise UserError(f"batch_size is {batch_size}; should be at least 1")
         draw = partial(generate, self.denoiser, self.autoencoder)
         prior = self._prior if sampling.freedom else None
-        return draw(
-            conds, seeds, sampling, prior=prior, batch_size=batch_size, device=self.device
-        )
+        return draw(conds, seeds, sampling, prior=prior, batch_size=batch_size, device=self.device)
 
 
 def as_rows(sources: Any, mix: Any = None, interpolate: int | None = None) -> list[Row]:
