@@ -29,11 +29,11 @@ class Decoder(nn.Module):
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
-        self.vae, self.scale_factor = autoencoder.vae, autoencoder.scale_factor
+        self.vae, self.unscaled = autoencoder.vae, autoencoder.unscaled
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode (N, C, h, w) -> (N, 3, H, W)."""
-        images: Tensor = self.vae.decode(latents / self.scale_factor).sample
+        images: Tensor = self.vae.decode(self.unscaled(latents)).sample
         return images.clamp(-1, 1)
 
 
