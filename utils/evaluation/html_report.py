@@ -17,7 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils.base.files import write_whole
+from utils.base.files import write_text
 from utils.config.schema import Config
 from utils.data.images import load_image, to_uint8_array
 from utils.evaluation.image_set import few_samples_note
@@ -79,14 +79,10 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
     best = best_of(records)
     metrics = metrics_in(records)
     images = kept_pictures(results.folder / best.get("images", "-"))
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html").render(
+    path = results.folder / "report.html"
+    write_page(
+        path,
+        "report.html",
         title=results.folder.resolve().parent.name,
         facts=facts(records, config),
         best=best,
@@ -104,13 +100,19 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
         left_out=len(results.records) - len(comparable(results.records)),
         made=time.strftime("%d %B %Y, %H:%M"),
     )
-    path = results.folder / "report.html"
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(html, encoding="utf-8")
-
-    write_whole(path, write)
     return path
+
+
+def write_page(path: Path, template: str, **values: object) -> None:
+    """Fill a template of this folder, and write it as a page that loads no other file."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    write_text(path, environment.get_template(template).render(**values))
 
 
 def facts(records: Sequence[Record], config: Config) -> dict[str, str]:
@@ -146,7 +148,7 @@ def duration(seconds: float) -> str:
 
 
 def table_rows(records: Sequence[Record], metrics: dict[str, MetricInfo]) -> list[dict[str, Any]]:
-    """Return the lines of the table: for each metric its text, its interval, True if it is best."""
+    """Return the lines of a table: for each metric its text, its interval, True if it is best."""
     best = best_of(records)
     leaders = {}
     for key, about in metrics.items():
