@@ -92,7 +92,7 @@ def plot_losses(axis: Axes, runs: Sequence[Run]) -> None:
             steps, losses = (np.array(list(x), float) for x in (run.losses, run.losses.values()))
             axis.plot(steps, losses, color=colour(number), linewidth=0.6, alpha=0.35)
             axis.plot(steps, running_mean(losses), color=colour(number), linewidth=1.8)
-    style_axis(axis, "Training loss", "lower is better, if the losses mean the same")
+    style_axis(axis, "Training loss", "lower is better")
     axis.set_xlabel("training step")
 
 
@@ -191,6 +191,7 @@ def main() -> None:
         seeds=", ".join(map(str, args.seeds)),
         grids=pictures,
         steps_differ=steps_differ,
+        without_grid=[run.name for run in runs if not run.grids],
         made=time.strftime("%d %B %Y, %H:%M"),
     )
     print(f"{len(runs)} runs: {args.out}")

@@ -1,9 +1,9 @@
 """Export a network for machines without PyTorch: ONNX files, a tokenizer and a small sampler.
 
-The shipped network:   python tools/export_onnx.py --out exported
+The shipped network:   python tools/export_onnx.py
 Your own:              python tools/export_onnx.py --ckpt results/own/checkpoints/0100000.pt
 Other settings:        python tools/export_onnx.py sampling.preset=paper sampling.cfg_scale=2
-Then, anywhere:        python exported/draw.py "a bald man" --seeds 0 1 2 3
+Then, anywhere:        python results/onnx/draw.py "a bald man" --seeds 0 1 2 3
 
 Writes denoiser.onnx, decoder.onnx, text.onnx, settings.json, tokenizer.json, and the files of
 tools/onnx_files, which need numpy and onnxruntime alone. A seed gives the face that t2f.py draws in
@@ -71,7 +71,9 @@ def parse_args() -> argparse.Namespace:
         "--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"), help=".pt or .safetensors"
     )
     add_config_arguments(parser, instead="the one in the checkpoint")
-    parser.add_argument("--out", type=Path, default=Path("exported"), help="new folder to write")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/onnx"), help="new folder to write"
+    )
     parser.add_argument(
         "--compare", type=int, default=4, help="pictures that are drawn both ways; 0 = none"
     )
