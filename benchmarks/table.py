@@ -22,6 +22,7 @@ PAGE = ROOT / "docs" / "performance.md"
 STUDY = ROOT / "docs" / "study.md"
 BEGIN = "<!-- written by benchmarks/table.py -->"
 MEASURED = ROOT / "docs" / "benchmarks"
+OWN_PAGES = ("study", "variety")  # stems of files that other pages show
 ORDER = ("train_step", "dataloader", "sampling", "preprocess", "metrics", "time_to_quality")
 
 HEAD = """# How fast each stage is
@@ -73,7 +74,8 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
     study = MEASURED / "study.json"
     replace_tables(STUDY, BEGIN, [study_table(study)])
-    files = sorted((f for f in MEASURED.glob("*.json") if f != study), key=rank)
+    tables = (file for file in MEASURED.glob("*.json") if not file.stem.startswith(OWN_PAGES))
+    files = sorted(tables, key=rank)
     PAGE.write_text("\n".join([HEAD, *(section(path) for path in files)]))
     print(f"{PAGE.relative_to(ROOT)}: {len(files)} tables; {STUDY.relative_to(ROOT)}")
 
