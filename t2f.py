@@ -36,6 +36,7 @@ from models.choices import Solver
 from models.edm import EDMPrecond
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter, add_config_arguments
+from utils.config.load import config_from_dict
 from utils.config.parsing import parse_scale, parse_seeds
 from utils.config.schema import Config
 from utils.config.sections import SAMPLING_PRESETS
@@ -143,7 +144,8 @@ def with_sampling(config: Config, args: argparse.Namespace) -> Config:
     """
     changes: dict[str, object] = {}
     if args.preset:
-        changes = {"preset": args.preset, **SAMPLING_PRESETS[args.preset]}
+        preset = [f"sampling.preset={args.preset}"]
+        config = config_from_dict(config.to_dict(), str(args.ckpt), preset)
     for name in ("seed", "num_steps"):
         if getattr(args, name) != FROM_CONFIG:
             changes[name] = whole_number(args, name)

@@ -3,19 +3,22 @@
     python benchmarks/sampling_quality.py --num 500            # all settings; resumes
     python benchmarks/sampling_quality.py --num 1000 --only 'fast;heun 20'
     python benchmarks/sampling_quality.py --num 500 --plot docs/sampling.png
+    python benchmarks/sampling_quality.py --student student.safetensors --only 'fast;students'
 
 Every setting draws the same captions of the demo's test split from the same seeds with the shipped
-network. Three metrics judge the pictures: the Fréchet distance in CLIP features to the test images,
-the CLIP score, and the share of stated attributes that a classifier finds (demo/classifier.py).
-Intervals are 95 % of a bootstrap over images. For a difference to `paper` both settings are
-resampled in the same way, so that its interval is narrower.
+network; a student (configs/demo/distill.yaml) draws with its own. Four metrics judge the pictures:
+the Fréchet distance in CLIP features to the test images, the CLIP score, the share of stated
+attributes that a classifier finds (demo/classifier.py), and the distance of a picture to that of
+`paper` from the same seed (root mean square over pixels and colours, of 255). Intervals are 95 % of
+a bootstrap over images. For a difference to `paper` both settings are resampled in the same way, so
+that its interval is narrower.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +27,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # First: from here on, Ctrl-C ends the script with one line.
-from utils.base.errors import one_line_errors
+from utils.base.errors import UserError, one_line_errors
 
 # isort: split
 import matplotlib
@@ -43,13 +46,16 @@ from utils.config.sections import Sampling
 from utils.evaluation.feature_statistics import FeatureStats
 from utils.evaluation.frechet import frechet_distance
 from utils.evaluation.metrics import clip_similarities
+from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.sampling.conditions import caption_conditions
 from utils.sampling.generate import generate, sampler_settings
+from utils.sampling.pictures import labelled_grid
 
 CHUNK = 50  # images drawn and kept at a time
 DRAWS = 200  # of the bootstrap
+GRID_COLUMNS = 8  # pictures of each setting in --grid
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Setting:
 
     curve: str
     sampling: Sampling
+    student: Path | None = None  # its network; None = the one that all other settings use
 
     @property
     def cost(self) -> int:
@@ -65,7 +72,8 @@ class Setting:
         settings = sampler_settings(self.sampling)
         levels = settings.formulation().t_steps[:-1]
         low, high = self.sampling.guidance_interval or (0.0, float("inf"))
-        costs = [2 if low < level <= high else 1 for level in levels]
+        guided = 1 if self.student else 2
+        costs = [guided if low < level <= high else 1 for level in levels]
         if settings.solver == "heun":
             return sum(costs) + sum(costs[1:])
         return sum(costs)
@@ -102,11 +110,24 @@ def settings_to_compare() -> dict[str, Setting]:
     return found
 
 
+def student_settings(files: Sequence[Path]) -> dict[str, Setting]:
+    """Return a setting for each student; raises UserError if a network is no student."""
+    found = {}
+    for file in files:
+        config = read_config(file)
+        if config.distill.sigmas is None:
+            raise UserError(f"--student {file}: the network is no student; see docs/sampling.md")
+        name = f"student {', '.join(f'{level:g}' for level in config.distill.sigmas)}"
+        found[name] = Setting("students", config.sampling, file)
+    return found
+
+
 class Judged(NamedTuple):
     """Properties of N pictures."""
 
     features: torch.Tensor  # (N, D) CLIP image embeddings
     right: torch.Tensor  # (N, A) bool, True where an attribute is that of the face
+    apart: torch.Tensor  # (N,) distance to the picture of `paper` from the same seed
 
 
 class Pictures:
@@ -139,12 +160,18 @@ class Pictures:
         file = self.folder / f"{name.replace(' ', '_').replace(',', '')}.pt"
         images = torch.load(file, weights_only=True) if file.exists() else torch.zeros(0)
         done = len(images)
+        denoiser, sampling = self.denoiser, setting.sampling
+        if setting.student is None:
+            scale = self.config.sampling.cfg_scale
+            sampling = sampling.model_copy(update={"cfg_scale": scale})
+        elif done < self.num:
+            denoiser, _ = load_denoiser(setting.student)
         batches = generate(
-            self.denoiser,
+            denoiser,
             self.vae,
             self.conditions[done:],
             range(done, self.num),
-            setting.sampling.model_copy(update={"cfg_scale": self.config.sampling.cfg_scale}),
+            sampling,
             batch_size=CHUNK,
         )
         for _, new in progress(batches, name, -(-max(self.num - done, 0) // CHUNK), "batch"):
@@ -152,14 +179,18 @@ class Pictures:
             torch.save(images, file)
         return images[: self.num]
 
-    def judge(self, images: torch.Tensor) -> Judged:
-        """Run CLIP and the classifier on pictures (N, H, W, 3) uint8."""
+    def judge(self, images: torch.Tensor, paper: torch.Tensor) -> Judged:
+        """Run CLIP and the classifier on pictures (N, H, W, 3) uint8; `paper`: those of `paper`."""
+        apart = (images.float() - paper.float()).square().flatten(1).mean(dim=1).sqrt()
         images = images.permute(0, 3, 1, 2)
         features = torch.cat([self.clip.encode_images(part) for part in images.split(CHUNK)])
-        return Judged(features, classify(self.classifier, images) == self.codes)
+        return Judged(features, classify(self.classifier, images) == self.codes, apart)
 
     def metrics(self, judged: Judged, rows: np.ndarray) -> np.ndarray:
-        """Measure the pictures `rows`: Fréchet distance, CLIP score, % of stated attributes."""
+        """Measure the pictures `rows`.
+
+        Returns Fréchet distance, CLIP score, % of stated attributes, distance to `paper`.
+        """
         features = judged.features[rows]
         ours = FeatureStats()
         ours.update(features)
@@ -167,7 +198,7 @@ class Pictures:
         score = clip_similarities(features, self.texts[rows]).mean()
         stated = self.stated[rows]
         shown = 100 * (judged.right[rows] & stated).sum() / stated.sum()
-        return np.array([distance, float(score), float(shown)])
+        return np.array([distance, float(score), float(shown), float(judged.apart[rows].mean())])
 
 
 def draw_plot(
@@ -183,7 +214,8 @@ def draw_plot(
             size = 11 if "fast" in curve else 4
             axis.plot(*zip(*points, strict=True), style, markersize=size, label=label)
         axis.set_xscale("log")
-        axis.set_xticks([10, 20, 40, 80, 160], ["10", "20", "40", "80", "160"])
+        ticks = [1, 2, 4, 10, 20, 40, 80, 160]
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
         axis.set_xlabel("network evaluations a picture, guidance counted double")
         axis.set_ylabel(key)
@@ -204,6 +236,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--num", type=int, default=500, help="pictures of each setting")
     parser.add_argument("--only", help="names of settings, separated by semicolons; None = all")
+    parser.add_argument(
+        "--student", type=Path, action="append", default=[], metavar="FILE",
+        help="a distilled network to compare too; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--only_draw", action="store_true", help="draw pictures, judge them later")
     parser.add_argument(
         "--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"), help="network to use"
@@ -222,20 +258,24 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--plot", type=Path, help="PNG to write; None = none")
     parser.add_argument("--out", type=Path, help="JSON of the table to write; None = none")
+    parser.add_argument(
+        "--grid", type=Path, help="PNG of the first pictures of each setting; None = none"
+    )
     return parser.parse_args()
 
 
 def chosen_settings(args: argparse.Namespace) -> dict[str, Setting]:
     """Return the settings of `--only`; `paper` comes first, as the others are compared with it."""
-    settings = settings_to_compare()
+    students = student_settings(args.student)
+    settings = settings_to_compare() | students
     if not args.only:
         return settings
-    names = args.only.split(";")
+    names = args.only.replace("students", ";".join(students)).split(";")
     return {name: settings[name] for name in (names if args.only_draw else ["paper", *names])}
 
 
 def bootstrap(pictures: Pictures, judged: Mapping[str, Judged]) -> dict[str, np.ndarray]:
-    """Return the metrics (DRAWS, 3) of each setting, for images drawn again with replacement."""
+    """Return the metrics (DRAWS, 4) of each setting, for images drawn again with replacement."""
     rng = np.random.default_rng(0)
     draws = [rng.integers(pictures.num, size=pictures.num) for _ in range(DRAWS)]
     return {
@@ -247,7 +287,7 @@ def bootstrap(pictures: Pictures, judged: Mapping[str, Judged]) -> dict[str, np.
 def table_row(
     name: str, setting: Setting, metrics: np.ndarray, differences: np.ndarray
 ) -> dict[str, Any]:
-    """Return a setting's row: metrics (3,), and their differences to `paper` (DRAWS, 3)."""
+    """Return a setting's row: metrics (4,), and their differences to `paper` (DRAWS, 4)."""
     low, high = np.percentile(differences, [2.5, 97.5], axis=0)
     return {
         "setting": name,
@@ -258,6 +298,7 @@ def table_row(
         "difference of score, 95 %": f"{low[1]:+.2f} … {high[1]:+.2f}",
         "attributes shown, %": metrics[2],
         "difference of attributes, 95 %": f"{low[2]:+.1f} … {high[2]:+.1f}",
+        "distance to the picture of `paper`": metrics[3],
     }
 
 
@@ -280,7 +321,11 @@ def main() -> None:
     drawn = {name: pictures.draw(name, setting) for name, setting in settings.items()}
     if args.only_draw:
         return
-    judged = {name: pictures.judge(images) for name, images in drawn.items()}
+    judged = {name: pictures.judge(images, drawn["paper"]) for name, images in drawn.items()}
+    if args.grid:
+        shown = torch.cat([images[:GRID_COLUMNS] for images in drawn.values()]).numpy()
+        captions = [name for name in drawn for _ in range(GRID_COLUMNS)]
+        labelled_grid(shown, captions, args.grid, GRID_COLUMNS)
 
     resampled, everything = bootstrap(pictures, judged), np.arange(args.num)
     rows = []

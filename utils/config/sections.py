@@ -34,6 +34,7 @@ from models.choices import (
     SignalScaling,
     Solver,
 )
+from models.noise_levels import descending
 
 
 def _from_home(path: Path) -> Path:
@@ -45,7 +46,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Amp = Literal["bf16", "fp16", "no"]  # autocast of a network; no = float32
 Precision = Literal["float32", "bf16", "fp16"]  # of a network's weights
-SamplingPreset = Literal["fast", "paper"]  # a key of SAMPLING_PRESETS each
+SamplingPreset = Literal["fast", "instant", "paper"]  # a key of SAMPLING_PRESETS each
 
 
 def _amp_name(value: Any) -> Any:
@@ -73,6 +74,16 @@ def _rate_or_switch(value: Any) -> Any:
     if rate < 0:
         raise ValueError(f"should be a learning rate, true or false, got {value!r:.40}")
     return bool(rate) if rate in (0, 1) else rate
+
+
+def _low_to_high(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] >= value[1]:
+        raise ValueError(f"runs from {value[0]} to {value[1]}; the lower sigma comes first")
+    return value
+
+
+SigmaRange = Annotated[tuple[NonNegativeFloat, PositiveFloat], AfterValidator(_low_to_high)]
+NoiseLevels = Annotated[tuple[PositiveFloat, ...], AfterValidator(descending)]
 
 
 class Section(BaseModel):
@@ -271,6 +282,15 @@ SAMPLING_PRESETS: dict[SamplingPreset, dict[str, Any]] = {
         "num_steps": 10,
         "guidance_interval": (0.3, 1000.0),  # below 0.3 guidance has no visible effect
         "sigma_min": 0.02,
+        "sigmas": None,
+        "amp": "bf16",
+    },
+    "instant": {  # for students; their noise levels follow from distill.sigmas
+        "solver": "euler",
+        "num_steps": 1,
+        "guidance_interval": None,
+        "sigma_min": None,
+        "sigmas": None,
         "amp": "bf16",
     },
     "paper": {
@@ -278,26 +298,30 @@ SAMPLING_PRESETS: dict[SamplingPreset, dict[str, Any]] = {
         "num_steps": 40,
         "guidance_interval": None,
         "sigma_min": None,
+        "sigmas": None,
         "amp": "no",
     },
 }
 
 
 class Sampling(Section):
-    """Sampler settings; any of the last three keys chooses the ablation sampler."""
+    """Sampler settings; discretization, schedule or scaling choose the ablation sampler."""
 
-    preset: SamplingPreset = "paper"  # sets solver, num_steps, guidance_interval, sigma_min, amp
+    preset: SamplingPreset = "paper"  # sets the keys that SAMPLING_PRESETS lists
     solver: Solver = "heun"
     num_steps: PositiveInt = 40
     cfg_scale: float | None = None  # guidance scale; null = conditional only
     # Lowest and highest sigma at which guidance is applied; null = at all.
-    guidance_interval: tuple[NonNegativeFloat, PositiveFloat] | None = None
+    guidance_interval: SigmaRange | None = None
     amp: Annotated[Amp, BeforeValidator(_amp_name)] = "no"
     compile: bool | Literal["auto"] = False  # compiles the network; auto = if there is a compiler
     seed: NonNegativeInt = 0
     # Range of the noise levels; null = the discretization's own, which is 0.002 to 80 for edm.
     sigma_min: PositiveFloat | None = None
     sigma_max: PositiveFloat | None = None
+    # The noise levels themselves, the highest first, instead of num_steps, sigma_min, sigma_max
+    # and rho; num_steps follows. A step to 0 comes after the last one. null = a discretization's.
+    sigmas: NoiseLevels | None = None
     rho: PositiveFloat = 7.0
     S_churn: NonNegativeFloat = 0.0
     S_min: NonNegativeFloat = 0.0
@@ -311,15 +335,13 @@ class Sampling(Section):
     @classmethod
     def _fill_in_preset(cls, values: Any) -> Any:
         preset = values.get("preset", "paper") if isinstance(values, dict) else None
+        if not preset:
+            return values
         known: Mapping[Any, dict[str, Any]] = SAMPLING_PRESETS
-        return {**known.get(str(preset), {}), **values} if preset else values
-
-    @field_validator("guidance_interval")
-    @classmethod
-    def _low_to_high(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value and value[0] >= value[1]:
-            raise ValueError(f"runs from {value[0]} to {value[1]}; the lower sigma comes first")
-        return value
+        filled = {**known.get(str(preset), {}), **values}
+        if isinstance(filled.get("sigmas"), list | tuple) and "num_steps" not in values:
+            filled["num_steps"] = len(filled["sigmas"])
+        return filled
 
     @field_validator("sigma_max")
     @classmethod

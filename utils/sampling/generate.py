@@ -46,6 +46,20 @@ def latent_shape(denoiser: EDMPrecond) -> tuple[int, int, int]:
 
 
 @torch.inference_mode()
+def check_student(denoiser: EDMPrecond, sampling: Sampling) -> None:
+    """Raise UserError if a student would be sampled in another way than it was distilled for."""
+    levels, scale = denoiser.student_sigmas, sampling.cfg_scale
+    if levels is None:
+        return
+    is_euler = sampling.solver == "euler" and not sampling.S_churn
+    if sampling.sigmas != levels or not is_euler or scale not in (None, 1):
+        listed = ",".join(f"{level:g}" for level in levels)
+        raise UserError(
+            f"sampling: the network is a student, distilled for Euler steps at sigmas=[{listed}] "
+            "without further guidance; use preset instant and cfg_scale None"
+        )
+
+
 def draw_images(
     denoiser: EDMPrecond,
     autoencoder: Autoencoder,
@@ -66,6 +80,7 @@ def draw_images(
     Raises UserError if values of `sampling` do not go together.
     """
     settings, amp = sampler_settings(sampling), sampling.amp
+    check_student(denoiser, sampling)
     denoise = guided(
         denoiser, conds, sampling.cfg_scale, sampling.guidance_interval, denoiser.model.cond_dim
     )
