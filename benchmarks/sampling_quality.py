@@ -9,9 +9,9 @@ Every setting draws the same captions of the demo's test split from the same see
 network; a student (configs/demo/distill.yaml) draws with its own. Four metrics judge the pictures:
 the Fréchet distance in CLIP features to the test images, the CLIP score, the share of stated
 attributes that a classifier finds (demo/classifier.py), and the distance of a picture to that of
-`paper` from the same seed (root mean square over pixels and colours, of 255). Intervals are 95 % of
-a bootstrap over images. For a difference to `paper` both settings are resampled in the same way, so
-that its interval is narrower.
+the reference from the same seed (root mean square over pixels and colours, of 255). Intervals are
+95 % of a bootstrap over images. For a difference to the reference both settings are resampled in
+the same way, so that its interval is narrower. The reference is `paper`, or that of --reference.
 """
 
 from __future__ import annotations
@@ -30,16 +30,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.base.errors import UserError, one_line_errors
 
 # isort: split
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
 from benchmarks import timing
+from benchmarks.sampling_plot import draw_plot
 from demo.check_prompts import choose_captions
 from demo.classifier import classify, codes_of, load_classifier, load_faces
+from models.choices import Solver
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
 from utils.config.sections import Sampling
@@ -56,6 +54,15 @@ from utils.sampling.pictures import labelled_grid
 CHUNK = 50  # images drawn and kept at a time
 DRAWS = 200  # of the bootstrap
 GRID_COLUMNS = 8  # pictures of each setting in --grid
+# Solvers with noise levels of their own; guidance ends at 0.3.
+EXPLICIT_LEVELS: list[tuple[Solver, tuple[float, ...]]] = [
+    ("euler", (80, 1.5)),
+    ("euler", (80, 5, 1.5, 0.5)),
+    ("euler", (40, 4.7, 1.2, 0.34)),
+    ("dpmpp_2m", (80, 5, 1.5, 0.5)),
+    ("dpmpp_2m", (40, 4.7, 1.2, 0.34)),
+    ("dpmpp_2m", (40, 4, 1.1, 0.29, 0.09)),
+]
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,10 @@ def settings_to_compare() -> dict[str, Setting]:
     ):
         formulation = {"discretization": name, "schedule": schedule, "scaling": scaling}
         add(f"heun 10, {name}", f"Heun, {name} steps", solver="heun", num_steps=10, **formulation)
+    for solver, levels in EXPLICIT_LEVELS:
+        name = f"{solver} at {', '.join(f'{level:g}' for level in levels)}"
+        lowest = (0.3, 1000.0)
+        add(name, "", solver=solver, num_steps=len(levels), sigmas=levels, guidance_interval=lowest)
     for low, high in ((0.3, 100.0), (0.3, 5.0)):
         name = f"dpmpp_2m 10, guided {low:g} to {high:g}"
         add(name, "", solver="dpmpp_2m", num_steps=10, guidance_interval=(low, high))
@@ -127,7 +138,7 @@ class Judged(NamedTuple):
 
     features: torch.Tensor  # (N, D) CLIP image embeddings
     right: torch.Tensor  # (N, A) bool, True where an attribute is that of the face
-    apart: torch.Tensor  # (N,) distance to the picture of `paper` from the same seed
+    apart: torch.Tensor  # (N,) distance to the picture of the reference from the same seed
 
 
 class Pictures:
@@ -179,9 +190,9 @@ class Pictures:
             torch.save(images, file)
         return images[: self.num]
 
-    def judge(self, images: torch.Tensor, paper: torch.Tensor) -> Judged:
-        """Run CLIP and the classifier on pictures (N, H, W, 3) uint8; `paper`: those of `paper`."""
-        apart = (images.float() - paper.float()).square().flatten(1).mean(dim=1).sqrt()
+    def judge(self, images: torch.Tensor, reference: torch.Tensor) -> Judged:
+        """Run CLIP and the classifier on pictures (N, H, W, 3) uint8, and compare with others."""
+        apart = (images.float() - reference.float()).square().flatten(1).mean(dim=1).sqrt()
         images = images.permute(0, 3, 1, 2)
         features = torch.cat([self.clip.encode_images(part) for part in images.split(CHUNK)])
         return Judged(features, classify(self.classifier, images) == self.codes, apart)
@@ -189,7 +200,7 @@ class Pictures:
     def metrics(self, judged: Judged, rows: np.ndarray) -> np.ndarray:
         """Measure the pictures `rows`.
 
-        Returns Fréchet distance, CLIP score, % of stated attributes, distance to `paper`.
+        Returns Fréchet distance, CLIP score, % of stated attributes, distance to the reference.
         """
         features = judged.features[rows]
         ours = FeatureStats()
@@ -201,36 +212,6 @@ class Pictures:
         return np.array([distance, float(score), float(shown), float(judged.apart[rows].mean())])
 
 
-def draw_plot(
-    rows: list[dict[str, Any]], band: tuple[float, float], path: Path, title: str
-) -> None:
-    """Plot Fréchet distance and attributes shown against the cost of a picture."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    keys = ("Fréchet distance", "attributes shown, %")
-    for axis, key in zip(axes, keys, strict=True):
-        for curve in dict.fromkeys(row["curve"] for row in rows if row["curve"]):
-            points = sorted((r["cost"], r[key]) for r in rows if r["curve"] == curve)
-            label, style = curve.replace("`", ""), "*" if "fast" in curve else "o-"
-            size = 11 if "fast" in curve else 4
-            axis.plot(*zip(*points, strict=True), style, markersize=size, label=label)
-        axis.set_xscale("log")
-        ticks = [1, 2, 4, 10, 20, 40, 80, 160]
-        axis.set_xticks(ticks, [str(tick) for tick in ticks])
-        axis.minorticks_off()
-        axis.set_xlabel("network evaluations a picture, guidance counted double")
-        axis.set_ylabel(key)
-        axis.grid(alpha=0.3)
-    # Settings that fail are cut off, so that the differences among the others can be seen.
-    paper = next(row for row in rows if row["setting"] == "paper")
-    axes[0].set_ylim(0.5 * paper[keys[0]], 2.5 * paper[keys[0]])
-    axes[1].set_ylim(paper[keys[1]] - 14, paper[keys[1]] + 4)
-    axes[0].axhspan(*band, color="gray", alpha=0.2, label="40 Heun steps, 95 %")
-    axes[0].legend(fontsize=8)
-    figure.suptitle(title, fontsize=9)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
@@ -240,6 +221,9 @@ def parse_args() -> argparse.Namespace:
         "--student", type=Path, action="append", default=[], metavar="FILE",
         help="a distilled network to compare too; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--reference", default="paper", help="setting with which all others are compared"
+    )
     parser.add_argument("--only_draw", action="store_true", help="draw pictures, judge them later")
     parser.add_argument(
         "--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"), help="network to use"
@@ -265,13 +249,20 @@ def parse_args() -> argparse.Namespace:
 
 
 def chosen_settings(args: argparse.Namespace) -> dict[str, Setting]:
-    """Return the settings of `--only`; `paper` comes first, as the others are compared with it."""
+    """Return the settings of `--only`; `--reference` comes first, the others are compared with it.
+
+    Raises UserError for an unknown name.
+    """
     students = student_settings(args.student)
     settings = settings_to_compare() | students
-    if not args.only:
-        return settings
-    names = args.only.replace("students", ";".join(students)).split(";")
-    return {name: settings[name] for name in (names if args.only_draw else ["paper", *names])}
+    names = list(settings)
+    if args.only:
+        names = args.only.replace("students", ";".join(students)).split(";")
+    names = names if args.only_draw else [args.reference, *names]
+    for name in names:
+        if name not in settings:
+            raise UserError(f"there is no setting '{name}', only: {'; '.join(settings)}")
+    return {name: settings[name] for name in names}
 
 
 def bootstrap(pictures: Pictures, judged: Mapping[str, Judged]) -> dict[str, np.ndarray]:
@@ -287,7 +278,7 @@ def bootstrap(pictures: Pictures, judged: Mapping[str, Judged]) -> dict[str, np.
 def table_row(
     name: str, setting: Setting, metrics: np.ndarray, differences: np.ndarray
 ) -> dict[str, Any]:
-    """Return a setting's row: metrics (4,), and their differences to `paper` (DRAWS, 4)."""
+    """Return a setting's row: metrics (4,), and their differences to the reference (DRAWS, 4)."""
     low, high = np.percentile(differences, [2.5, 97.5], axis=0)
     return {
         "setting": name,
@@ -298,12 +289,12 @@ def table_row(
         "difference of score, 95 %": f"{low[1]:+.2f} … {high[1]:+.2f}",
         "attributes shown, %": metrics[2],
         "difference of attributes, 95 %": f"{low[2]:+.1f} … {high[2]:+.1f}",
-        "distance to the picture of `paper`": metrics[3],
+        "distance to the picture of the reference": metrics[3],
     }
 
 
-def paper_band(distance: float, resampled: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of the distance of `paper` from its bootstrap (DRAWS,).
+def interval(distance: float, resampled: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of a distance from its bootstrap (DRAWS,).
 
     A bootstrap repeats images, which shifts the distance; only its spread is used.
     """
@@ -321,7 +312,7 @@ def main() -> None:
     drawn = {name: pictures.draw(name, setting) for name, setting in settings.items()}
     if args.only_draw:
         return
-    judged = {name: pictures.judge(images, drawn["paper"]) for name, images in drawn.items()}
+    judged = {name: pictures.judge(images, drawn[args.reference]) for name, images in drawn.items()}
     if args.grid:
         shown = torch.cat([images[:GRID_COLUMNS] for images in drawn.values()]).numpy()
         captions = [name for name in drawn for _ in range(GRID_COLUMNS)]
@@ -331,12 +322,12 @@ def main() -> None:
     rows = []
     for name, setting in settings.items():
         metrics = pictures.metrics(judged[name], everything)
-        rows.append(table_row(name, setting, metrics, resampled[name] - resampled["paper"]))
-    band = paper_band(rows[0]["Fréchet distance"], resampled["paper"][:, 0])
+        rows.append(table_row(name, setting, metrics, resampled[name] - resampled[args.reference]))
+    band = interval(rows[0]["Fréchet distance"], resampled[args.reference][:, 0])
     scale = pictures.config.sampling.cfg_scale
     guidance = "no guidance" if scale is None else f"guidance {scale:g}"
     title = f"{args.num} pictures of test captions, {guidance}, shipped network"
-    notes = [f"Distance of `paper`, 95 %: {band[0]:.1f} … {band[1]:.1f} (bootstrap over images)."]
+    notes = [f"Distance of {args.reference}, 95 %: {band[0]:.1f} … {band[1]:.1f} (bootstrap)."]
     timing.report(args.out, f"Quality of sampling: {title}", rows, notes)
     if args.plot:
         with_curves = [{**row, "curve": settings[row["setting"]].curve} for row in rows]

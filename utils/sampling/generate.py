@@ -45,7 +45,6 @@ def latent_shape(denoiser: EDMPrecond) -> tuple[int, int, int]:
     return model.in_channels, model.img_size, model.img_size
 
 
-@torch.inference_mode()
 def check_student(denoiser: EDMPrecond, sampling: Sampling) -> None:
     """Raise UserError if a student would be sampled in another way than it was distilled for."""
     levels, scale = denoiser.student_sigmas, sampling.cfg_scale
@@ -60,6 +59,7 @@ def check_student(denoiser: EDMPrecond, sampling: Sampling) -> None:
         )
 
 
+@torch.inference_mode()
 def draw_images(
     denoiser: EDMPrecond,
     autoencoder: Autoencoder,
