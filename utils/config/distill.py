@@ -2,7 +2,7 @@
 
 from pydantic import PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
-from utils.config.sections import LocalPath, NoiseLevels, Section, SigmaRange
+from utils.config.fields import LocalPath, NoiseLevels, Section, SigmaRange
 
 
 class Distill(Section):

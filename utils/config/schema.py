@@ -6,7 +6,17 @@ import yaml
 from pydantic import model_validator
 
 from utils.config.distill import Distill
-from utils.config.sections import Data, Encoders, Eval, Log, Model, Sampling, Section, Train
+from utils.config.fields import Section
+from utils.config.sections import (
+    Data,
+    Encoders,
+    Eval,
+    Log,
+    Model,
+    Prior,
+    Sampling,
+    Train,
+)
 
 
 class Config(Section):
@@ -20,6 +30,7 @@ class Config(Section):
     log: Log = Log()
     encoders: Encoders = Encoders()
     sampling: Sampling = Sampling()
+    prior: Prior = Prior()
 
     @model_validator(mode="after")
     def _levels_of_student(self) -> "Config":

@@ -1,4 +1,4 @@
-"""The mean of all image embeddings, and random samples of a feature database."""
+"""The mean of all image embeddings, their directions, and random samples of a feature database."""
 
 from __future__ import annotations
 
@@ -54,3 +54,13 @@ def read_image_mean(path: Path, dim: int) -> torch.Tensor:
 def some_samples(reader: LMDBReader, count: int, generator: torch.Generator) -> torch.Tensor:
     """Draw samples without repetition: their indices, (min(count, length),) int64."""
     return torch.randperm(reader.info.length, generator=generator)[:count]
+
+
+def read_directions(reader: LMDBReader, most: int) -> torch.Tensor:
+    """Read the first embedding of each sample, scaled to unit length, (N, D) float32.
+
+    Where there are more than `most` samples, it reads `most` of them, drawn with a fixed seed.
+    """
+    rows = some_samples(reader, most, torch.Generator().manual_seed(0)).sort().values
+    parts = [torch.from_numpy(reader.read(part.numpy())) for part in rows.split(BATCH)]
+    return F.normalize(torch.cat(parts), dim=1)

@@ -252,7 +252,9 @@ def evaluation_settings(config: Config, judge: Judge) -> dict[str, Any]:
         **reference_settings(judge),
         "captions": captions,
         "norm_feature": config.data.norm_feature,
-        **config.encoders.model_dump(mode="json", include={"image_mean"}, exclude_none=True),
+        **config.encoders.model_dump(
+            mode="json", include={"image_mean", "prior"}, exclude_none=True
+        ),
         "clip": judge.clip.identity,
         "vae": judge.autoencoder.identity,
         "amp": sampling.amp,

@@ -115,5 +115,6 @@ def draw_from_captions(
         latents,
         None if conds is None else conds.to(judge.device),
         config.sampling,
+        judge.prior,
     )
     return Drawn(images, captions, chosen, classes)

@@ -24,6 +24,7 @@ from utils.pretrained.encoders import (
     load_config_clip,
     require_encoders,
 )
+from utils.pretrained.priors import load_config_prior
 
 if TYPE_CHECKING:
     from models.clip import ClipEncoder
@@ -59,6 +60,7 @@ class Judge:
                     "make them again with python preprocess_scripts/clip_encode_text.py"
                 )
         self.autoencoder = load_config_autoencoder(config, device)
+        self.prior = load_config_prior(config, self.clip.identity, device)
         self.in_memory = Halving("sampling")
 
     def choose_captions(self, noise: SeededNoise) -> Tensor:

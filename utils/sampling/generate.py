@@ -2,7 +2,7 @@
 
 An image depends only on its seed, its condition, the weights and the `sampling` section of the
 config. Each seed has its own generator: it draws the latent first, then what the caller asks for,
-then the churn noise.
+then the noise of the prior if there is one, then the churn noise.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from models.edm import EDMPrecond
+from models.embedding_prior import EmbeddingPrior
 from models.samplers import SamplerSettings, SeededNoise, guided, sample
 from utils.base.errors import UserError
 from utils.base.out_of_memory import Halving
@@ -67,20 +68,25 @@ def draw_images(
     latents: torch.Tensor,
     conds: torch.Tensor | None,
     sampling: Sampling,
+    prior: EmbeddingPrior | None = None,
 ) -> torch.Tensor:
     """Draw one batch of images: (B, H, W, 3) uint8 on the CPU.
 
-    noise: generators of the seeds; they go on from where they are and draw the churn noise.
+    noise: generators of the seeds, which go on from where they are. They draw the noise of the
+        prior, then the churn noise.
     latents: (B, C, h, w) unit normal.
     conds: (B, D), or None for a model without condition. External features, if the network reads
         them, are the last columns.
     sampling: sampler, guidance and precision. `amp` is the precision of the network, and bf16 also
         that of the decoder. The sampler's state stays in float64.
+    prior: draws another condition for each seed, with `sampling.freedom`; None = `conds` as given.
 
     Raises UserError if values of `sampling` do not go together.
     """
     settings, amp = sampler_settings(sampling), sampling.amp
     check_student(denoiser, sampling)
+    if prior is not None and conds is not None:
+        conds = prior.draw(conds, noise.randn(conds.shape[1:]), sampling.freedom)
     denoise = guided(
         denoiser, conds, sampling.cfg_scale, sampling.guidance_interval, denoiser.model.cond_dim
     )
@@ -100,12 +106,14 @@ def generate(
     seeds: Sequence[int],
     sampling: Sampling,
     *,
+    prior: EmbeddingPrior | None = None,
     batch_size: int = 16,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[range, torch.Tensor]]:
     """Yield finished batches: positions in `seeds`, and their images (B, H, W, 3) uint8 on the CPU.
 
     conds: (N, D), one for each seed, or None for a model without condition; see `draw_images`.
+    prior: of utils.pretrained.priors.load_config_prior.
     A batch that does not fit into memory is drawn in halves.
 
     Raises UserError if values of `sampling` do not go together.
@@ -116,7 +124,7 @@ def generate(
         noise = SeededNoise([seeds[p] for p in positions], device)
         latents = noise.randn(latent_shape(denoiser))
         batch = None if conds is None else conds[positions.start : positions.stop].to(device)
-        return draw_images(denoiser, autoencoder, noise, latents, batch, sampling)
+        return draw_images(denoiser, autoencoder, noise, latents, batch, sampling, prior)
 
     def draw_in_memory(positions: range) -> torch.Tensor:
         return torch.cat(in_memory(draw, positions))
