@@ -59,7 +59,7 @@ class EmbeddingPrior(nn.Module):
         away: (N, D), mean of the embeddings that fit, less the mean of all.
         """
         # Times are stretched to the range of the noise levels that the embedder was made for.
-        condition = self.embed_mean(away / self.scale) + self.embed_time(1000 * time)
+        condition = F.silu(self.embed_mean(away / self.scale) + self.embed_time(1000 * time))
         x = self.embed_x(x)
         for block in self.blocks:
             x = block(x, condition)
@@ -99,13 +99,15 @@ class _Block(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
+        self.condition = nn.Linear(width, width)
         self.hidden = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
         nn.init.zeros_(self.output.weight)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """Map x (N, W), condition (N, W) -> (N, W)."""
-        return x + self.output(F.silu(self.hidden(self.norm(x + condition))))
+        hidden = self.hidden(self.norm(x)) + self.condition(condition)
+        return x + self.output(F.silu(hidden))
 
 
 def posterior_mean(noised: Tensor, sigma: Tensor, bank: Tensor) -> Tensor:

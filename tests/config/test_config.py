@@ -151,7 +151,10 @@ def test_all_faults_are_listed_at_once_with_file_and_key(write):
         ("model: {mask_ration: 0.3}", "unknown key; did you mean model.mask_ratio?"),
         ("model: {lr: 0.1}", "unknown key; did you mean train.lr?"),
         ("modle: {}", "unknown key; did you mean model?"),
-        ("sampling: {preset: quick}", "should be 'fast', 'instant' or 'paper', got 'quick'"),
+        (
+            "sampling: {preset: quick}",
+            "should be 'fast', 'fast8', 'instant' or 'paper', got 'quick'",
+        ),
         ("sampling: {preset: instant}", "names its noise levels in distill.sigmas"),
         ("sampling: {sigmas: [5, 80]}", "sampling.sigmas: [5, 80] should be one or more"),
         ("distill: {sigmas: [80, 0.01]}", "0.02 is not below the last of distill.sigmas (0.01)"),

@@ -25,7 +25,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Amp = Literal["bf16", "fp16", "no"]  # autocast of a network; no = float32
 Precision = Literal["float32", "bf16", "fp16"]  # of a network's weights
-SamplingPreset = Literal["fast", "instant", "paper"]  # a key of SAMPLING_PRESETS each
+SamplingPreset = Literal["fast", "fast8", "instant", "paper"]  # a key of SAMPLING_PRESETS each
 
 
 def amp_name(value: Any) -> Any:

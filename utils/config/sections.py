@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -177,6 +178,8 @@ class Eval(Section):
     feat_path: LocalPath | None = None  # embeddings of the test captions (LMDB folder)
     seeds: str | None = None  # of the images, e.g. 0-63,100; null = from sampling.seed on
     class_idx: NonNegativeInt | None = None  # class to draw; null = a random one for each seed
+    variety_captions: NonNegativeInt = 0  # captions drawn with several seeds each; 0 = none
+    variety_seeds: int = Field(16, ge=2)  # images of each of these captions
     cfg_scales: list[float | None] = []  # guidance scales; empty = sampling.cfg_scale
     num_steps: list[PositiveInt] = []  # noise levels of the sampler; empty = sampling.num_steps
     solvers: list[Solver] = []  # empty = sampling.solver
@@ -255,6 +258,14 @@ SAMPLING_PRESETS: dict[SamplingPreset, dict[str, Any]] = {
         "guidance_interval": (0.3, 1000.0),  # below 0.3 guidance has no visible effect
         "sigma_min": 0.02,
         "sigmas": None,
+        "amp": "bf16",
+    },
+    "fast8": {  # levels that were searched for the demo's network
+        "solver": "dpmpp_2m",
+        "num_steps": 4,
+        "guidance_interval": None,
+        "sigma_min": None,
+        "sigmas": (40.0, 4.7, 1.2, 0.34),
         "amp": "bf16",
     },
     "instant": {  # for students; their noise levels follow from distill.sigmas

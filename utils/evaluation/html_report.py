@@ -21,7 +21,7 @@ from utils.base.files import write_whole
 from utils.config.schema import Config
 from utils.data.images import load_image, to_uint8_array
 from utils.evaluation.image_set import few_samples_note
-from utils.evaluation.kept_images import FEW
+from utils.evaluation.kept_images import FEW, variety_folder
 from utils.evaluation.metric_names import MetricInfo, metrics_in, network_name
 from utils.evaluation.neighbours import (
     nearest,
@@ -78,7 +78,8 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
     records.sort(key=lambda record: record["step"])
     best = best_of(records)
     metrics = metrics_in(records)
-    images = kept_pictures(results.folder / best.get("images", "-"))
+    folder = results.folder / best.get("images", "-")
+    images = kept_pictures(folder)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -98,6 +99,7 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
         legend=[(name, to_hex(f"C{i % 10}")) for i, name in enumerate(lines)],
         trade_off=trade_off_chart(records),
         pictures=[Picture(data_uri(path.read_bytes()), text) for path, text in images],
+        varieties=variety_rows(folder),
         neighbours=neighbours([path for path, _ in images], config, clip),
         counts_differ=len({record["n"] for record in records}) > 1,
         bias=few_samples_note(min(record["n"] for record in records)),
@@ -193,6 +195,15 @@ def kept_pictures(folder: Path) -> list[tuple[Path, str]]:
     return found
 
 
+def variety_rows(folder: Path) -> list[tuple[str, list[str]]]:
+    """Return the captions that were drawn with several seeds: text, and images as data URIs."""
+    rows = []
+    for caption in sorted(path for path in variety_folder(folder).glob("*") if path.is_dir()):
+        pictures = kept_pictures(caption)
+        rows.append((pictures[0][1], [data_uri(path.read_bytes()) for path, _ in pictures]))
+    return rows
+
+
 def neighbours(paths: Sequence[Path], config: Config, clip: ClipEncoder) -> dict[str, Any] | None:
     """Find the training images nearest to generated ones; None without their embeddings."""
     reader = open_training_embeddings(config, clip.identity, clip.dim)
@@ -200,7 +211,7 @@ def neighbours(paths: Sequence[Path], config: Config, clip: ClipEncoder) -> dict
         return None
     pixels = np.stack([np.asarray(load_image(path)) for path in paths])
     embeddings = clip.encode_images(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-    indices, cosines = nearest(embeddings, reader)
+    indices, cosines = (found[:, 0] for found in nearest(embeddings, reader))
     order = cosines.argsort(descending=True)[:PAIRS]
     files = training_image_paths(config, reader, indices[order].tolist())
     names = reader.info.meta.get("names")

@@ -45,6 +45,10 @@ class Judge:
             raise UserError(
                 f"eval.class_idx: {wanted}, but the model has {classes or 'no'} classes"
             )
+        if config.eval.variety_captions and not has_captions:
+            raise UserError(
+                "eval.variety_captions: the model is not drawn from captions; set it to 0"
+            )
         self.device = torch.device(device)
         with naming_commands(config):
             self.captions = None if feat_path is None else LMDBReader(feat_path)

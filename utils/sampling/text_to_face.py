@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from models.edm import EDMPrecond
+from models.embedding_prior import EmbeddingPrior
 from utils.base.errors import UserError, short_repr
 from utils.base.progress import progress as progress_bar
 from utils.config.load import config_from_dict
@@ -33,6 +34,7 @@ from utils.pretrained.encoders import (
     require_encoders,
     usable_device,
 )
+from utils.pretrained.priors import load_config_prior
 from utils.pretrained.release import find_network
 from utils.sampling.compile import compile_for_sampling
 from utils.sampling.conditions import embed_rows
@@ -95,6 +97,7 @@ class TextToFace:
         self.denoiser, self.autoencoder, self.clip = denoiser, autoencoder, clip
         self.config, self.source = config, source
         self.device = next(denoiser.parameters()).device
+        self._prior: EmbeddingPrior | None = None  # loaded when it is first needed
 
     @classmethod
     def load(
@@ -172,7 +175,8 @@ class TextToFace:
         num: pictures for each row, with the seeds from `sampling.seed` on.
         seeds: their seeds instead, e.g. `range(8)` or "0-63,100".
         sampling: keys of the config's `sampling` section, e.g. `preset="paper"`, `cfg_scale=2`,
-            `seed=5`; None of a key means None, and keys that are left out stay as they are.
+            `freedom=0.8`, `seed=5`; None of a key means None, and keys that are left out stay as
+            they are.
 
         Raises UserError for every mistake in them.
         """
@@ -186,6 +190,8 @@ class TextToFace:
             raise UserError(
                 f"{len(rows)} rows of {len(chosen)} pictures are too many; ask for less"
             )
+        if self._prior is None:
+            self._prior = load_config_prior(config, self.clip.identity, self.device)
         return Drawing(conditions, chosen, config.sampling, about, self._generate)
 
     def embed(
@@ -202,7 +208,8 @@ class TextToFace:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; should be at least 1")
         draw = partial(generate, self.denoiser, self.autoencoder)
-        return draw(conds, seeds, sampling, batch_size=batch_size, device=self.device)
+        prior = self._prior if sampling.freedom else None
+        return draw(conds, seeds, sampling, prior=prior, batch_size=batch_size, device=self.device)
 
 
 def as_rows(sources: Any, mix: Any = None, interpolate: int | None = None) -> list[Row]:
