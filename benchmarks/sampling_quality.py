@@ -49,7 +49,7 @@ from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.sampling.conditions import caption_conditions
 from utils.sampling.generate import generate, sampler_settings
-from utils.sampling.pictures import labelled_grid
+from utils.sampling.pictures import labelled_grid, save_png
 
 CHUNK = 50  # images drawn and kept at a time
 DRAWS = 200  # of the bootstrap
@@ -60,7 +60,6 @@ EXPLICIT_LEVELS: list[tuple[Solver, tuple[float, ...]]] = [
     ("euler", (80, 5, 1.5, 0.5)),
     ("euler", (40, 4.7, 1.2, 0.34)),
     ("dpmpp_2m", (80, 5, 1.5, 0.5)),
-    ("dpmpp_2m", (40, 4.7, 1.2, 0.34)),
     ("dpmpp_2m", (40, 4, 1.1, 0.29, 0.09)),
 ]
 
@@ -87,10 +86,11 @@ class Setting:
 
 
 def settings_to_compare() -> dict[str, Setting]:
-    """Return all settings by name; `paper` and `fast` are the presets."""
+    """Return all settings by name; `paper`, `fast` and `fast8` are presets."""
     found = {
         "paper": Setting("Heun", Sampling(preset="paper")),
         "fast": Setting("preset `fast`", Sampling(preset="fast")),
+        "fast8": Setting("preset `fast8`", Sampling(preset="fast8")),
     }
     in_bf16 = Sampling(amp="bf16")
 
@@ -316,7 +316,7 @@ def main() -> None:
     if args.grid:
         shown = torch.cat([images[:GRID_COLUMNS] for images in drawn.values()]).numpy()
         captions = [name for name in drawn for _ in range(GRID_COLUMNS)]
-        labelled_grid(shown, captions, args.grid, GRID_COLUMNS)
+        save_png(labelled_grid(shown, captions, GRID_COLUMNS), args.grid)
 
     resampled, everything = bootstrap(pictures, judged), np.arange(args.num)
     rows = []

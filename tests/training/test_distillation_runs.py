@@ -131,10 +131,10 @@ def test_grids_and_evaluation_draw_with_the_sampler_of_the_student(tmp_path):
 def test_a_distillation_that_cannot_work_is_refused_in_one_line(
     faces, teacher, tmp_path, changes, message
 ):
-    grids = ("log.sample_every=1", "train.max_num_steps=1", "log.num_samples=1")
     with pytest.raises(UserError, match=message) as caught:
-        run(faces, tmp_path / "run", *settings(teacher, *grids, *changes))
+        run(faces, tmp_path / "run", *settings(teacher, *changes))
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_a_student_is_no_teacher(faces, finished, tmp_path):

@@ -10,6 +10,7 @@ from utils.base.errors import UserError
 from utils.config.distill import Distill
 from utils.config.schema import Config
 from utils.pretrained.denoisers import load_denoiser
+from utils.sampling.generate import sampler_settings
 
 
 class Teacher:
@@ -19,7 +20,11 @@ class Teacher:
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        """Load the network. Raises UserError if it is missing, no denoiser, or of another shape."""
+        """Load the network.
+
+        Raises UserError if it is missing, no denoiser, or of another shape, or if the student would
+        be sampled in another way than it learns.
+        """
         self.options = options = config.distill
         if options.teacher is None or options.sigmas is None:
             raise UserError(
@@ -28,6 +33,7 @@ class Teacher:
             )
         if config.learns_perturbation:
             raise UserError("distill: a network with a learned perturbation cannot be a teacher")
+        sampler_settings(config.sampling, options.sigmas)
         self.pieces = Pieces(options.sigmas, options.teacher_steps, options.sigma_min)
         as_teacher = config.model_copy(update={"distill": Distill()})
         self.network, _ = load_denoiser(options.teacher, device, config=as_teacher)
