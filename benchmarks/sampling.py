@@ -117,7 +117,7 @@ def main() -> None:
         variants = {name: VARIANTS[name] for name in (next(iter(VARIANTS)), "`fast`")}
     setups = {name: partial(setup, args.network, s, args.count) for name, s in variants.items()}
     for file in args.student:
-        sampling = read_config(file).sampling
+        sampling = read_config(file).sampling.model_copy(update={"freedom": 0.0})
         name = f"student of {sampling.num_steps} evaluations"
         variants = {**variants, name: sampling}
         setups[name] = partial(setup, file, sampling, args.count)

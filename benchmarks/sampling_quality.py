@@ -129,7 +129,8 @@ def student_settings(files: Sequence[Path]) -> dict[str, Setting]:
         if config.distill.sigmas is None:
             raise UserError(f"--student {file}: the network is no student; see docs/sampling.md")
         name = f"student {', '.join(f'{level:g}' for level in config.distill.sigmas)}"
-        found[name] = Setting("students", config.sampling, file)
+        literal = config.sampling.model_copy(update={"freedom": 0.0})  # as for the others
+        found[name] = Setting("students", literal, file)
     return found
 
 

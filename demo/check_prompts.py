@@ -53,6 +53,7 @@ from utils.config.schema import Config
 from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
+from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions
 from utils.sampling.generate import generate
 
@@ -184,6 +185,7 @@ def model_chain(
     """
     codes, (_, stated) = codes_of(records), choose_captions(records)
     vae = load_config_autoencoder(config)
+    prior = load_config_prior(config, None)
     conditions_of = {
         "image": F.normalize(embeddings["image"], dim=1),
         "caption": caption_conditions(embeddings["caption"], config),
@@ -193,7 +195,9 @@ def model_chain(
         sampling = config.sampling.model_copy(update={"cfg_scale": scale, "amp": "bf16"})
         for source, conditions in conditions_of.items():
             seeds = range(len(records))
-            batches = generate(denoiser, vae, conditions, seeds, sampling, batch_size=DRAWN_AT_ONCE)
+            batches = generate(
+                denoiser, vae, conditions, seeds, sampling, prior=prior, batch_size=DRAWN_AT_ONCE
+            )
             total = -(-len(records) // DRAWN_AT_ONCE)
             label = f"pictures from\n{source}, w={scale}"
             bar = progress(batches, desc=label.replace("\n", " "), total=total, unit="batch")

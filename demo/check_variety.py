@@ -1,7 +1,7 @@
 """Measure how varied the faces of sentences that say little are, and if they show all that is said.
 
     python demo/check_variety.py                                  # the shipped model
-    python demo/check_variety.py sampling.cfg_scale=1.5 --method guidance --strength 1.5
+    python demo/check_variety.py sampling.freedom=0.5 --method prior --strength 0.5
     python demo/check_variety.py --ckpt results/demo/checkpoints/0000900.pt --captions 0
 
 Draws each sentence of demo/short_prompts.jsonl with many seeds, and each caption of some held-out
@@ -43,6 +43,7 @@ from utils.data.lmdb_reader import LMDBReader
 from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
+from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions
 from utils.sampling.generate import generate
 
@@ -87,33 +88,45 @@ def drawing(ckpt: Path, overrides: list[str]) -> tuple[Draw, Config]:
     """Return the method that a model and its settings are: sentences and seeds → (B, 3, S, S)."""
     denoiser, config = load_denoiser(ckpt, config=read_config(ckpt, overrides))
     vae, clip = load_config_autoencoder(config), load_config_clip(config)
+    prior = load_config_prior(config, clip.identity)
 
     def draw(texts: list[str], seeds: list[int]) -> Tensor:
         conditions = caption_conditions(clip.encode_texts(texts), config)
-        batches = generate(denoiser, vae, conditions, seeds, config.sampling, batch_size=len(seeds))
+        batches = generate(
+            denoiser, vae, conditions, seeds, config.sampling, prior=prior, batch_size=len(seeds)
+        )
         return torch.cat([images for _, images in batches]).permute(0, 3, 1, 2)
 
     return draw, config
 
 
+def held_out_embeddings(config: Config) -> Tensor:
+    """Return the CLIP embeddings of all held-out faces, (M, D); raise UserError without them."""
+    if config.eval.image_feat_path is None:
+        raise UserError("eval.image_feat_path: not set in the config; set it, or use --captions 0")
+    held_out = LMDBReader(config.eval.image_feat_path)
+    return torch.from_numpy(held_out.read(np.arange(held_out.info.length)))
+
+
 def check_captions(
-    draw: Draw, name: Judge, records: list[dict], config: Config, first_seed: int = 0
+    draw: Draw,
+    name: Judge,
+    records: list[dict],
+    reference: Tensor,
+    config: Config,
 ) -> dict[str, Any]:
     """Draw one caption of each held-out face, and compare the pictures with all held-out faces.
 
-    Returns `attributes`, the percentage of stated attributes shown (mean over attributes), and
-    `closeness` of CLIP embeddings.
+    reference: (M, D) of `held_out_embeddings`. Returns `attributes`, the percentage of stated
+    attributes shown (mean over attributes), and `closeness` of CLIP embeddings.
     """
-    if config.eval.image_feat_path is None:
-        raise UserError("eval.image_feat_path: not set in the config, so there is no reference")
-    held_out = LMDBReader(config.eval.image_feat_path)
-    reference = torch.from_numpy(held_out.read(np.arange(held_out.info.length)))
     texts, stated = choose_captions(records)
     clip = load_config_clip(config)
     shown, features = [], []
     for rows in progress(torch.arange(len(texts)).split(AT_ONCE), "captions", unit="batch"):
         numbers = rows.tolist()
-        pictures = draw([texts[i] for i in numbers], [first_seed + i for i in numbers])
+        seeds = [config.sampling.seed + i for i in numbers]
+        pictures = draw([texts[i] for i in numbers], seeds)
         shown.append(name(pictures))
         features.append(clip.encode_images(pictures))
     row = agreement(torch.cat(shown), codes_of(records), stated)
@@ -153,19 +166,21 @@ def main() -> None:
     started = time.process_time()
     texts, stated = read_captions(args.prompts)
     draw, config = drawing(args.ckpt, args.overrides)
-    seed = config.sampling.seed
+    records, reference = [], torch.empty(0)
+    if args.captions:
+        records = load_records(args.data / "test", args.captions)
+        reference = held_out_embeddings(config)
     name = partial(classify, load_classifier(args.classifier, args.data / "train"))
     point = {
         "method": args.method,
         "strength": args.strength,
         "model": str(args.ckpt),
         "settings": args.overrides,
-        **figures(judge_draws(draw, name, texts, args.seeds, seed), stated),
+        **figures(judge_draws(draw, name, texts, args.seeds, config.sampling.seed), stated),
         "captions": None,
     }
     if args.captions:
-        records = load_records(args.data / "test", args.captions)
-        point["captions"] = check_captions(draw, name, records, config, seed)
+        point["captions"] = check_captions(draw, name, records, reference, config)
     point["cpu_seconds"] = round(time.process_time() - started)
     print_point(point, texts)
     add_point(point, args.out)

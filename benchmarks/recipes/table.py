@@ -68,6 +68,7 @@ def rows(results: Results) -> list[dict[str, Any]]:
             "attributes, %": _shown(standing, "attributes", ".1f"),
             "coarse, %": _shown(standing, "coarse", ".1f"),
             "recall": _shown(standing, "recall", ".3f"),
+            "variety, of the data's": _shown(standing, "variety", ".2f"),
             "held-out loss": _shown(standing, "loss", ".4f"),
         }
         for name, distance in goals.items():

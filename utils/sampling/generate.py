@@ -83,7 +83,9 @@ def draw_images(
     Raises UserError if values of `sampling` do not go together.
     """
     settings, amp = sampler_settings(sampling, denoiser.student_sigmas), sampling.amp
-    if prior is not None and conds is not None:
+    if sampling.freedom and conds is not None:
+        if prior is None:
+            raise ValueError("sampling.freedom needs the prior of load_config_prior")
         conds = prior.draw(conds, noise.randn(conds.shape[1:]), sampling.freedom)
     denoise = guided(
         denoiser, conds, sampling.cfg_scale, sampling.guidance_interval, denoiser.model.cond_dim
