@@ -34,9 +34,9 @@ def train_step(state: TrainingState, batches: Iterator[Batch]) -> Rates:
     batches: latents (N, C, H, W) and embeddings (N, D) or None, this process's share of the global
         batch. The step takes `train.grad_accum` of them.
 
-    The step perturbs the condition, computes the loss and its gradients, clips and
-    judges them, updates the weights unless loss or gradients are not finite, and averages the
-    weights. It does not wait for the device.
+    The step perturbs the condition, computes the loss and its gradients, clips and judges them,
+    updates the weights unless loss or gradients are not finite, and averages the weights. It does
+    not wait for the device.
     """
     config, options = state.config, state.config.train
     accelerator = state.processes.accelerator
