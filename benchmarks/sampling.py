@@ -6,6 +6,7 @@
 
 All variants draw with guidance (both halves in one batch) from seeds to pixels, decoding included.
 `paper` is the baseline: 40 Heun steps of the eager network in float32. One row decodes alone.
+Processor seconds count all threads, and are those of the last repetition.
 benchmarks/sampling_quality.py measures the quality of the pictures.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -60,9 +62,11 @@ def setup_decoding(network: str, count: int) -> timing.Work:
     denoiser, vae = load(network)
     latents = torch.randn(count, *latent_shape(denoiser), device=DEVICE)
 
-    def decode() -> None:
+    def decode() -> float:
+        started = time.process_time()
         with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16):
             assert vae.decode(latents).float().std() > 0
+        return time.process_time() - started
 
     decode()
     return decode
@@ -84,7 +88,8 @@ def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
     denoiser, vae = load(network)
     conds = torch.nn.functional.normalize(torch.randn(count, denoiser.model.cond_dim), dim=1)
 
-    def draw(sampling: Sampling) -> None:
+    def draw(sampling: Sampling) -> float:
+        started = time.process_time()
         batches = generate(
             denoiser,
             vae,
@@ -96,6 +101,7 @@ def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
         )
         for _, images in batches:
             assert images.float().std() > 0
+        return time.process_time() - started
 
     draw(sampling if sampling.sigmas else sampling.model_copy(update={"num_steps": 1}))
     return partial(draw, sampling)
@@ -129,6 +135,7 @@ def main() -> None:
             "sampler": name,
             "network evaluations": nfe(sampler_settings(variants[name])) if name in variants else 0,
             "s/picture": timings[name].median / args.count,
+            "processor s/picture": timings[name].result / args.count,
             "times as fast": baseline / timings[name].median,
             "peak memory, GB": timings[name].peak / 1e9,
         }
