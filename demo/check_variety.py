@@ -33,7 +33,18 @@ from torch import Tensor
 from demo.check_handwritten import read_captions
 from demo.check_prompts import agreement, choose_captions
 from demo.classifier import classify, codes_of, load_classifier, load_records
-from demo.variety import AT_ONCE, PROMPTS, Draw, Judge, closeness, figures, judge_draws
+from demo.variety import (
+    AT_ONCE,
+    PROMPTS,
+    Draw,
+    Judge,
+    closeness,
+    data_codes,
+    faces_that_show,
+    figures,
+    judge_draws,
+    wanted_codes,
+)
 from utils.base.files import write_json
 from utils.base.progress import progress
 from utils.base.text_table import aligned
@@ -165,6 +176,8 @@ def main() -> None:
     args = parse_args()
     started = time.process_time()
     texts, stated = read_captions(args.prompts)
+    for states in wanted_codes(stated):
+        faces_that_show(states, data_codes())  # raises now rather than after the drawing
     draw, config = drawing(args.ckpt, args.overrides)
     records, reference = [], torch.empty(0)
     if args.captions:

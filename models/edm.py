@@ -1,6 +1,7 @@
 """EDM preconditioning and loss (Karras et al. 2022) with the masked loss of MaskDiT (2023)."""
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +26,12 @@ class EDMPrecond(nn.Module):
         self,
         model: MaskDiT,
         sigma_data: float = 0.5,
-        student_sigmas: tuple[float, ...] | None = None,
+        student_sigmas: Sequence[float] | None = None,
     ):
         super().__init__()
         self.model = model
         self.sigma_data = sigma_data
-        self.student_sigmas = student_sigmas
+        self.student_sigmas = None if student_sigmas is None else tuple(student_sigmas)
 
     def forward(
         self,
@@ -84,7 +85,7 @@ def build_denoiser(
     in_channels: int,
     cond_dim: int,
     sigma_data: float = 0.5,
-    student_sigmas: tuple[float, ...] | None = None,
+    student_sigmas: Sequence[float] | None = None,
     **options: Any,
 ) -> EDMPrecond:
     """Build a denoiser of a size from MODEL_SIZES, for latents (in_channels, in_size, in_size).

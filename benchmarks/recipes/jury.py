@@ -163,6 +163,5 @@ class Jury:
             config.sampling.model_copy(update={"amp": "bf16"}),
             prior=load_config_prior(config, self.clip.identity, self.device),
             batch_size=BATCH,
-            device=self.device,
         )
         return torch.cat([images for _, images in batches]).permute(0, 3, 1, 2)

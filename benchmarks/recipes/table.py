@@ -77,6 +77,23 @@ def rows(results: Results) -> list[dict[str, Any]]:
     return made
 
 
+def study_rows(results: Results) -> list[dict[str, Any]]:
+    """Return a row for each recipe, the best first: means over the seeds, and their spread."""
+    return [
+        {
+            "recipe": standing.label,
+            "seeds": len(standing.runs),
+            "Fréchet distance": _with_spread(standing, "frechet_distance", ".1f"),
+            "attributes of captions, %": _with_spread(standing, "attributes", ".1f"),
+            "recall": _with_spread(standing, "recall", ".2f"),
+            "variety": _with_spread(standing, "variety", ".2f"),
+            "stated by short sentences, %": _with_spread(standing, "stated", ".1f"),
+            "CLIP score": _with_spread(standing, "clip_score", ".1f"),
+        }
+        for standing in results.standings()
+    ]
+
+
 def notes(results: Results) -> list[str]:
     """Return the sentences below the table."""
     setup, machines = results.setup, sorted({run["machine"] for run in results.runs})
@@ -125,6 +142,13 @@ def _interval(standing: Standing) -> str:
 
 def _spread(values: Sequence[float]) -> str:
     return f"{min(values):.1f} … {max(values):.1f}" if len(values) > 1 else NONE
+
+
+def _with_spread(standing: Standing, key: str, form: str) -> str:
+    """Return `mean (lowest … highest)` of a metric over the seeds."""
+    values = standing.ends(key)
+    spread = f" ({min(values):{form}} … {max(values):{form}})" if len(values) > 1 else ""
+    return _shown(standing, key, form) + spread
 
 
 def _shown(standing: Standing, key: str, form: str) -> str:

@@ -93,3 +93,13 @@ def test_mistakes_give_one_clear_line(check, capsys, words, message):
         check(*words)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_sentence_that_no_face_can_show_is_refused_before_the_drawing(check, capsys, tmp_path):
+    states = {"hair_style": "bun", "headwear": "hat"}
+    path = tmp_path / "contradiction.jsonl"
+    path.write_text(json.dumps({"text": "a bun under a hat", "states": states}))
+    with pytest.raises(SystemExit) as stop:
+        check("--prompts", str(path), "--ckpt", "nowhere.pt")
+    assert stop.value.code == 2
+    assert "hair_style = bun, headwear = hat: 0 of 200,000" in capsys.readouterr().err

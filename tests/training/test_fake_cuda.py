@@ -79,7 +79,7 @@ def test_a_noise_level_that_is_a_number_goes_to_the_device():
     assert on_cuda(network()(latents, 1.5, cond))
 
 
-# PyTorch's truncated normal reads a number, which a fake tensor has not; a network learns the other.
+# PyTorch's truncated normal reads a number, which no fake tensor has; a network learns the other.
 LEFT_OUT = ("truncated", "learnable")
 
 

@@ -44,7 +44,7 @@ def differences(before: Config, now: Config, has_same_data: bool = False) -> lis
 
     has_same_data: both have the same images and embeddings, wherever they lie.
     """
-    old, new = _flat(before), _flat(now)
+    old, new = flat_settings(before), flat_settings(now)
     found = []
     for key, value in new.items():
         if key.split(".")[0] in FREE_SECTIONS or key in FREE_KEYS or old[key] == value:
@@ -64,7 +64,8 @@ def _is_moved(key: str, before: Any, now: Any) -> bool:
     return key in PLACES
 
 
-def _flat(config: Config) -> dict[str, Any]:
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Return `section.key` -> value of all settings, with `train.amp` as it is on this machine."""
     sections = config.to_dict().items()
     flat = {f"{name}.{key}": value for name, keys in sections for key, value in keys.items()}
     return flat | {"train.amp": best_amp(config.train.amp)}

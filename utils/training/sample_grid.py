@@ -82,7 +82,6 @@ class SampleGrid:
             self.sampling,
             prior=self.prior,
             batch_size=self.config.eval.batchsize,
-            device=self.device,
         )
         images = torch.cat([images for _, images in batches])
         scale = self.sampling.cfg_scale
