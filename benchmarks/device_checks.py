@@ -100,15 +100,14 @@ def drawn(device: str, amp: str) -> torch.Tensor:
     settings = Sampling(preset="paper", num_steps=10, cfg_scale=1.5, amp=amp)
     conds = caption_conditions(y, config)
     seeds = range(len(PROMPTS))
-    batches = generate(denoiser, vae, conds, seeds, settings, batch_size=8, device=device)
+    batches = generate(denoiser, vae, conds, seeds, settings, batch_size=8)
     return torch.cat([images for _, images in batches]).float()
 
 
 def end_to_end(device: Device) -> Iterator[Finding]:
     """Render faces, encode them, train, and draw from the last checkpoint."""
     work = device.work
-    work.prepare(faces=512 if device.is_gpu else 64)
-    losses = work.train("whole")
+    losses = work.whole()
     value = f"loss {losses[0]:.3f} → {losses[-1]:.3f} in {STEPS} steps"
     yield Finding("faces, latents, training", value, losses[-1] < losses[0])
     out = work.folder / "drawn"
@@ -119,9 +118,9 @@ def end_to_end(device: Device) -> Iterator[Finding]:
 
 
 def training_ways(device: Device) -> Iterator[Finding]:
-    """Do the training of `end_to_end` in other ways, which must give its losses."""
+    """Do one training in several ways, which must give equal losses."""
     work = device.work
-    expected = work.train("whole")
+    expected = work.whole()
     work.train_on_from_half("whole", "resumed")
     difference = (work.weights("resumed") - work.weights("whole")).abs().max().item()
     value = "weights equal the uninterrupted ones"

@@ -36,10 +36,12 @@ class Workplace:
     """A temporary folder with faces, their databases and a config; trainings go into it.
 
     deadline: of time.monotonic(); a command that would end later is stopped.
+    faces: number of faces to train on.
     """
 
     folder: Path
     deadline: float
+    faces: int
 
     def run(self, script: str, *options: object) -> str:
         """Run a script of the project and return its output.
@@ -58,10 +60,18 @@ class Workplace:
             raise RuntimeError(f"{script}: {(errors or said)[-1]}")
         return done.stdout
 
-    def prepare(self, faces: int) -> None:
+    def whole(self) -> list[float]:
+        """Return the losses of the plain, uninterrupted training, which is done once."""
+        if not self.config.exists():
+            self._prepare()
+        if not self.checkpoint("whole").exists():
+            self.train("whole")
+        return self.losses("whole")
+
+    def _prepare(self) -> None:
         """Render faces, encode them, and write the config of the trainings."""
         data, lmdb = self.folder / "demo", self.folder / "lmdb"
-        counts = ["--num_train", faces, "--num_test", 8, "--num_captions", 1]
+        counts = ["--num_train", self.faces, "--num_test", 8, "--num_captions", 1]
         self.run("demo/make_faces.py", "--out", data, *counts)
         places = {
             "data.image_dir": data / "train" / "images",
@@ -72,9 +82,11 @@ class Workplace:
         overrides = [f"{key}={path}" for key, path in places.items()]
         overrides += [f"eval.{key}=null" for key in ("root", "feat_path", "image_feat_path")]
         config = load_config(ROOT / "configs" / "demo" / "demo.yaml", [*overrides, *SETTINGS])
-        self.config.write_text(config.to_yaml(), encoding="utf-8")
+        config_file = self.folder / "encode.yaml"
+        config_file.write_text(config.to_yaml(), encoding="utf-8")
         encode = "preprocess_scripts/create_latentspace_lmdb.py"
-        self.run(encode, "--config", self.config, "--split", "train", "--with_clip")
+        self.run(encode, "--config", config_file, "--split", "train", "--with_clip")
+        config_file.rename(self.config)  # now everything is there
 
     @property
     def config(self) -> Path:
@@ -85,6 +97,10 @@ class Workplace:
         """Train STEPS steps into a folder of this name; return the loss of each step."""
         where = ["--results_dir", self.folder, "--exp_name", name]
         self.run("train_latent_t2f.py", "--config", self.config, *where, *options)
+        return self.losses(name)
+
+    def losses(self, name: str) -> list[float]:
+        """Return the loss of each step of a training."""
         lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line)["loss"] for line in lines]
 

@@ -80,7 +80,8 @@ def main() -> None:
     failed = 0
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        work = Workplace(Path(folder), started + 60 * args.minutes)
+        faces = 64 if args.device == "cpu" else 512
+        work = Workplace(Path(folder), started + 60 * args.minutes, faces)
         for name, check in args.checks.items():
             begun = time.monotonic()
             print(f"{name} …", flush=True)
@@ -92,6 +93,7 @@ def main() -> None:
                 shown = {"check": name, "of": finding.what, "result": finding.value}
                 rows.append({**shown, "met": verdict, "seconds": took})
                 failed += finding.met is False
+                print(f"  {verdict:<6} {finding.what}: {finding.value}", flush=True)
     if failed:
         summary = f"{failed} of {len(rows)} results are not as they should be."
     else:

@@ -22,6 +22,7 @@ PAGE = ROOT / "docs" / "performance.md"
 STUDY = ROOT / "docs" / "study.md"
 BEGIN = "<!-- written by benchmarks/table.py -->"
 MEASURED = ROOT / "docs" / "benchmarks"
+OWN_PAGES = ("study", "variety")  # stems of files that other pages show
 ORDER = ("train_step", "dataloader", "sampling", "preprocess", "metrics", "time_to_quality")
 
 HEAD = """# How fast each stage is
@@ -30,7 +31,9 @@ The command above each table wrote it. A table compares with a plain, honest bas
 measured in the same run: repetitions take turns, and medians are shown. Run a command on your
 machine and then `python benchmarks/table.py`, and this page holds your measurements. Ratios carry
 over to other machines better than rates.
-`benchmarks/metrics.py` needs `requirements-dev.txt` (pytorch-fid).
+`benchmarks/metrics.py` needs `requirements-dev.txt` (pytorch-fid). All was measured on CPUs. On a
+GPU, `make gpu-check` checks results, speed and memory in ten minutes; with
+`--out docs/benchmarks/gpu_check.json` its table joins this page.
 """
 
 
@@ -71,7 +74,8 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
     study = MEASURED / "study.json"
     replace_tables(STUDY, BEGIN, [study_table(study)])
-    files = sorted((f for f in MEASURED.glob("*.json") if f != study), key=rank)
+    tables = (file for file in MEASURED.glob("*.json") if not file.stem.startswith(OWN_PAGES))
+    files = sorted(tables, key=rank)
     PAGE.write_text("\n".join([HEAD, *(section(path) for path in files)]))
     print(f"{PAGE.relative_to(ROOT)}: {len(files)} tables; {STUDY.relative_to(ROOT)}")
 

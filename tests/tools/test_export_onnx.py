@@ -159,6 +159,14 @@ def test_a_mistake_is_one_line_and_writes_nothing(made, monkeypatch, capsys, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_its_packages_the_export_says_what_to_install(made, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(export_onnx, "PACKAGES", ("onnx", "a_package_that_is_not_there"))
+    with pytest.raises(SystemExit) as stop:
+        export(monkeypatch, "--ckpt", made.checkpoint, "--out", tmp_path / "out")
+    said = "a_package_that_is_not_there missing: pip install -r requirements-onnx.txt"
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module", params=["demo", "openai"])
 def tokenizers(request, tmp_path_factory):
     """The tokenizer of open_clip and ours, with the demo's vocabulary or OpenAI's."""

@@ -12,17 +12,31 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, draw_face
+from diffusers import AutoencoderKL
+from ldm_vae import ldm_names
+from openai_clip import openai_tensors, random_clip, save_archive
 from PIL import Image
-from tiny import make_tiny_checkpoint, make_tiny_config, make_tiny_evaluation_data
+from tiny import (
+    DIM,
+    make_tiny_checkpoint,
+    make_tiny_config,
+    make_tiny_evaluation_data,
+)
 
 import t2f
 import train_latent_t2f
+from models.embedding_prior import EmbeddingPrior
 from utils.base.errors import UserError
 from utils.evaluation.results import Results
+from utils.pretrained.checkpoint_files import read_weights
+from utils.pretrained.encoders import load_config_clip
+from utils.pretrained.priors import save_prior
+from utils.sampling.pipeline import TextToFacePipeline
 from utils.sampling.text_to_face import TextToFace
 from utils.training import release_folder
 from utils.training.release_folder import export_folder
 
+PROBE = draw_face(3, 48)
 RECORD = {
     "step": 10,
     "cfg_scale": 2.0,
@@ -244,7 +258,62 @@ def test_the_samples_show_captions_of_the_test_images_if_they_are_there(
 
 def test_a_training_starts_from_the_released_weights(released):
     weights = released / "denoiser" / "diffusion_pytorch_model.safetensors"
-    from utils.pretrained.checkpoint_files import read_weights
-
     tensors, config = read_weights(weights)
     assert config is None and all(tensor.dtype == torch.float16 for tensor in tensors.values())
+
+
+def test_encoders_of_other_formats_become_safetensors(tmp_path):
+    """An OpenAI archive and an LDM file become what open_clip and diffusers read."""
+    model = random_clip(
+        embed_dim=16,
+        vision_cfg={"layers": 2, "width": 64, "patch_size": 8, "image_size": 32},
+        text_cfg={"layers": 2, "width": 64, "heads": 1, "context_length": 77, "vocab_size": 49408},
+    )
+    save_archive(openai_tensors(model), tmp_path / "clip.pt")
+    vae = AutoencoderKL(
+        block_out_channels=(32,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    torch.save({"state_dict": ldm_names(vae)}, tmp_path / "vae.pth")
+    encoders = {"clip": tmp_path / "clip.pt", "vae": tmp_path / "vae.pth"}
+    config = make_tiny_config(tmp_path, encoders=encoders)
+    checkpoint = make_tiny_checkpoint(tmp_path / "0000010.pt", config)
+    wanted = TextToFace.load(checkpoint, device="cpu").draw(["a hat", PROBE], num=2)
+    export_folder(checkpoint, tmp_path / "out", device="cpu")
+    for name in ("clip.pt", "vae.pth"):
+        (tmp_path / name).unlink()
+    found = TextToFace.load(tmp_path / "out", device="cpu").draw(["a hat", PROBE], num=2)
+    torch.testing.assert_close(found.embeddings, wanted.embeddings)
+    for a, b in zip(found.images, wanted.images, strict=True):
+        assert np.abs(np.asarray(a).astype(int) - np.asarray(b)).max() <= 3
+
+
+def test_public_encoders_are_named_and_not_copied(tmp_path):
+    """Their names stand in the folder; they are loaded from the hub or its cache."""
+    config = make_tiny_config(tmp_path)
+    faces = TextToFace.load(make_tiny_checkpoint(tmp_path / "0000010.pt", config), device="cpu")
+    public = config.encoders.model_copy(update={"vae": "owner/vae", "clip": "ViT-B-32:openai"})
+    faces.config = config.model_copy(update={"encoders": public})
+    TextToFacePipeline.holding(faces).save_pretrained(tmp_path / "out")
+    out = tmp_path / "out"
+    for name, source in (("vae", "owner/vae"), ("clip", "ViT-B-32:openai")):
+        assert json.loads((out / name / "config.json").read_text())["source"] == source
+        assert not list((out / name).rglob("*.safetensors"))
+    index = json.loads((out / "model_index.json").read_text())
+    assert index["vae"] == ["text_to_face_vae", "PublicVae"]
+    encoders = yaml.safe_load((out / "settings" / "config.yaml").read_text())["encoders"]
+    assert (encoders["vae"], encoders["clip"]) == ("owner/vae", "ViT-B-32:openai")
+
+
+def test_the_prior_of_freedom_comes_along(tmp_path):
+    config = make_tiny_config(tmp_path, encoders={"prior": tmp_path / "prior.safetensors"})
+    clip = load_config_clip(config)
+    torch.manual_seed(0)
+    save_prior(EmbeddingPrior(DIM, 32, 1), tmp_path / "prior.safetensors", clip.identity)
+    checkpoint = make_tiny_checkpoint(tmp_path / "0000010.pt", config)
+    export_folder(checkpoint, tmp_path / "out", ["sampling.freedom=0.8"], device="cpu")
+    (tmp_path / "prior.safetensors").unlink()
+    released = TextToFace.load(tmp_path / "out", device="cpu")
+    assert released.config.sampling.freedom == 0.8
+    assert len(released.draw("a hat", num=2).images) == 2

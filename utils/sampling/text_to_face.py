@@ -10,6 +10,7 @@ drawing.grid()
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -171,7 +172,8 @@ class TextToFace:
         """Embed what is to be drawn; `Drawing.batches` then draws.
 
         sources: a sentence, the `pathlib.Path` of an image, a Pillow image or an embedding (a
-            tensor (D,), the condition itself with `freedom=0`), or a list of these; each is a row.
+            tensor (D,), the condition itself with `freedom=0`), or a list of these, or a dict of
+            them by the label that they get. Each is a row.
         mix: a row for each mixture of all sources instead: weights, or a list of weights.
         interpolate: so many rows from the first source to the second one instead.
         num: pictures for each row, with the seeds from `sampling.seed` on.
@@ -216,6 +218,8 @@ class TextToFace:
 
 def as_rows(sources: Any, mix: Any = None, interpolate: int | None = None) -> list[Row]:
     """Return the rows that `TextToFace.start` describes; raise UserError for every mistake."""
+    if isinstance(sources, Mapping):
+        sources = [replace(as_source(given), label=str(name)) for name, given in sources.items()]
     several = list(sources) if isinstance(sources, list | tuple) else [sources]
     if several and all(isinstance(row, Row) for row in several):
         return several
