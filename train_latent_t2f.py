@@ -11,6 +11,7 @@ Other settings:      python train_latent_t2f.py --config X.yaml train.lr=5e-5 mo
 Finetune:            python train_latent_t2f.py --config Y.yaml --ckpt_path X/checkpoints/0300000.pt
 Release a model:     python train_latent_t2f.py --export dit.safetensors --ckpt_path 0005000.pt \\
                          sampling.cfg_scale=2
+  with all it needs: python train_latent_t2f.py --export FOLDER --ckpt_path 0005000.pt
 
 This command, started again, continues the run in its experiment folder. After Ctrl-C, SIGTERM
 or SIGUSR1 it finishes the step, saves, and ends with code 130, 143 or 138. Other codes: 0 finished,
@@ -42,6 +43,7 @@ from utils.training.experiment import (
     with_stored_defaults,
 )
 from utils.training.outputs import Outputs
+from utils.training.release_folder import export_folder
 from utils.training.state import TrainingState
 from utils.training.step_guard import diverged
 from utils.training.train_step import train_step
@@ -151,6 +153,10 @@ def main() -> None:
     if args.export:
         if not args.ckpt_path:
             raise UserError("--export: name the checkpoint to export with --ckpt_path")
+        if args.export.suffix != ".safetensors":
+            export_folder(args.ckpt_path, args.export, args.overrides)
+            print(f"{args.export}: a release folder of {args.ckpt_path}; README.md in it says more")
+            return
         local = export_safetensors(args.ckpt_path, args.export, args.overrides)
         print(f"{args.export}: EMA weights of {args.ckpt_path}, float16")
         if local:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import table
+from benchmarks.timing import replace_tables, table
 from benchmarks.train_step import Case, step_flops
 from models.edm import EDMPrecond
 from utils.config.command_line import HelpFormatter
@@ -30,7 +30,7 @@ from utils.training.optimizers import token_matrices
 from utils.training.schedules import mask_ratio_after
 
 PAGE = ROOT / "docs" / "scaling.md"
-BEGIN, END = "<!-- written by benchmarks/cost_model.py -->", "<!-- end -->"
+BEGIN = "<!-- written by benchmarks/cost_model.py -->"
 CONFIGS = ROOT / "configs" / "main_config" / "train"
 COMPARED = ("celeb_t2f_gaus1.2.yaml", "celeb_fast.yaml")  # those of FFHQ cost the same
 PEAKS = {"A100": 312e12, "H100": 989e12}  # dense bf16 FLOP/s, by their data sheets
@@ -102,10 +102,7 @@ def main() -> None:
     """Replace the tables on the page."""
     argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
     tables = [table(rows()), table(map(training_row, COMPARED))]
-    before, *parts = PAGE.read_text().split(BEGIN)
-    for text, part in zip(tables, parts, strict=True):
-        before += f"{BEGIN}\n\n{text}\n\n{END}{part.split(END)[1]}"
-    PAGE.write_text(before)
+    replace_tables(PAGE, BEGIN, tables)
     print(f"{PAGE.relative_to(ROOT)} written")
 
 

@@ -100,7 +100,7 @@ def drawn(device: str, amp: str) -> torch.Tensor:
     settings = Sampling(preset="paper", num_steps=10, cfg_scale=1.5, amp=amp)
     conds = caption_conditions(y, config)
     seeds = range(len(PROMPTS))
-    batches = generate(denoiser, vae, conds, seeds, settings, batch_size=8, device=device)
+    batches = generate(denoiser, vae, conds, seeds, settings, batch_size=8)
     return torch.cat([images for _, images in batches]).float()
 
 

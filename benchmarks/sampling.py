@@ -76,7 +76,6 @@ def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
             range(count),
             sampling,
             batch_size=count,
-            device=DEVICE,
         )
         for _, images in batches:
             assert images.float().std() > 0

@@ -33,6 +33,7 @@ from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
+from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions
 from utils.sampling.generate import generate
 
@@ -117,7 +118,10 @@ def main() -> None:
     conditions = caption_conditions(clip.encode_texts(texts), config)
     conditions = conditions.repeat_interleave(args.seeds, dim=0)
     count = len(conditions)
-    batches = generate(denoiser, vae, conditions, range(count), sampling, batch_size=DRAWN_AT_ONCE)
+    prior = load_config_prior(config, clip.identity)
+    batches = generate(
+        denoiser, vae, conditions, range(count), sampling, prior=prior, batch_size=DRAWN_AT_ONCE
+    )
     bar = progress(batches, "pictures", -(-count // DRAWN_AT_ONCE), "batch")
     pictures = torch.cat([images for _, images in bar]).permute(0, 3, 1, 2)
     shown = classify(classifier, pictures).unflatten(0, (len(texts), args.seeds))

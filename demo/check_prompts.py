@@ -53,10 +53,12 @@ from utils.config.schema import Config
 from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
+from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions
 from utils.sampling.generate import generate
 
 COARSE = ("hair_style", "hair_color", "headwear", "skin", "background", "clothes_color")
+PROBE_LEVEL = 1.0  # perturbation of the probe, for a network that was trained without
 CHUNK = 200  # images encoded at a time
 DRAWN_AT_ONCE = 50  # pictures
 
@@ -155,7 +157,7 @@ def encoder_chain(
     text_embeddings = clip.encode_texts(texts)
     with torch.inference_mode(False):
         train_embeddings = embed(train_images, "training").clone()
-        scale = config.train.perturbation
+        scale = config.train.perturbation or PROBE_LEVEL
         probe = train_probe(train_embeddings, codes_of(train_records), scale, steps=3000)
 
     def ask(embeddings: Tensor) -> Tensor:
@@ -184,6 +186,7 @@ def model_chain(
     """
     codes, (_, stated) = codes_of(records), choose_captions(records)
     vae = load_config_autoencoder(config)
+    prior = load_config_prior(config, None)
     conditions_of = {
         "image": F.normalize(embeddings["image"], dim=1),
         "caption": caption_conditions(embeddings["caption"], config),
@@ -193,7 +196,9 @@ def model_chain(
         sampling = config.sampling.model_copy(update={"cfg_scale": scale, "amp": "bf16"})
         for source, conditions in conditions_of.items():
             seeds = range(len(records))
-            batches = generate(denoiser, vae, conditions, seeds, sampling, batch_size=DRAWN_AT_ONCE)
+            batches = generate(
+                denoiser, vae, conditions, seeds, sampling, prior=prior, batch_size=DRAWN_AT_ONCE
+            )
             total = -(-len(records) // DRAWN_AT_ONCE)
             label = f"pictures from\n{source}, w={scale}"
             bar = progress(batches, desc=label.replace("\n", " "), total=total, unit="batch")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -89,16 +90,23 @@ def roughen(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return pixels.lerp(blurred, amount) + level * noise
 
 
-def load_faces(folder: Path, limit: int | None = None) -> tuple[Tensor, list[dict]]:
-    """Read the first `limit` faces of a split of `make_faces.py`.
+def load_records(folder: Path, limit: int | None = None) -> list[dict]:
+    """Read the records of the first `limit` faces of a split of `make_faces.py`.
 
-    Return the images (N, 3, 128, 128) uint8 and their records.
     Raise UserError if the split has not been made.
     """
     index = folder / "faces.jsonl"
     if not index.exists():
         raise UserError(f"{index} is not there; make the faces: python demo/make_faces.py")
-    records = [json.loads(line) for line in index.read_text().splitlines()][:limit]
+    return [json.loads(line) for line in index.read_text().splitlines()[:limit]]
+
+
+def load_faces(folder: Path, limit: int | None = None) -> tuple[Tensor, list[dict]]:
+    """Read the first `limit` faces of a split: the images (N, 3, 128, 128) uint8 and their records.
+
+    Raise UserError if the split has not been made.
+    """
+    records = load_records(folder, limit)
     paths = [path for _, path in list_images(folder / "images")[: len(records)]]
     return torch.cat(list(iterate_batches(paths, 128, CHUNK))), records
 
@@ -155,8 +163,15 @@ def train_classifier(classifier: nn.Module, images: Tensor, codes: Tensor, epoch
         optimizer.step()
 
 
+def build_probe(dim: int) -> nn.Sequential:
+    """Return the untrained probe, of one hidden layer: (N, dim) embeddings → logits."""
+    return nn.Sequential(
+        nn.Linear(dim, 512), nn.GELU(), nn.Dropout(0.1), nn.Linear(512, sum(SIZES))
+    )
+
+
 def train_probe(embeddings: Tensor, codes: Tensor, perturb_scale: float, steps: int) -> nn.Module:
-    """Train a probe that names attributes from an embedding: a network of one hidden layer.
+    """Train a probe that names attributes from an embedding.
 
     It is trained on perturbed image embeddings, like the diffusion model, so that it can read text
     embeddings too.
@@ -168,9 +183,7 @@ def train_probe(embeddings: Tensor, codes: Tensor, perturb_scale: float, steps: 
         steps: training steps of 256 embeddings.
     """
     torch.manual_seed(0)
-    probe = nn.Sequential(
-        nn.Linear(embeddings.shape[1], 512), nn.GELU(), nn.Dropout(0.1), nn.Linear(512, sum(SIZES))
-    )
+    probe = build_probe(embeddings.shape[1])
     optimizer = torch.optim.AdamW(probe.parameters(), 1e-3, weight_decay=0.01)
     for step in progress(range(steps), desc="probe", total=steps, unit="step"):
         for group in optimizer.param_groups:
@@ -181,3 +194,25 @@ def train_probe(embeddings: Tensor, codes: Tensor, perturb_scale: float, steps: 
         attribute_loss(probe(inputs), codes[picked]).backward()
         optimizer.step()
     return probe.eval()
+
+
+def load_probe(
+    cache: Path, embeddings: Tensor, codes: Tensor, encoder: str, steps: int = 3000
+) -> nn.Module:
+    """Return the probe of `train_probe` in the file `cache`; train and write it (15 s) if need be.
+
+    A file is used if it was trained on as many embeddings of this encoder. The level of the
+    perturbation is low: the probe is for embeddings of images, drawn or real.
+    """
+    made_from = {"encoder": encoder, "embeddings": str(len(embeddings))}
+    if cache.exists():
+        with safe_open(cache, framework="pt") as file:
+            is_same = file.metadata() == made_from
+        if is_same:
+            probe = build_probe(embeddings.shape[1])
+            probe.load_state_dict(load_file(cache))
+            return probe.eval()
+    trained = train_probe(embeddings, codes, perturb_scale=0.3, steps=steps)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    save_file(trained.state_dict(), cache, metadata=made_from)
+    return trained

@@ -43,16 +43,11 @@ from utils.evaluation.metric_names import MetricInfo, metrics_in
 from utils.evaluation.plots import style_axis
 from utils.evaluation.results import way_names
 from utils.pretrained.checkpoint_files import list_checkpoints
-from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import (
-    load_config_autoencoder,
-    load_config_clip,
-    require_encoders,
     usable_device,
 )
-from utils.sampling.conditions import embed_rows
-from utils.sampling.generate import generate
-from utils.sampling.prompts import Source, arrange, text_prompt
+from utils.sampling.prompts import Source, text_prompt
+from utils.sampling.text_to_face import TextToFace
 
 SMOOTHED = 20  # parts of a training over which its loss is averaged
 
@@ -155,23 +150,8 @@ def drawn_by(run: Run, prompts: Sequence[Source], seeds: Sequence[int], device: 
     if not checkpoints:
         raise UserError(f"{run.folder}: holds no checkpoint to draw from; leave --prompt out")
     *_, path = checkpoints.values()
-    denoiser, config = load_denoiser(path, device)
-    require_encoders(config)
-    clip = load_config_clip(config, device)
-    if clip.dim != denoiser.model.cond_width:
-        raise UserError(f"{path}: does not draw from sentences; leave --prompt out")
-    conditions = embed_rows(arrange(prompts, [], None), clip, config).embeddings
-    vae = load_config_autoencoder(config, device)
-    batches = generate(
-        denoiser,
-        vae,
-        conditions.repeat_interleave(len(seeds), dim=0),
-        list(seeds) * len(prompts),
-        config.sampling,
-        batch_size=16,
-        device=device,
-    )
-    pictures = torch.cat([images for _, images in batches]).numpy()  # (P x S, H, W, 3)
+    drawing = TextToFace.load(path, device=device).draw(list(prompts), seeds=list(seeds))
+    pictures = np.stack([np.asarray(image) for image in drawing.images])  # (P x S, H, W, 3)
     strips = np.split(pictures, len(prompts))
     return [png_uri(np.concatenate(list(strip), axis=1)) for strip in strips]
 

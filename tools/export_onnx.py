@@ -7,8 +7,8 @@ Then, anywhere:        python results/onnx/draw.py "a bald man" --seeds 0 1 2 3
 
 Writes denoiser.onnx, decoder.onnx, text.onnx, settings.json, tokenizer.json, and the files of
 tools/onnx_files, which need numpy and onnxruntime alone. A seed gives the face that t2f.py draws in
-float32. The script then draws some pictures both ways, prints the largest differences, and writes
-both into comparison.png. It needs the packages of requirements-onnx.txt.
+float32 with --freedom 0. The script then draws some pictures both ways, prints the largest
+differences, and writes both into comparison.png. It needs the packages of requirements-onnx.txt.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def compare(
     images = np.concatenate([ours[1], theirs[1]]).transpose(0, 2, 3, 1)
     labels = [f"{way}: {prompt}" for way in ("PyTorch", "onnxruntime") for prompt, _ in jobs]
     uint8 = (images * 127.5 + 127.5).round().clip(0, 255).astype(np.uint8)
-    labelled_grid(uint8, labels, folder / "comparison.png", columns=count)
+    labelled_grid(uint8, labels, columns=count).save(folder / "comparison.png")
     return (
         f"{count} pictures both ways: latents differ by {latents:.1e} at most, pixels in [-1, 1] "
         f"by {pixels:.1e}; {seconds[0]:.1f} s with PyTorch, {seconds[1]:.1f} s with onnxruntime"
@@ -170,7 +170,8 @@ def main() -> None:
     if args.out.exists():
         raise UserError(f"{args.out} is there already: delete it, or choose another --out")
     ckpt = here_or_in_project(args.ckpt)
-    overrides = [*args.overrides, "encoders.precision=float32"]
+    # The sampler has no prior: it takes sentences literally.
+    overrides = [*args.overrides, "encoders.precision=float32", "sampling.freedom=0"]
     config = read_config(config_file(args.config, checkpoint=ckpt), overrides)
     config = with_derived_sizes(config, "none", "none")
     denoiser, _ = load_denoiser(ckpt, config=config)

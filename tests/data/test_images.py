@@ -202,7 +202,7 @@ def plain(n: int, size: int) -> np.ndarray:
 
 
 def test_grid_keeps_pixels_order_and_even_margins(tmp_path):
-    labelled_grid(plain(4, 160), None, tmp_path / "g.png", columns=2)
+    labelled_grid(plain(4, 160), None, columns=2).save(tmp_path / "g.png")
     a, b, c, d = colour_boxes(tmp_path / "g.png", COLOURS[:4])
     gap = a[0]
     assert a == (gap, gap, gap + 160, gap + 160)
@@ -213,7 +213,7 @@ def test_grid_keeps_pixels_order_and_even_margins(tmp_path):
 
 def test_grid_makes_room_for_the_longest_caption_of_a_row(tmp_path):
     captions = ["short", "word " * 20, "x", "y", "z"]
-    labelled_grid(plain(5, 160), captions, tmp_path / "g.png", columns=2)
+    labelled_grid(plain(5, 160), captions, columns=2).save(tmp_path / "g.png")
     first, _, third, fourth, fifth = colour_boxes(tmp_path / "g.png", COLOURS)
     below_first_row, below_second_row = third[1] - first[3], fifth[1] - third[3]
     assert below_first_row > below_second_row > fourth[0] - third[2]
@@ -221,14 +221,14 @@ def test_grid_makes_room_for_the_longest_caption_of_a_row(tmp_path):
 
 def test_grid_says_a_shared_caption_once(tmp_path):
     shared, single = tmp_path / "shared.png", tmp_path / "single.png"
-    labelled_grid(plain(4, 160), ["the same"] * 4, shared, columns=2)
-    labelled_grid(plain(4, 160), ["the same", "another"] * 2, single, columns=2)
+    labelled_grid(plain(4, 160), ["the same"] * 4, columns=2).save(shared)
+    labelled_grid(plain(4, 160), ["the same", "another"] * 2, columns=2).save(single)
     first, _, third, _ = colour_boxes(shared, COLOURS[:4])
     assert third[1] - first[3] == first[0]  # no caption between the rows
     assert Image.open(shared).height < Image.open(single).height
 
 
 def test_small_pictures_are_enlarged_in_a_grid(tmp_path):
-    labelled_grid(plain(1, 32), ["a face"], tmp_path / "g.png")
+    labelled_grid(plain(1, 32), ["a face"]).save(tmp_path / "g.png")
     left, _, right, _ = colour_boxes(tmp_path / "g.png", COLOURS[:1])[0]
     assert right - left == 160

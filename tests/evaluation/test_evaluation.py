@@ -22,7 +22,7 @@ import eval_latent_t2f
 from models.samplers import SeededNoise
 from utils.base.errors import UserError
 from utils.config.schema import Config
-from utils.evaluation import checkpoints
+from utils.evaluation import image_pass
 from utils.evaluation.checkpoints import evaluate_checkpoint
 from utils.evaluation.draw import draw_from_captions
 from utils.evaluation.frechet import frechet_distance
@@ -108,7 +108,7 @@ def test_metrics_are_the_same_if_the_next_batch_is_drawn_meanwhile(config, tmp_p
     config = with_eval(config, batchsize=8)
     metrics = []
     for ahead in (True, False):
-        monkeypatch.setattr(checkpoints, "draws_ahead", lambda device, ahead=ahead: ahead)
+        monkeypatch.setattr(image_pass, "draws_ahead", lambda device, ahead=ahead: ahead)
         metrics.append(evaluate_checkpoint(denoiser, config, judge, tmp_path / str(ahead)))
         del metrics[-1]["seconds"]
     assert metrics[0] == metrics[1]

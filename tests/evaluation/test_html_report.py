@@ -20,6 +20,7 @@ from utils.data.images import list_images, to_uint8_array
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.lmdb_writer import LMDBWriter
 from utils.evaluation.html_report import write_report
+from utils.evaluation.kept_images import variety_folder
 from utils.evaluation.neighbours import nearest, usual_cosine
 from utils.evaluation.results import Results
 from utils.pretrained.encoders import load_config_clip
@@ -94,17 +95,39 @@ def test_captions_are_shown_as_they_are_written(made):
     assert Page(text).text.count(CAPTION) == 6
 
 
+def test_images_of_one_caption_stand_in_a_row_beside_their_variety(made):
+    before = Page(made.path.read_text())
+    assert "One caption, several seeds" not in before.text
+    folder = variety_folder(made.results.folder / "images" / "best")
+    for caption in ("000", "001"):
+        for seed in range(3):
+            pixels = np.full((RESOLUTION, RESOLUTION, 3), 40 * seed, np.uint8)
+            about = {"seed": str(seed), "prompt": f"caption <{caption}>"}
+            save_png(pixels, folder / caption / f"{seed:06d}.png", about)
+    more = {"variety": 0.4321, "vendi_score": 2.345, "vendi_alike": 5.43, "variety_seeds": 3}
+    made.results.add(record(900, 1.5, 200.0, images="images/best", **more))
+    page = Page(write_report(made.results, made.config, made.clip).read_text())
+    assert "One caption, several seeds" in page.text
+    assert page.text.count("caption <000>") == page.text.count("caption <001>") == 1
+    pictures = [sum("image/png" in uri for uri in shown.loads) for shown in (before, page)]
+    assert pictures[1] - pictures[0] == 6
+    text = " ".join(page.text.split())
+    assert "0.43 of that of as many" in text and "2.3 of 3 (Vendi score)" in text
+    assert {"0.432", "Variety", "Vendi score"} <= set(page.words)
+
+
 def test_an_image_that_was_learnt_by_heart_is_found(made):
     reader = LMDBReader(made.config.data.feat_path)
     y = torch.from_numpy(reader.read(range(12)))
     indices, cosines = nearest(3 * y[[7, 2]], reader)
-    assert indices.tolist() == [7, 2]
-    torch.testing.assert_close(cosines, torch.ones(2))
-    others, below = nearest(y, reader, leave_out=torch.arange(12))
+    assert indices.tolist() == [[7], [2]]
+    torch.testing.assert_close(cosines, torch.ones(2, 1))
+    others, below = nearest(y, reader, leave_out=torch.arange(12), count=3)
     unit = torch.nn.functional.normalize(y, dim=1)
-    expected = (unit @ unit.T - 9 * torch.eye(12)).max(dim=1)
+    expected = (unit @ unit.T - 9 * torch.eye(12)).topk(3, dim=1)
     assert others.tolist() == expected.indices.tolist()
-    assert usual_cosine(reader) == pytest.approx(float(below.median()))
+    torch.testing.assert_close(below, expected.values)
+    assert usual_cosine(reader) == pytest.approx(float(below[:, 0].median()))
     assert Page(made.path.read_text()).text.count("1.000") >= 6
 
 

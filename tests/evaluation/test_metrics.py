@@ -16,6 +16,8 @@ from utils.evaluation.metrics import (
     kid,
     manifold_metrics,
     r_precision,
+    spread,
+    vendi_score,
 )
 
 
@@ -119,3 +121,32 @@ def test_r_precision_does_not_count_the_same_caption_as_another():
 
 def test_r_precision_needs_a_hundred_captions():
     assert r_precision(torch.eye(99), torch.eye(99)) is None
+
+
+@pytest.mark.parametrize("size", [2, 7])
+def test_images_that_are_all_alike_have_no_spread_and_count_as_one(size):
+    alike = torch.randn(1, 12).expand(size, -1) * torch.arange(1, size + 1)[:, None]
+    assert spread(alike) == pytest.approx(0, abs=1e-9)
+    assert vendi_score(alike) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("size", [2, 7])
+def test_images_at_right_angles_count_one_each(size):
+    apart = 3 * torch.eye(12)[:size]
+    assert spread(apart) == pytest.approx(1)
+    assert vendi_score(apart) == pytest.approx(size)
+
+
+def test_spread_and_vendi_score_are_those_of_their_definitions():
+    """Three of six images are one, three are another: two kinds, and the mean over two sets."""
+    first, second = torch.tensor([1.0, 0.0]), torch.tensor([0.6, 0.8])
+    halves = torch.stack([first] * 3 + [second] * 3)
+    pairs = [(i, j) for i in range(6) for j in range(6) if i != j]
+    expected = np.mean([1 - float(halves[i] @ halves[j]) for i, j in pairs])
+    assert spread(halves) == pytest.approx(expected)
+    shares = np.array([0.8, 0.2])  # eigenvalues of [[1, 0.6], [0.6, 1]] / 2
+    expected_vendi = np.exp(-(shares * np.log(shares)).sum())
+    assert vendi_score(halves) == pytest.approx(expected_vendi)
+    both = torch.stack([halves, first.expand(6, -1)])
+    assert spread(both) == pytest.approx(expected / 2)
+    assert vendi_score(both) == pytest.approx((expected_vendi + 1) / 2)

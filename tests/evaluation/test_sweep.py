@@ -188,7 +188,8 @@ def test_a_sweep_killed_at_any_moment_goes_on_and_gives_the_same(sweep, experime
 
 @pytest.mark.e2e
 def test_another_number_of_processes_may_finish_and_gives_the_same(sweep, experiment, tmp_path):
-    flags = ("--num_expected", 120, "--ckpt_ids", 10)
+    keys = ("eval.variety_captions=3", "eval.variety_seeds=4")
+    flags = ("--num_expected", 120, "--ckpt_ids", 10, *keys)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     said = tmp_path / "said.txt"
     with Run(SCRIPT, arguments(experiment, *flags), said, launcher=launcher) as run:
@@ -202,7 +203,10 @@ def test_another_number_of_processes_may_finish_and_gives_the_same(sweep, experi
     (experiment / "evaluation" / "results.jsonl").unlink()
     with Run(SCRIPT, arguments(experiment, *flags), said, launcher=launcher) as run:
         assert run.wait() == 0, run.said()
-    assert metrics_of(records_of(experiment)) == metrics_of([alone])
+    (both,) = records_of(experiment)
+    assert metrics_of([both]) == metrics_of([alone])
+    for key in ("spread", "vendi_score"):
+        assert both[key] == alone[key] > 0
 
 
 def test_a_damaged_part_is_named_and_made_again(sweep, experiment, monkeypatch, capsys):

@@ -109,14 +109,31 @@ def test_a_note_names_the_long_prompt_that_is_cut(run, capsys):
     ("flags", "message"),
     [
         ([], "say what to draw"),
-        (["--prompt", "  "], "--prompt is empty"),
+        (["--prompt", "  "], "the prompt is empty"),
         (["--prompts_file", "none.txt"], "none.txt: cannot be read"),
         (["--prompt", "x", "--ckpt", "none.pt"], "none.pt does not exist"),
         (["--prompt", "x", "--num", 0], "--num and --batch_size must be at least 1"),
-        (["--prompt", "x", "--num_steps", 0], "num_steps is 0"),
-        (["--prompt", "x", "--num_steps", "many"], "--num_steps many"),
-        (["--prompt", "x", "--seed", -1], "--seed -1"),
-        (["--prompt", "x", "--solver", "rk45"], "solver 'rk45' is not one of heun"),
+        (
+            ["--prompt", "x", "--num_steps", 0],
+            "--num_steps sampling.num_steps: should be greater than 0",
+        ),
+        (
+            ["--prompt", "x", "--num_steps", "many"],
+            "--num_steps sampling.num_steps: should be a valid integer, got 'many'",
+        ),
+        (
+            ["--prompt", "x", "--seed", -1],
+            "--seed sampling.seed: should be greater than or equal to 0",
+        ),
+        (
+            ["--prompt", "x", "--solver", "rk45"],
+            "--solver sampling.solver: should be 'heun', 'euler'",
+        ),
+        (["--prompt", "x", "--preset", "quick"], "--preset sampling.preset: should be 'fast'"),
+        (
+            ["--prompt", "x", "--num_steps", 3, "sampling.num_steps=4"],
+            "--num_steps sets sampling.num_steps to 3, but override on the same command line",
+        ),
         (["--prompt", "x", "--cfg_scale", "high"], "should be a number or None"),
         (["--prompt", "x", "--seeds", "5-1"], "should look like 0-63,100"),
         (["--prompt", "x", "--device", "toaster"], "--device toaster"),
@@ -135,7 +152,7 @@ def test_a_note_names_the_long_prompt_that_is_cut(run, capsys):
         (["--prompt", "x", "--prompt", "y", "--interpolate", 1], "should be at least 2"),
         (
             ["--prompt", "x", "--prompt", "y", "--interpolate", 3, "--mix", "1,1"],
-            "--mix and --interpolate exclude each other",
+            "mix and interpolate exclude each other",
         ),
     ],
 )

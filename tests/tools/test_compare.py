@@ -129,7 +129,7 @@ def test_an_evaluation_against_another_reference_is_left_out_and_named(
         (lambda folder, run: [run, folder / "clip"], "holds no run: neither config.yaml nor"),
         (lambda folder, run: [run, without(run, "metrics.jsonl")], "bare: holds no metrics"),
         (lambda folder, run: [run, without(run), "--prompt", "x"], "holds no checkpoint to draw"),
-        (lambda folder, run: [run, run, "--prompt", " "], "--prompt is empty"),
+        (lambda folder, run: [run, run, "--prompt", " "], "the prompt is empty"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, make, said):

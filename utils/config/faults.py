@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from utils.base.errors import short_repr
+from utils.config.fields import Section
 from utils.config.schema import Config
-from utils.config.sections import Section
 
 
 def fault_line(error: Mapping[str, Any], source: str, origins: Mapping[str, str]) -> str:

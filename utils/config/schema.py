@@ -4,7 +4,17 @@ from typing import Any
 
 import yaml
 
-from utils.config.sections import Data, Encoders, Eval, Log, Model, Sampling, Section, Train
+from utils.config.fields import Section
+from utils.config.sections import (
+    Data,
+    Encoders,
+    Eval,
+    Log,
+    Model,
+    Prior,
+    Sampling,
+    Train,
+)
 
 
 class Config(Section):
@@ -17,6 +27,7 @@ class Config(Section):
     log: Log = Log()
     encoders: Encoders = Encoders()
     sampling: Sampling = Sampling()
+    prior: Prior = Prior()
 
     @property
     def learns_perturbation(self) -> bool:

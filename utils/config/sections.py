@@ -4,16 +4,11 @@ Some sizes follow if they are not set: from the databases if they are there, els
 (`utils/data/derived_sizes.py`). The default stands in where neither is known.
 """
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -34,53 +29,20 @@ from models.choices import (
     SignalScaling,
     Solver,
 )
-
-
-def _from_home(path: Path) -> Path:
-    return Path(os.path.expanduser(path))  # Path's own method fails for an unknown user
-
-
-LocalPath = Annotated[Path, AfterValidator(_from_home)]  # relative to the current directory
-Fraction = Annotated[float, Field(ge=0, le=1)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-Amp = Literal["bf16", "fp16", "no"]  # autocast of a network; no = float32
-Precision = Literal["float32", "bf16", "fp16"]  # of a network's weights
-SamplingPreset = Literal["fast", "paper"]  # a key of SAMPLING_PRESETS each
-
-
-def _amp_name(value: Any) -> Any:
-    """Translate true and false: published configs write them, and YAML reads `no` as false."""
-    return {True: "bf16", False: "no"}.get(value, value) if isinstance(value, bool) else value
-
-
-def _schedule_name(value: Any) -> Any:
-    """Translate cos4, which published configs write as well as cosine4."""
-    short = isinstance(value, str) and value.startswith("cos") and value[3:].isdigit()
-    return f"cosine{value[3:]}" if short else value
-
-
-def _perturbation_name(value: Any) -> Any:
-    """Translate the published names of truncated, which add how the numbers were drawn."""
-    return "truncated" if isinstance(value, str) and value.endswith("trunc_gaussian") else value
-
-
-def _rate_or_switch(value: Any) -> Any:
-    """Return a learning rate, or true or false for 1 and 0, which are no learning rates."""
-    try:
-        rate = value if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        rate = -1
-    if rate < 0:
-        raise ValueError(f"should be a learning rate, true or false, got {value!r:.40}")
-    return bool(rate) if rate in (0, 1) else rate
-
-
-class Section(BaseModel):
-    """A part of the config; unknown keys are faults, and defaults are validated too."""
-
-    model_config = ConfigDict(
-        extra="forbid", validate_default=True, coerce_numbers_to_str=True, protected_namespaces=()
-    )
+from utils.config.fields import (
+    Amp,
+    BelowOne,
+    Fraction,
+    LocalPath,
+    Precision,
+    SamplingPreset,
+    Section,
+    amp_name,
+    in_order,
+    perturbation_name,
+    rate_or_switch,
+    schedule_name,
+)
 
 
 class Data(Section):
@@ -117,7 +79,7 @@ class Model(Section):
     ext_feature_dim: NonNegativeInt = 0
     pad_cls_token: bool = False  # adds a token whose output, a summary, conditions the decoder
     mask_ratio: BelowOne = 0.5
-    mask_ratio_fn: Annotated[MaskSchedule, BeforeValidator(_schedule_name)] = "constant"
+    mask_ratio_fn: Annotated[MaskSchedule, BeforeValidator(schedule_name)] = "constant"
     mask_ratio_min: BelowOne = 0.0
     mae_loss_coef: NonNegativeFloat = 0.1  # weight of the loss on hidden patches
     self_cond: bool = False  # adds the encoder's summary of the noised image to the condition
@@ -148,7 +110,7 @@ class Train(Section):
 
     tf32: bool = True
     # auto = bf16, or fp16 with a loss scaler if the device has no bf16.
-    amp: Annotated[Literal["auto", Amp], BeforeValidator(_amp_name)] = "auto"
+    amp: Annotated[Literal["auto", Amp], BeforeValidator(amp_name)] = "auto"
     batchsize: PositiveInt = 128  # images per optimiser step, all processes together
     grad_accum: PositiveInt = 1
     epochs: PositiveInt | None = None
@@ -159,14 +121,14 @@ class Train(Section):
     muon_momentum: BelowOne = 0.95
     lr_rampup_kimg: NonNegativeFloat = 0  # linear warm-up, thousands of images
     # A number = this rate during the warm-up; true = linear rise from zero; false = no warm-up.
-    lr_warmup: Annotated[bool | float, BeforeValidator(_rate_or_switch)] = True
+    lr_warmup: Annotated[bool | float, BeforeValidator(rate_or_switch)] = True
     lr_warmup_steps: NonNegativeInt = 0  # optimiser steps
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up
     lr_min_ratio: Fraction = 0.0  # last value of the schedule, relative to lr
     xflip: bool = False  # mirrors each image with probability 1/2
     max_num_steps: PositiveInt | None = None  # optimiser steps
     perturbation: NonNegativeFloat = 0.0  # scale of the noise; 0 = condition as stored
-    perturbation_type: Annotated[PerturbationKind, BeforeValidator(_perturbation_name)] = "gaussian"
+    perturbation_type: Annotated[PerturbationKind, BeforeValidator(perturbation_name)] = "gaussian"
     mean: float = 0.0  # for the truncated perturbation only, as the next two keys are
     trunc_a: float = -1.0
     trunc_b: float = 1.0
@@ -214,6 +176,8 @@ class Eval(Section):
     feat_path: LocalPath | None = None  # embeddings of the test captions (LMDB folder)
     seeds: str | None = None  # of the images, e.g. 0-63,100; null = from sampling.seed on
     class_idx: NonNegativeInt | None = None  # class to draw; null = a random one for each seed
+    variety_captions: NonNegativeInt = 0  # captions drawn with several seeds each; 0 = none
+    variety_seeds: int = Field(16, ge=2)  # images of each of these captions
     cfg_scales: list[float | None] = []  # guidance scales; empty = sampling.cfg_scale
     num_steps: list[PositiveInt] = []  # noise levels of the sampler; empty = sampling.num_steps
     solvers: list[Solver] = []  # empty = sampling.solver
@@ -226,6 +190,25 @@ class Eval(Section):
     image_feat_path: LocalPath | None = None  # embeddings of the test images (LMDB folder)
     feature_network: FeatureNetworkKind = "inception"
     more_ref_paths: list[LocalPath] = []  # further references, of other feature networks
+
+
+class Prior(Section):
+    """Network and training of the prior of image embeddings (`train_prior.py`)."""
+
+    width: PositiveInt = 384
+    depth: PositiveInt = 4  # residual blocks
+    # Range of the length of the noise that hides traits of an embedding, whose own length is 1.
+    levels: tuple[PositiveFloat, PositiveFloat] = (1.0, 10.0)
+    bank: PositiveInt = 2048  # embeddings among which those that fit are found, in each step
+    batchsize: PositiveInt = 256
+    max_num_steps: PositiveInt = 4000
+    lr: PositiveFloat = 2e-3
+    seed: NonNegativeInt = 0
+
+    @field_validator("levels")
+    @classmethod
+    def _low_to_high(cls, value: tuple[float, float]) -> tuple[float, float]:
+        return in_order(value, "level")
 
 
 class Log(Section):
@@ -260,6 +243,7 @@ class Encoders(Section):
     vae_memory: Literal["full", "sliced", "tiled"] = "full"
     # npy of preprocess_scripts/clip_encode_img.py; captions are moved by it towards images.
     image_mean: LocalPath | None = None
+    prior: LocalPath | None = None  # file of train_prior.py, which sampling.freedom needs
     inception: LocalPath | None = None  # weights as published by pytorch-fid or torch-fidelity
     dinov2: LocalPath | None = None  # weights of any size of DINOv2
 
@@ -290,9 +274,12 @@ class Sampling(Section):
     solver: Solver = "heun"
     num_steps: PositiveInt = 40
     cfg_scale: float | None = None  # guidance scale; null = conditional only
+    # How freely seeds fill in what a condition leaves open: 0 = literal, all seeds have one
+    # condition; 1 = as open as the condition is. Above 0 it needs encoders.prior.
+    freedom: NonNegativeFloat = 0.0
     # Lowest and highest sigma at which guidance is applied; null = at all.
     guidance_interval: tuple[NonNegativeFloat, PositiveFloat] | None = None
-    amp: Annotated[Amp, BeforeValidator(_amp_name)] = "no"
+    amp: Annotated[Amp, BeforeValidator(amp_name)] = "no"
     compile: bool | Literal["auto"] = False  # compiles the network; auto = if there is a compiler
     seed: NonNegativeInt = 0
     # Range of the noise levels; null = the discretization's own, which is 0.002 to 80 for edm.
@@ -317,9 +304,7 @@ class Sampling(Section):
     @field_validator("guidance_interval")
     @classmethod
     def _low_to_high(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value and value[0] >= value[1]:
-            raise ValueError(f"runs from {value[0]} to {value[1]}; the lower sigma comes first")
-        return value
+        return value and in_order(value, "sigma")
 
     @field_validator("sigma_max")
     @classmethod

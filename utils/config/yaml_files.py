@@ -54,7 +54,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raw = _read_file(file, f"{seen[-1]} names it as its base")
         seen.append(file)
         below, of_below = _without_base(raw, file)
-        sections, places = _merged(below, sections), of_below | places
+        sections, places = merged(below, sections), of_below | places
     return sections, places
 
 
@@ -97,8 +97,8 @@ def _without_base(raw: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], d
     return sections, places
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Return the sections of a base with the keys of a file that starts from it."""
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return the sections `below` with the keys of those `above`, which count more."""
     if "preset" in section_of(above, "sampling"):
         forget_preset_values(below)
     merged = dict(below)

@@ -81,10 +81,18 @@ def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
     with opened_image(path) as image:
         if at_least:
             image.draft(None, (at_least, at_least))
-        image.load()
-        if image.format == "TIFF" and image.mode in ("F", "I"):
-            raise ValueError("32-bit or signed grey has no known range: save it as 8 or 16 bits")
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Decode an opened image as upright 8-bit RGB; see `load_image`.
+
+    Raises whatever Pillow raises for a damaged file, and ValueError for values without known range.
+    """
+    image.load()
+    if image.format == "TIFF" and image.mode in ("F", "I"):
+        raise ValueError("32-bit or signed grey has no known range: save it as 8 or 16 bits")
+    return _to_rgb(ImageOps.exif_transpose(image))
 
 
 @contextmanager

@@ -7,24 +7,22 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from models.edm import EDMPrecond
 from utils.base.errors import UserError
 from utils.base.locks import FolderLock
 from utils.base.processes import is_main_process
-from utils.base.progress import progress
-from utils.base.read_ahead import read_ahead
 from utils.config.schema import Config
+from utils.evaluation.caption_variety import CaptionVariety
 from utils.evaluation.collective import of_main_process
-from utils.evaluation.draw import CPU_GROUP, Drawn, draw_seeds, draws_ahead, seeds_to_judge
-from utils.evaluation.feature_store import FeatureBlocks, batches_of_process
+from utils.evaluation.draw import Drawn, draw_seeds, seeds_to_judge
+from utils.evaluation.feature_store import FeatureBlocks, Rows
+from utils.evaluation.image_pass import fill_blocks, require_whole
 from utils.evaluation.judge import Judge
 from utils.evaluation.kept_images import KeptImages
 from utils.evaluation.results import Record, Results, way_names
@@ -49,7 +47,8 @@ def evaluate_checkpoint(
         kept: writes images that stay.
 
     Returns:
-        The metrics of `ImageSet`, `images_drawn` (more than `n` only after a kill), and `seconds`.
+        The metrics of `ImageSet`, those of `CaptionVariety` if `eval.variety_captions` asks for
+        them, `images_drawn` (more than `n` only after a kill), and `seconds`.
     """
     started = time.perf_counter()
     if judge.captions is not None and denoiser.model.cond_width != judge.clip.dim:
@@ -57,58 +56,35 @@ def evaluate_checkpoint(
             f"the model takes conditions of {denoiser.model.cond_width} numbers, but "
             f"{config.eval.feat_path} holds embeddings of {judge.clip.dim}"
         )
-    seeds = seeds_to_judge(config)
+    seeds, size = seeds_to_judge(config), config.eval.batchsize
     blocks = FeatureBlocks(partial, len(seeds))
-    missing, before = of_main_process(blocks.check)
-    _judge_share(denoiser, config, judge, blocks, missing, kept)
-    PartialState().wait_for_everyone()
+
+    def draw(positions: list[int]) -> Drawn:
+        return draw_seeds(denoiser, config, judge, [seeds[p] for p in positions])
+
+    def features(positions: list[int], drawn: Drawn) -> Rows:
+        rows = judge.features(drawn.images, drawn.captions)
+        if kept is not None:
+            rows |= kept.save(positions, [seeds[p] for p in positions], drawn)
+        return rows
+
+    before = fill_blocks(blocks, draw, features, judge, size, "evaluate")
+    variety = None
+    if config.eval.variety_captions:
+        variety = CaptionVariety(denoiser, config, judge, partial, kept)
+        before += variety.draw()
 
     def finish() -> dict[str, Any]:
-        if lost := blocks.check()[0]:
-            raise UserError(
-                f"{partial}: {len(lost)} of {len(seeds)} images are not there; all nodes should "
-                "share this folder, and only one evaluation should write to it at a time"
-            )
+        require_whole(blocks)
         metrics = judge.metrics(blocks)
+        if variety is not None:
+            metrics |= variety.metrics()
         if kept is not None:
             kept.finish(blocks)
         seconds = round(before + time.perf_counter() - started, 2)
         return {**metrics, "images_drawn": blocks.images_drawn, "seconds": seconds}
 
     return of_main_process(finish)
-
-
-def _judge_share(
-    denoiser: EDMPrecond,
-    config: Config,
-    judge: Judge,
-    blocks: FeatureBlocks,
-    missing: Sequence[int],
-    kept: KeptImages | None,
-) -> None:
-    """Draw and judge this process's share of the missing positions, and add it to the blocks."""
-    processes = PartialState()
-    seeds, size = seeds_to_judge(config), config.eval.batchsize
-    if judge.device.type == "cpu":
-        size = -(-size // CPU_GROUP) * CPU_GROUP
-    own = batches_of_process(missing, size, processes.process_index, processes.num_processes)
-    done = len(seeds) - len(missing)
-
-    def draw(positions: list[int]) -> Drawn:
-        blocks.begin(len(positions), processes.process_index)
-        return draw_seeds(denoiser, config, judge, [seeds[p] for p in positions])
-
-    with progress(desc="evaluate", total=len(seeds), unit="image", initial=done) as bar:
-        last = time.perf_counter()
-        draws = read_ahead(draw, own, ahead=1) if draws_ahead(judge.device) else map(draw, own)
-        for positions, drawn in zip(own, draws, strict=True):
-            rows = judge.features(drawn.images, drawn.captions)
-            if kept is not None:
-                rows |= kept.save(positions, [seeds[p] for p in positions], drawn)
-            now = time.perf_counter()
-            blocks.add(positions, rows, (now - last) / processes.num_processes)
-            bar.update(len(positions) * processes.num_processes)
-            last = now
 
 
 def ways_of_sampling(config: Config) -> dict[str, Config]:
@@ -246,17 +222,27 @@ def evaluation_settings(config: Config, judge: Judge) -> dict[str, Any]:
         "solver": sampling.solver,
         **sampling.model_dump(mode="json", exclude_defaults=True, exclude={"preset", "compile"}),
         **config.eval.model_dump(include={"seeds", "class_idx"}, exclude_none=True),
+        **variety_settings(config),
         "n": config.eval.fid_sample_size,
         "network": judge.network.name,
         "reference": judge.reference.source or str(judge.ref_path),
         **reference_settings(judge),
         "captions": captions,
         "norm_feature": config.data.norm_feature,
-        **config.encoders.model_dump(mode="json", include={"image_mean"}, exclude_none=True),
+        **config.encoders.model_dump(
+            mode="json", include={"image_mean", "prior"}, exclude_none=True
+        ),
         "clip": judge.clip.identity,
         "vae": judge.autoencoder.identity,
         "amp": sampling.amp,
     }
+
+
+def variety_settings(config: Config) -> dict[str, int]:
+    """Return the settings of `CaptionVariety`; none if it is off."""
+    if not config.eval.variety_captions:
+        return {}
+    return config.eval.model_dump(include={"variety_captions", "variety_seeds"})
 
 
 def reference_settings(judge: Judge) -> dict[str, Any]:

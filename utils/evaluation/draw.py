@@ -34,11 +34,15 @@ class Drawn(NamedTuple):
 def seeds_to_judge(config: Config) -> Sequence[int]:
     """Return the seeds of `eval.fid_sample_size` images.
 
-    Raises UserError if that is below two, or `eval.seeds` lists fewer seeds.
+    Raises UserError if that is below two, `eval.seeds` lists fewer seeds, or `CaptionVariety` asks
+    for more of them.
     """
     first, count = config.sampling.seed, config.eval.fid_sample_size
     if count < 2:
         raise UserError(f"eval.fid_sample_size: {count} is too few, statistics need two images")
+    for key in ("variety_captions", "variety_seeds") if config.eval.variety_captions else ():
+        if (wanted := getattr(config.eval, key)) > count:
+            raise UserError(f"eval.{key}: {wanted} is more than eval.fid_sample_size={count}")
     if config.eval.seeds is None:
         return range(first, first + count)
     seeds = parse_seeds(config.eval.seeds)
@@ -57,20 +61,28 @@ def draws_ahead(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def draw_seeds(denoiser: EDMPrecond, config: Config, judge: Judge, seeds: Sequence[int]) -> Drawn:
+def draw_seeds(
+    denoiser: EDMPrecond,
+    config: Config,
+    judge: Judge,
+    seeds: Sequence[int],
+    chosen: torch.Tensor | None = None,
+) -> Drawn:
     """Draw the images of a batch of seeds, on a CPU in groups of CPU_GROUP.
 
-    A group that does not fit into memory is drawn in halves.
+    A group that does not fit into memory is drawn in halves. `chosen`: see `draw_from_captions`.
     """
     group = CPU_GROUP if judge.device.type == "cpu" else len(seeds)
-    padded = [*seeds, *[seeds[-1]] * (-len(seeds) % group)]
+    rows = [*range(len(seeds)), *[len(seeds) - 1] * (-len(seeds) % group)]
 
     def draw(part: list[int]) -> Drawn:
-        return draw_from_captions(denoiser, config, judge, SeededNoise(part, judge.device))
+        noise = SeededNoise([seeds[row] for row in part], judge.device)
+        own = None if chosen is None else chosen[part]
+        return draw_from_captions(denoiser, config, judge, noise, own)
 
     parts: list[Drawn] = []
-    for start in range(0, len(padded), group):
-        parts += judge.in_memory(draw, padded[start : start + group])
+    for start in range(0, len(rows), group):
+        parts += judge.in_memory(draw, rows[start : start + group])
     return _joined(parts, len(seeds))
 
 
@@ -90,17 +102,25 @@ def _joined(parts: Sequence[Drawn], count: int) -> Drawn:
 
 
 def draw_from_captions(
-    denoiser: EDMPrecond, config: Config, judge: Judge, noise: SeededNoise
+    denoiser: EDMPrecond,
+    config: Config,
+    judge: Judge,
+    noise: SeededNoise,
+    chosen: torch.Tensor | None = None,
 ) -> Drawn:
     """Draw one image for each seed, from the caption that the seed chooses.
+
+    chosen: (B, 2) index of the test image and of its caption, to draw instead. An image is the same
+    if the seed had chosen this caption.
 
     A model of classes has no captions: each seed chooses a class, as in MaskDiT's code, unless
     `eval.class_idx` sets one class for all seeds.
     """
     latents = noise.randn(latent_shape(denoiser))
-    captions = conds = chosen = classes = None
+    captions = conds = classes = None
     if judge.captions is not None:
-        chosen = judge.choose_captions(noise)
+        of_seeds = judge.choose_captions(noise)
+        chosen = of_seeds if chosen is None else chosen
         captions = torch.from_numpy(judge.captions.read(*chosen.T.numpy()))
         conds = caption_conditions(captions, config)
     elif config.model.num_classes:
@@ -115,5 +135,13 @@ def draw_from_captions(
         latents,
         None if conds is None else conds.to(judge.device),
         config.sampling,
+        judge.prior,
     )
     return Drawn(images, captions, chosen, classes)
+
+
+def captions_of_seeds(denoiser: EDMPrecond, judge: Judge, seeds: Sequence[int]) -> torch.Tensor:
+    """Return the captions that seeds choose, (B, 2): index of a test image, and of its caption."""
+    noise = SeededNoise(seeds)
+    noise.randn(latent_shape(denoiser))  # the seed draws the latent first
+    return judge.choose_captions(noise)

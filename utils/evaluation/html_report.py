@@ -21,7 +21,7 @@ from utils.base.files import write_text
 from utils.config.schema import Config
 from utils.data.images import load_image, to_uint8_array
 from utils.evaluation.image_set import few_samples_note
-from utils.evaluation.kept_images import FEW
+from utils.evaluation.kept_images import FEW, variety_folder
 from utils.evaluation.metric_names import MetricInfo, metrics_in, network_name
 from utils.evaluation.neighbours import (
     nearest,
@@ -78,7 +78,8 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
     records.sort(key=lambda record: record["step"])
     best = best_of(records)
     metrics = metrics_in(records)
-    images = kept_pictures(results.folder / best.get("images", "-"))
+    folder = results.folder / best.get("images", "-")
+    images = kept_pictures(folder)
     path = results.folder / "report.html"
     write_page(
         path,
@@ -93,8 +94,9 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
         curves=[curve_chart(records, key, CHARTS[len(metrics) <= 4]) for key in metrics],
         legend=[(name, to_hex(f"C{i % 10}")) for i, name in enumerate(lines)],
         trade_off=trade_off_chart(records),
-        pictures=[Picture(data_uri(path.read_bytes()), text) for path, text in images],
-        neighbours=neighbours([path for path, _ in images], config, clip),
+        pictures=[Picture(data_uri(file.read_bytes()), text) for file, text in images],
+        varieties=variety_rows(folder),
+        neighbours=neighbours([file for file, _ in images], config, clip),
         counts_differ=len({record["n"] for record in records}) > 1,
         bias=few_samples_note(min(record["n"] for record in records)),
         left_out=len(results.records) - len(comparable(results.records)),
@@ -195,6 +197,15 @@ def kept_pictures(folder: Path) -> list[tuple[Path, str]]:
     return found
 
 
+def variety_rows(folder: Path) -> list[tuple[str, list[str]]]:
+    """Return the captions that were drawn with several seeds: text, and images as data URIs."""
+    rows = []
+    for caption in sorted(path for path in variety_folder(folder).glob("*") if path.is_dir()):
+        pictures = kept_pictures(caption)
+        rows.append((pictures[0][1], [data_uri(path.read_bytes()) for path, _ in pictures]))
+    return rows
+
+
 def neighbours(paths: Sequence[Path], config: Config, clip: ClipEncoder) -> dict[str, Any] | None:
     """Find the training images nearest to generated ones; None without their embeddings."""
     reader = open_training_embeddings(config, clip.identity, clip.dim)
@@ -202,7 +213,7 @@ def neighbours(paths: Sequence[Path], config: Config, clip: ClipEncoder) -> dict
         return None
     pixels = np.stack([np.asarray(load_image(path)) for path in paths])
     embeddings = clip.encode_images(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-    indices, cosines = nearest(embeddings, reader)
+    indices, cosines = (found[:, 0] for found in nearest(embeddings, reader))
     order = cosines.argsort(descending=True)[:PAIRS]
     files = training_image_paths(config, reader, indices[order].tolist())
     names = reader.info.meta.get("names")

@@ -24,6 +24,7 @@ from utils.pretrained.encoders import (
     load_config_clip,
     require_encoders,
 )
+from utils.pretrained.priors import load_config_prior
 
 if TYPE_CHECKING:
     from models.clip import ClipEncoder
@@ -44,6 +45,10 @@ class Judge:
             raise UserError(
                 f"eval.class_idx: {wanted}, but the model has {classes or 'no'} classes"
             )
+        if config.eval.variety_captions and not has_captions:
+            raise UserError(
+                "eval.variety_captions: the model is not drawn from captions; set it to 0"
+            )
         self.device = torch.device(device)
         with naming_commands(config):
             self.captions = None if feat_path is None else LMDBReader(feat_path)
@@ -59,6 +64,7 @@ class Judge:
                     "make them again with python preprocess_scripts/clip_encode_text.py"
                 )
         self.autoencoder = load_config_autoencoder(config, device)
+        self.prior = load_config_prior(config, self.clip.identity, device)
         self.in_memory = Halving("sampling")
 
     def choose_captions(self, noise: SeededNoise) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from utils.sampling.conditions import captions_of
 from utils.sampling.pictures import save_png
 
 FEW = 18  # images that every evaluation keeps
+FEW_CAPTIONS, FEW_SEEDS = 4, 8  # of `eval.variety_captions`, whose images are kept
 
 
 class KeptImages:
@@ -38,20 +39,41 @@ class KeptImages:
         """Save PNGs of a batch; return the pixels that the npz still needs."""
         few = math.inf if self.wanted == "png" else FEW
         rows = [row for row, position in enumerate(positions) if position < few]
-        texts = None
+        self._write({row: self.path_of(seeds[row]) for row in rows}, seeds, drawn)
+        return {"pixels": drawn.images} if self.wanted == "npz" else {}
+
+    def save_variety(
+        self, places: Sequence[tuple[int, int]], seeds: Sequence[int], drawn: Drawn
+    ) -> None:
+        """Save PNGs of a batch that draws captions with several seeds: the first few of both.
+
+        places: number of the caption and number of the seed of each image.
+        """
+        paths = {}
+        for row, (caption, seed) in enumerate(places):
+            if caption < FEW_CAPTIONS and seed < FEW_SEEDS:
+                paths[row] = self.variety_folder / f"{caption:03d}" / f"{seeds[row]:06d}.png"
+        self._write(paths, seeds, drawn)
+
+    @property
+    def variety_folder(self) -> Path:
+        """Folder of the images of `save_variety`: in it, a folder for each caption."""
+        return variety_folder(self.folder)
+
+    def _write(self, paths: Mapping[int, Path], seeds: Sequence[int], drawn: Drawn) -> None:
+        """Write the PNGs of some rows of a batch, with seed and condition as text chunks."""
+        rows, texts = list(paths), None
         if rows and drawn.chosen is not None and self.has_texts:
             texts = captions_of(self.config, self.names, drawn.chosen[rows])
         for i, row in enumerate(rows):
-            seed = seeds[row]
-            about = {"seed": str(seed)}
+            about = {"seed": str(seeds[row])}
             if drawn.chosen is not None:
                 about["caption"] = "test image {}, caption {}".format(*drawn.chosen[row].tolist())
             if texts is not None:
                 about["prompt"] = texts[i]
             if drawn.classes is not None:
                 about["class"] = str(int(drawn.classes[row]))
-            save_png(drawn.images[row].numpy(), self.path_of(seed), about)
-        return {"pixels": drawn.images} if self.wanted == "npz" else {}
+            save_png(drawn.images[row].numpy(), paths[row], about)
 
     def path_of(self, seed: int) -> Path:
         """Return the file of a seed's image, with the name that EDM's code gives it."""
@@ -70,6 +92,11 @@ class KeptImages:
         if self.wanted == "npz":
             return self.npz.is_file()
         return self.wanted is None or all(self.path_of(seed).is_file() for seed in seeds)
+
+
+def variety_folder(folder: Path) -> Path:
+    """Return the folder of one caption's images that belongs to a folder of kept images."""
+    return folder.with_name(f"{folder.name}-variety")
 
 
 def _write_npz(path: Path, blocks: FeatureBlocks) -> None:

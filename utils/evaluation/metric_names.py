@@ -34,6 +34,8 @@ METRICS = {
     "coverage": MetricInfo("Coverage", "higher", ".3f"),
     "clip_score": MetricInfo("CLIP score", "higher", ".2f"),
     "r_precision": MetricInfo("R-precision", "higher", ".3f"),
+    "variety": MetricInfo("Variety", "higher", ".3f"),
+    "vendi_score": MetricInfo("Vendi score", "higher", ".2f"),
 }
 NETWORKS: dict[FeatureNetworkKind, str] = {
     "clip": "CLIP",

@@ -135,3 +135,32 @@ def r_precision(images: Tensor, texts: Tensor, seed: int = 0) -> float | None:
         best = similarity.gather(1, others).amax(dim=1)
         right += int((own >= best - 1e-9).sum())
     return right / len(x)
+
+
+def spread(embeddings: Tensor) -> float:
+    """Compute the mean cosine distance between two images of a set: (…, S, D), S >= 2.
+
+    It is 1 − cosine, averaged over all pairs, then over the sets. 0: all are alike.
+    """
+    similarity = _cosines(embeddings)
+    size = similarity.shape[-1]
+    trace = similarity.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+    others = (similarity.sum(dim=(-2, -1)) - trace) / (size * (size - 1))
+    return float((1 - others).mean())
+
+
+def vendi_score(embeddings: Tensor) -> float:
+    """Compute the Vendi score (Friedman & Dieng 2023, definition 3.1), mean over sets (…, S, D).
+
+    It is the exponential of the entropy of the eigenvalues of K / S, with the cosines of the images
+    as K: the effective number of different images, from 1 (all alike) to S (all at right angles).
+    """
+    similarity = _cosines(embeddings)
+    values = torch.linalg.eigvalsh(similarity / similarity.shape[-1]).clamp(min=0)
+    return float((-torch.xlogy(values, values).sum(dim=-1)).exp().mean())
+
+
+def _cosines(embeddings: Tensor) -> Tensor:
+    """Return the cosines of all pairs of each set: (…, S, D) -> (…, S, S) float64."""
+    y = F.normalize(embeddings.double(), dim=-1)
+    return y @ y.mT

@@ -28,23 +28,27 @@ def open_training_embeddings(config: Config, encoder: str, dim: int) -> LMDBRead
 
 
 def nearest(
-    embeddings: torch.Tensor, reader: LMDBReader, leave_out: torch.Tensor | None = None
+    embeddings: torch.Tensor,
+    reader: LMDBReader,
+    leave_out: torch.Tensor | None = None,
+    count: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the nearest sample of a database by cosine: (N, D) -> index (N,), cosine (N,).
+    """Find the `count` nearest samples of a database by cosine, the nearest first.
 
-    `leave_out`: (N,) index of one sample for each row that does not count. The database is read in
-    parts.
+    (N, D) -> index (N, count), cosine (N, count). `leave_out`: (N,) index of one sample for each
+    row that does not count. The database is read in parts, and holds `count` samples or more.
     """
     embeddings = F.normalize(embeddings.float().cpu(), dim=1)
-    best, index = torch.full((len(embeddings),), -2.0), torch.zeros(len(embeddings)).long()
+    best = torch.full((len(embeddings), count), -2.0)
+    index = torch.zeros_like(best, dtype=torch.int64)
     for rows in torch.arange(reader.info.length).split(BATCH):
         y = F.normalize(torch.from_numpy(reader.read(rows.numpy())), dim=1)
         cosines = embeddings @ y.T  # (N, B)
         if leave_out is not None:
             cosines[leave_out[:, None] == rows] = -2
-        here, where = cosines.max(dim=1)
-        index = torch.where(here > best, rows[where], index)
-        best = torch.maximum(best, here)
+        both = torch.cat([best, cosines], dim=1)
+        best, where = both.topk(count, dim=1)
+        index = torch.cat([index, rows.expand(len(cosines), -1)], dim=1).gather(1, where)
     return index, best
 
 

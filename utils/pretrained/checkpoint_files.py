@@ -24,6 +24,7 @@ from torch import nn
 from utils.base.errors import UserError, refusing
 from utils.config.load import config_from_dict
 from utils.config.schema import Config
+from utils.config.yaml_files import merged, read_yaml
 from utils.pretrained.encoder_paths import find_encoders
 
 VERSION = 1
@@ -210,6 +211,13 @@ def _read_metadata(path: Path) -> dict[str, str]:
 
 
 def _parsed_config(metadata: Mapping[str, str], path: Path) -> Any:
-    """Return the plain configuration in the metadata of the file at `path`, or None."""
+    """Return the plain configuration in the metadata of the file at `path`, or None.
+
+    A file NAME.yaml beside NAME.safetensors changes keys of it, without a copy of the weights.
+    """
     with refusing(f"{path} is damaged or not a safetensors file"):
-        return (yaml.safe_load(metadata["config"]) or None) if "config" in metadata else None
+        values = (yaml.safe_load(metadata["config"]) or None) if "config" in metadata else None
+    changes = path.with_suffix(".yaml")
+    if isinstance(values, dict) and changes.is_file():
+        values = merged(values, read_yaml(changes)[0])
+    return values

@@ -17,6 +17,7 @@ from utils.pretrained.checkpoint_files import (
     load_checkpoint,
     stored_config,
 )
+from utils.pretrained.release import is_release_config, release_values
 
 CHECKPOINTS = (".pt", ".safetensors")
 
@@ -29,10 +30,13 @@ def read_config(
 ) -> Config:
     """Return the configuration of a YAML file, or the one that a checkpoint or model file holds.
 
-    The arguments are those of `load_config`. Raises UserError as it does, or if the checkpoint
-    holds no configuration.
+    In the configuration of a release folder, encoders in the folder get their place. The arguments
+    are those of `load_config`. Raises UserError as it does, or if the checkpoint holds no
+    configuration.
     """
     path = Path(path)
+    if is_release_config(path):
+        return config_from_dict(release_values(path), str(path), overrides, require, flags)
     if path.suffix not in CHECKPOINTS:
         return load_config(path, overrides, require, flags)
     values = stored_config(path)

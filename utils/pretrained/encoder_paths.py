@@ -10,7 +10,7 @@ from typing import Any
 from models.weights import looks_like_path
 
 PROJECT = Path(__file__).resolve().parents[2]  # the folder of the scripts
-NEEDED = ("vae", "clip", "image_mean")  # keys of `encoders` that drawing reads
+NEEDED = ("vae", "clip", "image_mean", "prior")  # keys of `encoders` that drawing reads
 KEYS = (*NEEDED, "inception", "dinov2")
 
 

@@ -17,14 +17,17 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import constants
+from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import logging
 
 from models.encoder_files import hub_place
+from utils.base.errors import UserError, one_line
 
 PATIENCE = 2.0  # seconds until a hub that does not answer counts as unreachable
 VAE_CONFIG = "config.json"
 VAE_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+NO_DATA = ["*.py", "*.pt", "*.bin", "*.onnx"]  # files that a released network can do without
 # Places of the usual CLIP in open_clip's own list, which takes seconds to import.
 OPENAI_CLIP = dict.fromkeys(
     ("ViT-B-32:openai", "ViT-B-32-quickgelu:openai"), "timm/vit_base_patch32_clip_224.openai/"
@@ -83,6 +86,30 @@ def fetched_file(repository: str, name: str) -> Path | None:
         return Path(huggingface_hub.hf_hub_download(repository, name))
     except (OSError, ValueError, RuntimeError):  # the library that needs all files says why
         return None
+
+
+def fetched_release(repository: str) -> Path:
+    """Return the folder of a released network of the hub, from the cache or fetched now.
+
+    Only data are fetched, no code and no pickles. Raises UserError if the hub does not have it, or
+    does not answer while the cache does not hold it.
+    """
+    try:
+        with offline_if_silent():
+            folder = huggingface_hub.snapshot_download(repository, ignore_patterns=NO_DATA)
+    except RepositoryNotFoundError as fault:
+        raise UserError(
+            f"{repository}: is neither a file or folder here nor a model on {hub_url()}; check the "
+            "name, and log in (hf auth login) if the model is private"
+        ) from fault
+    except (OSError, ValueError, RuntimeError) as fault:
+        silent = "" if answers(hub_url()) else f", and {hub_url()} does not answer"
+        reason = f" ({one_line(fault)})" if not silent else ""
+        raise UserError(
+            f"{repository}: is neither a file or folder here nor complete in the hub's cache"
+            f"{silent}{reason}; name a local file or folder, or try again with network"
+        ) from fault
+    return Path(folder)
 
 
 def cache_folder(repository: str) -> Path:

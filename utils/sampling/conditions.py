@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from models.geometry import mix, towards_images
 from utils.base.errors import UserError, note
 from utils.config.schema import Config
 from utils.data.captions import load_captions
 from utils.data.embeddings import read_image_mean
-from utils.data.images import Sample, list_images, to_uint8_array
+from utils.data.images import Sample, center_crop, list_images, to_uint8_array
 from utils.sampling.prompts import Row, Source
 
 if TYPE_CHECKING:
@@ -59,27 +60,30 @@ class Conditions:
 
     rows: list[Row]
     embeddings: torch.Tensor  # (R, D)
-    thumbnails: dict[str, np.ndarray]  # image path -> (S, S, 3) uint8, the input of CLIP
+    thumbnails: dict[str, np.ndarray]  # value of an image -> (S, S, 3) uint8, the input of CLIP
 
     def icons(self) -> dict[str, list[np.ndarray]]:
         """Return the images of each row, (S, S, 3) uint8, by the row's label."""
-        return {row.label: [self.thumbnails[path] for path in row.images] for row in self.rows}
+        return {row.label: [self.thumbnails[value] for value in row.images] for row in self.rows}
 
 
 def embed_rows(rows: list[Row], clip: ClipEncoder, config: Config) -> Conditions:
     """Embed every source once and mix them; see `models.geometry.mix`.
 
     Images are cropped and embedded as in training. A note names each prompt that is cut because it
-    is too long. Raises UserError if an image is unreadable or a mixture does not exist.
+    is too long. Raises UserError if an image is unreadable, an embedding has another width, or a
+    mixture does not exist.
     """
     thumbnails: dict[str, np.ndarray] = {}
     embeddings: dict[Source, torch.Tensor] = {}  # (D,)
     for source in dict.fromkeys(source for row in rows for source, _ in row.parts):
         if source.kind == "image":
-            pixels = to_uint8_array(source.value, config.data.resolution)
-            thumbnails[source.value] = pixels
-            y = clip.encode_images(torch.tensor(pixels).permute(2, 0, 1)[None])
+            thumbnails[source.value] = _pixels(source, config.data.resolution)
+            pixels = torch.tensor(thumbnails[source.value])
+            y = clip.encode_images(pixels.permute(2, 0, 1)[None])
             y = F.normalize(y, dim=1) if config.data.norm_feature else y
+        elif source.kind == "embedding":
+            y = _given_embedding(source, clip.dim)
         else:
             if clip.count_truncated([source.value]):
                 note(
@@ -96,6 +100,25 @@ def embed_rows(rows: list[Row], clip: ClipEncoder, config: Config) -> Conditions
             try:
                 y = mix(y, torch.tensor([[weight for _, weight in row.parts]]))
             except ValueError as fault:
-                raise UserError(f"--mix: {row.label}: {fault}") from fault
+                raise UserError(f"mix: {row.label}: {fault}") from fault
         conditions.append(y[0])
     return Conditions(rows, torch.stack(conditions), thumbnails)
+
+
+def _pixels(source: Source, side: int) -> np.ndarray:
+    """Return an image source as CLIP sees it in training, (side, side, 3) uint8."""
+    if isinstance(source.content, Image.Image):
+        return np.asarray(center_crop(source.content, side))
+    return to_uint8_array(source.value, side)
+
+
+def _given_embedding(source: Source, width: int) -> torch.Tensor:
+    """Return the embedding that a source holds, (1, D); raise UserError if D is not `width`."""
+    y = source.content
+    assert isinstance(y, torch.Tensor)
+    if y.shape != (width,) or not y.isfinite().all():
+        raise UserError(
+            f"{source.label}: should be {width} finite numbers, the width of this network's "
+            f"condition, and has {len(y)}"
+        )
+    return y[None]

@@ -2,19 +2,20 @@
 
 An image depends only on its seed, its condition, the weights and the `sampling` section of the
 config. Each seed has its own generator: it draws the latent first, then what the caller asks for,
-then the churn noise.
+then the noise of the prior if there is one, then the churn noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import torch
 
 from models.edm import EDMPrecond
-from models.samplers import SamplerSettings, SeededNoise, guided, sample
+from models.embedding_prior import EmbeddingPrior
+from models.samplers import Denoise, SamplerSettings, SeededNoise, guided, sample
 from utils.base.errors import UserError
 from utils.base.out_of_memory import Halving
 from utils.base.read_ahead import read_ahead
@@ -23,6 +24,8 @@ from utils.config.sections import Sampling
 if TYPE_CHECKING:
     from models.autoencoder import Autoencoder
 
+# (denoiser with its guidance, unit normal latents, settings) -> images, all (B, C, h, w).
+Solve = Callable[[Denoise, torch.Tensor, SamplerSettings], torch.Tensor]
 AMP_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -53,24 +56,36 @@ def draw_images(
     latents: torch.Tensor,
     conds: torch.Tensor | None,
     sampling: Sampling,
+    prior: EmbeddingPrior | None = None,
+    solve: Solve | None = None,
 ) -> torch.Tensor:
     """Draw one batch of images: (B, H, W, 3) uint8 on the CPU.
 
-    noise: generators of the seeds; they go on from where they are and draw the churn noise.
+    noise: generators of the seeds, which go on from where they are. They draw the noise of the
+        prior, then the churn noise.
     latents: (B, C, h, w) unit normal.
     conds: (B, D), or None for a model without condition. External features, if the network reads
         them, are the last columns.
     sampling: sampler, guidance and precision. `amp` is the precision of the network, and bf16 also
         that of the decoder. The sampler's state stays in float64.
+    prior: draws another condition for each seed, with `sampling.freedom`; None = `conds` as given.
+    solve: replaces the sampler, e.g. by a scheduler of diffusers.
 
     Raises UserError if values of `sampling` do not go together.
     """
     settings, amp = sampler_settings(sampling), sampling.amp
+    if sampling.freedom and conds is not None:
+        if prior is None:
+            raise ValueError("sampling.freedom needs the prior of load_config_prior")
+        conds = prior.draw(conds, noise.randn(conds.shape[1:]), sampling.freedom)
     denoise = guided(
         denoiser, conds, sampling.cfg_scale, sampling.guidance_interval, denoiser.model.cond_dim
     )
     with torch.autocast(latents.device.type, AMP_DTYPES[amp], enabled=amp != "no"):
-        x = sample(denoise, latents, settings, randn=lambda like: noise.randn(like.shape[1:]))
+        if solve is None:
+            x = sample(denoise, latents, settings, randn=lambda like: noise.randn(like.shape[1:]))
+        else:
+            x = solve(denoise, latents, settings)
     # Stable Diffusion's VAEs overflow in float16.
     with torch.autocast(latents.device.type, torch.bfloat16, enabled=amp == "bf16"):
         pixels = autoencoder.decode(x.float())  # (B, 3, H, W) in [-1, 1]
@@ -85,23 +100,26 @@ def generate(
     seeds: Sequence[int],
     sampling: Sampling,
     *,
+    prior: EmbeddingPrior | None = None,
     batch_size: int = 16,
-    device: torch.device | str = "cpu",
+    solve: Solve | None = None,
 ) -> Iterator[tuple[range, torch.Tensor]]:
     """Yield finished batches: positions in `seeds`, and their images (B, H, W, 3) uint8 on the CPU.
 
-    conds: (N, D), one for each seed, or None for a model without condition; see `draw_images`.
+    conds: (N, D), one for each seed, or None for a model without condition.
+    prior: of utils.pretrained.priors.load_config_prior.
+    sampling, solve: see `draw_images`.
     A batch that does not fit into memory is drawn in halves.
 
     Raises UserError if values of `sampling` do not go together.
     """
-    in_memory = Halving("sampling")
+    in_memory, device = Halving("sampling"), next(denoiser.parameters()).device
 
     def draw(positions: range) -> torch.Tensor:
         noise = SeededNoise([seeds[p] for p in positions], device)
         latents = noise.randn(latent_shape(denoiser))
         batch = None if conds is None else conds[positions.start : positions.stop].to(device)
-        return draw_images(denoiser, autoencoder, noise, latents, batch, sampling)
+        return draw_images(denoiser, autoencoder, noise, latents, batch, sampling, prior, solve)
 
     def draw_in_memory(positions: range) -> torch.Tensor:
         return torch.cat(in_memory(draw, positions))

@@ -54,19 +54,16 @@ def single_pictures(folder: Path) -> list[Sample]:
 def labelled_grid(
     images: np.ndarray,
     captions: Sequence[str] | None,
-    path: str | Path,
     columns: int | None = None,
     title: str | None = None,
-    text: Mapping[str, str] | None = None,
     icons: Mapping[str, Sequence[np.ndarray]] | None = None,
-) -> None:
-    """Write pictures, (N, H, W, 3) uint8, as one PNG on white with their captions.
+) -> Image.Image:
+    """Lay out pictures, (N, H, W, 3) uint8, on white with their captions.
 
     A caption stands below its picture. A caption that a whole row shares stands once, above the
     row; the rows after it that share it too have no caption of their own.
 
     columns: pictures in a row; None = a nearly square grid.
-    text: text chunks of the PNG.
     icons: caption or title -> (H, W, 3) uint8 pictures, which stand small before it.
     """
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
@@ -76,7 +73,7 @@ def labelled_grid(
     for start in range(0, len(images), columns):
         stop = start + columns
         page.add_row(images[start:stop], captions[start:stop] if captions is not None else ())
-    save_png(page.draw(), path, text)
+    return page.draw()
 
 
 class _GridPage:

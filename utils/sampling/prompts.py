@@ -1,26 +1,31 @@
-"""Sources of a picture: prompts, images, and mixtures of them by weight."""
+"""Sources of a picture: prompts, images, embeddings, and mixtures of them by weight."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
+from PIL import Image
 
-from utils.base.errors import UserError
+from utils.base.errors import UserError, refusing, short_repr
+from utils.data.images import upright_rgb
 
 
 @dataclass(frozen=True)
 class Source:
-    """A sentence or an image, from which CLIP makes an embedding."""
+    """A sentence or an image, from which CLIP makes an embedding, or an embedding itself."""
 
-    kind: Literal["prompt", "image"]
-    value: str  # the sentence, or the path of the image
+    kind: Literal["prompt", "image", "embedding"]
+    value: str  # the sentence, the path of the image, or a hash of what `content` holds
     label: str  # for people: the sentence, or the image's file name
+    content: Image.Image | torch.Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -39,25 +44,57 @@ class Row:
 
     @property
     def images(self) -> list[str]:
-        """Paths of the images among the sources."""
+        """Values of the images among the sources."""
         return [source.value for source, _ in self.parts if source.kind == "image"]
 
 
 def text_prompt(text: str) -> Source:
-    """Return a sentence of the command line as a source; UserError if it is empty."""
+    """Return a sentence as a source; UserError if it is empty."""
     if not text.strip():
-        raise UserError("--prompt is empty; say what to draw")
+        raise UserError("the prompt is empty; say what to draw")
     return Source("prompt", text.strip(), text.strip())
 
 
 def image_prompt(path: str) -> Source:
-    """Return an image of the command line as a source; UserError if it is a folder.
+    """Return an image file as a source; UserError if it is a folder.
 
     The file is read later.
     """
     if Path(path).is_dir():
-        raise UserError(f"--image {path}: is a folder; name an image in it")
+        raise UserError(f"{path}: is a folder; name an image in it")
     return Source("image", path, Path(path).name)
+
+
+def as_source(given: object) -> Source:
+    """Return a source: a sentence, the `Path` of an image, a Pillow image, or an embedding (D,).
+
+    Raises UserError for anything else, for an empty sentence, and for a damaged image.
+    """
+    if isinstance(given, Source):
+        return given
+    if isinstance(given, str):
+        return text_prompt(given)
+    if isinstance(given, Path):
+        return image_prompt(str(given))
+    if isinstance(given, Image.Image):
+        with refusing("the image cannot be decoded; repair it or give another"):
+            pixels = upright_rgb(given)
+        name = f"image {_digest(pixels.tobytes())}"
+        label = Path(getattr(given, "filename", "") or name).name
+        return Source("image", name, label, pixels)
+    if isinstance(given, torch.Tensor) and given.ndim == 1 and given.is_floating_point():
+        y = given.detach().float().cpu()
+        name = f"embedding {_digest(y.numpy().tobytes())}"
+        return Source("embedding", name, name, y)
+    raise UserError(
+        f"{short_repr(given)}: should be a sentence, a pathlib.Path of an image, a Pillow image or "
+        "an embedding, a tensor of one dimension"
+    )
+
+
+def _digest(content: bytes) -> str:
+    """Return a short name of some bytes."""
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -75,10 +112,15 @@ def read_prompts(path: Path) -> list[str]:
     return lines
 
 
-def arrange(sources: Sequence[Source], mixes: Sequence[str], steps: int | None) -> list[Row]:
+def arrange(
+    sources: Sequence[Source],
+    mixes: Sequence[str | Sequence[float]] = (),
+    steps: int | None = None,
+) -> list[Row]:
     """Return the rows to draw: each source; or each of `mixes`; or `steps` between two sources.
 
-    mixes: weights, for example '0.3,0.7', one for each source; only their ratios count.
+    mixes: weights, for example '0.3,0.7' or (0.3, 0.7), one for each source; only their ratios
+        count.
     steps: number of rows from the first source to the second one, both included.
     Raises UserError if there is no source, or weights or steps do not fit the sources.
     """
@@ -90,12 +132,12 @@ def arrange(sources: Sequence[Source], mixes: Sequence[str], steps: int | None) 
     labels = [source.label for source in dict.fromkeys(sources)]
     sources = [replace(s, label=s.value) if labels.count(s.label) > 1 else s for s in sources]
     if mixes and steps is not None:
-        raise UserError("--mix and --interpolate exclude each other")
+        raise UserError("mix and interpolate exclude each other")
     if steps is not None:
         if len(sources) != 2:
-            raise UserError(f"--interpolate goes between two prompts or images, not {len(sources)}")
+            raise UserError(f"interpolate goes between two prompts or images, not {len(sources)}")
         if steps < 2:
-            raise UserError(f"--interpolate {steps}: should be at least 2, both ends included")
+            raise UserError(f"interpolate {steps}: should be at least 2, both ends included")
         weights = [[1 - t, t] for t in np.linspace(0, 1, steps).tolist()]
     elif mixes:
         weights = [parse_weights(text, len(sources)) for text in mixes]
@@ -105,25 +147,27 @@ def arrange(sources: Sequence[Source], mixes: Sequence[str], steps: int | None) 
     return [Row(tuple((source, weight) for source, weight in row if weight)) for row in pairs]
 
 
-def parse_weights(text: str, count: int) -> list[float]:
+def parse_weights(given: str | Sequence[float], count: int) -> list[float]:
     """Return `count` weights divided by their sum.
 
     Raises UserError if they are not `count` numbers, or their sum is not above zero.
     """
     try:
-        weights = [float(part) for part in text.split(",")]
-    except ValueError:
-        weights = [math.nan]
+        parts = given.split(",") if isinstance(given, str) else list(given)
+        weights = [float(part) for part in parts]
+        text = given if isinstance(given, str) else ",".join(f"{weight:g}" for weight in weights)
+    except (TypeError, ValueError):
+        weights, text = [math.nan], short_repr(given)
     if not all(map(math.isfinite, weights)):
-        raise UserError(f"--mix {text}: should be numbers, e.g. 0.3,0.7")
+        raise UserError(f"mix {text}: should be numbers, e.g. 0.3,0.7")
     if len(weights) != count:
         raise UserError(
-            f"--mix {text}: number of weights is {len(weights)}, but there are {count} prompts "
+            f"mix {text}: number of weights is {len(weights)}, but there are {count} prompts "
             "and images; give each a weight, in their order"
         )
     total = sum(weights)
     if total < 1e-6:
-        raise UserError(f"--mix {text}: the weights sum to {total:g}; should be more than zero")
+        raise UserError(f"mix {text}: the weights sum to {total:g}; should be more than zero")
     return [weight / total for weight in weights]
 
 

@@ -59,9 +59,9 @@ def parse_args(description: str | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--export",
         type=Path,
-        metavar="FILE",
-        help="write the EMA weights of --ckpt_path to this file (.safetensors), with its config "
-        "and any key=value, and end",
+        metavar="PATH",
+        help="write the EMA weights of --ckpt_path to this file (.safetensors), or to a folder "
+        "with encoders, code and model card; with its config and any key=value; and end",
     )
     add_published_flags(parser, TRAINING + SAMPLING)
     add_launch_arguments(parser)

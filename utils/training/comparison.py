@@ -8,8 +8,9 @@ from typing import Any
 from utils.config.schema import Config
 from utils.training.speed import best_amp
 
-FREE_SECTIONS = ("log", "eval", "sampling")
+FREE_SECTIONS = ("log", "eval", "sampling", "prior")
 FREE_KEYS = (
+    "encoders.prior",
     "train.num_workers",
     "train.max_bad_steps",
     "train.step_timeout",

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from models.edm import EDMPrecond
+from models.embedding_prior import EmbeddingPrior
 from utils.config.schema import Config
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.make_commands import naming_commands
 from utils.pretrained.encoders import load_config_autoencoder
+from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions, captions_of
 from utils.sampling.generate import generate, sampler_settings
-from utils.sampling.pictures import labelled_grid
+from utils.sampling.pictures import labelled_grid, save_png
 from utils.training.speed import best_amp
 
 if TYPE_CHECKING:
@@ -31,7 +33,9 @@ class SampleGrid:
         conds: torch.Tensor | None,
         captions: list[str] | None,
         device: torch.device | str,
+        prior: EmbeddingPrior | None = None,
     ) -> None:
+        self.prior = prior
         self.config, self.autoencoder, self.device = config, autoencoder, device
         self.conds, self.captions = conds, captions
         sampler_settings(config.sampling)  # raises now rather than at the first checkpoint
@@ -44,7 +48,7 @@ class SampleGrid:
 
         Raises UserError if a file that the config names is not there.
         """
-        conds = captions = None
+        conds = captions = prior = None
         if config.log.sample_every == 0:
             return None
         if config.samples_classes:
@@ -60,7 +64,8 @@ class SampleGrid:
             conds = caption_conditions(torch.from_numpy(reader.read(rows)), config)
             firsts = torch.tensor([(row, 0) for row in rows])
             captions = captions_of(config, reader.info.meta.get("names"), firsts)
-        return cls(config, load_config_autoencoder(config, device), conds, captions, device)
+            prior = load_config_prior(config, reader.info.meta.get("encoder"), device)
+        return cls(config, load_config_autoencoder(config, device), conds, captions, device, prior)
 
     def save(self, denoiser: EDMPrecond, path: Path, weights: str) -> None:
         """Draw with the configured sampler and write the PNG `path`.
@@ -74,11 +79,12 @@ class SampleGrid:
             self.conds,
             range(self.sampling.seed, self.sampling.seed + count),
             self.sampling,
+            prior=self.prior,
             batch_size=self.config.eval.batchsize,
-            device=self.device,
         )
         images = torch.cat([images for _, images in batches])
         scale = self.sampling.cfg_scale
         guidance = "no guidance" if scale is None else f"guidance {scale:g}"
         title = f"{path.stem}, {guidance}, {weights}"
-        labelled_grid(images.numpy(), self.captions, path, title=title, text={"Title": title})
+        grid = labelled_grid(images.numpy(), self.captions, title=title)
+        save_png(grid, path, {"Title": title})

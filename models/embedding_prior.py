@@ -1,0 +1,150 @@
+"""A prior of image embeddings that learns without text: many embeddings that fit one condition.
+
+A sentence names some traits of an image and leaves others open. Its embedding lies near the mean of
+the embeddings of all images that fit it. A denoiser that takes this mean for one image draws one
+average face for every seed. The prior draws, for each seed, the embedding of another image that
+fits; unCLIP's prior (Ramesh 2022, section 2.2) does so after a training on pairs.
+
+This training needs images alone. It makes means of images that are alike: it noises an embedding so
+that some of its traits are lost, and takes the mean of all images, weighted by their probability to
+be the noised one. The prior learns to draw the embedding from the mean, by flow matching.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.blocks import TimestepEmbedder
+from models.draws import WHOLE_BATCH, BatchDraws
+
+STEPS = 16  # Heun steps from noise to an embedding
+
+
+class EmbeddingPrior(nn.Module):
+    """Flow from noise to image embeddings of unit length, given the mean of those that fit.
+
+    mean: buffer (D,), mean of the normalised image embeddings.
+    scale: buffer (), standard deviation of their numbers around it.
+    reach: buffer (), mean distance from it.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    reach: Tensor
+
+    def __init__(self, dim: int, width: int = 384, depth: int = 4):
+        super().__init__()
+        self.embed_x = nn.Linear(dim, width)
+        self.embed_mean = nn.Linear(dim, width)
+        self.embed_time = TimestepEmbedder(width)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
+        self.output = nn.Linear(width, dim)
+        nn.init.zeros_(self.output.weight)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("reach", torch.ones(()))
+
+    def measure(self, y: Tensor) -> None:
+        """Set the buffers from all normalised image embeddings (N, D)."""
+        away = y - y.mean(dim=0)
+        self.mean.copy_(y.mean(dim=0))
+        self.scale.copy_(away.square().mean().sqrt())
+        self.reach.copy_(away.norm(dim=1).mean())
+
+    def forward(self, x: Tensor, time: Tensor, away: Tensor) -> Tensor:
+        """Return the velocity (N, D) of points x (N, D) at times (N,), 0 = noise, 1 = embedding.
+
+        away: (N, D), mean of the embeddings that fit, less the mean of all.
+        """
+        # Times are stretched to the range of the noise levels that the embedder was made for.
+        condition = F.silu(self.embed_mean(away / self.scale) + self.embed_time(1000 * time))
+        x = self.embed_x(x)
+        for block in self.blocks:
+            x = block(x, condition)
+        return self.output(F.silu(x))
+
+    def away_from_mean(self, y: Tensor, freedom: float) -> Tensor:
+        """Turn conditions of a denoiser y (N, D) into conditions of the prior (N, D).
+
+        They are the parts of y at right angles to the mean of all images, divided by `freedom`:
+        the less a condition says, the nearer it lies to the mean. They reach at most as far as an
+        image does.
+        """
+        y, direction = F.normalize(y, dim=1), F.normalize(self.mean, dim=0)
+        away = (y - (y @ direction)[:, None] * direction) / freedom
+        return away * (self.reach / away.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp(max=1)
+
+    @torch.no_grad()
+    def draw(self, y: Tensor, noise: Tensor, freedom: float, steps: int = STEPS) -> Tensor:
+        """Draw an image embedding of unit length for each condition y (N, D) -> (N, D).
+
+        noise: (N, D) unit normal; an embedding depends on nothing else that is random.
+        freedom: above 0; 1 = as open as the condition leaves it, less = more literal.
+        """
+        away, x = self.away_from_mean(y.float(), freedom), noise.float()
+        times = torch.linspace(0, 1, steps + 1, device=x.device)
+        for now, then in zip(times[:-1], times[1:], strict=True):
+            slope = self(x, now.expand(len(x)), away)
+            guess = x + (then - now) * slope
+            slope = (slope + self(guess, then.expand(len(x)), away)) / 2
+            x = x + (then - now) * slope
+        return F.normalize(x * self.scale + self.mean, dim=1)
+
+
+class _Block(nn.Module):
+    """Residual network of one hidden layer that reads the condition; zero at first."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.condition = nn.Linear(width, width)
+        self.hidden = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        nn.init.zeros_(self.output.weight)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Map x (N, W), condition (N, W) -> (N, W)."""
+        hidden = self.hidden(self.norm(x)) + self.condition(condition)
+        return x + self.output(F.silu(hidden))
+
+
+def posterior_mean(noised: Tensor, sigma: Tensor, bank: Tensor) -> Tensor:
+    """Return the mean of the bank's embeddings given noised ones, (N, D).
+
+    An embedding z of unit length that is as probable as all others has, after noise of standard
+    deviation sigma, a probability in proportion to exp(noised · z / sigma²).
+
+    noised: (N, D). sigma: (N, 1). bank: (B, D), of unit length.
+    """
+    weights = (noised @ bank.T / sigma**2).softmax(dim=1)  # (N, B)
+    return weights @ bank
+
+
+def prior_loss(
+    prior: EmbeddingPrior,
+    y: Tensor,
+    bank: Tensor,
+    levels: tuple[float, float],
+    draws: BatchDraws = WHOLE_BATCH,
+) -> Tensor:
+    """Return the flow-matching loss of embeddings y (N, D) -> (N,) (Lipman 2023, equation 23).
+
+    The path from noise to embedding is straight; its times are logistic-normal (Esser 2024,
+    section 3.1). The condition is the posterior mean of the noised embedding.
+
+    y, bank: (N, D) and (B, D), of unit length. y is added to the bank.
+    levels: range of the noise's length, drawn evenly in its logarithm. Short noise leaves every
+        trait of the image in the condition, long noise leaves none.
+    """
+    low, high = torch.tensor(levels).log()
+    position = draws.rand((len(y), 1), y.device)
+    sigma = (low + (high - low) * position).exp() / y.shape[1] ** 0.5
+    noised = y + sigma * draws.randn(y.shape, y.device)
+    away = posterior_mean(noised, sigma, torch.cat([bank, y])) - prior.mean
+
+    target, noise = (y - prior.mean) / prior.scale, draws.randn(y.shape, y.device)
+    time = draws.randn((len(y),), y.device).sigmoid()
+    x = noise.lerp(target, time[:, None])
+    return (prior(x, time, away) - (target - noise)).square().mean(dim=1)

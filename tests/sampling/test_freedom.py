@@ -1,0 +1,144 @@
+"""`sampling.freedom`: each seed fills in what a condition leaves open, by a prior."""
+
+import json
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny import DIM, make_tiny_checkpoint, make_tiny_config, make_tiny_evaluation_data
+
+import eval_latent_t2f
+import t2f
+from models.clip import load_clip
+from models.embedding_prior import EmbeddingPrior
+from utils.base.errors import UserError
+from utils.pretrained.denoisers import export_safetensors
+from utils.pretrained.priors import load_config_prior, read_prior, save_prior
+from utils.sampling.text_to_face import TextToFace
+
+
+def make_prior(path, clip: str, dim: int = DIM):
+    """Write a prior with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        prior = EmbeddingPrior(dim, width=16, depth=1)
+        torch.nn.init.normal_(prior.output.weight)
+        prior.measure(torch.nn.functional.normalize(1 + torch.randn(50, dim), dim=1))
+    save_prior(prior, path, clip)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint whose config names a prior of its CLIP; freedom is 0."""
+    folder = tmp_path_factory.mktemp("free")
+    clip = load_clip(make_tiny_config(folder).encoders.clip)
+    prior = make_prior(folder / "prior.safetensors", clip.identity)
+    config = make_tiny_config(folder, encoders={"prior": prior})
+    return make_tiny_checkpoint(folder / "0000010.pt", config)
+
+
+@pytest.fixture(scope="module")
+def faces(checkpoint):
+    return TextToFace.load(checkpoint, device="cpu")
+
+
+def differs(a, b) -> bool:
+    return any(x.tobytes() != y.tobytes() for x, y in zip(a.images, b.images, strict=True))
+
+
+def test_zero_is_literal_whether_or_not_a_prior_is_there(checkpoint, faces):
+    without = TextToFace.load(checkpoint, overrides=["encoders.prior=null"], device="cpu")
+    faces.draw("red hair", num=1, freedom=0.8)  # loads the prior
+    assert not differs(faces.draw("red hair", num=3), without.draw("red hair", num=3))
+
+
+def test_each_seed_draws_another_condition_after_its_latent(faces):
+    literal, free = (faces.draw("red hair", num=3, freedom=f) for f in (0, 0.8))
+    assert differs(literal, free)
+    assert not differs(free, faces.draw("red hair", seeds=[0, 1, 2], freedom=0.8, batch_size=1))
+    assert not differs(free, faces.draw("red hair", num=3, freedom=0.8))
+
+
+def test_the_prior_draws_its_noise_after_the_latent(faces, checkpoint):
+    """The latent of a seed is equal at every freedom, so that the condition alone changes."""
+    config = faces.config.sampling
+    prior, _ = read_prior(checkpoint.parent / "prior.safetensors")
+    generator = torch.Generator().manual_seed(7)
+    torch.randn(4, 2, 2, generator=generator)  # the latent
+    noise = torch.randn(DIM, generator=generator)
+    condition = prior.draw(faces.embed("red hair"), noise[None], freedom=0.8)
+    expected = faces.draw(condition[0], seeds=[7])
+    assert config.freedom == 0
+    assert not differs(expected, faces.draw("red hair", seeds=[7], freedom=0.8))
+
+
+def test_the_command_line_draws_the_same_and_notes_the_freedom(
+    checkpoint, faces, tmp_path, monkeypatch
+):
+    words = ["--ckpt", checkpoint, "--prompt", "red hair", "--num", 1, "--freedom", 0.8]
+    monkeypatch.setattr(sys, "argv", ["t2f.py", *map(str, words), "--out", str(tmp_path)])
+    t2f.main()
+    with Image.open(tmp_path / "00_000.png") as picture:
+        assert picture.text["freedom"] == "0.8"
+        assert picture.tobytes() == faces.draw("red hair", freedom=0.8).images[0].tobytes()
+
+
+def test_a_network_is_evaluated_with_freedom(checkpoint, tmp_path, monkeypatch):
+    config = make_tiny_config(checkpoint.parent)
+    if not config.eval.ref_path.exists():
+        make_tiny_evaluation_data(config)
+    records = []
+    for freedom in ("0", "0.8"):
+        words = ["--ckpt", str(checkpoint), "--out", str(tmp_path / freedom)]
+        words += ["eval.fid_sample_size=8", f"sampling.freedom={freedom}"]
+        monkeypatch.setattr(sys, "argv", ["eval_latent_t2f.py", *words])
+        eval_latent_t2f.main()
+        records.append(json.loads((tmp_path / freedom / "results.jsonl").read_text()))
+    assert records[0]["frechet_distance"] != records[1]["frechet_distance"]
+    assert records[1]["freedom"] == 0.8 and "freedom" not in records[0]
+
+
+def test_settings_beside_a_released_file_count_over_those_in_it(checkpoint, tmp_path):
+    released = tmp_path / "dit.safetensors"
+    export_safetensors(checkpoint, released)
+    assert TextToFace.load(released, device="cpu").config.sampling.freedom == 0
+    (tmp_path / "dit.yaml").write_text("sampling: {freedom: 0.8}\n")
+    beside = TextToFace.load(released, device="cpu").config.sampling
+    assert (beside.freedom, beside.num_steps, beside.cfg_scale) == (0.8, 3, 2.0)
+    (tmp_path / "dit.yaml").write_text("sampling: {fredom: 0.8}\n")
+    with pytest.raises(UserError, match="fredom"):
+        TextToFace.load(released, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"encoders": {"prior": None}}, r"sampling.freedom=0.8 needs a prior: .*train_prior.py"),
+        ({"encoders": {"prior": "gone.safetensors"}}, "gone.safetensors is not there"),
+        ({"encoders": {"prior": "no_prior.safetensors"}}, "holds no prior"),
+        ({"encoders": {"prior": "text.safetensors"}}, "holds no prior"),
+        ({"encoders": {"prior": "other_clip.safetensors"}}, "of another CLIP"),
+        ({"encoders": {"prior": "wider.safetensors"}}, "of another CLIP"),
+    ],
+)
+def test_a_prior_that_does_not_fit_is_named_in_one_line(tmp_path, monkeypatch, settings, message):
+    monkeypatch.chdir(tmp_path)
+    make_prior(tmp_path / "other_clip.safetensors", "clip-b")
+    make_prior(tmp_path / "wider.safetensors", "clip-a", dim=DIM + 1)
+    save_file({"x": torch.ones(1)}, tmp_path / "no_prior.safetensors")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    config = make_tiny_config(tmp_path, sampling={"freedom": 0.8}, **settings)
+    with pytest.raises(UserError, match=message) as error:
+        load_config_prior(config, "clip-a")
+    assert "\n" not in str(error.value)
+
+
+def test_a_prior_keeps_its_weights_as_float16(tmp_path):
+    path = make_prior(tmp_path / "prior.safetensors", "clip-a")
+    prior, clip = read_prior(path)
+    assert clip == "clip-a" and not prior.training
+    assert all(weight.dtype == torch.float16 for weight in load_file(path).values())
+    assert all(weight.dtype == torch.float32 for weight in prior.state_dict().values())

@@ -1,0 +1,172 @@
+"""Train a prior: it draws, for one sentence, the embeddings of many images that fit it. No text.
+
+The demo:      python train_prior.py
+Your config:   python train_prior.py --config X.yaml
+Other sizes:   python train_prior.py --config X.yaml prior.width=768 prior.max_num_steps=20000
+
+Reads the image embeddings at data.feat_path (clip_encode_img.py writes them) and no caption. Writes
+prior.safetensors beside them. Name this file in encoders.prior, and set sampling.freedom: 0 takes a
+sentence literally, so that all its pictures show one face; at 0.7 each seed fills in what the
+sentence leaves open. A prior belongs to a CLIP and to a kind of images, not to a denoiser: it
+serves every checkpoint that was trained on such embeddings.
+
+Takes minutes on a CPU. After an interruption the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, one_line_errors, refusing
+
+# isort: split
+import torch
+from torch import Tensor
+
+from models.draws import BatchDraws
+from models.embedding_prior import EmbeddingPrior, prior_loss
+from utils.base.files import write_whole
+from utils.base.locks import FileLock
+from utils.base.progress import progress
+from utils.config.command_line import HelpFormatter, add_config_arguments
+from utils.config.schema import Config
+from utils.config.sections import Prior
+from utils.data.embeddings import read_directions
+from utils.data.lmdb_reader import LMDBReader, expect_kind
+from utils.data.make_commands import naming_commands
+from utils.pretrained.chosen_config import config_file, read_config
+from utils.pretrained.encoders import usable_device
+from utils.pretrained.priors import save_prior
+
+PRIOR = "prior.safetensors"
+MOST = 1_000_000  # embeddings that are kept in memory
+SAVE_EVERY = 500  # steps
+WARM_UP = 100  # steps
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--out", type=Path, help=f"file to write; None = {PRIOR} in the folder data.feat_path"
+    )
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where to compute, e.g. cpu or cuda:1",
+    )
+    return parser.parse_intermixed_args()
+
+
+def open_embeddings(config: Config) -> LMDBReader:
+    """Open the image embeddings of a config.
+
+    Raises UserError if there are none, or if they are embeddings of captions.
+    """
+    path = config.data.feat_path
+    if path is None:
+        raise UserError("data.feat_path: required key is missing; set it to image embeddings")
+    with naming_commands(config):
+        reader = LMDBReader(path)
+    expect_kind(reader, "y")
+    if "captions_hash" in reader.info.meta:
+        raise UserError(
+            f"{path} holds embeddings of captions, and a prior learns from images alone; set "
+            "data.feat_path to a database of preprocess_scripts/clip_encode_img.py"
+        )
+    if reader.info.length < 2:
+        raise UserError(f"{path} holds {reader.info.length} image; a prior needs many")
+    return reader
+
+
+class Training:
+    """A prior, its optimizer and its draws: all that a step changes."""
+
+    def __init__(self, y: Tensor, options: Prior) -> None:
+        """y: image embeddings (N, D) of unit length, on the device of the training."""
+        torch.manual_seed(options.seed)
+        self.y, self.options, self.step = y, options, 0
+        self.prior = EmbeddingPrior(y.shape[1], options.width, options.depth)
+        self.prior.measure(y.cpu())
+        self.prior.to(y.device)
+        self.optimizer = torch.optim.AdamW(self.prior.parameters(), betas=(0.9, 0.99))
+        self.generator = torch.Generator(y.device).manual_seed(options.seed)
+
+    def take_step(self) -> Tensor:
+        """Take one step; return the loss of its batch, ()."""
+        options, device = self.options, self.y.device
+        x = self.step / options.max_num_steps
+        lr = options.lr * min((self.step + 1) / WARM_UP, (1 + math.cos(math.pi * x)) / 2)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        order = torch.randperm(len(self.y), generator=self.generator, device=device)
+        batch, bank = order[: options.batchsize], order[options.batchsize :][: options.bank]
+        draws = BatchDraws(self.generator)
+        loss = prior_loss(self.prior, self.y[batch], self.y[bank], options.levels, draws).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        return loss.detach()
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a later process needs to go on, bit for bit."""
+        return {
+            "prior": self.prior.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "step": self.step,
+            "options": self.options.model_dump(mode="json"),
+        }
+
+    def restore(self, path: Path) -> None:
+        """Go on from a file of `state`; raise UserError if it is damaged or of other options."""
+        again = f"remove it to start anew: rm {path}"
+        with refusing(f"{path} cannot be read; {again}"):
+            state = torch.load(path, weights_only=True)
+            if state["options"] != self.options.model_dump(mode="json"):
+                raise UserError(f"{path} is of a training with other `prior` options; {again}")
+            self.prior.load_state_dict(state["prior"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["generator"])
+            self.step = state["step"]
+
+
+@one_line_errors
+def main() -> None:
+    """Train the prior of a config, from where an earlier run stopped."""
+    args = parse_args()
+    config = read_config(config_file(args.config, args.experiment_dir), args.overrides)
+    device = usable_device(args.device)
+    reader = open_embeddings(config)
+    out = args.out or reader.path / PRIOR
+    partial = out.with_name(f"{out.name}.partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.with_name(f"{out.name}.lock"), f"{out}: this prior is being trained"):
+        training = Training(read_directions(reader, MOST).to(device), config.prior)
+        if partial.exists():
+            training.restore(partial)
+            print(f"continuing from step {training.step}")
+        steps, losses = config.prior.max_num_steps, []
+        bar = progress(None, "prior", steps, "step", training.step)
+        with bar:
+            while training.step < steps:
+                losses.append(training.take_step())
+                bar.update()
+                if training.step % SAVE_EVERY == 0:
+                    write_whole(partial, lambda path: torch.save(training.state(), path))
+        save_prior(training.prior, out, reader.info.meta.get("encoder", "unknown"))
+        partial.unlink(missing_ok=True)
+    if losses:
+        last = float(torch.stack(losses[-SAVE_EVERY:]).mean())
+        print(f"{len(training.y)} image embeddings, {steps} steps, loss {last:.3f}")
+    print(f"{out}: name it in encoders.prior, and set sampling.freedom=0.7")
+
+
+if __name__ == "__main__":
+    main()

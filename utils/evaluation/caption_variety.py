@@ -1,0 +1,124 @@
+"""Variety of the images of one caption, beside that of training images alike to the caption.
+
+Metrics of a whole set cannot show if one caption gives many pictures or one: each caption has one
+picture in the set. Here some captions are drawn with several seeds each.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.edm import EDMPrecond
+from utils.base.errors import note
+from utils.config.schema import Config
+from utils.evaluation.draw import Drawn, captions_of_seeds, draw_seeds, seeds_to_judge
+from utils.evaluation.feature_networks import ClipFeatures
+from utils.evaluation.feature_store import FeatureBlocks, Rows
+from utils.evaluation.image_pass import fill_blocks, require_whole
+from utils.evaluation.judge import Judge
+from utils.evaluation.kept_images import KeptImages
+from utils.evaluation.metrics import spread, vendi_score
+from utils.evaluation.neighbours import nearest, open_training_embeddings
+from utils.sampling.conditions import caption_conditions
+
+FOLDER = "variety"  # of the unfinished evaluation, for the blocks of these images
+
+
+class CaptionVariety:
+    """Images of `eval.variety_captions` captions with `eval.variety_seeds` seeds each.
+
+    The captions are those of the first images of the evaluation, the seeds its first seeds. Image
+    c · S + s is of caption c with seed s; it depends on these two, weights and settings alone.
+    """
+
+    def __init__(
+        self,
+        denoiser: EDMPrecond,
+        config: Config,
+        judge: Judge,
+        partial: Path,
+        kept: KeptImages | None = None,
+    ) -> None:
+        """`partial`: folder of the unfinished evaluation. `kept`: writes the first few images."""
+        self.denoiser, self.config, self.judge, self.kept = denoiser, config, judge, kept
+        captions, self.size = config.eval.variety_captions, config.eval.variety_seeds
+        seeds = seeds_to_judge(config)
+        self.seeds = seeds[: self.size]
+        self.chosen = captions_of_seeds(denoiser, judge, seeds[:captions])  # (C, 2)
+        self.blocks = FeatureBlocks(partial / FOLDER, captions * self.size)
+        self.tower = ClipFeatures(judge.clip)
+
+    def draw(self) -> float:
+        """Draw and judge the images that are not there yet; return the seconds that others took.
+
+        All processes call this.
+        """
+        size = self.config.eval.batchsize
+        return fill_blocks(
+            self.blocks, self._draw, self._features, self.judge, size, "variety per caption"
+        )
+
+    def _places(self, positions: list[int]) -> list[tuple[int, int]]:
+        """Return the number of the caption, and of the seed, of each image."""
+        return [divmod(position, self.size) for position in positions]
+
+    def _draw(self, positions: list[int]) -> Drawn:
+        captions, seeds = zip(*self._places(positions), strict=True)
+        return draw_seeds(
+            self.denoiser,
+            self.config,
+            self.judge,
+            [self.seeds[seed] for seed in seeds],
+            self.chosen[list(captions)],
+        )
+
+    def _features(self, positions: list[int], drawn: Drawn) -> Rows:
+        if self.kept is not None:
+            places = self._places(positions)
+            self.kept.save_variety(places, [self.seeds[seed] for _, seed in places], drawn)
+        return {"embeddings": self.tower(drawn.images.permute(0, 3, 1, 2)).pooled}
+
+    def metrics(self) -> dict[str, float | None]:
+        """Compute the metrics of all images; the main process calls this after `draw`.
+
+        Returns `spread`, the mean over captions of the spread of one caption's images;
+        `vendi_score`, the mean of their Vendi scores; `spread_alike` and `vendi_alike`, those of as
+        many training images, the nearest to the caption's condition; and `variety`, spread /
+        spread_alike. The last three are None without embeddings of training images.
+        """
+        drawn, alike = self._drawn_images(), self._alike_images()
+        width = spread(drawn)
+        usual = None if alike is None else spread(alike)
+        return {
+            "spread": width,
+            "vendi_score": vendi_score(drawn),
+            "spread_alike": usual,
+            "vendi_alike": None if alike is None else vendi_score(alike),
+            "variety": width / usual if usual else None,
+        }
+
+    def _drawn_images(self) -> Tensor:
+        """Return the embeddings of all images, (C, S, D)."""
+        require_whole(self.blocks)
+        batches = [(positions, rows["embeddings"]) for positions, rows in self.blocks]
+        order = torch.cat([positions for positions, _ in batches]).argsort()
+        return torch.cat([part for _, part in batches])[order].unflatten(0, (-1, self.size))
+
+    def _alike_images(self) -> Tensor | None:
+        """Return embeddings of the training images nearest to each caption, (C, S, D), or None."""
+        clip, size = self.judge.clip, self.size
+        reader = open_training_embeddings(self.config, clip.identity, clip.dim)
+        if reader is None or reader.info.length < size:
+            note(
+                "variety per caption is not compared with real images: data.feat_path holds too "
+                "few embeddings of training images by this CLIP"
+            )
+            return None
+        assert self.judge.captions is not None  # Judge refuses variety without captions
+        captions = torch.from_numpy(self.judge.captions.read(*self.chosen.T.numpy()))
+        conditions = caption_conditions(captions, self.config)
+        indices, _ = nearest(conditions, reader, count=size)  # (C, S)
+        return torch.from_numpy(reader.read(indices.flatten().numpy())).unflatten(0, (-1, size))

@@ -1,0 +1,74 @@
+"""Files of priors of image embeddings, which `train_prior.py` writes and drawing reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from models.embedding_prior import EmbeddingPrior
+from models.weights import read_tensors
+from utils.base.errors import UserError
+from utils.base.files import write_whole
+from utils.config.schema import Config
+
+TRAIN = "train one with python train_prior.py"
+CLIP = "clip"  # entry of the metadata: identity of the CLIP that made the embeddings
+
+
+def save_prior(prior: EmbeddingPrior, path: Path, clip: str) -> None:
+    """Write a prior's weights as float16; `clip` is the identity of the embeddings' CLIP."""
+    half = {name: weight.half().contiguous() for name, weight in prior.state_dict().items()}
+    write_whole(path, lambda temporary: save_file(half, temporary, metadata={CLIP: clip}))
+
+
+def read_prior(path: Path) -> tuple[EmbeddingPrior, str]:
+    """Read a prior in float32 and eval mode, and the identity of its CLIP.
+
+    Raises UserError if the file is not there, damaged, or holds no prior.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"encoders.prior: {path} is not there; {TRAIN}, or copy it there or beside the "
+            "checkpoint that names it, or set sampling.freedom=0"
+        )
+    try:
+        weights = {name: weight.float() for name, weight in read_tensors(path).items()}
+        width, dim = weights["embed_x.weight"].shape
+        depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+        with torch.device("meta"):
+            prior = EmbeddingPrior(dim, width, depth)
+        prior.load_state_dict(weights, assign=True)
+        with safe_open(path, "pt") as file:
+            clip = (file.metadata() or {})[CLIP]
+    except Exception as fault:
+        raise UserError(f"encoders.prior: {path} holds no prior; {TRAIN}") from fault
+    return prior.eval().requires_grad_(False), clip
+
+
+def load_config_prior(
+    config: Config, clip: str | None, device: torch.device | str = "cpu"
+) -> EmbeddingPrior | None:
+    """Load the prior at `encoders.prior`, or return None if `sampling.freedom` is zero.
+
+    clip: identity of the CLIP that embeds the sentences; None = unknown. Raises UserError if there
+    is no prior, or it was made for another CLIP or another width of conditions.
+    """
+    if config.sampling.freedom == 0:
+        return None
+    path = config.encoders.prior
+    if path is None:
+        raise UserError(
+            f"sampling.freedom={config.sampling.freedom:g} needs a prior: {TRAIN} and name its "
+            "file in encoders.prior, or set sampling.freedom=0"
+        )
+    prior, made_for = read_prior(path)
+    width = config.model.num_classes or config.model.ext_feature_dim
+    if made_for != (clip or made_for) or len(prior.mean) != width:
+        raise UserError(
+            f"encoders.prior: {path} draws embeddings of another CLIP ({made_for}) than "
+            f"encoders.clip ({clip}); {TRAIN}, or set sampling.freedom=0"
+        )
+    return prior.to(device)

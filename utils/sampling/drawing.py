@@ -1,0 +1,144 @@
+"""A drawing: rows of prompts, images and mixtures times seeds, drawn batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from utils.config.sections import Sampling
+from utils.sampling.conditions import Conditions
+from utils.sampling.pictures import GRID, labelled_grid, save_png
+from utils.sampling.prompts import Row, describe
+
+MAX_COLUMNS = 8  # of a grid whose rows have one picture each
+ALWAYS_TOLD = ("cfg_scale", "num_steps", "solver", "amp")  # in each PNG; other keys if changed
+
+# (conditions (N, D), seeds, sampling, batch size) -> finished batches, see `generate`.
+Generate = Callable[
+    [torch.Tensor, Sequence[int], Sampling, int], Iterator[tuple[range, torch.Tensor]]
+]
+
+
+def settings_text(sampling: Sampling) -> dict[str, str]:
+    """Return sampler settings as text: the main ones, and all that differ from the defaults."""
+    default = Sampling()
+    changed = [
+        name
+        for name in Sampling.model_fields
+        if name != "seed" and getattr(sampling, name) != getattr(default, name)
+    ]
+    names = dict.fromkeys([*ALWAYS_TOLD, *changed])
+    return {name: str(getattr(sampling, name)) for name in names}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One finished picture.
+
+    image: Pillow image, RGB.
+    row: index of its row in the drawing; seed: of its noise.
+    text: its sources, seed and settings, as they stand in its PNG.
+    """
+
+    image: Image.Image
+    row: int
+    label: str
+    seed: int
+    text: dict[str, str]
+
+    @property
+    def file_name(self) -> str:
+        """Return `<row>_<seed>.png`."""
+        return f"{self.row:02d}_{self.seed:03d}.png"
+
+    def save(self, path: str | Path) -> None:
+        """Write a PNG that carries `text`."""
+        save_png(self.image, path, self.text)
+
+
+@dataclass
+class Drawing:
+    """Pictures of each row and seed: ordered first by row, then by seed.
+
+    conditions: rows with their embeddings.
+    pictures: those that are finished.
+    about: further text for every PNG, e.g. the checkpoint.
+    """
+
+    conditions: Conditions
+    seeds: list[int]
+    sampling: Sampling
+    about: dict[str, str]
+    generate: Generate = field(repr=False)
+    pictures: list[Picture] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[Row]:
+        """Return the rows: prompts, images or mixtures."""
+        return self.conditions.rows
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """Return the condition of each row, (R, D) float32."""
+        return self.conditions.embeddings
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """Return the finished pictures as Pillow images."""
+        return [picture.image for picture in self.pictures]
+
+    def __len__(self) -> int:
+        """Return the number of pictures that are asked for."""
+        return len(self.rows) * len(self.seeds)
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """Return the sampler settings and `about` as text; see `settings_text`."""
+        return settings_text(self.sampling) | self.about
+
+    def batches(self, batch_size: int = 16) -> Iterator[list[Picture]]:
+        """Draw all pictures that are not finished yet; yield each batch when it is finished.
+
+        A caller may stop at any batch, and go on later with a new call.
+        Raises UserError if the sampler settings do not go together.
+        """
+        jobs = [(row, seed) for row in range(len(self.rows)) for seed in self.seeds]
+        jobs = jobs[len(self.pictures) :]
+        conds = self.embeddings[[row for row, _ in jobs]]
+        seeds = [seed for _, seed in jobs]
+        for positions, images in self.generate(conds, seeds, self.sampling, batch_size):
+            batch = []
+            for position, pixels in zip(positions, images.numpy(), strict=True):
+                row, seed = jobs[position]
+                text = {**describe([self.rows[row]]), **self.settings, "seed": str(seed)}
+                image = Image.fromarray(pixels)
+                batch.append(Picture(image, row, self.rows[row].label, seed, text))
+            self.pictures += batch
+            yield batch
+
+    def grid(self) -> Image.Image:
+        """Return all finished pictures on one page: a line for each row, with its sentence."""
+        pixels = np.stack([np.asarray(image) for image in self.images])
+        icons = self.conditions.icons()
+        if len(self.rows) == 1:
+            return labelled_grid(pixels, None, title=self.rows[0].label, icons=icons)
+        labels = [picture.label for picture in self.pictures]
+        columns = len(self.seeds) if len(self.seeds) > 1 else min(len(self.rows), MAX_COLUMNS)
+        return labelled_grid(pixels, labels, columns, icons=icons)
+
+    def save_grid(self, path: str | Path) -> None:
+        """Write the grid as a PNG that carries all sources, seeds and settings."""
+        seeds = " ".join(map(str, self.seeds))
+        save_png(self.grid(), path, {**describe(self.rows), **self.settings, "seed": seeds})
+
+    def save(self, folder: str | Path) -> None:
+        """Write each finished picture and `grid.png` into a folder, as t2f.py does."""
+        for picture in self.pictures:
+            picture.save(Path(folder) / picture.file_name)
+        self.save_grid(Path(folder) / GRID)
