@@ -28,12 +28,16 @@ class Line:
 
     def join(self, work: Work) -> Job:
         """Put work at the end of the line. Raises UserError if the line is full."""
-        if len(self._jobs) > self.most:
+        if len(self) > self.most:
             raise UserError(f"{self.most} others are waiting; try again in a minute")
         job = Job(self, work)
         self._jobs.append(job)
         self._thread.submit(job.run).add_done_callback(job.end)
         return job
+
+    def __len__(self) -> int:
+        """Return the number of visitors, the one who is served included."""
+        return len(self._jobs)
 
     def before(self, job: Job) -> int:
         """Return how many jobs come before this one."""
@@ -98,9 +102,10 @@ class Job:
         shown = 0
         try:
             while not await is_gone():
-                if (before := self._line.before(self)) != shown:
-                    shown = before
+                before = self._line.before(self)
+                if before not in (0, shown):
                     yield {"before": before}
+                shown = before
                 try:
                     message = await asyncio.wait_for(self._messages.get(), LOOK)
                 except TimeoutError:

@@ -40,6 +40,7 @@ class Limits:
 
     pictures: int = 64
     evaluations: int = 6000  # of the network, over all pictures; guidance doubles them
+    steps: int = 1000  # of a picture
     sources: int = 16  # sentences and images
     characters: int = 600  # of a sentence
     query_bytes: int = 100_000
@@ -75,6 +76,8 @@ class Order:
         steps = once.pop("interpolate", None)
         between = _whole("interpolate", steps, 2, limits.pictures) if steps is not None else None
         sampling: dict[str, Any] = dict(once)
+        if "num_steps" in sampling:
+            _whole("num_steps", sampling["num_steps"], 1, limits.steps)
         if "cfg_scale" in sampling:
             sampling["cfg_scale"] = parse_scale(sampling["cfg_scale"])
         sources = [_source(key, text, limits) for key, text in pairs if key in ("prompt", "image")]

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -32,6 +32,15 @@ FILES = Path(__file__).parent / "files"
 POLICY = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"
 
 
+class _Files(StaticFiles):
+    """The page's files, with the policy that binds the browser to them."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Content-Security-Policy"] = POLICY
+        return response
+
+
 class Page:
     """The page of one network; `app` is its ASGI application."""
 
@@ -46,7 +55,7 @@ class Page:
             Route("/settings", self.settings),
             Route("/draw", self.draw, methods=["POST"]),
             Route("/image", self.image, methods=["POST"]),
-            Mount("/", StaticFiles(directory=FILES, html=True)),
+            Mount("/", _Files(directory=FILES, html=True)),
         ]
         self.app = Starlette(
             routes=routes,

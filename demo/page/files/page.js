@@ -147,7 +147,7 @@ class Drawing {
   }
 
   take({ before, rows, seeds, notes, picture, grid }) {
-    if (before !== undefined) status(before ? `in line, ${before} before you` : "your turn");
+    if (before !== undefined) status(`in line, ${before} before you`);
     if (rows) this.begin(rows, seeds, notes);
     if (picture) this.fill(picture);
     if (grid) this.article.append(this.download(grid));
