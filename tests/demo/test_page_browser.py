@@ -68,7 +68,7 @@ def visit(browser, address):
 def draw(page: Page, sentences: str, pictures: int | None = None) -> None:
     page.get_by_label("Sentences").fill(sentences)
     if pictures:
-        page.get_by_label("Pictures", exact=False).first.fill(str(pictures))
+        page.get_by_role("spinbutton", name="Pictures").fill(str(pictures))
     page.get_by_role("button", name="Draw").click()
 
 
@@ -105,7 +105,7 @@ def test_a_sentence_becomes_pictures_and_a_download_holds_its_settings(visit):
 def test_a_link_repeats_a_picture(visit, address):
     page = visit()
     page.get_by_label("What you leave unsaid").fill("1.2")
-    page.get_by_label("Seed").fill("41")
+    page.get_by_role("spinbutton", name="Seed").fill("41")
     draw(page, "a person with a blue hoodie", 2)
     finished(page, "2 of 2 pictures")
     first = downloaded(page, "Download seed 42")
@@ -138,10 +138,12 @@ def test_an_image_and_a_sentence_are_mixed_by_sliders(visit, face):
     expect(page.get_by_role("list", name="Images").get_by_role("listitem")).to_have_count(1)
     page.get_by_label("Sentences").fill("a smiling person")
     page.get_by_label("Together").select_option(label="mix them into one face")
-    page.get_by_label("my face.png").fill("0.25")
-    page.get_by_label("a smiling person").fill("0.75")
-    expect(page.get_by_label("my face.png")).to_have_attribute("aria-valuetext", "25 %")
-    page.get_by_label("Pictures").first.fill("1")
+    page.get_by_role("slider", name="my face.png").fill("0.25")
+    page.get_by_role("slider", name="a smiling person").fill("0.75")
+    expect(page.get_by_role("slider", name="my face.png")).to_have_attribute(
+        "aria-valuetext", "25 %"
+    )
+    page.get_by_role("spinbutton", name="Pictures").fill("1")
     page.get_by_role("button", name="Draw").click()
     finished(page, "1 of 1 picture")
     picture = downloaded(page, "Download seed 0")
@@ -231,7 +233,7 @@ def test_the_page_works_by_keyboard_alone(visit):
     press("Tab")
     page.keyboard.type("2")  # replaces the number, which the tab selected
     press("Tab"), press("Tab"), press("Enter")  # the dice
-    assert page.get_by_label("Seed").first.input_value() != "0"
+    assert page.get_by_role("spinbutton", name="Seed").input_value() != "0"
     press("Tab"), press("Tab"), press("Enter")  # past the closed settings, to Draw
     finished(page, "2 of 2 pictures")
     press("Control+Enter")

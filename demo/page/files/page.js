@@ -18,6 +18,7 @@ function el(name, attributes = {}, ...children) {
 
 function icon(name) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  made.setAttribute("aria-hidden", "true");
   const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
   use.setAttribute("href", `#i-${name}`);
   made.append(use);
