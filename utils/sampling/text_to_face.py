@@ -172,8 +172,8 @@ class TextToFace:
         """Embed what is to be drawn; `Drawing.batches` then draws.
 
         sources: a sentence, the `pathlib.Path` of an image, a Pillow image or an embedding (a
-            tensor (D,), the condition itself with `freedom=0`), or a list of these, or a dict of
-            them by the label that they get. Each is a row.
+            tensor (D,), the condition itself with `freedom=0`); or a list of these, or a dict that
+            labels them. Each is a row.
         mix: a row for each mixture of all sources instead: weights, or a list of weights.
         interpolate: so many rows from the first source to the second one instead.
         num: pictures for each row, with the seeds from `sampling.seed` on.
