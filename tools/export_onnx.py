@@ -86,7 +86,6 @@ def refuse_what_the_sampler_lacks(config: Config, denoiser: EDMPrecond) -> None:
     latent = latent_shape(denoiser)
     faults = {
         "sampling.S_churn": sampling.S_churn > 0,
-        "sampling.freedom": sampling.freedom > 0,
         "sampling.schedule": sampling.schedule not in (None, "linear"),
         "sampling.scaling": sampling.scaling not in (None, "none"),
         "model.ext_feature_dim": model.architecture.ext_feature_dim > 0,
