@@ -4,7 +4,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help demo app test lint coverage soak check clean
+.PHONY: help demo app test lint coverage soak check gpu-check clean
 
 help:
 	@echo "make demo      render faces, train, evaluate, sample (15 minutes on 2 cores; resumes)"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint      check style, format, layers of imports, types"
 	@echo "make coverage  run the quick tests and print the share of lines that they reach"
 	@echo "make check     measure how often the shipped network draws what the sentence asks for"
+	@echo "make gpu-check check a GPU: reference values, training, speed, memory (10 minutes)"
 	@echo "make soak      run all long fault tests: kills, hostile files, odd values (hours)"
 	@echo "make clean     remove the demo's data and results (not .venv)"
 
@@ -26,7 +27,7 @@ help:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-app.txt
 	@touch $@
 
-.venv/.dev: requirements.txt requirements-app.txt requirements-dev.txt .venv/.run
+.venv/.dev: requirements.txt requirements-app.txt requirements-onnx.txt requirements-dev.txt .venv/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
@@ -60,6 +61,9 @@ soak: .venv/.dev
 check: .venv/.run
 	$(BIN)/python demo/make_faces.py
 	$(BIN)/python demo/check_prompts.py
+
+gpu-check: .venv/.run
+	$(BIN)/python benchmarks/gpu_check.py
 
 clean:
 	rm -rf data/demo results/demo results/check_prompts

@@ -51,7 +51,15 @@ from utils.evaluation.html_report import write_report
 from utils.evaluation.judge import Judge
 from utils.evaluation.metric_names import metrics_text
 from utils.evaluation.plots import plot_curves
-from utils.evaluation.results import Record, Results, best_of, table, way_names
+from utils.evaluation.results import (
+    Record,
+    Results,
+    best_of,
+    evaluation_of,
+    is_of_experiment,
+    table,
+    way_names,
+)
 from utils.pretrained.checkpoint_files import list_checkpoints, read_weights, step_of
 from utils.pretrained.chosen_config import config_file, experiment_config, read_config
 from utils.pretrained.denoisers import load_denoiser
@@ -106,7 +114,11 @@ def parse_args() -> argparse.Namespace:
         "few",
     )
     own = {
-        "preset": Flag("fast, or paper (40 Heun steps in float32)", "sampling.preset"),
+        "preset": Flag(
+            "paper (158 evaluations of the network an image), fast (18), fast8 (8), or instant for "
+            "students",
+            "sampling.preset",
+        ),
         "amp": Flag("precision of the diffusion model: no (float32), bf16, fp16", "sampling.amp"),
     }
     published = ("train_global_batch", "local_rank", *SAMPLING)
@@ -153,26 +165,11 @@ def load_settings(args: argparse.Namespace) -> Config:
     return read_config(args.config, args.overrides, required, flags)
 
 
-def is_of_experiment(checkpoint: Path) -> bool:
-    """Return True if a file is `<experiment>/checkpoints/<step>.pt`."""
-    return checkpoint.absolute().parent.name == "checkpoints" and checkpoint.stem.isdigit()
-
-
 def note_other_files(results: Results, checkpoint: Path) -> None:
     """Print a note if the results hold records of another file than a single one to judge."""
     digest = file_hash(checkpoint)
     if any(record.get("checkpoint_sha256") != digest for record in results.records):
         note(f"{results.folder} holds results of other files too; --out keeps them apart")
-
-
-def evaluation_of(checkpoint: Path, results_dir: Path) -> Path:
-    """Return the folder for the evaluation of one file.
-
-    It is the experiment's own for `<experiment>/checkpoints/<step>.pt`.
-    """
-    if is_of_experiment(checkpoint):
-        return checkpoint.absolute().parents[1] / "evaluation"
-    return results_dir / checkpoint.stem / "evaluation"
 
 
 def checkpoints_to_judge(

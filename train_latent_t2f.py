@@ -8,9 +8,11 @@ Two nodes, on each:  python train_latent_t2f.py --config X.yaml --num_process_pe
                      --num_proc_node 2 --node_rank 0 (or 1) --master_address HOST
 Go on with a run:    python train_latent_t2f.py --exp_name X
 Other settings:      python train_latent_t2f.py --config X.yaml train.lr=5e-5 model.mask_ratio=0.3
+A student of few steps: python train_latent_t2f.py --config configs/demo/distill.yaml --teacher X.pt
 Finetune:            python train_latent_t2f.py --config Y.yaml --ckpt_path X/checkpoints/0300000.pt
 Release a model:     python train_latent_t2f.py --export dit.safetensors --ckpt_path 0005000.pt \\
                          sampling.cfg_scale=2
+  with all it needs: python train_latent_t2f.py --export FOLDER --ckpt_path 0005000.pt
 
 This command, started again, continues the run in its experiment folder. After Ctrl-C, SIGTERM
 or SIGUSR1 it finishes the step, saves, and ends with code 130, 143 or 138. Other codes: 0 finished,
@@ -42,6 +44,7 @@ from utils.training.experiment import (
     with_stored_defaults,
 )
 from utils.training.outputs import Outputs
+from utils.training.release_folder import export_folder
 from utils.training.state import TrainingState
 from utils.training.step_guard import diverged
 from utils.training.train_step import train_step
@@ -80,6 +83,8 @@ def train(
         notes.append(f"continuing {folder} from step {state.step}{not_read}")
     elif start_from is not None:
         notes += state.start_from(start_from, strict)
+    elif config.is_distilled:
+        notes += state.start_as_student()
     is_new, saved = saved is None, None  # frees the checkpoint's memory
     max_steps = state.max_steps
     notes += state.make_ready()
@@ -151,6 +156,10 @@ def main() -> None:
     if args.export:
         if not args.ckpt_path:
             raise UserError("--export: name the checkpoint to export with --ckpt_path")
+        if args.export.suffix != ".safetensors":
+            export_folder(args.ckpt_path, args.export, args.overrides)
+            print(f"{args.export}: a release folder of {args.ckpt_path}; README.md in it says more")
+            return
         local = export_safetensors(args.ckpt_path, args.export, args.overrides)
         print(f"{args.export}: EMA weights of {args.ckpt_path}, float16")
         if local:

@@ -1,4 +1,4 @@
-"""Write docs/performance.md from the measurements in docs/benchmarks/*.json.
+"""Write docs/performance.md, and the table of docs/study.md, from docs/benchmarks/*.json.
 
 python benchmarks/table.py      # after a benchmark was run with --out
 """
@@ -13,11 +13,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.timing import table
+from benchmarks.recipes.results import Results
+from benchmarks.recipes.table import study_rows
+from benchmarks.timing import replace_tables, table
 from utils.config.command_line import HelpFormatter
 
 PAGE = ROOT / "docs" / "performance.md"
+STUDY = ROOT / "docs" / "study.md"
+BEGIN = "<!-- written by benchmarks/table.py -->"
 MEASURED = ROOT / "docs" / "benchmarks"
+OWN_PAGES = ("study", "variety", "sampling_students")  # stems of files that other pages show
 ORDER = ("train_step", "dataloader", "sampling", "preprocess", "metrics", "time_to_quality")
 
 HEAD = """# How fast each stage is
@@ -26,7 +31,9 @@ The command above each table wrote it. A table compares with a plain, honest bas
 measured in the same run: repetitions take turns, and medians are shown. Run a command on your
 machine and then `python benchmarks/table.py`, and this page holds your measurements. Ratios carry
 over to other machines better than rates.
-`benchmarks/metrics.py` needs `requirements-dev.txt` (pytorch-fid).
+`benchmarks/metrics.py` needs `requirements-dev.txt` (pytorch-fid). All was measured on CPUs. On a
+GPU, `make gpu-check` checks results, speed and memory in ten minutes; with
+`--out docs/benchmarks/gpu_check.json` its table joins this page.
 """
 
 
@@ -57,12 +64,20 @@ def rank(path: Path) -> tuple[int, str]:
     return stage, path.stem
 
 
+def study_table(path: Path) -> str:
+    """Return the Markdown table of a study's JSON file."""
+    return table(study_rows(Results(path, json.loads(path.read_text())["setup"])))
+
+
 def main() -> None:
-    """Write the page."""
+    """Write both pages."""
     argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
-    files = sorted(MEASURED.glob("*.json"), key=rank)
+    study = MEASURED / "study.json"
+    replace_tables(STUDY, BEGIN, [study_table(study)])
+    tables = (file for file in MEASURED.glob("*.json") if not file.stem.startswith(OWN_PAGES))
+    files = sorted(tables, key=rank)
     PAGE.write_text("\n".join([HEAD, *(section(path) for path in files)]))
-    print(f"{PAGE.relative_to(ROOT)}: {len(files)} tables")
+    print(f"{PAGE.relative_to(ROOT)}: {len(files)} tables; {STUDY.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

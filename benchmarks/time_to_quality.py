@@ -101,19 +101,23 @@ def compare(args: argparse.Namespace) -> None:
     setup = {"seconds": args.seconds, "unit": unit(), **jury.identity}
     results = Results(args.out, setup)
     picture = args.plot or args.out.with_suffix(".png")
-    costs = Costs(args.work).measure(recipes)
+    # Recipes that differ in their pictures alone share the training of the first of them.
+    trainings = {r.name: next(o for o in recipes if r.trains_like(o)) for r in recipes}
+    costs = Costs(args.work).measure([r for r in recipes if trainings[r.name] is r])
     for recipe in recipes:
-        cost = costs[recipe.name]
+        cost = costs[trainings[recipe.name].name]
         print(f"{recipe.name}: {steps_within(args.seconds, cost)} steps of {cost:.3g} {unit()}")
     for seed in seeds:
         for recipe in recipes:
+            training = trainings[recipe.name]
             is_raw_too = recipe.name in args.not_averaged
             plan = Plan(
                 recipe,
                 seed,
-                steps_within(args.seconds, costs[recipe.name]),
-                args.work / recipe.name / f"{args.seconds:g}s_seed{seed}",
+                steps_within(args.seconds, costs[training.name]),
+                args.work / training.name / f"{args.seconds:g}s_seed{seed}",
                 args.points,
+                training,
                 ("ema", "model") if is_raw_too else ("ema",),
                 curve=seed == seeds[0],
             )

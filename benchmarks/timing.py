@@ -16,7 +16,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,6 +27,7 @@ import torch
 from utils.base.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
+END = "<!-- end -->"  # of a table on a page that is written by hand
 Work = Callable[[], Any]
 
 
@@ -204,6 +205,14 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     lines += ["| " + " | ".join(_shown(value) for value in row.values()) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def replace_tables(page: Path, begin: str, tables: Sequence[str]) -> None:
+    """Replace the tables of a Markdown page, each between a line `begin` and a line `END`."""
+    before, *parts = page.read_text(encoding="utf-8").split(begin)
+    for text, part in zip(tables, parts, strict=True):
+        before += f"{begin}\n\n{text}\n\n{END}{part.split(END, 1)[1]}"
+    page.write_text(before, encoding="utf-8")
 
 
 def _shown(value: Any) -> str:

@@ -58,6 +58,7 @@ from utils.sampling.conditions import caption_conditions
 from utils.sampling.generate import generate
 
 COARSE = ("hair_style", "hair_color", "headwear", "skin", "background", "clothes_color")
+PROBE_LEVEL = 1.0  # perturbation of the probe, for a network that was trained without
 CHUNK = 200  # images encoded at a time
 DRAWN_AT_ONCE = 50  # pictures
 
@@ -156,7 +157,7 @@ def encoder_chain(
     text_embeddings = clip.encode_texts(texts)
     with torch.inference_mode(False):
         train_embeddings = embed(train_images, "training").clone()
-        scale = config.train.perturbation
+        scale = config.train.perturbation or PROBE_LEVEL
         probe = train_probe(train_embeddings, codes_of(train_records), scale, steps=3000)
 
     def ask(embeddings: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Measure how varied the faces of sentences that say little are, and if they show all that is said.
 
     python demo/check_variety.py                                  # the shipped model
-    python demo/check_variety.py sampling.cfg_scale=1.5 --method guidance --strength 1.5
+    python demo/check_variety.py sampling.freedom=0.5 --method prior --strength 0.5
     python demo/check_variety.py --ckpt results/demo/checkpoints/0000900.pt --captions 0
 
 Draws each sentence of demo/short_prompts.jsonl with many seeds, and each caption of some held-out
@@ -33,7 +33,18 @@ from torch import Tensor
 from demo.check_handwritten import read_captions
 from demo.check_prompts import agreement, choose_captions
 from demo.classifier import classify, codes_of, load_classifier, load_records
-from demo.variety import AT_ONCE, PROMPTS, Draw, Judge, closeness, figures, judge_draws
+from demo.variety import (
+    AT_ONCE,
+    PROMPTS,
+    Draw,
+    Judge,
+    closeness,
+    data_codes,
+    faces_that_show,
+    figures,
+    judge_draws,
+    wanted_codes,
+)
 from utils.base.files import write_json
 from utils.base.progress import progress
 from utils.base.text_table import aligned
@@ -100,24 +111,33 @@ def drawing(ckpt: Path, overrides: list[str]) -> tuple[Draw, Config]:
     return draw, config
 
 
+def held_out_embeddings(config: Config) -> Tensor:
+    """Return the CLIP embeddings of all held-out faces, (M, D); raise UserError without them."""
+    if config.eval.image_feat_path is None:
+        raise UserError("eval.image_feat_path: not set in the config; set it, or use --captions 0")
+    held_out = LMDBReader(config.eval.image_feat_path)
+    return torch.from_numpy(held_out.read(np.arange(held_out.info.length)))
+
+
 def check_captions(
-    draw: Draw, name: Judge, records: list[dict], config: Config, first_seed: int = 0
+    draw: Draw,
+    name: Judge,
+    records: list[dict],
+    reference: Tensor,
+    config: Config,
 ) -> dict[str, Any]:
     """Draw one caption of each held-out face, and compare the pictures with all held-out faces.
 
-    Returns `attributes`, the percentage of stated attributes shown (mean over attributes), and
-    `closeness` of CLIP embeddings.
+    reference: (M, D) of `held_out_embeddings`. Returns `attributes`, the percentage of stated
+    attributes shown (mean over attributes), and `closeness` of CLIP embeddings.
     """
-    if config.eval.image_feat_path is None:
-        raise UserError("eval.image_feat_path: not set in the config, so there is no reference")
-    held_out = LMDBReader(config.eval.image_feat_path)
-    reference = torch.from_numpy(held_out.read(np.arange(held_out.info.length)))
     texts, stated = choose_captions(records)
     clip = load_config_clip(config)
     shown, features = [], []
     for rows in progress(torch.arange(len(texts)).split(AT_ONCE), "captions", unit="batch"):
         numbers = rows.tolist()
-        pictures = draw([texts[i] for i in numbers], [first_seed + i for i in numbers])
+        seeds = [config.sampling.seed + i for i in numbers]
+        pictures = draw([texts[i] for i in numbers], seeds)
         shown.append(name(pictures))
         features.append(clip.encode_images(pictures))
     row = agreement(torch.cat(shown), codes_of(records), stated)
@@ -156,20 +176,24 @@ def main() -> None:
     args = parse_args()
     started = time.process_time()
     texts, stated = read_captions(args.prompts)
+    for states in wanted_codes(stated):
+        faces_that_show(states, data_codes())  # raises now rather than after the drawing
     draw, config = drawing(args.ckpt, args.overrides)
-    seed = config.sampling.seed
+    records, reference = [], torch.empty(0)
+    if args.captions:
+        records = load_records(args.data / "test", args.captions)
+        reference = held_out_embeddings(config)
     name = partial(classify, load_classifier(args.classifier, args.data / "train"))
     point = {
         "method": args.method,
         "strength": args.strength,
         "model": str(args.ckpt),
         "settings": args.overrides,
-        **figures(judge_draws(draw, name, texts, args.seeds, seed), stated),
+        **figures(judge_draws(draw, name, texts, args.seeds, config.sampling.seed), stated),
         "captions": None,
     }
     if args.captions:
-        records = load_records(args.data / "test", args.captions)
-        point["captions"] = check_captions(draw, name, records, config, seed)
+        point["captions"] = check_captions(draw, name, records, reference, config)
     point["cpu_seconds"] = round(time.process_time() - started)
     print_point(point, texts)
     add_point(point, args.out)

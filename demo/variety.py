@@ -28,6 +28,7 @@ from torch import Tensor
 
 from demo.classifier import codes_of, load_probe, predict
 from demo.make_faces import ATTRIBUTES, draw_attributes, encode_attributes, hide
+from utils.base.errors import UserError
 from utils.base.progress import progress
 from utils.data.lmdb_reader import LMDBReader
 from utils.evaluation.frechet import frechet_distance
@@ -36,6 +37,7 @@ from utils.evaluation.metrics import manifold_metrics
 PROMPTS = Path(__file__).with_name("short_prompts.jsonl")
 FACES = 200_000  # drawn for the data's own distribution
 VALUES = 1 + max(len(values) for values in ATTRIBUTES.values())  # the first one is "hidden"
+MIN_FACES = 200  # of which a sentence is true, to know how they vary
 AT_ONCE = 48  # rows that a method draws at a time
 
 Draw = Callable[[list[str], list[int]], Tensor]  # sentences and seeds of B rows → (B, …)
@@ -111,6 +113,23 @@ def _expected(p: Tensor, k: int, f: Callable[[Tensor, Tensor], Tensor]) -> Tenso
     return (chance * f(counts / k, p[..., None])).sum(dim=(-2, -1))
 
 
+def faces_that_show(stated: Tensor, data: Tensor) -> Tensor:
+    """Return those of the faces (N, A) that show all that a sentence states, (A,): (M, A).
+
+    Raises UserError if they are fewer than MIN_FACES.
+    """
+    says = stated >= 0
+    found = data[(data[:, says] == stated[says]).all(dim=1)]
+    if len(found) < MIN_FACES:
+        pairs = zip(ATTRIBUTES.items(), stated.tolist(), strict=True)
+        named = ", ".join(f"{name} = {values[code]}" for (name, values), code in pairs if code >= 0)
+        raise UserError(
+            f"{named}: {len(found)} of {len(data):,} faces show this, too few to compare with; "
+            "state less in the sentence"
+        )
+    return found
+
+
 def variety_of(drawn: Tensor, data: Tensor, stated: Tensor) -> dict[str, Tensor]:
     """Compare the attributes of one sentence's draws with those of the faces that it is true of.
 
@@ -126,12 +145,8 @@ def variety_of(drawn: Tensor, data: Tensor, stated: Tensor) -> dict[str, Tensor]
         those of K faces, on average.
     """
     possible = (shares(data) > 0).sum(dim=1).double()
-    says = stated >= 0
-    true_of = data[(data[:, says] == stated[says]).all(dim=1)]
-    if len(true_of) < 2 * len(drawn):
-        raise ValueError(f"only {len(true_of)} of {len(data)} faces show all that is stated")
-    p, q = shares(true_of), shares(drawn)
-    is_open = ~says & (p.amax(dim=1) < 1)  # a stated bun leaves no choice of a hat
+    p, q = shares(faces_that_show(stated, data)), shares(drawn)
+    is_open = (stated < 0) & (p.amax(dim=1) < 1)  # a stated bun leaves no choice of a hat
     k = len(drawn)
     found = {
         "drawn": entropies(q) / possible.log(),

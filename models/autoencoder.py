@@ -1,12 +1,13 @@
 """The VAE between pixels and latents, on top of `diffusers.AutoencoderKL`.
 
 Latents are multiplied by a scale factor (0.18215 for Stable Diffusion's VAE), so that their
-variance is near 1. "Scaled" latents are those after this multiplication.
+variance is near 1; newer VAEs also subtract a mean first. "Scaled" latents are those after both.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from pathlib import Path
@@ -16,7 +17,13 @@ from diffusers.models import AutoencoderKL
 from safetensors import SafetensorError
 from torch import Tensor
 
-from models.encoder_files import LDM_SCALE_FACTOR, ldm_levels
+from models.encoder_files import (
+    LDM_SCALE_FACTOR,
+    check_is_autoencoder_kl,
+    hub_place,
+    ldm_levels,
+    vae_folder,
+)
 from models.weights import looks_like_path, read_tensors
 
 # Part of a parameter's name in LDM's code -> in diffusers; applied in this order.
@@ -39,6 +46,7 @@ class Autoencoder:
     """A VAE in inference mode.
 
     scale_factor: of the latents.
+    shift, scale: scaled latents are (latents - shift) * scale; numbers, or (C, 1, 1) each.
     latent_channels: C of a latent.
     downsample: pixels per latent along one side.
     identity: short hash of the weights.
@@ -68,6 +76,7 @@ class Autoencoder:
         if memory == "tiled":
             self.vae.enable_tiling()
         self.scale_factor = scale_factor
+        self.shift, self.scale = latent_statistics(vae, scale_factor, device)
         self.latent_channels: int = vae.config["latent_channels"]
         self.downsample: int = 2 ** (len(vae.config["block_out_channels"]) - 1)
         self.device, self.dtype = device, dtype
@@ -81,7 +90,7 @@ class Autoencoder:
 
     def mean_latents(self, moments: Tensor) -> Tensor:
         """Return the mean of the posterior: (N, 2C, h, w) moments -> (N, C, h, w), scaled."""
-        return moments.chunk(2, dim=1)[0] * self.scale_factor
+        return self.scaled(moments.chunk(2, dim=1)[0])
 
     def sample_latents(self, moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw from the posterior: (N, 2C, h, w) moments -> (N, C, h, w), scaled."""
@@ -89,14 +98,43 @@ class Autoencoder:
         # The VAE itself bounds its log variance in this way.
         deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        return (mean + deviation * noise) * self.scale_factor
+        return self.scaled(mean + deviation * noise)
+
+    def scaled_moments(self, moments: Tensor) -> Tensor:
+        """Return mean and bounded log variance of the scaled latents, both in (N, 2C, h, w)."""
+        mean, log_variance = moments.chunk(2, dim=1)
+        log = math.log(self.scale) if isinstance(self.scale, float) else self.scale.log()
+        return torch.cat([self.scaled(mean), log_variance.clamp(-30, 20) + 2 * log], dim=1)
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """Shift and scale latents as the VAE gives them, (N, C, h, w) on its device."""
+        return (z - self.shift) * self.scale
+
+    def unscaled(self, z: Tensor) -> Tensor:
+        """Undo `scaled`."""
+        return z / self.scale + self.shift
 
     @torch.inference_mode()
     def decode(self, z: Tensor) -> Tensor:
         """Decode scaled latents (N, C, h, w) -> images (N, 3, H, W) float32 in [-1, 1]."""
-        z = (z / self.scale_factor).to(self.device, self.dtype)
+        z = self.unscaled(z.to(self.device)).to(self.dtype)
         images: Tensor = self.vae.decode(z).sample
         return images.float().clamp(-1, 1)
+
+
+def latent_statistics(
+    vae: AutoencoderKL, scale_factor: float, device: torch.device
+) -> tuple[float | Tensor, float | Tensor]:
+    """Return shift and scale of a VAE's latents, by what its config.json states.
+
+    There is one shift (`shift_factor`, as of Stable Diffusion 3 and FLUX), or a mean and a standard
+    deviation of each channel (`latents_mean`, `latents_std`), or neither.
+    """
+    mean, deviation = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is None or deviation is None:
+        return float(vae.config.get("shift_factor") or 0.0), float(scale_factor)
+    mean, deviation = (torch.tensor(x, device=device).view(-1, 1, 1) for x in (mean, deviation))
+    return mean, scale_factor / deviation
 
 
 def load_autoencoder(
@@ -109,9 +147,10 @@ def load_autoencoder(
 ) -> Autoencoder:
     """Load a VAE from a folder, a file or the hub.
 
-    source: a diffusers folder (config.json, and weights as safetensors or .bin); or a file of LDM's
-        code (`autoencoder_kl.pth`, or safetensors), where the shapes of the weights give the
-        architecture; or the name of a diffusers VAE on the hub, which is downloaded on first use.
+    source: a diffusers folder (config.json, and weights as safetensors or .bin), or that of a whole
+        pipeline, whose `vae` folder is taken; or a file of LDM's code (`autoencoder_kl.pth`, or
+        safetensors), where the shapes of the weights give the architecture; or a name on the hub,
+        `owner/name` or `owner/name/subfolder`, which is downloaded on first use.
     scale_factor: of the latents; None = the folder's own, and 0.18215 for an LDM file.
     dtype: precision in which the network is kept and run.
     memory: 'full' runs all images at once; 'sliced' runs one by one, with equal results; 'tiled'
@@ -125,13 +164,21 @@ def load_autoencoder(
         return Autoencoder(vae, scale_factor or LDM_SCALE_FACTOR, device, dtype, memory)
     if looks_like_path(str(source)) and not path.is_dir():
         raise FileNotFoundError(f"no VAE at {source}: give a folder, a file or a hub name")
-    if path.is_dir() and not (path / "config.json").exists():
-        raise ValueError(f"{path} holds no config.json, so it is not a diffusers VAE")
+    where, options = str(source), {}
+    if path.is_dir():
+        where = str(vae_folder(path))
+        check_is_autoencoder_kl(Path(where))
+    elif subfolder := hub_place(where)[1]:
+        where, options = hub_place(where)[0], {"subfolder": subfolder}
     try:
-        vae = AutoencoderKL.from_pretrained(str(source), torch_dtype=torch.float32)
+        vae, about = AutoencoderKL.from_pretrained(
+            where, torch_dtype=torch.float32, output_loading_info=True, **options
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
         first_line = str(fault).strip().splitlines()[0]
         raise ValueError(f"cannot load a VAE from {source}: {first_line}") from fault
+    if lacking := about["missing_keys"]:  # diffusers would draw them at random
+        raise ValueError(f"cannot load a VAE from {source}: it has no weights {sorted(lacking)[0]}")
     return Autoencoder(vae, scale_factor or vae.config.scaling_factor, device, dtype, memory)
 
 

@@ -18,6 +18,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.model import build_model_from_openai_state_dict
+from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
@@ -38,11 +39,8 @@ class Tokenizer(Protocol):
 
     context_length: int
 
-    def __call__(self, texts: list[str], /) -> Tensor:
-        """Return the tokens (N, context length) int64, cut or padded with zeros."""
-
-    def encode(self, text: str, /) -> list[int]:
-        """Return all tokens of a text, without start and end token."""
+    def __call__(self, texts: list[str], context_length: int | None = None, /) -> Tensor:
+        """Return the tokens (N, context length) int64, cut or padded; None = as the model reads."""
 
 
 ModelAndTokenizer = tuple[open_clip.CLIP, Tokenizer]
@@ -106,6 +104,8 @@ class ClipEncoder:
         preprocess = open_clip.get_model_preprocess_cfg(model)
         size = preprocess["size"]
         self.image_size: int = size if isinstance(size, int) else size[0]
+        self._interpolation = InterpolationMode(preprocess.get("interpolation", "bicubic"))
+        self._squash = preprocess.get("resize_mode") == "squash"
         self._mean = torch.tensor(preprocess["mean"], device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(preprocess["std"], device=device).view(1, 3, 1, 1)
         self.context_length: int = tokenizer.context_length
@@ -135,7 +135,8 @@ class ClipEncoder:
     def resized(self, images: Tensor) -> Tensor:
         """Resize the short side of uint8 (N, 3, H, W) to the model's size, and crop the centre.
 
-        This equals the preprocessing of `open_clip` and of OpenAI's code.
+        Models that were trained on squashed images, as SigLIP, get the whole image squashed to a
+        square. This equals the preprocessing of `open_clip` and of OpenAI's code.
         """
         if images.shape[-2:] == (self.image_size, self.image_size):
             return images
@@ -144,7 +145,8 @@ class ClipEncoder:
     def _resized(self, image: Tensor) -> Tensor:
         """Resize one uint8 (3, H, W) with Pillow, because torch's bicubic rounds differently."""
         whole = Image.fromarray(image.permute(1, 2, 0).numpy())
-        resized = tvf.resize(whole, [self.image_size], InterpolationMode.BICUBIC)
+        sides = [self.image_size] * (1 + self._squash)
+        resized = tvf.resize(whole, sides, self._interpolation)
         cropped = tvf.center_crop(resized, [self.image_size, self.image_size])
         return torch.from_numpy(np.array(cropped)).permute(2, 0, 1)
 
@@ -164,8 +166,10 @@ class ClipEncoder:
 
     def count_truncated(self, texts: Sequence[str]) -> int:
         """Count the texts that have more tokens than the model reads."""
-        room = self.context_length - 2  # start and end token
-        return sum(len(self.tokenizer.encode(text)) > room for text in texts)
+        # With room for one token more, the cut of a text moves; texts that fit get padding there.
+        tokens = self.tokenizer(list(texts))
+        longer = self.tokenizer(list(texts), self.context_length + 1)[:, : self.context_length]
+        return int((tokens != longer).any(dim=1).sum())
 
 
 def load_clip(
@@ -174,11 +178,13 @@ def load_clip(
     """Load a CLIP from a folder, a file or the hub.
 
     source: one of
-        a folder with `open_clip_config.json` and weights (as `open_clip` writes for its hub),
-        and with its own byte-pair merges in `merges.txt.gz` if it has its own vocabulary;
+        a folder with `open_clip_config.json` and weights (as `open_clip` writes for its hub), and
+        with the files of its tokenizer if it has its own: `tokenizer.json` and others as
+        `transformers` writes them (SigLIP), or byte-pair merges in `merges.txt.gz`;
         a file that OpenAI published (`ViT-B-32.pt`): the shapes of the weights give the
         architecture, and the activation is the quick GELU;
-        an `open_clip` name and a file of its weights, `ViT-B-32:weights/vit_b_32.pt`;
+        an `open_clip` name and a file of its weights, `ViT-B-32:weights/vit_b_32.pt`, with the
+        files of the tokenizer beside it if the name has its own;
         an `open_clip` name and tag, `ViT-B-32:openai`, which is downloaded on first use.
     dtype: precision in which the towers are kept and run.
 
@@ -213,10 +219,11 @@ def _from_folder(folder: Path) -> ModelAndTokenizer:
     merges = folder / MERGES_NAME
     own_vocabulary = {"bpe_path": str(merges)} if merges.exists() else {}
     name = f"local-dir:{folder}"
+    tokenizer = _quietly(folder, open_clip.get_tokenizer, name, **own_vocabulary)
     model = _quietly(
         folder, open_clip.create_model, name, require_pretrained=True, weights_only=True
     )
-    return model, open_clip.get_tokenizer(name, **own_vocabulary)
+    return model, tokenizer
 
 
 def _from_tag(name: str, tag: str) -> ModelAndTokenizer:
@@ -230,7 +237,7 @@ def _from_tag(name: str, tag: str) -> ModelAndTokenizer:
         force_quick_gelu=quick,
         weights_only=True,
     )
-    return model, open_clip.get_tokenizer(name)
+    return model, _quietly(name, open_clip.get_tokenizer, name)
 
 
 def _from_named_file(name: str, path: Path) -> ModelAndTokenizer:
@@ -238,8 +245,14 @@ def _from_named_file(name: str, path: Path) -> ModelAndTokenizer:
     # open_clip reads numpy's formats itself.
     tensors = {} if path.suffix in (".npz", ".npy") else read_tensors(path)
     openai = bool(tensors) and _is_openai(path, tensors)
-    model = open_clip.create_model(
-        name, force_quick_gelu=openai, pretrained_text=False, pretrained_image=False
+    model = _quietly(
+        name,
+        open_clip.create_model,
+        name,
+        force_quick_gelu=openai,
+        pretrained_text=False,
+        pretrained_image=False,
+        force_preprocess_cfg=_preprocessing(name),
     )
     if openai:
         _quietly(path, model.load_state_dict, _without_constants(tensors))
@@ -247,7 +260,26 @@ def _from_named_file(name: str, path: Path) -> ModelAndTokenizer:
     else:
         # open_clip also reads the older layouts of its checkpoints.
         _quietly(path, open_clip.load_checkpoint, model, str(path), weights_only=True)
-    return model, open_clip.get_tokenizer(name)
+    return model, _quietly(path, _tokenizer_of, name, path.parent)
+
+
+def _preprocessing(name: str) -> dict[str, Any]:
+    """Return how the published weights of an architecture want their pixels, if all agree."""
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    known = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    ways = [{key: about[key] for key in keys if key in about} for about in known]
+    return ways[0] if ways and all(way == ways[0] for way in ways) else {}
+
+
+def _tokenizer_of(name: str, folder: Path) -> Tokenizer:
+    """Return the tokenizer of an architecture, from its files in `folder` if they are there."""
+    text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+    if "hf_tokenizer_name" not in text or not (folder / "tokenizer.json").exists():
+        found: Tokenizer = open_clip.get_tokenizer(name)
+        return found
+    options = text.get("tokenizer_kwargs", {})
+    return HFTokenizer(str(folder), text.get("context_length", 77), **options)
 
 
 def _from_openai_file(path: Path) -> ModelAndTokenizer:
@@ -298,7 +330,10 @@ def _quietly(where: str | Path, build: Callable[..., T], *args: Any, **kwargs: A
         TypeError,
         pickle.UnpicklingError,
         SafetensorError,
+        ImportError,
     ) as fault:
+        if isinstance(fault, ImportError) and fault.name == "transformers":
+            fault = ImportError("its tokenizer needs a package: pip install transformers")
         lines = str(fault).strip().splitlines()
         reason = lines[0] if lines else repr(fault)
         if reason.endswith(":") and len(lines) > 1:

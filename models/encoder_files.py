@@ -22,9 +22,10 @@ def latent_layout(path: Path) -> tuple[int, int] | None:
     A config.json may stand for its folder. JSON and shapes are read, no weights. Returns None if
     `models.autoencoder.load_autoencoder` would refuse the path.
     """
-    json_file = path / "config.json" if path.is_dir() else path
+    json_file = vae_folder(path) / "config.json" if path.is_dir() else path
     try:
         if json_file.suffix == ".json":
+            check_is_autoencoder_kl(json_file.parent)
             described = json.loads(json_file.read_text(encoding="utf-8"))
             levels = len(described["block_out_channels"])
             return int(described["latent_channels"]), 2 ** (levels - 1)
@@ -33,6 +34,29 @@ def latent_layout(path: Path) -> tuple[int, int] | None:
         return shapes["post_quant_conv.weight"][1], 2 ** (ldm_levels(shapes) - 1)
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def vae_folder(path: Path) -> Path:
+    """Return the folder of a VAE: `path`, or the `vae` folder of a diffusers pipeline in `path`."""
+    inside = path / "vae"
+    has_own = (path / "config.json").exists() or not (inside / "config.json").exists()
+    return path if has_own else inside
+
+
+def hub_place(name: str) -> tuple[str, str]:
+    """Split a VAE's name on the hub, `owner/name/subfolder`, into repository and subfolder."""
+    parts = name.split("/")
+    return "/".join(parts[:2]), "/".join(parts[2:])
+
+
+def check_is_autoencoder_kl(folder: Path) -> None:
+    """Raise ValueError if a diffusers folder holds no config.json, or that of another network."""
+    file = folder / "config.json"
+    if not file.exists():
+        raise ValueError(f"{folder} holds no config.json, so it is not a diffusers VAE")
+    kind = json.loads(file.read_text(encoding="utf-8")).get("_class_name", "AutoencoderKL")
+    if kind != "AutoencoderKL":
+        raise ValueError(f"{folder} holds {kind}, and encoders.vae takes AutoencoderKL only")
 
 
 def ldm_levels(names: Iterable[str]) -> int:

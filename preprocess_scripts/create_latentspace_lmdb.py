@@ -14,7 +14,6 @@ images. If a run is cut off, start it again: it goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -86,11 +85,7 @@ def latents(vae: Autoencoder, images: torch.Tensor, store: str, first: int) -> t
         draws = [torch.Generator(moments.device).manual_seed(first + i) for i in range(len(images))]
         pairs = zip(moments.split(1), draws, strict=True)
         return torch.cat([vae.sample_latents(m, draw) for m, draw in pairs])
-    mean = vae.mean_latents(moments)
-    if store == "mean":
-        return mean
-    log_variance = moments.chunk(2, dim=1)[1].clamp(-30, 20)
-    return torch.cat([mean, log_variance + 2 * math.log(vae.scale_factor)], dim=1)
+    return vae.mean_latents(moments) if store == "mean" else vae.scaled_moments(moments)
 
 
 def check_size(config: Config, vae: Autoencoder) -> None:

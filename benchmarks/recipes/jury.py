@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from demo.check_handwritten import read_captions
 from demo.check_prompts import agreement, choose_captions
 from demo.classifier import classify, codes_of, load_classifier, load_faces
+from demo.variety import PROMPTS, figures, judge_draws
 from models.edm import EDMPrecond
 from utils.config.schema import Config
 from utils.evaluation.image_set import ImageSet
@@ -31,6 +34,7 @@ KEPT = (
     "recall",
     "clip_score",
 )
+SEEDS = 24  # pictures of each sentence that says little
 LOSS_FACES = 128
 LOSS_LEVELS = torch.logspace(-1.3, 1.3, 12)  # sigma, 0.05 to 20
 SIGMA_DATA = 0.5  # of the weight of the loss, also if a network has another one
@@ -102,8 +106,10 @@ class Jury:
         """Return all metrics of a network.
 
         They are KEPT; the percentage of stated attributes that are shown, as `attributes` (mean),
-        `coarse` (mean of the coarse ones) and `shown` (each); the loss of `held_out_losses` given
-        the image's own embedding, as `loss` (mean) and `losses` (each level).
+        `coarse` (mean of the coarse ones) and `shown` (each); `variety` of sentences that say
+        little, relative to the data, and the percentage `stated` that they state and show; the loss
+        of `held_out_losses` given the image's own embedding, as `loss` (mean) and `losses` (each
+        level).
         """
         pictures = self.draw(denoiser, config)
         drawn = ImageSet(self.networks, self.clip)
@@ -114,7 +120,10 @@ class Jury:
         latents, embeddings = self.loss_inputs
         cond = F.normalize(embeddings, dim=1) if config.data.norm_feature else embeddings
         losses = held_out_losses(denoiser, latents, cond)
+        open_ended = self.vary(denoiser, config)
         return {
+            "variety": open_ended["ratio"],
+            "stated": open_ended["stated"],
             **{key: metrics[key] for key in KEPT},
             "attributes": shown.pop("mean"),
             "coarse": shown.pop("coarse mean"),
@@ -123,19 +132,36 @@ class Jury:
             "shown": shown,
         }
 
-    def draw(self, denoiser: EDMPrecond, config: Config) -> Tensor:
+    def vary(self, denoiser: EDMPrecond, config: Config) -> dict[str, Any]:
+        """Return the figures of demo/variety.py for sentences that say little."""
+        sentences, stated = read_captions(PROMPTS)
+
+        def draw(texts: list[str], seeds: list[int]) -> Tensor:
+            return self.draw(denoiser, config, self.clip.encode_texts(texts), seeds)
+
+        name = partial(classify, self.classifier)
+        return figures(judge_draws(draw, name, sentences, SEEDS), stated)
+
+    def draw(
+        self,
+        denoiser: EDMPrecond,
+        config: Config,
+        texts: Tensor | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> Tensor:
         """Draw a picture of each caption by the config's sampler: (N, 3, H, W) uint8.
 
-        Seeds are the captions' numbers, so that all networks start from equal noise.
+        texts: embeddings of captions (N, D); None = those of the held-out faces.
+        seeds: None = the captions' numbers, so that all networks start from equal noise.
         """
+        texts = self.texts if texts is None else texts
         batches = generate(
             denoiser,
             self.vae,
-            caption_conditions(self.texts, config),
-            range(len(self.records)),
+            caption_conditions(texts, config),
+            seeds or range(len(texts)),
             config.sampling.model_copy(update={"amp": "bf16"}),
             prior=load_config_prior(config, self.clip.identity, self.device),
             batch_size=BATCH,
-            device=self.device,
         )
         return torch.cat([images for _, images in batches]).permute(0, 3, 1, 2)

@@ -23,6 +23,7 @@ WEIGHTS = {"ema": "", "model": ", not averaged"}  # weights that are judged -> e
 class Plan:
     """A run: `steps` of a recipe with a seed, in `folder`; `points` checkpoints are kept.
 
+    training: the recipe that is trained: `recipe`, or an earlier one that trains like it.
     weights: those that are judged, keys of WEIGHTS. curve: judge all checkpoints, not only the
     last.
     """
@@ -32,6 +33,7 @@ class Plan:
     steps: int
     folder: Path
     points: int
+    training: Recipe
     weights: tuple[str, ...] = ("ema",)
     curve: bool = True
 
@@ -48,7 +50,8 @@ def measure(plan: Plan, jury: Jury) -> list[dict[str, Any]]:
     are trained on in a second, `diverged`, and `points`. A point holds step, seconds and metrics of
     a judged checkpoint.
     """
-    kept = plan.folder / f"judged_{len(jury.records)}.json"
+    own = "" if plan.training is plan.recipe else f"_{plan.recipe.name}"
+    kept = plan.folder / f"judged_{len(jury.records)}{own}.json"
     runs = json.loads(kept.read_text()) if kept.exists() else {}
     if not all(_is_complete(runs.get(which), plan.steps) for which in plan.weights):
         for which in plan.weights:
@@ -88,7 +91,7 @@ def _train(plan: Plan, runs: dict[str, dict[str, Any]]) -> dict[int, float]:
     options = [f"train.max_num_steps={plan.steps}", f"train.seed={plan.seed}"]
     options += [f"log.ckpt_every={every}", f"log.log_every={every}"]
     try:
-        seconds = clock(run_training(plan.recipe, plan.folder, options), batchsize)
+        seconds = clock(run_training(plan.training, plan.folder, options), batchsize)
     except Diverged:
         for run in runs.values():
             run["diverged"] = True

@@ -16,6 +16,8 @@ from utils.config.schema import Config
 FOLDER = ROOT / "configs" / "demo" / "recipes"
 # Sections that make a recipe; `eval` and `log` change neither the training nor the pictures.
 SECTIONS = ("data", "encoders", "model", "train", "sampling")
+# Keys that change the pictures of a trained network, not its training.
+OF_PICTURES = ("sampling.", "encoders.image_mean", "encoders.prior")
 SET_BY_US = ("train.max_num_steps", "train.epochs", "train.seed")
 # Keys in which all recipes agree: otherwise their metrics could not be compared.
 SHARED = (
@@ -48,6 +50,14 @@ class Recipe:
             for key, value in ours[section].items()
             if value != defaults[section][key] and f"{section}.{key}" not in SET_BY_US
         }
+
+    def trains_like(self, other: Recipe) -> bool:
+        """Return True if both recipes train equal networks, so that one training serves both."""
+        ours, theirs = (
+            {k: v for k, v in recipe.settings.items() if not k.startswith(OF_PICTURES)}
+            for recipe in (self, other)
+        )
+        return ours == theirs
 
 
 def read_recipe(file: Path) -> Recipe:

@@ -68,12 +68,30 @@ def rows(results: Results) -> list[dict[str, Any]]:
             "attributes, %": _shown(standing, "attributes", ".1f"),
             "coarse, %": _shown(standing, "coarse", ".1f"),
             "recall": _shown(standing, "recall", ".3f"),
+            "variety, of the data's": _shown(standing, "variety", ".2f"),
             "held-out loss": _shown(standing, "loss", ".4f"),
         }
         for name, distance in goals.items():
             row[f"{unit} to {distance:.0f} ({name})"] = time_text(standing, distance)
         made.append(row)
     return made
+
+
+def study_rows(results: Results) -> list[dict[str, Any]]:
+    """Return a row for each recipe, the best first: means over the seeds, and their spread."""
+    return [
+        {
+            "recipe": standing.label,
+            "seeds": len(standing.runs),
+            "Fréchet distance": _with_spread(standing, "frechet_distance", ".1f"),
+            "attributes of captions, %": _with_spread(standing, "attributes", ".1f"),
+            "recall": _with_spread(standing, "recall", ".2f"),
+            "variety": _with_spread(standing, "variety", ".2f"),
+            "stated by short sentences, %": _with_spread(standing, "stated", ".1f"),
+            "CLIP score": _with_spread(standing, "clip_score", ".1f"),
+        }
+        for standing in results.standings()
+    ]
 
 
 def notes(results: Results) -> list[str]:
@@ -124,6 +142,13 @@ def _interval(standing: Standing) -> str:
 
 def _spread(values: Sequence[float]) -> str:
     return f"{min(values):.1f} … {max(values):.1f}" if len(values) > 1 else NONE
+
+
+def _with_spread(standing: Standing, key: str, form: str) -> str:
+    """Return `mean (lowest … highest)` of a metric over the seeds."""
+    values = standing.ends(key)
+    spread = f" ({min(values):{form}} … {max(values):{form}})" if len(values) > 1 else ""
+    return _shown(standing, key, form) + spread
 
 
 def _shown(standing: Standing, key: str, form: str) -> str:

@@ -107,7 +107,8 @@ def start_from(
     missing = model.load_state_dict(weights, strict=False).missing_keys
     if missing != ["token_embedding.weight"]:
         raise UserError(f"--start: a CLIP of another shape; it lacks {', '.join(missing)}")
-    old_ids = earlier.tokenizer.encoder  # type: ignore[attr-defined]  # of SimpleTokenizer
+    assert isinstance(earlier.tokenizer, open_clip.SimpleTokenizer)
+    old_ids = earlier.tokenizer.encoder
     table = old.token_embedding.weight
     for token, index in tokenizer.encoder.items():
         word = token.removesuffix("</w>")

@@ -42,16 +42,16 @@ def test_today_states_every_setting_of_the_demo_so_that_it_stays_when_the_demo_c
     for section, free in (
         ("model", of_data),
         ("train", {"max_num_steps"}),
-        ("sampling", set()),
-        ("encoders", {"vae", "clip"}),
+        ("sampling", {"freedom"}),
+        ("encoders", {"vae", "clip", "prior"}),
     ):
         assert set(demo[section]) - free <= set(today[section]), section
 
 
-def test_the_demo_trains_by_the_recipe_fast():
-    fast, demo = read_recipe(FOLDER / "fast.yaml").config, load_config(DEFAULT_CONFIG)
-    literal = demo.encoders.model_copy(update={"prior": None})  # recipes are judged literally
-    assert (fast.model, fast.train, fast.encoders) == (demo.model, demo.train, literal)
+def test_the_demo_trains_and_draws_by_the_recipe_prior():
+    recipe, demo = read_recipe(FOLDER / "prior.yaml").config, load_config(DEFAULT_CONFIG)
+    assert (recipe.model, recipe.encoders) == (demo.model, demo.encoders)
+    assert (recipe.train, recipe.sampling) == (demo.train, demo.sampling)
 
 
 def test_published_has_the_published_settings_and_the_network_of_today():

@@ -1,23 +1,19 @@
 """Widths and sides that a config does not state follow from its databases and encoders."""
 
-import importlib
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
-import yaml
 from conftest import ROOT
 from diffusers import AutoencoderKL
 from ldm_vae import ldm_names
 from openai_clip import openai_tensors, random_clip, save_archive
 from PIL import Image
-from preprocessing import TXT, Project, Z
+from preprocessing import Project
 from safetensors.torch import save_file
 from tiny import DIM, LATENT_SIZE, RESOLUTION, make_tiny_clip, make_tiny_vae
-from trainings import fresh_process
 
 from utils.base.errors import UserError
 from utils.config.load import config_from_dict, load_config
@@ -205,31 +201,9 @@ def test_a_config_of_paths_and_encoders_alone_preprocesses_trains_and_draws(
         for i in range(8):
             Image.new("RGB", (20, 30), (30 * i, 99, 0)).save(tmp_path / split / f"images/{i}.png")
             (tmp_path / split / f"captions/{i}.txt").write_text(f"face {i}\n")
-    stated = project.config.to_dict()
-    for key in ("feat_dim", "num_channels"):
-        del stated["data"][key]
-    for key in ("num_classes", "in_channels", "in_size"):
-        del stated["model"][key]
-    project.yaml.write_text(yaml.safe_dump(stated))
-    project.run(Z, "--with_clip")
-    project.run(TXT, "--split", "test")
-
-    def run(script: str, *options: str) -> None:
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", *options])
-        with fresh_process():
-            importlib.import_module(script).main()
-
-    where = ["--results_dir", str(tmp_path), "--exp_name", "own"]
-    steps = ["train.max_num_steps=2", "model.mask_ratio=0", "log.ckpt_every=2", "log.num_samples=2"]
-    with pytest.raises(SystemExit) as ended:
-        run("train_latent_t2f", "--config", str(project.yaml), *where, *steps)
-    assert ended.value.code == 0
-    written = load_config(tmp_path / "own" / "config.yaml")
+    project.without_sizes()
+    written, out = project.train_and_draw("face")
     assert sizes(written) == sizes(project.config) == (DIM, DIM, 4, 4, LATENT_SIZE)
     assert {"num_classes", "in_size"} <= written.model.model_fields_set
-
-    checkpoint = tmp_path / "own" / "checkpoints" / "0000002.pt"
-    out = tmp_path / "drawn"
-    run("t2f", "--ckpt", str(checkpoint), "--prompt", "face", "--num", "1", "--out", str(out))
     assert list(out.glob("*.png"))
     assert "note: " not in capsys.readouterr().err

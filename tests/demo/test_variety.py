@@ -17,12 +17,14 @@ from demo.variety import (
     entropies,
     expected_entropies,
     expected_overlaps,
+    faces_that_show,
     figures,
     judge_draws,
     shares,
     visible,
     wanted_codes,
 )
+from utils.base.errors import UserError
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.lmdb_writer import LMDBWriter
 
@@ -118,8 +120,9 @@ def test_an_attribute_that_the_sentence_decides_is_not_open():
 
 
 def test_a_sentence_of_which_hardly_any_face_is_true_is_refused():
-    with pytest.raises(ValueError, match="faces show all that is stated"):
-        figures(data_codes()[None, :K], [{}], data=data_codes()[:10])
+    stated = wanted_codes([{"hair_style": "bun", "headwear": "hat"}])[0]  # a hat covers the hair
+    with pytest.raises(UserError, match="hair_style = bun, headwear = hat: 0 of 200,000 faces"):
+        faces_that_show(stated, data_codes())
 
 
 def test_each_draw_has_a_sentence_and_a_seed_of_its_own():

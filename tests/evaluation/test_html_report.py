@@ -4,7 +4,6 @@ import base64
 import io
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -12,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from html_page import Page, record
 from PIL import Image
 from tiny import RESOLUTION, make_tiny_config
 
@@ -27,55 +27,6 @@ from utils.pretrained.encoders import load_config_clip
 from utils.sampling.pictures import save_png
 
 CAPTION = 'a "drawn" face <b>& more</b>'
-
-
-class Page(HTMLParser):
-    """The words of a page, the rows of its table, and the files that it would load."""
-
-    VOID = {"meta", "img", "br", "link", "input"}
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open, self.loads, self.words, self.rows = [], [], [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in self.VOID:
-            self.open.append(tag)
-        self.loads += [v for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
-        if tag == "tr":
-            self.rows.append((dict(attrs).get("class"), []))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data.strip())
-        if "td" in self.open and data.strip():
-            self.rows[-1][1].append(data.strip())
-
-    @property
-    def text(self) -> str:
-        return " ".join(word for word in self.words if word)
-
-
-def record(step: int, scale: float | None, distance: float, **more) -> dict:
-    return {
-        "step": step,
-        "cfg_scale": scale,
-        "num_steps": 10,
-        "solver": "dpmpp_2m",
-        "amp": "no",
-        "frechet_distance": distance,
-        "clip_score": 20 + (scale or 1) - distance / 100,
-        "n": 256,
-        "network": "clip-0123",
-        "reference": "test",
-        "seconds": 61.0,
-        **more,
-    }
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def table(rows: Iterable[Row], verdict: bool = True) -> list[str]:
 
 
 SECTIONS: dict[str, Callable[[Golden], Iterator[Row]]] = {
-    "Network (MaskDiT with EDM preconditioning), float32": lambda g: network_rows(g, amp=False),
+    "Network (MaskDiT with EDM preconditioning), float32": network_rows,
     "Samplers": sampler_rows,
     "Noise of each seed": noise_rows,
     "VAE": vae_rows,
@@ -229,7 +229,7 @@ def make_page(golden: Golden, xl: dict[str, Any] | None) -> tuple[str, int]:
         "references are for information: no limit is set. Loss and gradient are those of single",
         "images with the reference's draws.",
         "",
-        *table(network_rows(golden, amp=True), verdict=False),
+        *table(network_rows(golden, torch.bfloat16), verdict=False),
         "",
         "## Angles of the perturbations",
         "",

@@ -99,10 +99,13 @@ def golden_loss(
     return edm_loss(denoiser, t["loss/clean"], t["labels"], draws, mae_loss_coef=coef)
 
 
-def network_values(path: Path) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+def network_values(
+    path: Path, device: str = "cpu"
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
     """Yield a label, the output of our network and that of the published one, for each check."""
     name = path.stem
     denoiser, t = golden_denoiser(path.parent, name)
+    denoiser, t = denoiser.to(device), {key: tensor.to(device) for key, tensor in t.items()}
     x, sigma, labels = t["x"], t["sigma"], t["labels"]
     with torch.no_grad():
         yield "denoised", denoiser(x, sigma, labels), t["eval/denoised"]
@@ -121,13 +124,15 @@ def network_values(path: Path) -> Iterator[tuple[str, torch.Tensor, torch.Tensor
     yield "its gradient's norm", torch.stack(norms).norm(), t["loss/grad_norm_masked"]
 
 
-def network_rows(golden: Golden, amp: bool) -> Iterator[Row]:
-    """Compare the three networks in float32, or in bfloat16 autocast if `amp`."""
+def network_rows(
+    golden: Golden, amp: torch.dtype = torch.float32, device: str = "cpu"
+) -> Iterator[Row]:
+    """Compare the three networks in float32, or under autocast to another type."""
     for name in GOLDEN_MODELS:
         for path in golden.find(f"{name}.safetensors"):
-            with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-                for what, ours, theirs in network_values(path):
-                    yield compared(f"`{name}`: {what}", ours.float(), theirs)
+            with torch.autocast(torch.device(device).type, amp, enabled=amp != torch.float32):
+                for what, ours, theirs in network_values(path, device):
+                    yield compared(f"`{name}`: {what}", ours.float().cpu(), theirs.cpu())
 
 
 def gaussian_denoiser(
@@ -138,7 +143,7 @@ def gaussian_denoiser(
     return (0.25 * x.double() + sigma**2 * mean) / (0.25 + sigma**2)
 
 
-def sampler_rows(golden: Golden) -> Iterator[Row]:
+def sampler_rows(golden: Golden, device: str = "cpu") -> Iterator[Row]:
     """Compare the result and the number of network evaluations of every sampler setting."""
     for path in golden.find("samplers.safetensors"):
         tensors = load_file(path)
@@ -150,14 +155,13 @@ def sampler_rows(golden: Golden) -> Iterator[Row]:
             del options["fn"], options["noise_draws"]
             chosen = SamplerSettings(**options)
             noise = torch.Generator().manual_seed(123)
-            denoise = guided(gaussian_denoiser, tensors["labels"], cfg_scale)
-            images = sample(
-                denoise,
-                tensors["latents"],
-                chosen,
-                lambda x, noise=noise: torch.randn(x.shape, generator=noise, dtype=x.dtype),
-            )
-            yield compared(f"`{name}`", images, tensors[name])
+            denoise = guided(gaussian_denoiser, tensors["labels"].to(device), cfg_scale)
+
+            def randn(x: torch.Tensor, noise: torch.Generator = noise) -> torch.Tensor:
+                return torch.randn(x.shape, generator=noise, dtype=x.dtype).to(device)
+
+            images = sample(denoise, tensors["latents"].to(device), chosen, randn)
+            yield compared(f"`{name}`", images.cpu(), tensors[name])
             yield compared(f"`{name}`: evaluations", [nfe(chosen)], [evaluations], exact=True)
 
 

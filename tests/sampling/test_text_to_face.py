@@ -97,6 +97,12 @@ def test_an_embedding_is_the_condition_itself(faces):
     np.testing.assert_array_equal(pixels(by_prompt.images), pixels(by_embedding.images))
 
 
+def test_a_dict_names_its_rows(faces, face):
+    drawing = faces.draw({"one": "red hair", "two": face})
+    assert [row.label for row in drawing.rows] == ["one", "two"]
+    np.testing.assert_array_equal(drawing.embeddings, faces.embed(["red hair", face]))
+
+
 def test_the_drawing_knows_rows_seeds_embeddings_and_settings(faces):
     drawing = faces.draw(["red hair", "a hat"], seeds="1-2", num_steps=2, S_churn=1)
     assert [(p.row, p.label, p.seed) for p in drawing.pictures] == [

@@ -91,7 +91,8 @@ def _end_lost_interrupt(lost: "sys.UnraisableHookArgs") -> None:
     sys.__unraisablehook__(lost)
 
 
-sys.excepthook, sys.unraisablehook = _end_by_exception, _end_lost_interrupt
+if __name__ == "utils.base.errors":  # no copy inside somebody else's program
+    sys.excepthook, sys.unraisablehook = _end_by_exception, _end_lost_interrupt
 
 
 @contextmanager

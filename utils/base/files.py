@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,32 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    with contextlib.suppress(PermissionError):  # Windows opens no folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name is on disk too
+        finally:
+            os.close(folder)
+
+
+def write_folder_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary folder, flush its files to disk, then rename it to `path`.
+
+    `path` must not exist, or be an empty folder. After an error the temporary folder is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
     try:
-        os.fsync(folder)  # the new name is on disk too
+        write(temporary)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(file.stat().st_mode | 0o444)  # some libraries write for the owner only
+                with open(file, "rb+") as opened:
+                    os.fsync(opened.fileno())
+        os.replace(temporary, path)
     finally:
-        os.close(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

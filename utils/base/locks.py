@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import importlib
 import json
 import os
 import socket
 import time
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
+
+import psutil
 
 from utils.base.errors import UserError, note
 
+try:
+    fcntl: Any = importlib.import_module("fcntl")
+except ImportError:  # Windows has no flock
+    fcntl = None
 LOCK_NAME = "writer.lock"
 POLL = 0.5  # seconds between two looks at a lock that the kernel does not keep
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of a file system
@@ -30,8 +36,9 @@ class FileLock:
     """A lock file, held until `release()` or the end of the process.
 
     The kernel keeps the lock (flock). It drops the lock when the process ends, however it ends:
-    a file that is left behind is known to be stale. Where the file system knows no flock, the owner
-    that the file names has to be alive. Use the lock as a context manager, or call `release()`.
+    a file that is left behind is known to be stale. Without flock (Windows, some file systems), the
+    owner that the file names has to be alive. Use the lock as a context manager, or call
+    `release()`.
     """
 
     def __init__(self, path: Path, busy: str | None) -> None:
@@ -45,7 +52,7 @@ class FileLock:
         self.path = path
         while True:
             self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
-            if _take(self._file, path, fcntl.LOCK_EX, wait=busy is None):
+            if _take(self._file, path, shared=False, wait=busy is None):
                 if _is_still_there(self._file, path):
                     break  # else its last owner removed the file just now
             elif busy is None:
@@ -68,11 +75,19 @@ class FileLock:
 
     def release(self) -> None:
         """Remove the file and let others take the lock; may be called twice."""
-        if not self._file.closed:
-            with contextlib.suppress(FileNotFoundError):  # the folder may have been deleted
-                self.path.unlink()
-            with contextlib.suppress(OSError):  # a full disk was reported before
-                self._file.close()
+        if self._file.closed:
+            return
+        # The kernel's lock ends when the file is closed; Windows removes closed files only.
+        for step in (self._unlink, self._close) if fcntl else (self._close, self._unlink):
+            step()
+
+    def _unlink(self) -> None:
+        with contextlib.suppress(FileNotFoundError):  # the folder may have been deleted
+            self.path.unlink()
+
+    def _close(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk was reported before
+            self._file.close()
 
     def __enter__(self) -> FileLock:
         return self
@@ -98,17 +113,20 @@ def writer_of(folder: Path) -> str | None:
     path = folder / LOCK_NAME
     try:
         with open(path, encoding="utf-8") as file:
-            is_free = _take(file, path, fcntl.LOCK_SH, wait=False)
+            is_free = _take(file, path, shared=True, wait=False)
     except FileNotFoundError:
         return None
     return None if is_free else _owner_name(path)
 
 
-def _take(file: IO[str], path: Path, kind: int, wait: bool) -> bool:
+def _take(file: IO[str], path: Path, *, shared: bool, wait: bool) -> bool:
     """Take a lock of the kernel's; return False if another process holds it.
 
-    With `wait`, False comes only from a file system without flock.
+    With `wait`, False comes only from a file system or a system without flock.
     """
+    if fcntl is None:
+        return _has_no_owner(path)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
         fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -116,9 +134,14 @@ def _take(file: IO[str], path: Path, kind: int, wait: bool) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        owner = _read_owner(path)
-        return owner is None or not _may_live(owner)
+        return _has_no_owner(path)
     return True
+
+
+def _has_no_owner(path: Path) -> bool:
+    """Return True if a lock file names no process that may still run."""
+    owner = _read_owner(path)
+    return owner is None or not _may_live(owner)
 
 
 def _is_still_there(file: IO[str], path: Path) -> bool:
@@ -145,12 +168,4 @@ def _owner_name(path: Path) -> str:
 
 def _may_live(owner: Owner) -> bool:
     """Return True if a process may still run; nothing is known about those of other hosts."""
-    if owner.host != socket.gethostname():
-        return True
-    try:
-        os.kill(owner.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's process
-        return True
-    return True
+    return owner.host != socket.gethostname() or psutil.pid_exists(owner.pid)

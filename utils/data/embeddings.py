@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.numpy import load_file
 
 from utils.base.errors import UserError, refusing
 from utils.base.files import write_whole
@@ -33,7 +34,10 @@ def write_image_mean(database: Path) -> None:
 
 
 def read_image_mean(path: Path, dim: int) -> torch.Tensor:
-    """Read (dim,) float32 from a file of write_image_mean; raise a UserError if it does not fit."""
+    """Read (dim,) float32 from a file of write_image_mean; raise a UserError if it does not fit.
+
+    A release folder holds it as safetensors.
+    """
     if not path.is_file():
         raise UserError(
             f"encoders.image_mean: {path} is not there; preprocess_scripts/clip_encode_img.py "
@@ -41,7 +45,8 @@ def read_image_mean(path: Path, dim: int) -> torch.Tensor:
             "that names it, or set encoders.image_mean=null"
         )
     with refusing(f"encoders.image_mean: {path} cannot be read"):
-        mean = np.load(path, allow_pickle=False)
+        is_release = path.suffix == ".safetensors"
+        mean = load_file(path)["image_mean"] if is_release else np.load(path, allow_pickle=False)
     if not isinstance(mean, np.ndarray) or mean.shape != (dim,):
         raise UserError(
             f"encoders.image_mean: {path} does not hold {dim} numbers, the width of embeddings"

@@ -17,7 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils.base.files import write_whole
+from utils.base.files import write_text
 from utils.config.schema import Config
 from utils.data.images import load_image, to_uint8_array
 from utils.evaluation.image_set import few_samples_note
@@ -80,14 +80,10 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
     metrics = metrics_in(records)
     folder = results.folder / best.get("images", "-")
     images = kept_pictures(folder)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html").render(
+    path = results.folder / "report.html"
+    write_page(
+        path,
+        "report.html",
         title=results.folder.resolve().parent.name,
         facts=facts(records, config),
         best=best,
@@ -98,21 +94,27 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
         curves=[curve_chart(records, key, CHARTS[len(metrics) <= 4]) for key in metrics],
         legend=[(name, to_hex(f"C{i % 10}")) for i, name in enumerate(lines)],
         trade_off=trade_off_chart(records),
-        pictures=[Picture(data_uri(path.read_bytes()), text) for path, text in images],
+        pictures=[Picture(data_uri(file.read_bytes()), text) for file, text in images],
         varieties=variety_rows(folder),
-        neighbours=neighbours([path for path, _ in images], config, clip),
+        neighbours=neighbours([file for file, _ in images], config, clip),
         counts_differ=len({record["n"] for record in records}) > 1,
         bias=few_samples_note(min(record["n"] for record in records)),
         left_out=len(results.records) - len(comparable(results.records)),
         made=time.strftime("%d %B %Y, %H:%M"),
     )
-    path = results.folder / "report.html"
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(html, encoding="utf-8")
-
-    write_whole(path, write)
     return path
+
+
+def write_page(path: Path, template: str, **values: object) -> None:
+    """Fill a template of this folder, and write it as a page that loads no other file."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    write_text(path, environment.get_template(template).render(**values))
 
 
 def facts(records: Sequence[Record], config: Config) -> dict[str, str]:
@@ -148,7 +150,7 @@ def duration(seconds: float) -> str:
 
 
 def table_rows(records: Sequence[Record], metrics: dict[str, MetricInfo]) -> list[dict[str, Any]]:
-    """Return the lines of the table: for each metric its text, its interval, True if it is best."""
+    """Return the lines of a table: for each metric its text, its interval, True if it is best."""
     best = best_of(records)
     leaders = {}
     for key, about in metrics.items():

@@ -108,3 +108,18 @@ def curves(records: Sequence[Record]) -> dict[str, dict[int, Record]]:
     for name, record in zip(way_names(records), records, strict=True):
         lines.setdefault(name, {})[record["step"]] = record
     return {name: dict(sorted(line.items())) for name, line in lines.items()}
+
+
+def is_of_experiment(checkpoint: Path) -> bool:
+    """Return True if a file is `<experiment>/checkpoints/<step>.pt`."""
+    return checkpoint.absolute().parent.name == "checkpoints" and checkpoint.stem.isdigit()
+
+
+def evaluation_of(checkpoint: Path, results_dir: Path) -> Path:
+    """Return the folder for the evaluation of one file.
+
+    It is the experiment's own for `<experiment>/checkpoints/<step>.pt`.
+    """
+    if is_of_experiment(checkpoint):
+        return checkpoint.absolute().parents[1] / "evaluation"
+    return results_dir / checkpoint.stem / "evaluation"

@@ -20,7 +20,14 @@ from utils.config.schema import Config
 from utils.pretrained.archives import extract_file, is_archive
 from utils.pretrained.downloads import Patience, download, download_fault
 from utils.pretrained.encoder_paths import here_or_in_project
-from utils.pretrained.hub import answers, cache_folder, hub_url
+from utils.pretrained.hub import (
+    VAE_CONFIG,
+    VAE_WEIGHTS,
+    answers,
+    cache_folder,
+    hub_url,
+    vae_file,
+)
 
 MASKDIT = "https://slurm-ord.s3.amazonaws.com"
 MASKDIT_OLD = "https://maskdit-bucket.s3.us-west-2.amazonaws.com"
@@ -289,8 +296,9 @@ def fetch_from_hub(key: str, source: str) -> None:
         if key == "encoders.vae":
             import huggingface_hub  # imported here: slow, and most runs do not need it
 
+            files = [vae_file(source, name) for name in (VAE_CONFIG, VAE_WEIGHTS[0])]
             huggingface_hub.snapshot_download(
-                source, allow_patterns=["config.json", "diffusion_pytorch_model.safetensors"]
+                files[0][0], allow_patterns=[file for _, file in files]
             )
         else:
             import open_clip  # imported here: slow, and most runs do not need it

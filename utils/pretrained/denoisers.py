@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -17,33 +18,39 @@ from utils.pretrained.checkpoint_files import load_weights, read_weights
 from utils.pretrained.encoder_paths import shareable_encoders
 
 
+def denoiser_arguments(config: Config) -> dict[str, Any]:
+    """Return the arguments of `build_denoiser` for a configuration: plain values."""
+    model = config.model
+    return {
+        "model_type": model.model_type,
+        "in_size": model.in_size,
+        "in_channels": model.in_channels,
+        "cond_dim": model.num_classes,
+        "sigma_data": model.sigma_data,
+        "student_sigmas": config.distill.sigmas,
+        "depth": model.depth,
+        "hidden_size": model.hidden_size,
+        "num_heads": model.num_heads,
+        "use_decoder": model.use_decoder,
+        "decoder_hidden_size": model.decoder_hidden_size,
+        "decoder_depth": model.decoder_depth,
+        "decoder_num_heads": model.decoder_num_heads,
+        "cond_init_std": model.cond_init_std,
+        "mae_loss_coef": model.mae_loss_coef,
+        "pad_cls_token": model.pad_cls_token,
+        "ext_feature_dim": model.ext_feature_dim,
+        "self_cond": model.self_cond,
+        "perturbation": config.learns_perturbation,
+    }
+
+
 def denoiser_from_config(config: Config) -> EDMPrecond:
     """Build the network that a configuration describes, with fresh weights.
 
     Raises UserError if the settings do not fit together.
     """
-    model = config.model
     try:
-        return build_denoiser(
-            model.model_type,
-            model.in_size,
-            model.in_channels,
-            model.num_classes,
-            model.sigma_data,
-            depth=model.depth,
-            hidden_size=model.hidden_size,
-            num_heads=model.num_heads,
-            use_decoder=model.use_decoder,
-            decoder_hidden_size=model.decoder_hidden_size,
-            decoder_depth=model.decoder_depth,
-            decoder_num_heads=model.decoder_num_heads,
-            cond_init_std=model.cond_init_std,
-            mae_loss_coef=model.mae_loss_coef,
-            pad_cls_token=model.pad_cls_token,
-            ext_feature_dim=model.ext_feature_dim,
-            self_cond=model.self_cond,
-            perturbation=config.learns_perturbation,
-        )
+        return build_denoiser(**denoiser_arguments(config))
     except ValueError as error:
         raise UserError(f"model: {error}") from error
 
@@ -72,6 +79,28 @@ def check_sigma_data(trained: float, configured: float, source: Path) -> None:
         )
 
 
+def check_same_student(stored: Config, config: Config, source: Path) -> None:
+    """Raise UserError if the weights in `source` are those of another student than configured.
+
+    They would fit, and give wrong pictures at all levels but their own.
+    """
+    theirs, ours = stored.distill.sigmas, config.distill.sigmas
+    if theirs != ours:
+        raise UserError(
+            f"{source} holds {_kind(theirs)}, and the settings ask for {_kind(ours)}; name "
+            f"another file, or set distill.sigmas={_listed(theirs)}"
+        )
+
+
+def _kind(student_sigmas: tuple[float, ...] | None) -> str:
+    levels = _listed(student_sigmas)
+    return f"a student for the noise levels {levels}" if student_sigmas else "no student"
+
+
+def _listed(sigmas: tuple[float, ...] | None) -> str:
+    return f"[{','.join(f'{sigma:g}' for sigma in sigmas)}]" if sigmas else "null"
+
+
 def load_denoiser(
     path: Path | str,
     device: torch.device | str = "cpu",
@@ -87,6 +116,7 @@ def load_denoiser(
     weights, stored = read_weights(path, which)
     if stored is not None and config is not None:
         check_sigma_data(stored.model.sigma_data, config.model.sigma_data, path)
+        check_same_student(stored, config, path)
     config = config or stored
     if config is None:
         raise UserError(f"{path} holds no configuration; give the one it was trained with")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models.encoder_files import embedding_width, latent_layout
+from models.encoder_files import embedding_width, hub_place, latent_layout
 from models.weights import looks_like_path
 from utils.base.errors import UserError, note
 from utils.config.schema import Config
@@ -28,6 +28,7 @@ from utils.pretrained.hub import (
     hub_url,
     is_clip_name,
     offline_if_silent,
+    vae_file,
     vae_is_cached,
 )
 
@@ -57,7 +58,7 @@ def require_encoders(
     """
     encoders, missing = config.encoders, {}
     if "encoders.vae" in keys and _is_on_hub(encoders.vae) and not vae_is_cached(encoders.vae):
-        missing["encoders.vae"] = (encoders.vae, encoders.vae)
+        missing["encoders.vae"] = (encoders.vae, hub_place(encoders.vae)[0])
     is_missing = is_clip_name(encoders.clip) and local_file(encoders.clip) is None
     if "encoders.clip" in keys and is_missing and not clip_is_cached(encoders.clip):
         missing["encoders.clip"] = (encoders.clip, clip_repository(encoders.clip))
@@ -84,7 +85,7 @@ def config_latent_layout(config: Config, may_fetch: bool) -> tuple[int, int] | N
     source = config.encoders.vae
     if not _is_on_hub(source):
         return latent_layout(Path(source).expanduser())
-    file = (fetched_file if may_fetch else cached_file)(source, VAE_CONFIG)
+    file = (fetched_file if may_fetch else cached_file)(*vae_file(source, VAE_CONFIG))
     return None if file is None else latent_layout(file)
 
 

@@ -20,6 +20,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import logging
 
+from models.encoder_files import hub_place
 from utils.base.errors import UserError, one_line
 
 PATIENCE = 2.0  # seconds until a hub that does not answer counts as unreachable
@@ -116,9 +117,16 @@ def cache_folder(repository: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 
 
-def vae_is_cached(repository: str) -> bool:
+def vae_file(source: str, name: str) -> tuple[str, str]:
+    """Return repository and file of a VAE on the hub, `owner/name` or `owner/name/subfolder`."""
+    repository, subfolder = hub_place(source)
+    return repository, f"{subfolder}/{name}" if subfolder else name
+
+
+def vae_is_cached(source: str) -> bool:
     """Return True if the cache holds a VAE of the hub."""
-    is_there = [cached_file(repository, name) is not None for name in (VAE_CONFIG, *VAE_WEIGHTS)]
+    names = (VAE_CONFIG, *VAE_WEIGHTS)
+    is_there = [cached_file(*vae_file(source, name)) is not None for name in names]
     return is_there[0] and any(is_there[1:])
 
 

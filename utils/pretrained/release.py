@@ -1,11 +1,13 @@
 """A trained network wherever it is: a file, a release folder, or a release on the hub.
 
 A release folder is what `train_latent_t2f.py --export DIR` writes: the network in `denoiser/`, its
-`config.yaml`, its encoders, and what diffusers and the hub need beside them.
+encoders in `vae/` and `clip/`, `settings/config.yaml`, and what diffusers and the hub need beside
+them.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +19,7 @@ from utils.pretrained.encoder_paths import KEYS, here_or_in_project
 from utils.pretrained.hub import fetched_release
 
 INDEX = "model_index.json"  # the file by which diffusers knows a pipeline's folder
-CONFIG = "config.yaml"
+CONFIG = "settings/config.yaml"
 WEIGHTS = "denoiser/diffusion_pytorch_model.safetensors"
 REQUIRED = (INDEX, CONFIG, WEIGHTS)
 HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -56,19 +58,21 @@ def find_network(source: str | Path) -> Network:
 
 def is_release_config(path: Path) -> bool:
     """Return True if a file is the configuration of a release folder."""
-    return path.name == CONFIG and (path.parent / INDEX).is_file()
+    folder = path.absolute().parents[1]
+    return path.absolute() == folder / CONFIG and (folder / INDEX).is_file()
 
 
 def release_values(path: Path) -> dict[str, Any]:
     """Return the plain configuration of a release folder; encoders in the folder get their place.
 
+    The file names encoders relative to its own folder.
     Raises UserError if the file holds no sections.
     """
     values, _ = read_yaml(path)
     encoders = values.get("encoders")
     if isinstance(encoders, Mapping):
         inside = {
-            key: str(path.parent / source)
+            key: os.path.normpath(path.parent / source)
             for key, source in encoders.items()
             if isinstance(source, str) and key in KEYS and (path.parent / source).exists()
         }

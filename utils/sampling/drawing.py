@@ -25,6 +25,18 @@ Generate = Callable[
 ]
 
 
+def settings_text(sampling: Sampling) -> dict[str, str]:
+    """Return sampler settings as text: the main ones, and all that differ from the defaults."""
+    default = Sampling()
+    changed = [
+        name
+        for name in Sampling.model_fields
+        if name != "seed" and getattr(sampling, name) != getattr(default, name)
+    ]
+    names = dict.fromkeys([*ALWAYS_TOLD, *changed])
+    return {name: str(getattr(sampling, name)) for name in names}
+
+
 @dataclass(frozen=True)
 class Picture:
     """One finished picture.
@@ -87,15 +99,8 @@ class Drawing:
 
     @cached_property
     def settings(self) -> dict[str, str]:
-        """Return the sampler settings as text: the main ones, and all that differ from defaults."""
-        default = Sampling()
-        changed = [
-            name
-            for name in Sampling.model_fields
-            if name != "seed" and getattr(self.sampling, name) != getattr(default, name)
-        ]
-        names = dict.fromkeys([*ALWAYS_TOLD, *changed])
-        return {name: str(getattr(self.sampling, name)) for name in names} | self.about
+        """Return the sampler settings and `about` as text; see `settings_text`."""
+        return settings_text(self.sampling) | self.about
 
     def batches(self, batch_size: int = 16) -> Iterator[list[Picture]]:
         """Draw all pictures that are not finished yet; yield each batch when it is finished.

@@ -7,7 +7,7 @@ then the noise of the prior if there is one, then the churn noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import torch
 
 from models.edm import EDMPrecond
 from models.embedding_prior import EmbeddingPrior
-from models.samplers import SamplerSettings, SeededNoise, guided, sample
+from models.samplers import Denoise, SamplerSettings, SeededNoise, guided, sample
 from utils.base.errors import UserError
 from utils.base.out_of_memory import Halving
 from utils.base.read_ahead import read_ahead
@@ -24,20 +24,35 @@ from utils.config.sections import Sampling
 if TYPE_CHECKING:
     from models.autoencoder import Autoencoder
 
+# (denoiser with its guidance, unit normal latents, settings) -> images, all (B, C, h, w).
+Solve = Callable[[Denoise, torch.Tensor, SamplerSettings], torch.Tensor]
 AMP_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def sampler_settings(sampling: Sampling) -> SamplerSettings:
+def sampler_settings(
+    sampling: Sampling, student_sigmas: tuple[float, ...] | None = None
+) -> SamplerSettings:
     """Return the sampler of a config's `sampling` section.
 
-    Raises UserError if its values do not go together.
+    student_sigmas: `distill.sigmas` of the network, which is a student then; None = it is none.
+    Raises UserError if values do not go together, or if a student would be sampled in another way
+    than it was distilled for.
     """
     try:
-        return SamplerSettings(
+        settings = SamplerSettings(
             **{f.name: getattr(sampling, f.name) for f in fields(SamplerSettings)}
         )
     except ValueError as fault:
         raise UserError(f"sampling: {fault}") from fault
+    is_euler = settings.solver == "euler" and not settings.S_churn
+    fits = is_euler and settings.sigmas == student_sigmas and sampling.cfg_scale in (None, 1)
+    if student_sigmas is not None and not fits:
+        listed = ",".join(f"{level:g}" for level in student_sigmas)
+        raise UserError(
+            f"sampling: the network is a student, distilled for Euler steps at sigmas=[{listed}] "
+            "without further guidance; use preset instant and cfg_scale None"
+        )
+    return settings
 
 
 def latent_shape(denoiser: EDMPrecond) -> tuple[int, int, int]:
@@ -55,6 +70,7 @@ def draw_images(
     conds: torch.Tensor | None,
     sampling: Sampling,
     prior: EmbeddingPrior | None = None,
+    solve: Solve | None = None,
 ) -> torch.Tensor:
     """Draw one batch of images: (B, H, W, 3) uint8 on the CPU.
 
@@ -66,10 +82,11 @@ def draw_images(
     sampling: sampler, guidance and precision. `amp` is the precision of the network, and bf16 also
         that of the decoder. The sampler's state stays in float64.
     prior: draws another condition for each seed, with `sampling.freedom`; None = `conds` as given.
+    solve: replaces the sampler, e.g. by a scheduler of diffusers.
 
     Raises UserError if values of `sampling` do not go together.
     """
-    settings, amp = sampler_settings(sampling), sampling.amp
+    settings, amp = sampler_settings(sampling, denoiser.student_sigmas), sampling.amp
     if sampling.freedom and conds is not None:
         if prior is None:
             raise ValueError("sampling.freedom needs the prior of load_config_prior")
@@ -78,7 +95,10 @@ def draw_images(
         denoiser, conds, sampling.cfg_scale, sampling.guidance_interval, denoiser.model.cond_dim
     )
     with torch.autocast(latents.device.type, AMP_DTYPES[amp], enabled=amp != "no"):
-        x = sample(denoise, latents, settings, randn=lambda like: noise.randn(like.shape[1:]))
+        if solve is None:
+            x = sample(denoise, latents, settings, randn=lambda like: noise.randn(like.shape[1:]))
+        else:
+            x = solve(denoise, latents, settings)
     # Stable Diffusion's VAEs overflow in float16.
     with torch.autocast(latents.device.type, torch.bfloat16, enabled=amp == "bf16"):
         pixels = autoencoder.decode(x.float())  # (B, 3, H, W) in [-1, 1]
@@ -95,23 +115,24 @@ def generate(
     *,
     prior: EmbeddingPrior | None = None,
     batch_size: int = 16,
-    device: torch.device | str = "cpu",
+    solve: Solve | None = None,
 ) -> Iterator[tuple[range, torch.Tensor]]:
     """Yield finished batches: positions in `seeds`, and their images (B, H, W, 3) uint8 on the CPU.
 
-    conds: (N, D), one for each seed, or None for a model without condition; see `draw_images`.
+    conds: (N, D), one for each seed, or None for a model without condition.
     prior: of utils.pretrained.priors.load_config_prior.
+    sampling, solve: see `draw_images`.
     A batch that does not fit into memory is drawn in halves.
 
     Raises UserError if values of `sampling` do not go together.
     """
-    in_memory = Halving("sampling")
+    in_memory, device = Halving("sampling"), next(denoiser.parameters()).device
 
     def draw(positions: range) -> torch.Tensor:
         noise = SeededNoise([seeds[p] for p in positions], device)
         latents = noise.randn(latent_shape(denoiser))
         batch = None if conds is None else conds[positions.start : positions.stop].to(device)
-        return draw_images(denoiser, autoencoder, noise, latents, batch, sampling, prior)
+        return draw_images(denoiser, autoencoder, noise, latents, batch, sampling, prior, solve)
 
     def draw_in_memory(positions: range) -> torch.Tensor:
         return torch.cat(in_memory(draw, positions))

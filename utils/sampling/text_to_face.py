@@ -10,6 +10,7 @@ drawing.grid()
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -39,7 +40,7 @@ from utils.pretrained.release import find_network
 from utils.sampling.compile import compile_for_sampling
 from utils.sampling.conditions import embed_rows
 from utils.sampling.drawing import Drawing
-from utils.sampling.generate import generate, sampler_settings
+from utils.sampling.generate import Solve, generate, sampler_settings
 from utils.sampling.prompts import Row, arrange, as_source
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def with_sampling(config: Config, flags: Mapping[str, Mapping[str, Any]]) -> Con
     if flags:
         sampling = config_from_dict(config.to_dict(), "the settings", flags=flags).sampling
         config = config.model_copy(update={"sampling": sampling})
-    sampler_settings(config.sampling)  # raises now rather than when the first batch is drawn
+    # Raises now rather than when the first batch is drawn.
+    sampler_settings(config.sampling, config.distill.sigmas)
     return config
 
 
@@ -83,9 +85,11 @@ class TextToFace:
         clip: ClipEncoder,
         config: Config,
         source: str,
+        solve: Solve | None = None,
     ) -> None:
         """Put loaded networks together; `load` does it from files.
 
+        solve: replaces the sampler, see `draw_images`.
         Raises UserError if the denoiser does not take the embeddings of this CLIP.
         """
         if clip.dim != denoiser.model.cond_width:
@@ -94,7 +98,7 @@ class TextToFace:
                 f"{config.encoders.clip} gives {clip.dim}; it was trained with another CLIP"
             )
         self.denoiser, self.autoencoder, self.clip = denoiser, autoencoder, clip
-        self.config, self.source = config, source
+        self.config, self.source, self.solve = config, source, solve
         self.device = next(denoiser.parameters()).device
         self._prior: EmbeddingPrior | None = None  # loaded when it is first needed
 
@@ -168,7 +172,8 @@ class TextToFace:
         """Embed what is to be drawn; `Drawing.batches` then draws.
 
         sources: a sentence, the `pathlib.Path` of an image, a Pillow image or an embedding (a
-            tensor (D,), used as the condition), or a list of these. Each is a row.
+            tensor (D,), the condition itself with `freedom=0`); or a list of these, or a dict that
+            labels them. Each is a row.
         mix: a row for each mixture of all sources instead: weights, or a list of weights.
         interpolate: so many rows from the first source to the second one instead.
         num: pictures for each row, with the seeds from `sampling.seed` on.
@@ -206,13 +211,15 @@ class TextToFace:
         """Yield finished batches; see `generate`."""
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; should be at least 1")
-        draw = partial(generate, self.denoiser, self.autoencoder)
         prior = self._prior if sampling.freedom else None
-        return draw(conds, seeds, sampling, prior=prior, batch_size=batch_size, device=self.device)
+        draw = partial(generate, prior=prior, batch_size=batch_size, solve=self.solve)
+        return draw(self.denoiser, self.autoencoder, conds, seeds, sampling)
 
 
 def as_rows(sources: Any, mix: Any = None, interpolate: int | None = None) -> list[Row]:
     """Return the rows that `TextToFace.start` describes; raise UserError for every mistake."""
+    if isinstance(sources, Mapping):
+        sources = [replace(as_source(given), label=str(name)) for name, given in sources.items()]
     several = list(sources) if isinstance(sources, list | tuple) else [sources]
     if several and all(isinstance(row, Row) for row in several):
         return several

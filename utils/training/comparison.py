@@ -28,7 +28,14 @@ PLACES = (
     "data.text_feat_path",
 )
 # Places of files: they may change with those of the data if the files keep their names.
-FILES = ("vae", "clip", "image_mean", "inception", "dinov2")
+FILES = (
+    "encoders.vae",
+    "encoders.clip",
+    "encoders.image_mean",
+    "encoders.inception",
+    "encoders.dinov2",
+    "distill.teacher",
+)
 GROWING_KEYS = ("train.max_num_steps", "train.epochs")
 
 
@@ -37,7 +44,7 @@ def differences(before: Config, now: Config, has_same_data: bool = False) -> lis
 
     has_same_data: both have the same images and embeddings, wherever they lie.
     """
-    old, new = _flat(before), _flat(now)
+    old, new = flat_settings(before), flat_settings(now)
     found = []
     for key, value in new.items():
         if key.split(".")[0] in FREE_SECTIONS or key in FREE_KEYS or old[key] == value:
@@ -52,13 +59,13 @@ def differences(before: Config, now: Config, has_same_data: bool = False) -> lis
 
 def _is_moved(key: str, before: Any, now: Any) -> bool:
     """Return True if a key names the place of data, or of a file of an unchanged name."""
-    section, name = key.split(".")
-    if section == "encoders" and name in FILES and before is not None and now is not None:
+    if key in FILES and before is not None and now is not None:
         return Path(before).name == Path(now).name
     return key in PLACES
 
 
-def _flat(config: Config) -> dict[str, Any]:
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Return `section.key` -> value of all settings, with `train.amp` as it is on this machine."""
     sections = config.to_dict().items()
     flat = {f"{name}.{key}": value for name, keys in sections for key, value in keys.items()}
     return flat | {"train.amp": best_amp(config.train.amp)}

@@ -154,13 +154,14 @@ def clip_gradients(
 class StopSignal:
     """Memory of SIGTERM, SIGINT or SIGUSR1: the training finishes its step and saves.
 
-    A second SIGINT interrupts at once.
+    A second SIGINT interrupts at once. Windows has no SIGUSR1.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._remember)
+        for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+            if number := getattr(signal, name, None):
+                signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.received == number == signal.SIGINT:

@@ -1,0 +1,145 @@
+"""Tensors of a GPU on a machine without one: a tensor made on the wrong device fails here.
+
+A fake tensor has a shape, a type and a device, and no numbers. Operations on fake tensors of
+different devices fail as real ones do. The backward pass needs a real GPU (`make gpu-check`).
+"""
+
+from collections.abc import Iterator
+from typing import get_args
+
+import pytest
+import torch
+from tiny import DIM, NETWORK
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from models.choices import PerturbationKind
+from models.draws import WHOLE_BATCH, Share
+from models.edm import EDMPrecond, build_denoiser, draw_for_loss, edm_loss
+from models.geometry import towards_images
+from models.perturbation import Perturbation, perturb
+from models.samplers import SamplerSettings, SeededNoise, guided, sample
+from utils.config.load import config_from_dict
+from utils.training.batches import make_condition
+from utils.training.ema import EMA
+
+CUDA = torch.device("cuda", 0)
+BATCH, SIDE = 4, 8  # images, and side of their latents
+
+
+@pytest.fixture(autouse=True)
+def fake() -> Iterator[None]:
+    """Run a test with fake tensors, of which those made without a device lie on the CPU."""
+    with FakeTensorMode():
+        yield
+
+
+def on_cuda(*tensors: torch.Tensor) -> bool:
+    return all(tensor.device == CUDA for tensor in tensors)
+
+
+def network(cond_dim: int = DIM, **options: object) -> EDMPrecond:
+    """A denoiser on the fake GPU."""
+    with torch.device(CUDA):
+        return build_denoiser("DiT-S/2", SIDE, 4, cond_dim, **NETWORK | options)
+
+
+def data(width: int = DIM) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents and conditions."""
+    latents = torch.randn(BATCH, 4, SIDE, SIDE, device=CUDA)
+    return latents, torch.randn(BATCH, width, device=CUDA)
+
+
+NETWORKS = {
+    "decoder": {},
+    "no decoder": {"use_decoder": False},
+    "class token": {"pad_cls_token": True},
+    "no mask token": {"mae_loss_coef": 0.0},
+    "self-conditioning": {"self_cond": True},
+    "external features": {"ext_feature_dim": 3},
+    "learned perturbation": {"perturbation": True},
+    "activation checkpointing": {},
+}
+
+
+@pytest.mark.parametrize("mask_ratio", [0.0, 0.5])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_training_forward_stays_on_the_device(name, mask_ratio):
+    denoiser = network(**NETWORKS[name]).train()
+    denoiser.model.activation_checkpointing = name == "activation checkpointing"
+    latents, cond = data(denoiser.model.cond_width)
+    draws = draw_for_loss(denoiser, latents, cond, mask_ratio)
+    assert on_cuda(draws.normal, draws.noise)
+    encoder = network(**NETWORKS[name]).eval()
+    losses = edm_loss(denoiser, latents, cond, draws, mae_loss_coef=0.1, encoder=encoder)
+    assert on_cuda(losses) and losses.shape == (BATCH,)
+
+
+def test_a_noise_level_that_is_a_number_goes_to_the_device():
+    latents, cond = data()
+    assert on_cuda(network()(latents, 1.5, cond))
+
+
+# PyTorch's truncated normal reads a number, which no fake tensor has; a network learns the other.
+LEFT_OUT = ("truncated", "learnable")
+
+
+@pytest.mark.parametrize("kind", [k for k in get_args(PerturbationKind) if k not in LEFT_OUT])
+@pytest.mark.parametrize("draws", [WHOLE_BATCH, Share(2, BATCH, 8).draws(None)], ids=str)
+def test_a_perturbed_embedding_stays_on_the_device(kind, draws):
+    _, y = data()
+    assert on_cuda(perturb(y, Perturbation(kind, 0.8), draws))
+
+
+@pytest.mark.parametrize("perturbation", [0, 0.5])
+@pytest.mark.parametrize("features", [0, 3])
+def test_a_training_condition_stays_on_the_device(perturbation, features):
+    config = config_from_dict(
+        {
+            "data": {"norm_feature": True},
+            "model": {"num_classes": DIM, "ext_feature_dim": features},
+            "train": {"perturbation": perturbation},
+        }
+    )
+    _, y = data(DIM + features)
+    assert on_cuda(make_condition(y, config, WHOLE_BATCH))
+
+
+SAMPLERS = {
+    "heun": SamplerSettings(num_steps=3),
+    "euler": SamplerSettings("euler", num_steps=3),
+    "dpmpp_2m": SamplerSettings("dpmpp_2m", num_steps=3),
+    "churn": SamplerSettings(num_steps=3, S_churn=10),
+    "ablation": SamplerSettings(
+        num_steps=3, discretization="vp", schedule="vp", scaling="vp", S_churn=10
+    ),
+}
+
+
+@pytest.mark.parametrize("scale", [None, 2.0])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_with_guidance_stays_on_the_device(name, scale):
+    noise = SeededNoise(range(BATCH), CUDA)
+    latents, (_, cond) = noise.randn((4, SIDE, SIDE)), data()
+    denoise = guided(network(), cond, scale, (0.1, 50.0))
+    x = sample(denoise, latents, SAMPLERS[name], lambda like: noise.randn(like.shape[1:]))
+    assert on_cuda(x) and x.dtype == torch.float64
+    assert on_cuda(noise.randint(9))
+
+
+def test_an_average_of_the_weights_stays_on_the_device(monkeypatch):
+    # PyTorch copies a fake tensor into another fake mode, so a second network is the copy.
+    monkeypatch.setattr("copy.deepcopy", lambda _: network())
+    ema = EMA(network())
+    ema.update(0.9)
+    assert on_cuda(*ema.module.parameters())
+
+
+def test_a_caption_is_moved_on_the_device_of_its_embedding():
+    _, y = data()
+    assert on_cuda(towards_images(y, torch.zeros(DIM, device=CUDA)))
+
+
+def test_a_tensor_on_another_device_does_fail():
+    latents, cond = data()
+    with pytest.raises(RuntimeError, match="two devices"):
+        network()(latents, torch.ones(BATCH), cond.cpu())

@@ -1,0 +1,202 @@
+"""Export a network for machines without PyTorch: ONNX files, a tokenizer and a small sampler.
+
+The shipped network:   python tools/export_onnx.py
+Your own:              python tools/export_onnx.py --ckpt results/own/checkpoints/0100000.pt
+Other settings:        python tools/export_onnx.py sampling.preset=paper sampling.cfg_scale=2
+Then, anywhere:        python results/onnx/draw.py "a bald man" --seeds 0 1 2 3
+
+Writes denoiser.onnx, decoder.onnx, text.onnx, settings.json, tokenizer.json, and the files of
+tools/onnx_files, which need numpy and onnxruntime alone. A seed gives the face that t2f.py draws in
+float32 with --freedom 0. The script then draws some pictures both ways, prints the largest
+differences, and writes both into comparison.png. It needs the packages of requirements-onnx.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tools" / "onnx_files")]
+
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError, one_line_errors
+
+# isort: split
+import numpy as np
+import torch
+
+from models.edm import EDMPrecond
+from models.samplers import SeededNoise, guided, sample
+from utils.base.files import write_json
+from utils.base.text_table import aligned
+from utils.config.command_line import HelpFormatter, add_config_arguments
+from utils.config.schema import Config
+from utils.data.derived_sizes import with_derived_sizes
+from utils.data.embeddings import read_image_mean
+from utils.pretrained.chosen_config import config_file, read_config
+from utils.pretrained.denoisers import load_denoiser
+from utils.pretrained.encoder_paths import here_or_in_project
+from utils.pretrained.encoders import (
+    load_config_autoencoder,
+    load_config_clip,
+    require_encoders,
+)
+from utils.sampling.conditions import embed_rows
+from utils.sampling.generate import latent_shape, sampler_settings
+from utils.sampling.pictures import labelled_grid
+from utils.sampling.prompts import Row, text_prompt
+
+if TYPE_CHECKING:
+    from models.autoencoder import Autoencoder
+    from models.clip import ClipEncoder
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+FILES = ROOT / "tools" / "onnx_files"
+COPIED = ("sampler.py", "noise.py", "clip_tokenizer.py", "draw.py")
+PROMPTS = ("a bald man with glasses", "a woman with long red hair", "a person in a blue hoodie")
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"), help=".pt or .safetensors"
+    )
+    add_config_arguments(parser, instead="the one in the checkpoint")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/onnx"), help="new folder to write"
+    )
+    parser.add_argument(
+        "--compare", type=int, default=4, help="pictures that are drawn both ways; 0 = none"
+    )
+    return parser.parse_intermixed_args()
+
+
+def refuse_what_the_sampler_lacks(config: Config, denoiser: EDMPrecond) -> None:
+    """Raise UserError for networks and settings that tools/onnx_files/sampler.py does not know."""
+    sampling, model = config.sampling, denoiser.model
+    latent = latent_shape(denoiser)
+    faults = {
+        "sampling.S_churn": sampling.S_churn > 0,
+        "sampling.schedule": sampling.schedule not in (None, "linear"),
+        "sampling.scaling": sampling.scaling not in (None, "none"),
+        "model.ext_feature_dim": model.architecture.ext_feature_dim > 0,
+        f"latents of {latent}": latent[0] * latent[1] * latent[2] % 16 > 0,
+        "a network without text condition": model.cond_dim == 0 or config.samples_classes,
+    }
+    if found := [name for name, is_there in faults.items() if is_there]:
+        raise UserError(f"the ONNX sampler does not know {' and '.join(found)}")
+
+
+def settings_of(config: Config, denoiser: EDMPrecond) -> dict[str, Any]:
+    """Return the content of settings.json: everything that the sampler reads, as plain values."""
+    sampling, encoders = config.sampling, config.encoders
+    low, high = sampling.guidance_interval or (0.0, 1e9)
+    mean = None
+    if encoders.image_mean:
+        mean = read_image_mean(encoders.image_mean, denoiser.model.cond_dim).tolist()
+    return {
+        "latent": latent_shape(denoiser),
+        "solver": sampling.solver,
+        "levels": sampler_settings(sampling).formulation().t_steps,
+        "cfg_scale": sampling.cfg_scale,
+        "guidance_interval": (low, high),
+        "norm_feature": config.data.norm_feature,
+        "image_mean": mean,
+    }
+
+
+def draw_with_torch(
+    denoiser: EDMPrecond,
+    autoencoder: Autoencoder,
+    clip: ClipEncoder,
+    config: Config,
+    jobs: Sequence[tuple[str, int]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw pairs of prompt and seed in float32; return latents and images (N, 3, H, W)."""
+    rows = [Row(((text_prompt(prompt), 1.0),)) for prompt, _ in jobs]
+    cond = embed_rows(rows, clip, config).embeddings
+    sampling = config.sampling
+    denoise = guided(denoiser, cond, sampling.cfg_scale, sampling.guidance_interval)
+    noise = SeededNoise([seed for _, seed in jobs]).randn(latent_shape(denoiser))
+    with torch.inference_mode():
+        latents = sample(denoise, noise, sampler_settings(sampling))
+        return latents.numpy(), autoencoder.decode(latents.float()).numpy()
+
+
+def compare(
+    folder: Path,
+    denoiser: EDMPrecond,
+    autoencoder: Autoencoder,
+    clip: ClipEncoder,
+    config: Config,
+    count: int,
+) -> str:
+    """Draw `count` pictures both ways and write them into comparison.png; return the result."""
+    from sampler import Sampler  # imported here: it imports onnxruntime
+
+    jobs = [(PROMPTS[i % len(PROMPTS)], i) for i in range(count)]
+    sampler = Sampler(folder)
+    started = time.perf_counter()
+    ours = draw_with_torch(denoiser, autoencoder, clip, config, jobs)
+    between = time.perf_counter()
+    theirs = sampler.draw([prompt for prompt, _ in jobs], [seed for _, seed in jobs])
+    seconds = between - started, time.perf_counter() - between
+    latents, pixels = (float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
+    images = np.concatenate([ours[1], theirs[1]]).transpose(0, 2, 3, 1)
+    labels = [f"{way}: {prompt}" for way in ("PyTorch", "onnxruntime") for prompt, _ in jobs]
+    uint8 = (images * 127.5 + 127.5).round().clip(0, 255).astype(np.uint8)
+    labelled_grid(uint8, labels, columns=count).save(folder / "comparison.png")
+    return (
+        f"{count} pictures both ways: latents differ by {latents:.1e} at most, pixels in [-1, 1] "
+        f"by {pixels:.1e}; {seconds[0]:.1f} s with PyTorch, {seconds[1]:.1f} s with onnxruntime"
+    )
+
+
+@one_line_errors
+def main() -> None:
+    """Export, and compare the pictures."""
+    args = parse_args()
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UserError(f"{' and '.join(missing)} missing: pip install -r requirements-onnx.txt")
+    if args.out.exists():
+        raise UserError(f"{args.out} is there already: delete it, or choose another --out")
+    ckpt = here_or_in_project(args.ckpt)
+    # The sampler has no prior: it takes sentences literally.
+    overrides = [*args.overrides, "encoders.precision=float32", "sampling.freedom=0"]
+    config = read_config(config_file(args.config, checkpoint=ckpt), overrides)
+    config = with_derived_sizes(config, "none", "none")
+    denoiser, _ = load_denoiser(ckpt, config=config)
+    refuse_what_the_sampler_lacks(config, denoiser)
+    require_encoders(config)
+    networks = denoiser, load_config_autoencoder(config), load_config_clip(config)
+    from tools.onnx_networks import export_networks, export_tokenizer  # imported here: slow
+
+    args.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.out.absolute().parent, prefix=".export") as temporary:
+        folder = Path(temporary, args.out.name)
+        folder.mkdir()
+        export_tokenizer(networks[2], folder / "tokenizer.json")
+        export_networks(*networks, folder)
+        write_json(folder / "settings.json", settings_of(config, denoiser))
+        for name in COPIED:
+            shutil.copy(FILES / name, folder)
+        folder.rename(args.out)
+    files = sorted(args.out.iterdir(), key=lambda file: -file.stat().st_size)
+    sizes = [(file.name, f"{file.stat().st_size / 1e6:.2f}") for file in files]
+    print(aligned([("file", "MB"), *sizes], left=1))
+    if args.compare > 0:
+        print(compare(args.out, *networks, config, args.compare))
+    print(f'{args.out}: draw with  python {args.out / "draw.py"} "{PROMPTS[0]}"')
+
+
+if __name__ == "__main__":
+    main()

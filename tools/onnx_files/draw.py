@@ -1,0 +1,53 @@
+"""Draw faces on a machine without PyTorch; this folder, numpy and onnxruntime are all it needs.
+
+python draw.py "a bald man" "a woman with a green hat" --seeds 0 1 2 3 --out faces
+"""
+
+import argparse
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+from sampler import Sampler
+
+AT_ONCE = 8  # pictures; more are drawn in batches
+
+
+def save_png(path: Path, pixels: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 as a PNG; no image library is needed for this."""
+    height, width, _ = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    lines = b"".join(b"\0" + line.tobytes() for line in pixels)  # 0 = the line is not filtered
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")):
+        content += struct.pack(">I", len(data)) + kind + data
+        content += struct.pack(">I", zlib.crc32(kind + data))
+    path.write_bytes(content)
+
+
+def main() -> None:
+    """Draw every prompt with every seed, and write <number of the prompt>_<seed>.png."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("prompts", nargs="+", help="what to draw")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
+    parser.add_argument("--out", type=Path, default=Path("faces"), help="folder; default: faces")
+    args = parser.parse_args()
+    started = time.perf_counter()
+    sampler = Sampler(Path(__file__).resolve().parent)
+    jobs = [(number, seed) for number in range(len(args.prompts)) for seed in args.seeds]
+    args.out.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(jobs), AT_ONCE):
+        batch = jobs[start : start + AT_ONCE]
+        _, images = sampler.draw([args.prompts[n] for n, _ in batch], [seed for _, seed in batch])
+        pixels = (images * 127.5 + 127.5).round().clip(0, 255).astype(np.uint8)
+        for (number, seed), picture in zip(batch, pixels.transpose(0, 2, 3, 1), strict=True):
+            save_png(args.out / f"{number:02d}_{seed:03d}.png", picture)
+    print(f"{len(jobs)} images in {time.perf_counter() - started:.1f} s: {args.out}")
+
+
+if __name__ == "__main__":
+    main()

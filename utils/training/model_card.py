@@ -1,0 +1,206 @@
+"""The model card of a release folder: README.md with the metadata of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from utils.config.schema import Config
+from utils.evaluation.metric_names import MetricInfo, metrics_in, network_name
+from utils.evaluation.results import Record, Results, evaluation_of
+from utils.pretrained.checkpoint_files import load_checkpoint, step_of
+from utils.pretrained.encoder_copies import is_public_vae
+from utils.pretrained.hub import is_clip_name
+from utils.sampling.drawing import settings_text
+from utils.sampling.text_to_face import TextToFace
+from utils.training.run_log import time_text
+
+TEMPLATES = Path(__file__).with_name("templates")
+TAGS = ["text-to-image", "image-to-image", "faces", "language-free", "masked-diffusion-transformer"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a checkpoint and the files beside it tell about its training.
+
+    images: number of training images; None if unknown, as for the next two.
+    images_seen: by the training, repetitions included.
+    processor_seconds: of the training.
+    records: its evaluations at this step, from `evaluation/results.jsonl`.
+    """
+
+    step: int
+    images: int | None
+    images_seen: int | None
+    processor_seconds: float | None
+    records: list[Record]
+
+
+def read_run(checkpoint: Path, results_dir: Path = Path("results")) -> Run:
+    """Read what is known about a checkpoint's training; files that are missing tell nothing."""
+    step = step_of(checkpoint)
+    evaluation = evaluation_of(checkpoint, results_dir)
+    records = [r for r in Results(evaluation).records if r.get("step") == step]
+    seen = load_checkpoint(checkpoint).get("images_seen") if checkpoint.suffix == ".pt" else None
+    folder, listed, log = evaluation.parent, {}, []
+    if (folder / "images.json").is_file():
+        listed = json.loads((folder / "images.json").read_text(encoding="utf-8"))
+    if (folder / "metrics.jsonl").is_file():
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        log = [json.loads(line) for line in lines]
+    spent = [line["cpu_s"] for line in log if line["step"] <= step and "cpu_s" in line]
+    return Run(step, listed.get("count"), seen, sum(spent) or None, records)
+
+
+def model_card(
+    name: str, faces: TextToFace, run: Run, prompts: Sequence[str], grid: str, notice: bool
+) -> str:
+    """Return the text of README.md.
+
+    name: of the model. prompts: of the sample grid, whose file is `grid`. notice: True if the
+    folder holds NOTICE.md.
+    """
+    config = faces.config
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=False,  # it is Markdown
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    metrics = metrics_in(run.records)
+    captions = trained_on_captions(config)
+    text: str = environment.get_template("model_card.md").render(
+        metadata=metadata(name, config, run, metrics),
+        name=name,
+        trained_on="on captions" if captions else "on images only, without any caption",
+        condition=condition(config),
+        grid=grid,
+        seed=config.sampling.seed,
+        prompts=[f"“{_cell(prompt)}”" for prompt in prompts],
+        prompt=_cell(min(prompts, key=len)).replace('"', "'"),
+        facts={label: _cell(text) for label, text in facts(faces, run).items()},
+        sampler=settings_text(config.sampling),
+        records=run.records,
+        header=["guidance", "sampler", "images", *(about.label for about in metrics.values())],
+        rows=[[_cell(cell) for cell in row] for row in metric_rows(run.records, metrics)],
+        step=f"{run.step:,}",
+        evaluated_on=_cell(evaluated_on(run.records)),
+        clip=_place(config.encoders.clip, is_clip_name(config.encoders.clip)),
+        tokens=faces.clip.context_length,
+        notice="; see `NOTICE.md`" if notice else "",
+    )
+    return text
+
+
+def trained_on_captions(config: Config) -> bool:
+    """Return True if the training's condition was made from captions."""
+    return config.data.feat_path is not None and config.data.feat_path == config.data.text_feat_path
+
+
+def condition(config: Config) -> str:
+    """Return a phrase that says what the network was conditioned on in training."""
+    train = config.train
+    of = "captions" if trained_on_captions(config) else "the image itself"
+    if not train.perturbation:
+        return f"the CLIP embedding of {of}, without noise"
+    kind = f"{train.perturbation_type}, {train.perturbation:g}"
+    return f"the CLIP embedding of {of}, perturbed by noise on the unit sphere ({kind})"
+
+
+def facts(faces: TextToFace, run: Run) -> dict[str, str]:
+    """Return label -> text for network and training; what is unknown is left out."""
+    config = faces.config
+    train, model, encoders = config.train, config.model, config.encoders
+    size = sum(weight.numel() for weight in faces.denoiser.parameters()) / 1e6
+    rate = f"lr {train.lr:g}" + (f", Muon {train.muon_lr:g}" if train.optimizer == "muon" else "")
+    amount = f"{run.step:,} steps of {train.batchsize}"
+    amount += f", {run.images_seen:,} images seen" if run.images_seen else ""
+    data = f"{config.data.dataset}, {config.data.resolution} × {config.data.resolution} pixels"
+    data += f", {run.images:,} images" if run.images else ""
+    known = {
+        "Images": data,
+        "Condition": condition(config),
+        "Network": f"{model.model_type}, {size:.1f} M weights, EDM preconditioning",
+        "Masking": f"{model.mask_ratio:.0%} of the tokens, {model.mask_ratio_fn}",
+        "Latents": f"{model.in_channels} × {model.in_size} × {model.in_size}, VAE "
+        + _place(encoders.vae, is_public_vae(encoders.vae)),
+        "CLIP": f"{_place(encoders.clip, is_clip_name(encoders.clip))}, {faces.clip.dim} numbers, "
+        f"identity {faces.clip.identity}",
+        "Training": amount,
+        "Optimiser": f"{train.optimizer}, {rate}, {train.lr_schedule}",
+        "Averaging": f"EMA with decay {train.ema_decay:g}; these are the averaged weights",
+        "Seed": str(train.seed),
+    }
+    if run.processor_seconds:
+        known["Processor time"] = time_text(run.processor_seconds)
+    return known
+
+
+def metric_rows(records: Sequence[Record], metrics: Mapping[str, MetricInfo]) -> list[list[str]]:
+    """Return a line for each evaluation: its settings, then its metrics with their intervals."""
+    rows = []
+    for record in records:
+        scale = record.get("cfg_scale")
+        row = [
+            "none" if scale is None else f"{scale:g}",
+            f"{record.get('num_steps')} {record.get('solver')}",
+            str(record.get("n")),
+        ]
+        for key, about in metrics.items():
+            low, high, spread = (record.get(f"{key}_{end}") for end in ("low", "high", "std"))
+            interval = "" if low is None else f" ({about.show(low)} to {about.show(high)})"
+            interval = f" (± {about.show(spread)})" if spread else interval
+            row.append(about.show(record.get(key)) + interval)
+        rows.append(row)
+    return rows
+
+
+def evaluated_on(records: Sequence[Record]) -> str:
+    """Return the feature network and the reference of evaluations as one phrase."""
+    pairs = {(network_name(str(r.get("network"))), str(r.get("reference"))) for r in records}
+    texts = [f"features of {network}, reference {Path(place).name}" for network, place in pairs]
+    return "; ".join(sorted(texts))
+
+
+def metadata(name: str, config: Config, run: Run, metrics: Mapping[str, MetricInfo]) -> str:
+    """Return the YAML that the hub reads: licence, library, tags, base models and metrics."""
+    results = [
+        EvalResult(
+            task_type="text-to-image",
+            dataset_type=config.data.dataset,
+            dataset_name=config.data.dataset,
+            metric_type=key,
+            metric_name=about.label,
+            metric_value=record[key],
+        )
+        for record in run.records
+        for key, about in metrics.items()
+        if record.get(key) is not None
+    ]
+    base = [config.encoders.vae] if is_public_vae(config.encoders.vae) else None
+    data = ModelCardData(
+        license="mit",
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=TAGS,
+        base_model=base,
+        model_name=name,
+        eval_results=results or None,
+    )
+    return str(data.to_yaml()).strip()
+
+
+def _place(source: str, is_public: bool) -> str:
+    """Return a public name, or a phrase for an encoder that the folder holds."""
+    return _cell(source) if is_public else "in this folder"
+
+
+def _cell(value: object) -> str:
+    """Return a value as text that fits into a cell of a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
