@@ -4,10 +4,11 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: help demo test lint coverage soak check gpu-check clean
+.PHONY: help demo app test lint coverage soak check gpu-check clean
 
 help:
 	@echo "make demo      render faces, train, evaluate, sample (15 minutes on 2 cores; resumes)"
+	@echo "make app       serve a page: type a sentence, see faces (http://127.0.0.1:7860)"
 	@echo "make test      install, lint, run the whole test suite"
 	@echo "make lint      check style, format, layers of imports, types"
 	@echo "make coverage  run the quick tests and print the share of lines that they reach"
@@ -22,12 +23,19 @@ help:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/.dev: requirements.txt requirements-onnx.txt requirements-dev.txt .venv/.run
+.venv/.app: requirements-app.txt .venv/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-app.txt
+	@touch $@
+
+.venv/.dev: requirements.txt requirements-app.txt requirements-onnx.txt requirements-dev.txt .venv/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
 demo: .venv/.run
 	$(BIN)/python demo/run.py
+
+app: .venv/.app
+	$(BIN)/python demo/app.py
 
 # Two processes of one thread each: two cores, and memory for two full-size networks.
 test: lint

@@ -8,6 +8,7 @@ Two nodes, on each:  python train_latent_t2f.py --config X.yaml --num_process_pe
                      --num_proc_node 2 --node_rank 0 (or 1) --master_address HOST
 Go on with a run:    python train_latent_t2f.py --exp_name X
 Other settings:      python train_latent_t2f.py --config X.yaml train.lr=5e-5 model.mask_ratio=0.3
+A student of few steps: python train_latent_t2f.py --config configs/demo/distill.yaml --teacher X.pt
 Finetune:            python train_latent_t2f.py --config Y.yaml --ckpt_path X/checkpoints/0300000.pt
 Release a model:     python train_latent_t2f.py --export dit.safetensors --ckpt_path 0005000.pt \\
                          sampling.cfg_scale=2
@@ -82,6 +83,8 @@ def train(
         notes.append(f"continuing {folder} from step {state.step}{not_read}")
     elif start_from is not None:
         notes += state.start_from(start_from, strict)
+    elif config.is_distilled:
+        notes += state.start_as_student()
     is_new, saved = saved is None, None  # frees the checkpoint's memory
     max_steps = state.max_steps
     notes += state.make_ready()

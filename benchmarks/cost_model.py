@@ -36,6 +36,7 @@ COMPARED = ("celeb_t2f_gaus1.2.yaml", "celeb_fast.yaml")  # those of FFHQ cost t
 PEAKS = {"A100": 312e12, "H100": 989e12}  # dense bf16 FLOP/s, by their data sheets
 UTILISATION = 0.35  # share of the peak that is assumed
 STEPS, BATCH = 300_000, 128  # of the published configs
+DISTILLATION_STEPS = 10_000  # a guess
 BYTES_PER_WEIGHT = 4 * 5  # float32: weight, gradient, two moments of AdamW, average
 
 
@@ -98,10 +99,27 @@ def training_row(name: str) -> dict[str, Any]:
     }
 
 
+def distillation_row(teacher_steps: int) -> dict[str, Any]:
+    """Return the table's row for a distillation of DiT-XL/2 by a guided teacher.
+
+    A training step of the student is a forward and twice that for the gradients. Each step of the
+    teacher is two forwards, one for each half of guidance.
+    """
+    student = step_flops(Case("XL", 0.0, batch=BATCH))
+    teacher = teacher_steps * 2 * student / 3
+    return {
+        "distill.teacher_steps": teacher_steps,
+        "TFLOP of a batch: teacher": teacher / 1e12,
+        "student": student / 1e12,
+        **gpu_hours(DISTILLATION_STEPS * (student + teacher)),
+    }
+
+
 def main() -> None:
     """Replace the tables on the page."""
     argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
-    tables = [table(rows()), table(map(training_row, COMPARED))]
+    distillations = map(distillation_row, (3, 4, 8))
+    tables = [table(rows()), table(map(training_row, COMPARED)), table(distillations)]
     replace_tables(PAGE, BEGIN, tables)
     print(f"{PAGE.relative_to(ROOT)} written")
 

@@ -64,7 +64,7 @@ def findings_of(check: Check, device: Device) -> list[Finding]:
     """Run a check. A fault of the code or the device is a finding too, in one line."""
     found: list[Finding] = []
     if time.monotonic() > device.work.deadline:
-        return [Finding("all", "not run: the time is over")]
+        return [Finding("all", "not run: the time is over", False)]
     try:
         found.extend(check(device))
     except Exception as fault:  # noqa: BLE001 - the table says what failed, and the rest goes on

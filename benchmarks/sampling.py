@@ -1,10 +1,12 @@
 """Time the sampling of pictures: the presets `fast` and `paper`, and each change between them.
 
     python benchmarks/sampling.py                       # the shipped network, 16 pictures at once
+    python benchmarks/sampling.py --student X.safetensors  # a distilled network too
     python benchmarks/sampling.py --network DiT-S/2     # random weights, 256x256 pixels, SD's VAE
 
 All variants draw with guidance (both halves in one batch) from seeds to pixels, decoding included.
-`paper` is the baseline: 40 Heun steps of the eager network in float32.
+`paper` is the baseline: 40 Heun steps of the eager network in float32. One row decodes alone.
+Processor seconds count all threads, and are those of the last repetition.
 benchmarks/sampling_quality.py measures the quality of the pictures.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -27,11 +30,13 @@ from models.encoder_files import LDM_SCALE_FACTOR
 from models.samplers import nfe
 from utils.config.command_line import HelpFormatter
 from utils.config.sections import Sampling
+from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder
-from utils.sampling.generate import generate, sampler_settings
+from utils.sampling.generate import generate, latent_shape, sampler_settings
 
 SHIPPED = "assets/demo/dit.safetensors"
+DECODING = "decoding alone, bf16"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 VARIANTS = {
     "`paper`: 40 Heun steps, float32": Sampling(preset="paper", cfg_scale=2.0),
@@ -52,9 +57,24 @@ def sd_vae() -> AutoencoderKL:
     return vae
 
 
+def setup_decoding(network: str, count: int) -> timing.Work:
+    """Return work that decodes `count` latents in bf16; decode once to warm up."""
+    denoiser, vae = load(network)
+    latents = torch.randn(count, *latent_shape(denoiser), device=DEVICE)
+
+    def decode() -> float:
+        started = time.process_time()
+        with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16):
+            assert vae.decode(latents).float().std() > 0
+        return time.process_time() - started
+
+    decode()
+    return decode
+
+
 def load(network: str) -> tuple[EDMPrecond, Autoencoder]:
     """Load the shipped networks, or make random ones of a size for latents of 4x32x32."""
-    if network == SHIPPED:
+    if Path(network).is_file():
         denoiser, config = load_denoiser(network, DEVICE)
         return denoiser, load_config_autoencoder(config, DEVICE)
     torch.manual_seed(0)
@@ -68,7 +88,8 @@ def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
     denoiser, vae = load(network)
     conds = torch.nn.functional.normalize(torch.randn(count, denoiser.model.cond_dim), dim=1)
 
-    def draw(sampling: Sampling) -> None:
+    def draw(sampling: Sampling) -> float:
+        started = time.process_time()
         batches = generate(
             denoiser,
             vae,
@@ -79,8 +100,9 @@ def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
         )
         for _, images in batches:
             assert images.float().std() > 0
+        return time.process_time() - started
 
-    draw(sampling.model_copy(update={"num_steps": 1}))
+    draw(sampling if sampling.sigmas else sampling.model_copy(update={"num_steps": 1}))
     return partial(draw, sampling)
 
 
@@ -89,6 +111,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     timing.add_arguments(parser)
     parser.add_argument("--network", default=SHIPPED, help="shipped weights, or a size (DiT-S/2)")
+    parser.add_argument(
+        "--student", action="append", default=[], help="a distilled network too; may be repeated"
+    )
     parser.add_argument("--count", type=int, default=16, help="pictures of a batch")
     args = parser.parse_args()
     timing.start(args)
@@ -96,17 +121,24 @@ def main() -> None:
     if args.network != SHIPPED:
         variants = {name: VARIANTS[name] for name in (next(iter(VARIANTS)), "`fast`")}
     setups = {name: partial(setup, args.network, s, args.count) for name, s in variants.items()}
+    for file in args.student:
+        sampling = read_config(file).sampling.model_copy(update={"freedom": 0.0})
+        name = f"student of {sampling.num_steps} evaluations"
+        variants = {**variants, name: sampling}
+        setups[name] = partial(setup, file, sampling, args.count)
+    setups[DECODING] = partial(setup_decoding, args.network, args.count)
     timings = timing.compare(setups, args.repeats, warmup=0)
     baseline = next(iter(timings.values())).median
     rows = [
         {
             "sampler": name,
-            "network evaluations": nfe(sampler_settings(variants[name])),
+            "network evaluations": nfe(sampler_settings(variants[name])) if name in variants else 0,
             "s/picture": timings[name].median / args.count,
+            "processor s/picture": timings[name].result / args.count,
             "times as fast": baseline / timings[name].median,
             "peak memory, GB": timings[name].peak / 1e9,
         }
-        for name in variants
+        for name in setups
     ]
     what = "the shipped network, 128×128 pixels"
     if args.network != SHIPPED:

@@ -3,19 +3,22 @@
     python benchmarks/sampling_quality.py --num 500            # all settings; resumes
     python benchmarks/sampling_quality.py --num 1000 --only 'fast;heun 20'
     python benchmarks/sampling_quality.py --num 500 --plot docs/sampling.png
+    python benchmarks/sampling_quality.py --student student.safetensors --only 'fast;students'
 
 Every setting draws the same captions of the demo's test split from the same seeds with the shipped
-network. Three metrics judge the pictures: the Fréchet distance in CLIP features to the test images,
-the CLIP score, and the share of stated attributes that a classifier finds (demo/classifier.py).
-Intervals are 95 % of a bootstrap over images. For a difference to `paper` both settings are
-resampled in the same way, so that its interval is narrower.
+network; a student (configs/demo/distill.yaml) draws with its own. Four metrics judge the pictures:
+the Fréchet distance in CLIP features to the test images, the CLIP score, the share of stated
+attributes that a classifier finds (demo/classifier.py), and the distance of a picture to that of
+the reference from the same seed (root mean square over pixels and colours, of 255). Intervals are
+95 % of a bootstrap over images. For a difference to the reference both settings are resampled in
+the same way, so that its interval is narrower. The reference is `paper`, or that of --reference.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,32 +27,41 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # First: from here on, Ctrl-C ends the script with one line.
-from utils.base.errors import one_line_errors
+from utils.base.errors import UserError, one_line_errors
 
 # isort: split
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
 from benchmarks import timing
+from benchmarks.sampling_plot import draw_plot
 from demo.check_prompts import choose_captions
 from demo.classifier import classify, codes_of, load_classifier, load_faces
+from models.choices import Solver
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
 from utils.config.sections import Sampling
 from utils.evaluation.feature_statistics import FeatureStats
 from utils.evaluation.frechet import frechet_distance
 from utils.evaluation.metrics import clip_similarities
+from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.sampling.conditions import caption_conditions
 from utils.sampling.generate import generate, sampler_settings
+from utils.sampling.pictures import labelled_grid, save_png
 
 CHUNK = 50  # images drawn and kept at a time
 DRAWS = 200  # of the bootstrap
+GRID_COLUMNS = 8  # pictures of each setting in --grid
+# Solvers with noise levels of their own; guidance ends at 0.3.
+EXPLICIT_LEVELS: list[tuple[Solver, tuple[float, ...]]] = [
+    ("euler", (80, 1.5)),
+    ("euler", (80, 5, 1.5, 0.5)),
+    ("euler", (40, 4.7, 1.2, 0.34)),
+    ("dpmpp_2m", (80, 5, 1.5, 0.5)),
+    ("dpmpp_2m", (40, 4, 1.1, 0.29, 0.09)),
+]
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,7 @@ class Setting:
 
     curve: str
     sampling: Sampling
+    student: Path | None = None  # its network; None = the one that all other settings use
 
     @property
     def cost(self) -> int:
@@ -65,17 +78,19 @@ class Setting:
         settings = sampler_settings(self.sampling)
         levels = settings.formulation().t_steps[:-1]
         low, high = self.sampling.guidance_interval or (0.0, float("inf"))
-        costs = [2 if low < level <= high else 1 for level in levels]
+        guided = 1 if self.student else 2
+        costs = [guided if low < level <= high else 1 for level in levels]
         if settings.solver == "heun":
             return sum(costs) + sum(costs[1:])
         return sum(costs)
 
 
 def settings_to_compare() -> dict[str, Setting]:
-    """Return all settings by name; `paper` and `fast` are the presets."""
+    """Return all settings by name; `paper`, `fast` and `fast8` are presets."""
     found = {
         "paper": Setting("Heun", Sampling(preset="paper")),
         "fast": Setting("preset `fast`", Sampling(preset="fast")),
+        "fast8": Setting("preset `fast8`", Sampling(preset="fast8")),
     }
     in_bf16 = Sampling(amp="bf16")
 
@@ -96,9 +111,26 @@ def settings_to_compare() -> dict[str, Setting]:
     ):
         formulation = {"discretization": name, "schedule": schedule, "scaling": scaling}
         add(f"heun 10, {name}", f"Heun, {name} steps", solver="heun", num_steps=10, **formulation)
+    for solver, levels in EXPLICIT_LEVELS:
+        name = f"{solver} at {', '.join(f'{level:g}' for level in levels)}"
+        lowest = (0.3, 1000.0)
+        add(name, "", solver=solver, num_steps=len(levels), sigmas=levels, guidance_interval=lowest)
     for low, high in ((0.3, 100.0), (0.3, 5.0)):
         name = f"dpmpp_2m 10, guided {low:g} to {high:g}"
         add(name, "", solver="dpmpp_2m", num_steps=10, guidance_interval=(low, high))
+    return found
+
+
+def student_settings(files: Sequence[Path]) -> dict[str, Setting]:
+    """Return a setting for each student; raises UserError if a network is no student."""
+    found = {}
+    for file in files:
+        config = read_config(file)
+        if config.distill.sigmas is None:
+            raise UserError(f"--student {file}: the network is no student; see docs/sampling.md")
+        name = f"student {', '.join(f'{level:g}' for level in config.distill.sigmas)}"
+        literal = config.sampling.model_copy(update={"freedom": 0.0})  # as for the others
+        found[name] = Setting("students", literal, file)
     return found
 
 
@@ -107,6 +139,7 @@ class Judged(NamedTuple):
 
     features: torch.Tensor  # (N, D) CLIP image embeddings
     right: torch.Tensor  # (N, A) bool, True where an attribute is that of the face
+    apart: torch.Tensor  # (N,) distance to the picture of the reference from the same seed
 
 
 class Pictures:
@@ -139,12 +172,18 @@ class Pictures:
         file = self.folder / f"{name.replace(' ', '_').replace(',', '')}.pt"
         images = torch.load(file, weights_only=True) if file.exists() else torch.zeros(0)
         done = len(images)
+        denoiser, sampling = self.denoiser, setting.sampling
+        if setting.student is None:
+            scale = self.config.sampling.cfg_scale
+            sampling = sampling.model_copy(update={"cfg_scale": scale})
+        elif done < self.num:
+            denoiser, _ = load_denoiser(setting.student)
         batches = generate(
-            self.denoiser,
+            denoiser,
             self.vae,
             self.conditions[done:],
             range(done, self.num),
-            setting.sampling.model_copy(update={"cfg_scale": self.config.sampling.cfg_scale}),
+            sampling,
             batch_size=CHUNK,
         )
         for _, new in progress(batches, name, -(-max(self.num - done, 0) // CHUNK), "batch"):
@@ -152,14 +191,18 @@ class Pictures:
             torch.save(images, file)
         return images[: self.num]
 
-    def judge(self, images: torch.Tensor) -> Judged:
-        """Run CLIP and the classifier on pictures (N, H, W, 3) uint8."""
+    def judge(self, images: torch.Tensor, reference: torch.Tensor) -> Judged:
+        """Run CLIP and the classifier on pictures (N, H, W, 3) uint8, and compare with others."""
+        apart = (images.float() - reference.float()).square().flatten(1).mean(dim=1).sqrt()
         images = images.permute(0, 3, 1, 2)
         features = torch.cat([self.clip.encode_images(part) for part in images.split(CHUNK)])
-        return Judged(features, classify(self.classifier, images) == self.codes)
+        return Judged(features, classify(self.classifier, images) == self.codes, apart)
 
     def metrics(self, judged: Judged, rows: np.ndarray) -> np.ndarray:
-        """Measure the pictures `rows`: Fréchet distance, CLIP score, % of stated attributes."""
+        """Measure the pictures `rows`.
+
+        Returns Fréchet distance, CLIP score, % of stated attributes, distance to the reference.
+        """
         features = judged.features[rows]
         ours = FeatureStats()
         ours.update(features)
@@ -167,36 +210,7 @@ class Pictures:
         score = clip_similarities(features, self.texts[rows]).mean()
         stated = self.stated[rows]
         shown = 100 * (judged.right[rows] & stated).sum() / stated.sum()
-        return np.array([distance, float(score), float(shown)])
-
-
-def draw_plot(
-    rows: list[dict[str, Any]], band: tuple[float, float], path: Path, title: str
-) -> None:
-    """Plot Fréchet distance and attributes shown against the cost of a picture."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    keys = ("Fréchet distance", "attributes shown, %")
-    for axis, key in zip(axes, keys, strict=True):
-        for curve in dict.fromkeys(row["curve"] for row in rows if row["curve"]):
-            points = sorted((r["cost"], r[key]) for r in rows if r["curve"] == curve)
-            label, style = curve.replace("`", ""), "*" if "fast" in curve else "o-"
-            size = 11 if "fast" in curve else 4
-            axis.plot(*zip(*points, strict=True), style, markersize=size, label=label)
-        axis.set_xscale("log")
-        axis.set_xticks([10, 20, 40, 80, 160], ["10", "20", "40", "80", "160"])
-        axis.minorticks_off()
-        axis.set_xlabel("network evaluations a picture, guidance counted double")
-        axis.set_ylabel(key)
-        axis.grid(alpha=0.3)
-    # Settings that fail are cut off, so that the differences among the others can be seen.
-    paper = next(row for row in rows if row["setting"] == "paper")
-    axes[0].set_ylim(0.5 * paper[keys[0]], 2.5 * paper[keys[0]])
-    axes[1].set_ylim(paper[keys[1]] - 14, paper[keys[1]] + 4)
-    axes[0].axhspan(*band, color="gray", alpha=0.2, label="40 Heun steps, 95 %")
-    axes[0].legend(fontsize=8)
-    figure.suptitle(title, fontsize=9)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+        return np.array([distance, float(score), float(shown), float(judged.apart[rows].mean())])
 
 
 def parse_args() -> argparse.Namespace:
@@ -204,6 +218,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument("--num", type=int, default=500, help="pictures of each setting")
     parser.add_argument("--only", help="names of settings, separated by semicolons; None = all")
+    parser.add_argument(
+        "--student", type=Path, action="append", default=[], metavar="FILE",
+        help="a distilled network to compare too; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reference", default="paper", help="setting with which all others are compared"
+    )
     parser.add_argument("--only_draw", action="store_true", help="draw pictures, judge them later")
     parser.add_argument(
         "--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"), help="network to use"
@@ -222,20 +243,31 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--plot", type=Path, help="PNG to write; None = none")
     parser.add_argument("--out", type=Path, help="JSON of the table to write; None = none")
+    parser.add_argument(
+        "--grid", type=Path, help="PNG of the first pictures of each setting; None = none"
+    )
     return parser.parse_args()
 
 
 def chosen_settings(args: argparse.Namespace) -> dict[str, Setting]:
-    """Return the settings of `--only`; `paper` comes first, as the others are compared with it."""
-    settings = settings_to_compare()
-    if not args.only:
-        return settings
-    names = args.only.split(";")
-    return {name: settings[name] for name in (names if args.only_draw else ["paper", *names])}
+    """Return the settings of `--only`; `--reference` comes first, the others are compared with it.
+
+    Raises UserError for an unknown name.
+    """
+    students = student_settings(args.student)
+    settings = settings_to_compare() | students
+    names = list(settings)
+    if args.only:
+        names = args.only.replace("students", ";".join(students)).split(";")
+    names = names if args.only_draw else [args.reference, *names]
+    for name in names:
+        if name not in settings:
+            raise UserError(f"there is no setting '{name}', only: {'; '.join(settings)}")
+    return {name: settings[name] for name in names}
 
 
 def bootstrap(pictures: Pictures, judged: Mapping[str, Judged]) -> dict[str, np.ndarray]:
-    """Return the metrics (DRAWS, 3) of each setting, for images drawn again with replacement."""
+    """Return the metrics (DRAWS, 4) of each setting, for images drawn again with replacement."""
     rng = np.random.default_rng(0)
     draws = [rng.integers(pictures.num, size=pictures.num) for _ in range(DRAWS)]
     return {
@@ -247,7 +279,7 @@ def bootstrap(pictures: Pictures, judged: Mapping[str, Judged]) -> dict[str, np.
 def table_row(
     name: str, setting: Setting, metrics: np.ndarray, differences: np.ndarray
 ) -> dict[str, Any]:
-    """Return a setting's row: metrics (3,), and their differences to `paper` (DRAWS, 3)."""
+    """Return a setting's row: metrics (4,), and their differences to the reference (DRAWS, 4)."""
     low, high = np.percentile(differences, [2.5, 97.5], axis=0)
     return {
         "setting": name,
@@ -258,11 +290,12 @@ def table_row(
         "difference of score, 95 %": f"{low[1]:+.2f} … {high[1]:+.2f}",
         "attributes shown, %": metrics[2],
         "difference of attributes, 95 %": f"{low[2]:+.1f} … {high[2]:+.1f}",
+        "distance to the picture of the reference": metrics[3],
     }
 
 
-def paper_band(distance: float, resampled: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of the distance of `paper` from its bootstrap (DRAWS,).
+def interval(distance: float, resampled: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of a distance from its bootstrap (DRAWS,).
 
     A bootstrap repeats images, which shifts the distance; only its spread is used.
     """
@@ -280,18 +313,22 @@ def main() -> None:
     drawn = {name: pictures.draw(name, setting) for name, setting in settings.items()}
     if args.only_draw:
         return
-    judged = {name: pictures.judge(images) for name, images in drawn.items()}
+    judged = {name: pictures.judge(images, drawn[args.reference]) for name, images in drawn.items()}
+    if args.grid:
+        shown = torch.cat([images[:GRID_COLUMNS] for images in drawn.values()]).numpy()
+        captions = [name for name in drawn for _ in range(GRID_COLUMNS)]
+        save_png(labelled_grid(shown, captions, GRID_COLUMNS), args.grid)
 
     resampled, everything = bootstrap(pictures, judged), np.arange(args.num)
     rows = []
     for name, setting in settings.items():
         metrics = pictures.metrics(judged[name], everything)
-        rows.append(table_row(name, setting, metrics, resampled[name] - resampled["paper"]))
-    band = paper_band(rows[0]["Fréchet distance"], resampled["paper"][:, 0])
+        rows.append(table_row(name, setting, metrics, resampled[name] - resampled[args.reference]))
+    band = interval(rows[0]["Fréchet distance"], resampled[args.reference][:, 0])
     scale = pictures.config.sampling.cfg_scale
     guidance = "no guidance" if scale is None else f"guidance {scale:g}"
     title = f"{args.num} pictures of test captions, {guidance}, shipped network"
-    notes = [f"Distance of `paper`, 95 %: {band[0]:.1f} … {band[1]:.1f} (bootstrap over images)."]
+    notes = [f"Distance of {args.reference}, 95 %: {band[0]:.1f} … {band[1]:.1f} (bootstrap)."]
     timing.report(args.out, f"Quality of sampling: {title}", rows, notes)
     if args.plot:
         with_curves = [{**row, "curve": settings[row["setting"]].curve} for row in rows]

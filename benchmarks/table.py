@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "performance.md"
 STUDY = ROOT / "docs" / "study.md"
 BEGIN = "<!-- written by benchmarks/table.py -->"
 MEASURED = ROOT / "docs" / "benchmarks"
-OWN_PAGES = ("study", "variety")  # stems of files that other pages show
+OWN_PAGES = ("study", "variety", "sampling_students")  # stems of files that other pages show
 ORDER = ("train_step", "dataloader", "sampling", "preprocess", "metrics", "time_to_quality")
 
 HEAD = """# How fast each stage is

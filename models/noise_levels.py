@@ -4,8 +4,9 @@ All values are Python floats in double precision, as there are only a few dozen 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from models.choices import Discretization, NoiseSchedule, SignalScaling
 
@@ -35,11 +36,13 @@ def formulation(
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     rho: float = 7.0,
+    sigmas: Sequence[float] | None = None,
 ) -> Formulation:
     """Combine the noise levels of one formulation with sigma(t) of another and s(t) of a third.
 
     sigma_min, sigma_max: range of the levels; None = the discretization's own.
     rho: density of the levels of 'edm' near sigma_min (Karras 2022, equation 5).
+    sigmas: the levels themselves, descending; None = those of the discretization.
     Raises ValueError if the range is empty.
     """
     default_min, default_max = default_range(discretization)
@@ -64,9 +67,20 @@ def formulation(
         def d_s(t: float) -> float:
             return 0.0
 
-    levels = noise_levels(discretization, num_steps, sigma_min, sigma_max, rho)
+    levels = sigmas or noise_levels(discretization, num_steps, sigma_min, sigma_max, rho)
     t_steps = [t_of_sigma(level) for level in levels] + [0.0]
     return Formulation(t_steps, sigma, d_sigma, t_of_sigma, s, d_s)
+
+
+def descending(sigmas: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the noise levels; raise ValueError unless each is above 0 and below the last one."""
+    if not sigmas or sigmas[-1] <= 0 or any(a <= b for a, b in pairwise(sigmas)):
+        listed = ", ".join(f"{sigma:g}" for sigma in sigmas)
+        raise ValueError(
+            f"[{listed}] should be one or more noise levels above 0, the highest first; the step "
+            "to 0 follows by itself"
+        )
+    return sigmas
 
 
 def default_range(discretization: Discretization) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.choices import Discretization, NoiseSchedule, SignalScaling, Solver
-from models.noise_levels import Formulation, formulation
+from models.noise_levels import Formulation, descending, formulation
 
 Denoise = Callable[[Tensor, float], Tensor]  # (x, sigma) -> clean images
 Randn = Callable[[Tensor], Tensor]  # x -> unit normal noise of its shape
@@ -31,6 +31,8 @@ class SamplerSettings:
     S_churn, S_min, S_max, S_noise: noise added between steps (Karras 2022, Algorithm 2).
     discretization, schedule, scaling: time steps, sigma(t) and s(t) of another formulation
         (Karras 2022, table 1: the ablation sampler); None = EDM's: 'edm', 'linear', 'none'.
+    sigmas: the num_steps levels themselves, descending; a step to 0 follows the last one. They
+        replace sigma_min, sigma_max and rho. None = those of the discretization.
 
     Raises ValueError if a value is unknown or values do not go together.
     """
@@ -47,6 +49,7 @@ class SamplerSettings:
     discretization: Discretization | None = None
     schedule: NoiseSchedule | None = None
     scaling: SignalScaling | None = None
+    sigmas: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -63,7 +66,23 @@ class SamplerSettings:
             raise ValueError(f"num_steps is {self.num_steps}; a sampler needs at least 1")
         if self.solver == "dpmpp_2m" and (self.S_churn or self.schedule or self.scaling):
             raise ValueError("solver 'dpmpp_2m' takes no S_churn, schedule or scaling")
+        if self.sigmas is not None:
+            self._check_sigmas(self.sigmas)
         self.formulation()  # raises now, not during sampling, if the range of levels is empty
+
+    def _check_sigmas(self, sigmas: tuple[float, ...]) -> None:
+        """Raise ValueError unless the explicit levels are in order and fit the other settings."""
+        try:
+            descending(sigmas)
+        except ValueError as fault:
+            raise ValueError(f"sigmas: {fault}") from fault
+        if self.discretization or self.schedule or self.scaling:
+            raise ValueError("sigmas go with no discretization, schedule or scaling")
+        if self.num_steps != len(sigmas):
+            raise ValueError(
+                f"num_steps is {self.num_steps}, but sigmas lists {len(sigmas)} noise levels; "
+                "leave num_steps out, or set sampling.sigmas=null"
+            )
 
     def formulation(self) -> Formulation:
         """Return the time steps, and the functions of time that a solver uses."""
@@ -75,6 +94,7 @@ class SamplerSettings:
             self.sigma_min,
             self.sigma_max,
             self.rho,
+            self.sigmas,
         )
 
 
@@ -100,7 +120,8 @@ def sample(
         return denoise(x.float(), sigma).to(dtype)
 
     if settings.solver == "dpmpp_2m":
-        return sample_dpmpp_2m(denoise32, latents.to(dtype), form)
+        sigmas = form.t_steps  # time is the noise level
+        return sample_dpmpp_2m(denoise32, latents.to(dtype) * sigmas[0], sigmas)
     return sample_ode(denoise32, latents.to(dtype), form, settings, randn or torch.randn_like)
 
 
@@ -138,25 +159,25 @@ def sample_ode(
     return x
 
 
-def sample_dpmpp_2m(denoise: Denoise, latents: Tensor, form: Formulation) -> Tensor:
+def sample_dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
     """Take steps of DPM-Solver++(2M) (Lu 2022, Algorithm 2) with alpha = 1: lambda = -ln sigma.
 
-    latents: (N, C, H, W), unit normal. Returns images (N, C, H, W).
-    The first step has no predecessor, and the last one ends at sigma = 0. Both are of first order;
-    the last one returns the denoised images.
+    x: (N, C, H, W), noised by sigmas[0]. Returns images (N, C, H, W) noised by sigmas[-1].
+    The first step has no predecessor and is of first order. A step to sigma = 0 is so too: it
+    returns the denoised images.
     """
-    sigmas = form.t_steps  # time is the noise level
-    x = latents * sigmas[0]
     previous, previous_h = None, 0.0
-    for sigma, sigma_next in zip(sigmas[:-2], sigmas[1:-1], strict=True):
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
         denoised = denoise(x, sigma)
+        if sigma_next == 0:
+            return denoised
         h = math.log(sigma / sigma_next)
         direction = denoised
         if previous is not None:
             direction = denoised + h / (2 * previous_h) * (denoised - previous)
         x = sigma_next / sigma * x - math.expm1(-h) * direction
         previous, previous_h = denoised, h
-    return denoise(x, sigmas[-2])
+    return x
 
 
 def guided(

@@ -12,9 +12,7 @@ from conftest import ROOT
 from torch._subclasses.fake_tensor import FakeTensorMode
 from trainings import fresh_process
 
-from models.draws import WHOLE_BATCH
-from models.perturbation import Perturbation, perturb
-from models.samplers import SamplerSettings, SeededNoise, guided, sample
+from models.samplers import SamplerSettings, sample
 from utils.base import locks
 from utils.base.errors import UserError
 from utils.base.files import write_text
@@ -89,17 +87,14 @@ class NoFloat64OnMPS(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 @pytest.mark.parametrize("solver", ["heun", "euler", "dpmpp_2m"])
-def test_an_apple_gpu_perturbs_and_samples_without_float64(solver):
+def test_an_apple_gpu_samples_without_float64(solver):
+    def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        return x / (1 + sigma**2)
+
+    def randn(x: torch.Tensor) -> torch.Tensor:
+        return torch.randn(x.shape, device=x.device)
+
+    settings = SamplerSettings(solver, num_steps=3, S_churn=0 if solver == "dpmpp_2m" else 10)
     with FakeTensorMode(), NoFloat64OnMPS():
-        y = perturb(torch.randn(2, 16, device="mps"), Perturbation("gaussian", 1.0), WHOLE_BATCH)
-        noise = SeededNoise([0, 1], "mps")
-        latents = noise.randn((4, 8, 8))
-
-        def denoiser(x: torch.Tensor, sigma: float, cond: torch.Tensor) -> torch.Tensor:
-            return x / (1 + sigma**2) + cond.mean(dim=1)[:, None, None, None]
-
-        churn = 0 if solver == "dpmpp_2m" else 10
-        settings = SamplerSettings(solver, num_steps=3, S_churn=churn)
-        denoise = guided(denoiser, y, 2.0)
-        x = sample(denoise, latents, settings, lambda like: noise.randn(like.shape[1:]))
+        x = sample(denoise, torch.randn(2, 4, 8, 8, device="mps"), settings, randn)
         assert (x.device.type, x.dtype) == ("mps", torch.float32)

@@ -151,7 +151,13 @@ def test_all_faults_are_listed_at_once_with_file_and_key(write):
         ("model: {mask_ration: 0.3}", "unknown key; did you mean model.mask_ratio?"),
         ("model: {lr: 0.1}", "unknown key; did you mean train.lr?"),
         ("modle: {}", "unknown key; did you mean model?"),
-        ("sampling: {preset: quick}", "should be 'fast' or 'paper', got 'quick'"),
+        (
+            "sampling: {preset: quick}",
+            "should be 'fast', 'fast8', 'instant' or 'paper', got 'quick'",
+        ),
+        ("sampling: {preset: instant}", "names its noise levels in distill.sigmas"),
+        ("sampling: {sigmas: [5, 80]}", "sampling.sigmas: [5, 80] should be one or more"),
+        ("distill: {sigmas: [80, 0.01]}", "0.02 is not below the last of distill.sigmas (0.01)"),
         ("sampling: {solver: huen}", "should be 'heun', 'euler' or 'dpmpp_2m', got 'huen'"),
         ("model: {mask_ratio_fn: cosin4}", "did you mean cosine4?"),
         ("train: 5", "should be a section of keys, got 5"),
@@ -295,3 +301,28 @@ def test_notes_are_printed_by_the_main_process_only(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     note("second")
     assert capsys.readouterr().err == "note: first\n"
+
+
+def test_explicit_noise_levels_set_the_number_of_steps(write):
+    path = write("sampling: {preset: fast, sigmas: [80, 5, 0.5]}")
+    sampling = load_config(path).sampling
+    assert (sampling.sigmas, sampling.num_steps) == ((80, 5, 0.5), 3)
+    assert config_from_dict({"sampling": sampling.model_dump(mode="json")}).sampling == sampling
+
+
+def test_noise_levels_of_the_command_line_replace_the_number_of_steps_of_the_file(write):
+    path = write("sampling: {preset: fast, num_steps: 7}")
+    sampling = load_config(path, ["sampling.sigmas=[80,5,1.5,0.5]"]).sampling
+    assert (sampling.sigmas, sampling.num_steps) == ((80, 5, 1.5, 0.5), 4)
+
+
+def test_a_later_preset_forgets_the_noise_levels(write):
+    path = write("sampling: {sigmas: [80, 5]}")
+    assert load_config(path, ["sampling.preset=fast"]).sampling == Sampling(preset="fast")
+
+
+def test_the_preset_of_students_takes_the_levels_of_the_student(write):
+    path = write("distill: {sigmas: [80, 1.5]}\nsampling: {preset: instant}")
+    sampling = load_config(path).sampling
+    assert (sampling.solver, sampling.sigmas, sampling.num_steps) == ("euler", (80, 1.5), 2)
+    assert sampling.amp == "bf16"

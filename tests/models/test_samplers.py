@@ -109,6 +109,23 @@ def test_edm_noise_levels_run_from_the_largest_to_the_smallest():
     assert denoiser.sigmas == sorted(denoiser.sigmas, reverse=True)
 
 
+@pytest.mark.parametrize("solver", ["heun", "euler", "dpmpp_2m"])
+def test_explicit_noise_levels_are_those_at_which_the_network_is_asked(solver):
+    denoiser = GaussianDenoiser()
+    settings = SamplerSettings(solver, 3, sigmas=(20.0, 3.0, 0.4))
+    sample(denoiser, torch.randn(1, 1, 2, 2), settings)
+    assert list(dict.fromkeys(denoiser.sigmas)) == [20.0, 3.0, 0.4]
+    assert len(denoiser.sigmas) == nfe(settings)
+
+
+@pytest.mark.parametrize("solver", ["heun", "euler", "dpmpp_2m"])
+def test_the_levels_of_a_discretization_written_out_give_equal_images(solver):
+    latents, plain = torch.randn(2, 1, 2, 2), SamplerSettings(solver, 6)
+    listed = SamplerSettings(solver, 6, sigmas=tuple(plain.formulation().t_steps[:-1]))
+    images = [sample(GaussianDenoiser(), latents, settings) for settings in (plain, listed)]
+    assert torch.equal(*images)
+
+
 @pytest.mark.parametrize("schedule", ["vp", "ve", "linear"])
 def test_time_functions_are_each_others_inverse_and_derivative(schedule):
     form = formulation("edm", schedule, "vp", 5)
@@ -159,6 +176,12 @@ def test_samples_without_condition_are_not_guided():
         ({"num_steps": 0}, "num_steps is 0"),
         ({"solver": "dpmpp_2m", "S_churn": 10.0}, "S_churn"),
         ({"sigma_min": 3.0, "sigma_max": 2.0}, "sigma_min < sigma_max"),
+        ({"num_steps": 2, "sigmas": (1.0, 5.0)}, r"sigmas: \[1, 5\] should be .* highest first"),
+        ({"num_steps": 2, "sigmas": (1.0, 0.0)}, r"sigmas: \[1, 0\] should be .* above 0"),
+        ({"num_steps": 0, "sigmas": ()}, "num_steps is 0"),
+        ({"num_steps": 1, "sigmas": (1.0,), "discretization": "vp"}, "no discretization"),
+        ({"num_steps": 1, "sigmas": (1.0,), "schedule": "ve"}, "no discretization, schedule"),
+        ({"num_steps": 10, "sigmas": (5.0, 1.0)}, "num_steps is 10, but sigmas lists 2"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options, message):

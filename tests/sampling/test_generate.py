@@ -103,6 +103,38 @@ def test_the_config_describes_the_sampler(tmp_path):
     assert (settings.solver, settings.num_steps, settings.S_churn) == ("euler", 7, 3)
 
 
+STUDENT = Sampling(solver="euler", sigmas=(20.0, 2.0), num_steps=2)
+
+
+@pytest.fixture(scope="module")
+def student() -> EDMPrecond:
+    return EDMPrecond(make_tiny_denoiser().model, student_sigmas=(20.0, 2.0))
+
+
+def test_a_student_draws_with_the_sampler_it_was_distilled_for(student, autoencoder, conds):
+    images = images_of(student, autoencoder, conds, SEEDS, STUDENT)
+    assert images.float().std() > 30
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sigmas": None},
+        {"sigmas": (20.0, 1.0)},
+        {"sigmas": (20.0,), "num_steps": 1},
+        {"solver": "heun"},
+        {"cfg_scale": 2.0},
+        {"S_churn": 4},
+    ],
+    ids=str,
+)
+def test_a_student_refuses_every_other_sampler_in_one_line(student, autoencoder, conds, change):
+    sampling = STUDENT.model_copy(update=change)
+    with pytest.raises(UserError, match=r"Euler steps at sigmas=\[20,2\].*preset instant") as fault:
+        images_of(student, autoencoder, conds, SEEDS, sampling)
+    assert "\n" not in str(fault.value)
+
+
 def test_settings_that_exclude_each_other_give_a_clear_line(tmp_path):
     config = make_tiny_config(tmp_path, sampling={"solver": "dpmpp_2m", "S_churn": 3})
     with pytest.raises(UserError, match="sampling: solver 'dpmpp_2m' takes no S_churn"):

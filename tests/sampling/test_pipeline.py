@@ -22,6 +22,7 @@ from tiny import DIM, RESOLUTION, make_tiny_checkpoint, make_tiny_config, make_t
 
 from models.samplers import SamplerSettings, guided, sample
 from utils.base.errors import UserError
+from utils.config.load import config_from_dict
 from utils.sampling.pipeline import TextToFacePipeline
 from utils.sampling.schedulers import solve_with
 from utils.sampling.text_to_face import TextToFace
@@ -161,6 +162,27 @@ def test_churn_does_not_go_with_a_scheduler(pipe):
     pipe.scheduler = EDMEulerScheduler()
     with pytest.raises(UserError, match="S_churn is for our own samplers"):
         pipe("red hair", S_churn=10)
+
+
+def test_noise_levels_of_ones_own_do_not_go_with_a_scheduler(pipe):
+    pipe.scheduler = EDMEulerScheduler()
+    with pytest.raises(UserError, match="sampling.sigmas names others"):
+        pipe("red hair", sigmas=[80, 5, 0.5])
+
+
+def test_a_student_stays_one_in_a_saved_pipeline(tmp_path):
+    config = make_tiny_config(tmp_path / "trained")
+    config = config_from_dict(
+        config.to_dict(), overrides=["distill.sigmas=[20,2]", "sampling.preset=instant"]
+    )
+    checkpoint = make_tiny_checkpoint(tmp_path / "trained" / "0000010.pt", config)
+    student = TextToFace.load(checkpoint, device="cpu", overrides=["sampling.cfg_scale=null"])
+    TextToFacePipeline.holding(student).save_pretrained(tmp_path / "released")
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "released", trust_remote_code=True)
+    assert_equal_pictures(loaded("red hair").images, student.draw("red hair", num=1).images)
+    # The folder's own copy of the code raises its own UserError.
+    with pytest.raises(Exception, match="distilled for Euler steps"):
+        loaded("red hair", cfg_scale=2)
 
 
 def test_lower_precision_is_taken_from_the_weights(pipe, faces, tmp_path):

@@ -83,6 +83,44 @@ def test_a_preset_comes_before_the_checkpoint_and_flags_before_the_preset(run):
     assert (text["solver"], text["num_steps"], text["amp"]) == ("dpmpp_2m", "4", "bf16")
 
 
+def test_noise_levels_of_ones_own_replace_the_number_of_steps(run):
+    out = run("--prompt", "red hair", "--num", 1, "sampling.sigmas=[80,5,0.5,0.1]")
+    assert Image.open(out / "00_000.png").text["num_steps"] == "4"
+
+
+@pytest.fixture(scope="module")
+def student(checkpoint) -> Path:
+    """Make a released student with the tiny encoders; return its file."""
+    path = checkpoint.with_name("student.safetensors")
+    values = ("distill.sigmas=[20,2]", "sampling.preset=instant", "sampling.cfg_scale=null")
+    export_safetensors(checkpoint.with_name("0000010.pt"), path, values)
+    return path
+
+
+@pytest.mark.parametrize("flags", [(), ("--preset", "instant")])
+def test_a_student_draws_with_its_own_sampler(run, student, flags):
+    out = run("--prompt", "red hair", "--num", 1, "--ckpt", student, *flags)
+    text = Image.open(out / "00_000.png").text
+    assert (text["solver"], text["num_steps"], text["cfg_scale"]) == ("euler", "2", "None")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--preset", "fast"), "distilled for Euler steps at sigmas=[20,2]"),
+        (("--cfg_scale", 2), "without further guidance; use preset instant"),
+        (("--num_steps", 5), "num_steps is 5, but sigmas lists 2 noise levels"),
+    ],
+)
+def test_a_student_refuses_another_sampler(run, capsys, student, flags, message):
+    assert message in error_of(run, capsys, "--prompt", "a", "--ckpt", student, *flags)
+
+
+def test_the_preset_of_students_is_refused_for_other_networks(run, capsys):
+    line = error_of(run, capsys, "--prompt", "a", "--preset", "instant")
+    assert "instant is for a student" in line
+
+
 def test_a_seed_gives_the_same_face_whatever_is_drawn_with_it(run):
     pixels = []
     for flags in (("--seeds", "3"), ("--seeds", "1-4", "--prompt", "another", "--batch_size", 3)):

@@ -18,6 +18,8 @@ def fault_line(error: Mapping[str, Any], source: str, origins: Mapping[str, str]
     names = [str(part)[:100] for part in error["loc"]]
     location = [name if name.isprintable() else repr(name) for name in names]
     key = ".".join(location)
+    if not key:  # a fault between sections, whose message names the keys
+        return f"{source}: {error['msg'].removeprefix('Value error, ')}"
     where = origins.get(".".join(location[:2]), f"{source}:")
     if error["type"] == "extra_forbidden":
         known = all_keys() if len(location) > 1 else list(Config.model_fields)

@@ -4,7 +4,16 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+)
+
+from models.noise_levels import descending
 
 
 def _from_home(path: Path) -> Path:
@@ -16,7 +25,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Amp = Literal["bf16", "fp16", "no"]  # autocast of a network; no = float32
 Precision = Literal["float32", "bf16", "fp16"]  # of a network's weights
-SamplingPreset = Literal["fast", "paper"]  # a key of SAMPLING_PRESETS each
+SamplingPreset = Literal["fast", "fast8", "instant", "paper"]  # a key of SAMPLING_PRESETS each
 
 
 def amp_name(value: Any) -> Any:
@@ -51,6 +60,14 @@ def in_order(value: tuple[float, float], name: str) -> tuple[float, float]:
     if value[0] >= value[1]:
         raise ValueError(f"runs from {value[0]} to {value[1]}; the lower {name} comes first")
     return value
+
+
+def _low_to_high(value: tuple[float, float]) -> tuple[float, float]:
+    return in_order(value, "sigma")
+
+
+SigmaRange = Annotated[tuple[NonNegativeFloat, PositiveFloat], AfterValidator(_low_to_high)]
+NoiseLevels = Annotated[tuple[PositiveFloat, ...], AfterValidator(descending)]
 
 
 class Section(BaseModel):

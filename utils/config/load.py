@@ -18,7 +18,7 @@ from utils.config.faults import all_keys, fault_line, suggestion
 from utils.config.published_keys import replace_none_words, translate_published_keys
 from utils.config.raw_values import get_value, set_value
 from utils.config.schema import Config
-from utils.config.yaml_files import forget_preset_values, load_yaml, read_yaml
+from utils.config.yaml_files import forget_replaced, load_yaml, read_yaml
 
 
 def load_config(
@@ -110,8 +110,7 @@ def _validate(
     """
     origins = {key: f"{file}:" for key, file in (places or {}).items()} | dict(overridden)
     replace_none_words(raw)
-    if "sampling.preset" in overridden:
-        forget_preset_values(raw, keep=overridden)
+    forget_replaced(raw, overridden)
     faults = translate_published_keys(raw, source)
     faults += [
         f"{source}: {key}: required key is missing; set it there or add {key}=… to the command"

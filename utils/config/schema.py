@@ -3,7 +3,9 @@
 from typing import Any
 
 import yaml
+from pydantic import model_validator
 
+from utils.config.distill import Distill
 from utils.config.fields import Section
 from utils.config.sections import (
     Data,
@@ -23,11 +25,30 @@ class Config(Section):
     data: Data = Data()
     model: Model = Model()
     train: Train = Train()
+    distill: Distill = Distill()
     eval: Eval = Eval()
     log: Log = Log()
     encoders: Encoders = Encoders()
     sampling: Sampling = Sampling()
     prior: Prior = Prior()
+
+    @model_validator(mode="after")
+    def _levels_of_student(self) -> "Config":
+        """Give the preset `instant` the noise levels of the student."""
+        if self.sampling.preset == "instant" and self.sampling.sigmas is None:
+            if self.distill.sigmas is None:
+                raise ValueError(
+                    "sampling.preset: instant is for a student, which names its noise levels in "
+                    "distill.sigmas; use fast or paper"
+                )
+            levels = {"sigmas": self.distill.sigmas, "num_steps": len(self.distill.sigmas)}
+            self.sampling = self.sampling.model_copy(update=levels)
+        return self
+
+    @property
+    def is_distilled(self) -> bool:
+        """True if the network is a student; see models/distillation.py."""
+        return self.distill.sigmas is not None
 
     @property
     def learns_perturbation(self) -> bool:

@@ -99,8 +99,7 @@ def _without_base(raw: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], d
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Return the sections `below` with the keys of those `above`, which count more."""
-    if "preset" in section_of(above, "sampling"):
-        forget_preset_values(below)
+    forget_replaced(below, [f"sampling.{name}" for name in section_of(above, "sampling")])
     merged = dict(below)
     for name, keys in above.items():
         are_sections = isinstance(keys, dict) and isinstance(below.get(name), dict)
@@ -108,12 +107,16 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def forget_preset_values(raw: dict[str, Any], keep: Collection[str] = ()) -> None:
-    """Remove the values of keys that a preset sets, because a later preset wins over them.
+def forget_replaced(raw: dict[str, Any], later: Collection[str]) -> None:
+    """Remove the keys of `sampling` whose values the keys `later` replace, but none of `later`.
 
-    The keys in `keep`, e.g. `sampling.solver`, stay.
+    A later `sampling.preset` replaces all keys that presets set, and a later `sampling.sigmas`
+    replaces `num_steps`.
     """
+    replaced = list(SAMPLING_PRESETS["paper"]) if "sampling.preset" in later else []
+    if "sampling.sigmas" in later:
+        replaced.append("num_steps")
     sampling = section_of(raw, "sampling")
-    for name in SAMPLING_PRESETS["paper"]:
-        if f"sampling.{name}" not in keep:
+    for name in replaced:
+        if f"sampling.{name}" not in later:
             sampling.pop(name, None)

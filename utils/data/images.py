@@ -96,14 +96,17 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def opened_image(path: str | Path) -> Iterator[Image.Image]:
+def opened_image(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """Open an image file, on disk or in an archive.
+
+    content: what the file holds, if it is not to be read; `path` is then its name in messages.
 
     Raise UnreadableImage if it is missing or broken.
     """
     cause: Exception
     try:
-        with Image.open(io.BytesIO(read_bytes(Path(path))), formats=FORMATS) as image:
+        file = io.BytesIO(read_bytes(Path(path)) if content is None else content)
+        with Image.open(file, formats=FORMATS) as image:
             yield image
             return
     except FileNotFoundError as error:

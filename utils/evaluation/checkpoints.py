@@ -104,7 +104,7 @@ def ways_of_sampling(config: Config) -> dict[str, Config]:
         config.model_copy(update={"sampling": sampling.model_copy(update=way)}) for way in ways
     ]
     for one in configs:
-        sampler_settings(one.sampling)  # raises now rather than after hours
+        sampler_settings(one.sampling, config.distill.sigmas)  # raises now rather than after hours
     return dict(zip(way_names(ways), configs, strict=True))
 
 

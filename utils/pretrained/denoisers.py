@@ -27,6 +27,7 @@ def denoiser_arguments(config: Config) -> dict[str, Any]:
         "in_channels": model.in_channels,
         "cond_dim": model.num_classes,
         "sigma_data": model.sigma_data,
+        "student_sigmas": config.distill.sigmas,
         "depth": model.depth,
         "hidden_size": model.hidden_size,
         "num_heads": model.num_heads,
@@ -78,6 +79,28 @@ def check_sigma_data(trained: float, configured: float, source: Path) -> None:
         )
 
 
+def check_same_student(stored: Config, config: Config, source: Path) -> None:
+    """Raise UserError if the weights in `source` are those of another student than configured.
+
+    They would fit, and give wrong pictures at all levels but their own.
+    """
+    theirs, ours = stored.distill.sigmas, config.distill.sigmas
+    if theirs != ours:
+        raise UserError(
+            f"{source} holds {_kind(theirs)}, and the settings ask for {_kind(ours)}; name "
+            f"another file, or set distill.sigmas={_listed(theirs)}"
+        )
+
+
+def _kind(student_sigmas: tuple[float, ...] | None) -> str:
+    levels = _listed(student_sigmas)
+    return f"a student for the noise levels {levels}" if student_sigmas else "no student"
+
+
+def _listed(sigmas: tuple[float, ...] | None) -> str:
+    return f"[{','.join(f'{sigma:g}' for sigma in sigmas)}]" if sigmas else "null"
+
+
 def load_denoiser(
     path: Path | str,
     device: torch.device | str = "cpu",
@@ -93,6 +116,7 @@ def load_denoiser(
     weights, stored = read_weights(path, which)
     if stored is not None and config is not None:
         check_sigma_data(stored.model.sigma_data, config.model.sigma_data, path)
+        check_same_student(stored, config, path)
     config = config or stored
     if config is None:
         raise UserError(f"{path} holds no configuration; give the one it was trained with")

@@ -132,10 +132,15 @@ class Drawing:
         columns = len(self.seeds) if len(self.seeds) > 1 else min(len(self.rows), MAX_COLUMNS)
         return labelled_grid(pixels, labels, columns, icons=icons)
 
-    def save_grid(self, path: str | Path) -> None:
-        """Write the grid as a PNG that carries all sources, seeds and settings."""
+    @property
+    def text(self) -> dict[str, str]:
+        """Return all sources, seeds and settings, as they stand in the PNG of the grid."""
         seeds = " ".join(map(str, self.seeds))
-        save_png(self.grid(), path, {**describe(self.rows), **self.settings, "seed": seeds})
+        return {**describe(self.rows), **self.settings, "seed": seeds}
+
+    def save_grid(self, path: str | Path) -> None:
+        """Write the grid as a PNG that carries `text`."""
+        save_png(self.grid(), path, self.text)
 
     def save(self, folder: str | Path) -> None:
         """Write each finished picture and `grid.png` into a folder, as t2f.py does."""

@@ -29,17 +29,30 @@ Solve = Callable[[Denoise, torch.Tensor, SamplerSettings], torch.Tensor]
 AMP_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def sampler_settings(sampling: Sampling) -> SamplerSettings:
+def sampler_settings(
+    sampling: Sampling, student_sigmas: tuple[float, ...] | None = None
+) -> SamplerSettings:
     """Return the sampler of a config's `sampling` section.
 
-    Raises UserError if its values do not go together.
+    student_sigmas: `distill.sigmas` of the network, which is a student then; None = it is none.
+    Raises UserError if values do not go together, or if a student would be sampled in another way
+    than it was distilled for.
     """
     try:
-        return SamplerSettings(
+        settings = SamplerSettings(
             **{f.name: getattr(sampling, f.name) for f in fields(SamplerSettings)}
         )
     except ValueError as fault:
         raise UserError(f"sampling: {fault}") from fault
+    is_euler = settings.solver == "euler" and not settings.S_churn
+    fits = is_euler and settings.sigmas == student_sigmas and sampling.cfg_scale in (None, 1)
+    if student_sigmas is not None and not fits:
+        listed = ",".join(f"{level:g}" for level in student_sigmas)
+        raise UserError(
+            f"sampling: the network is a student, distilled for Euler steps at sigmas=[{listed}] "
+            "without further guidance; use preset instant and cfg_scale None"
+        )
+    return settings
 
 
 def latent_shape(denoiser: EDMPrecond) -> tuple[int, int, int]:
@@ -73,7 +86,7 @@ def draw_images(
 
     Raises UserError if values of `sampling` do not go together.
     """
-    settings, amp = sampler_settings(sampling), sampling.amp
+    settings, amp = sampler_settings(sampling, denoiser.student_sigmas), sampling.amp
     if sampling.freedom and conds is not None:
         if prior is None:
             raise ValueError("sampling.freedom needs the prior of load_config_prior")

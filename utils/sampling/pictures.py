@@ -1,5 +1,6 @@
 """Write pictures: single PNGs, and labelled grids."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,13 +23,20 @@ def save_png(
     image: np.ndarray | Image.Image, path: str | Path, text: Mapping[str, str] | None = None
 ) -> None:
     """Write (H, W, 3) uint8 or a Pillow image as PNG, with `text` as its text chunks."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(png_bytes(image, text))
+
+
+def png_bytes(image: np.ndarray | Image.Image, text: Mapping[str, str] | None = None) -> bytes:
+    """Return the content of a PNG file; see `save_png`."""
     if not isinstance(image, Image.Image):
         image = Image.fromarray(np.asarray(image))
     chunks = PngInfo()
     for key, value in (text or {}).items():
         chunks.add_text(key, value)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, format="PNG", pnginfo=chunks)
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=chunks)
+    return file.getvalue()
 
 
 def png_text(path: str | Path) -> dict[str, str]:

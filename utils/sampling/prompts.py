@@ -174,12 +174,12 @@ def parse_weights(given: str | Sequence[float], count: int) -> list[float]:
 def describe(rows: Sequence[Row]) -> dict[str, str]:
     """Return PNG text chunks that name the sources of rows.
 
-    `prompt` and `image` hold one source a line. `mix` is there if any row is a mixture; it holds a
-    line of JSON for each row: its sources in order with their weights.
+    `prompt`, `image` and `embedding` hold one source a line. `mix` is there if any row is a
+    mixture; it holds a line of JSON for each row: its sources in order with their weights.
     """
     sources = dict.fromkeys(source for row in rows for source, _ in row.parts)
     text = {}
-    for kind in ("prompt", "image"):
+    for kind in ("prompt", "image", "embedding"):
         if values := [source.value for source in sources if source.kind == kind]:
             text[kind] = "\n".join(values)
     if any(len(row.parts) > 1 for row in rows):

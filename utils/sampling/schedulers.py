@@ -52,6 +52,11 @@ def solve_with(scheduler: Any) -> Solve:
         """Run the scheduler from unit normal latents (N, C, h, w) to images (N, C, h, w)."""
         if settings.S_churn:
             raise UserError("scheduler: sampling.S_churn is for our own samplers; set it to 0")
+        if settings.sigmas is not None:
+            raise UserError(
+                "scheduler: it has noise levels of its own, and sampling.sigmas names others; "
+                "leave the scheduler out"
+            )
         # The levels stay on the CPU, where their values are read without waiting for the device.
         scheduler.set_timesteps(settings.num_steps)
         if kind is HeunDiscreteScheduler:

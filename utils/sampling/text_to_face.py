@@ -66,7 +66,8 @@ def with_sampling(config: Config, flags: Mapping[str, Mapping[str, Any]]) -> Con
     if flags:
         sampling = config_from_dict(config.to_dict(), "the settings", flags=flags).sampling
         config = config.model_copy(update={"sampling": sampling})
-    sampler_settings(config.sampling)  # raises now rather than when the first batch is drawn
+    # Raises now rather than when the first batch is drawn.
+    sampler_settings(config.sampling, config.distill.sigmas)
     return config
 
 

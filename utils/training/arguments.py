@@ -41,6 +41,12 @@ def parse_args(description: str | None = None) -> argparse.Namespace:
         help="checkpoint that a new run starts from: weights, optimizer and step; None = from none",
     )
     parser.add_argument(
+        "--teacher",
+        type=path_or_none,
+        help="trained network from which a student is distilled, at the noise levels of "
+        "distill.sigmas; None = distill.teacher of the config",
+    )
+    parser.add_argument(
         "--use_strict_load",
         type=true_or_false,
         default=True,
@@ -87,7 +93,10 @@ def load_training_config(args: argparse.Namespace) -> Config:
     Raises UserError for mistakes in the settings.
     """
     source = chosen_config_file(args)
-    config = read_config(source, args.overrides, ("data.root",), flag_settings(args))
+    flags = flag_settings(args)
+    if args.teacher:
+        flags["--teacher"] = {"distill.teacher": str(args.teacher)}
+    config = read_config(source, args.overrides, ("data.root",), flags)
     config = with_derived_sizes(config)
     if args.use_wandb:
         require_wandb()

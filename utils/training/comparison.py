@@ -28,7 +28,14 @@ PLACES = (
     "data.text_feat_path",
 )
 # Places of files: they may change with those of the data if the files keep their names.
-FILES = ("vae", "clip", "image_mean", "inception", "dinov2")
+FILES = (
+    "encoders.vae",
+    "encoders.clip",
+    "encoders.image_mean",
+    "encoders.inception",
+    "encoders.dinov2",
+    "distill.teacher",
+)
 GROWING_KEYS = ("train.max_num_steps", "train.epochs")
 
 
@@ -52,8 +59,7 @@ def differences(before: Config, now: Config, has_same_data: bool = False) -> lis
 
 def _is_moved(key: str, before: Any, now: Any) -> bool:
     """Return True if a key names the place of data, or of a file of an unchanged name."""
-    section, name = key.split(".")
-    if section == "encoders" and name in FILES and before is not None and now is not None:
+    if key in FILES and before is not None and now is not None:
         return Path(before).name == Path(now).name
     return key in PLACES
 

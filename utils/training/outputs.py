@@ -105,7 +105,8 @@ class Outputs:
         network = state.averaged()
         if self.samples is not None:
             path = self.folder / "samples" / f"{state.step:07d}.png"
-            weights = describe_average(state.initial_share(), is_new=state.first_step == 0)
+            is_new = state.first_step == 0 and state.teacher is None
+            weights = describe_average(state.initial_share(), is_new=is_new)
             self.samples.save(network, path, weights)
             self.log.info(f"step {state.step:>8d}  samples/{path.name}: drawn with the {weights}")
 

@@ -38,7 +38,8 @@ class SampleGrid:
         self.prior = prior
         self.config, self.autoencoder, self.device = config, autoencoder, device
         self.conds, self.captions = conds, captions
-        sampler_settings(config.sampling)  # raises now rather than at the first checkpoint
+        # Raises now rather than at the first checkpoint.
+        sampler_settings(config.sampling, config.distill.sigmas)
         amp = best_amp(config.train.amp)
         self.sampling = config.sampling.model_copy(update={"amp": amp})
 

@@ -57,12 +57,13 @@ def lr_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> 
 
 
 def mask_ratio_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> float:
-    """Return the mask ratio of the step that follows `step` finished ones; 0 in the unmasked tail.
+    """Return the mask ratio of the step that follows `step` finished ones.
 
+    It is 0 in the unmasked tail, and for a student, which learns to draw all tokens.
     The schedule runs from the run's `first_step` to `max_steps`, as published.
     """
     model, done, length = config.model, step - first_step, max_steps - first_step
-    if done >= (1 - model.unmasked_tail) * length:
+    if config.is_distilled or done >= (1 - model.unmasked_tail) * length:
         return 0.0
     return mask_ratio_at(model.mask_ratio_fn, done / length, model.mask_ratio, model.mask_ratio_min)
 
@@ -70,7 +71,8 @@ def mask_ratio_after(step: int, max_steps: int, config: Config, first_step: int 
 def always_masked(config: Config) -> bool:
     """Return True if every step hides some tokens."""
     model = config.model
-    return model.mask_ratio_fn == "constant" and model.mask_ratio > 0 and not model.unmasked_tail
+    ends_masked = not (model.unmasked_tail or config.is_distilled)
+    return model.mask_ratio_fn == "constant" and model.mask_ratio > 0 and ends_masked
 
 
 def mask_ratio_at(schedule: MaskSchedule, progress: float, ratio: float, ratio_min: float) -> float:

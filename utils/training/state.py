@@ -26,6 +26,7 @@ from utils.training.sharding import shard_training, whole
 from utils.training.speed import speed_up
 from utils.training.step_guard import StepGuard
 from utils.training.step_window import Window
+from utils.training.teacher import Teacher
 
 
 class TrainingState:
@@ -47,6 +48,7 @@ class TrainingState:
         self.denoiser = denoiser_from_config(config).to(device)
         self.model: nn.Module = self.denoiser
         self.ema = EMA(self.denoiser)
+        self.teacher = Teacher(config, device) if config.is_distilled else None
         self.trained = [p for p in self.denoiser.parameters() if p.requires_grad]
         self.optimizer: Any = build_optimizer(self.denoiser, options)
         self.order = DataOrder(images, options.seed)
@@ -85,12 +87,22 @@ class TrainingState:
         self._seed_generator()
         return start.notes
 
+    def start_as_student(self) -> list[str]:
+        """Begin with the weights of the teacher, at step 0. Returns notes."""
+        assert self.teacher is not None
+        weights = self.teacher.network.state_dict()
+        self.denoiser.load_state_dict(weights)
+        self.ema.module.load_state_dict(weights)
+        return [f"a student that starts from the averaged weights of {self.config.distill.teacher}"]
+
     def make_ready(self) -> list[str]:
         """Compile, shard or wrap the network as configured; returns notes.
 
         Call it once, when the weights are there.
         """
         notes = speed_up(self.denoiser.model, self.config, self.processes.device)
+        if self.teacher is not None:
+            speed_up(self.teacher.network.model, self.config, self.processes.device)
         prepare = self.processes.accelerator.prepare
         if self.processes.sharded:
             self.trained, optimizer = shard_training(self.denoiser, self.ema, self.optimizer)

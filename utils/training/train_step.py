@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from models.distillation import distillation_loss
+from models.draws import BatchDraws
 from models.edm import draw_for_loss, edm_loss
 from utils.training.batches import make_condition
 from utils.training.distributed import clip_gradients
@@ -32,9 +34,9 @@ def train_step(state: TrainingState, batches: Iterator[Batch]) -> Rates:
     batches: latents (N, C, H, W) and embeddings (N, D) or None, this process's share of the global
         batch. The step takes `train.grad_accum` of them.
 
-    The step perturbs the condition, computes the masked EDM loss and its gradients, clips and
-    judges them, updates the weights unless loss or gradients are not finite, and averages the
-    weights. It does not wait for the device.
+    The step perturbs the condition, computes the loss and its gradients, clips and judges them,
+    updates the weights unless loss or gradients are not finite, and averages the weights. It does
+    not wait for the device.
     """
     config, options = state.config, state.config.train
     accelerator = state.processes.accelerator
@@ -50,19 +52,7 @@ def train_step(state: TrainingState, batches: Iterator[Batch]) -> Rates:
         latents, y = next(batches)
         with accelerator.accumulate(state.model):
             cond = make_condition(y, config, draws)
-            loss_draws = draw_for_loss(state.model, latents, cond, rates.mask_ratio, draws)
-            with accelerator.autocast():
-                losses = edm_loss(
-                    state.model,
-                    latents,
-                    cond,
-                    loss_draws,
-                    mae_loss_coef=config.model.mae_loss_coef,
-                    P_mean=options.P_mean,
-                    P_std=options.P_std,
-                    encoder=state.ema.module,
-                )
-            loss = losses.mean()
+            loss = image_losses(state, latents, cond, rates.mask_ratio, draws).mean()
             accelerator.backward(loss)
             step_loss += loss.detach() / options.grad_accum
             if accelerator.sync_gradients:
@@ -80,3 +70,43 @@ def train_step(state: TrainingState, batches: Iterator[Batch]) -> Rates:
         ema_decay_at(state.images_seen, options.batchsize, options.ema_decay, options.ema_rampup)
     )
     return rates
+
+
+def image_losses(
+    state: TrainingState,
+    latents: torch.Tensor,
+    cond: torch.Tensor | None,
+    mask_ratio: float,
+    draws: BatchDraws,
+) -> torch.Tensor:
+    """Compute the loss of each image (N,): the masked EDM loss, or that of a student.
+
+    latents: (N, C, H, W). cond: (N, D), perturbed, or None.
+    """
+    config, options = state.config, state.config.train
+    autocast = state.processes.accelerator.autocast
+    if state.teacher is not None:
+        noise = draws.randn(latents.shape, latents.device)
+        with autocast():
+            return distillation_loss(
+                state.model,
+                state.teacher.bind,
+                latents,
+                cond,
+                noise,
+                state.teacher.pieces,
+                scale=config.distill.huber,
+                first=draws.first,
+            )
+    loss_draws = draw_for_loss(state.model, latents, cond, mask_ratio, draws)
+    with autocast():
+        return edm_loss(
+            state.model,
+            latents,
+            cond,
+            loss_draws,
+            mae_loss_coef=config.model.mae_loss_coef,
+            P_mean=options.P_mean,
+            P_std=options.P_std,
+            encoder=state.ema.module,
+        )

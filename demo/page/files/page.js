@@ -1,0 +1,270 @@
+// The page: orders, uploads, and pictures that arrive while others are being drawn.
+
+import { fromQuery, images, sentences, showNumbers, showTogether, toQuery } from "./query.js";
+
+const byId = (id) => document.getElementById(id);
+const KEPT = 8; // drawings on the page; older ones go
+const GONE = "the page's server does not answer; is demo/app.py still running?";
+let own; // the network's settings and the page's limits
+let running = null; // AbortController of the drawing in progress
+
+/** Make an element: el("a", { href }, child, …). */
+function el(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+function icon(name) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  made.setAttribute("aria-hidden", "true");
+  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
+  use.setAttribute("href", `#i-${name}`);
+  made.append(use);
+  return made;
+}
+
+const fault = (text) => { byId("fault").textContent = text; };
+const status = (text) => { byId("status").textContent = text; };
+
+/** Return the content of a PNG from the text that stands for it in messages. */
+function pngBlob(text) {
+  const bytes = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
+  return new Blob([Uint8Array.from(bytes, (c) => c.charCodeAt(0))], { type: "image/png" });
+}
+
+// ---- images of the order
+
+async function upload(files) {
+  fault("");
+  for (const file of files) {
+    if (file.size > own.limits.upload_bytes) {
+      fault(`${file.name}: is larger than ${own.limits.upload_bytes / 1e6} MB; make it smaller`);
+      continue;
+    }
+    status(`reading ${file.name}`);
+    try {
+      const where = `image?${new URLSearchParams({ name: file.name })}`;
+      const answer = await (await fetch(where, { method: "POST", body: file })).json();
+      if (answer.error) fault(answer.error);
+      else images.push({ ...answer, thumbnail: URL.createObjectURL(pngBlob(answer.thumbnail)) });
+    } catch {
+      fault(GONE);
+    }
+  }
+  status("");
+  showImages();
+}
+
+function showImages() {
+  byId("images").replaceChildren(...images.map((image) => {
+    const away = el("button", { type: "button", class: "quiet", "aria-label": `Remove ${image.name}` }, icon("away"));
+    away.onclick = () => {
+      images.splice(images.indexOf(image), 1);
+      showImages();
+      byId("file").focus();
+    };
+    const face = image.thumbnail ? el("img", { src: image.thumbnail, alt: "" }) : icon("image");
+    return el("li", { title: image.name }, face, el("span", {}, image.name), away);
+  }));
+  showTogether();
+}
+
+// ---- drawing
+
+/** Yield the messages of an order. */
+async function* messagesOf(query, signal) {
+  const answer = await fetch("draw", { method: "POST", body: query, signal });
+  if (!answer.ok) {
+    yield await answer.json();
+    return;
+  }
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const lines = (text + value).split("\n");
+    text = lines.pop();
+    for (const line of lines) yield JSON.parse(line);
+  }
+}
+
+async function draw() {
+  cancel();
+  fault("");
+  const query = toQuery();
+  history.replaceState(null, "", `?${query}`);
+  const mine = running = new AbortController();
+  const drawing = new Drawing();
+  busy(true);
+  status("starting");
+  byId("pictures").classList.add("drawn");
+  if (matchMedia("(max-width: 760px)").matches) byId("pictures").scrollIntoView();
+  let problem = "";
+  try {
+    for await (const message of messagesOf(query, mine.signal)) {
+      problem = message.error ?? problem;
+      drawing.take(message);
+    }
+    if (!problem && !drawing.isWhole) problem = GONE;
+  } catch (error) {
+    if (error.name !== "AbortError") problem = GONE;
+  }
+  drawing.end();
+  if (running !== mine) return; // another drawing has taken the page
+  running = null;
+  busy(false);
+  fault(problem);
+  status(problem ? "" : mine.signal.aborted ? `cancelled: ${drawing.progress}` : drawing.progress);
+}
+
+/** Stop the drawing in progress; without one, do nothing. */
+function cancel() {
+  running?.abort();
+}
+
+function busy(on) {
+  if (document.activeElement === byId("cancel")) byId("draw").focus({ preventScroll: true });
+  byId("cancel").hidden = byId("bar").hidden = !on;
+  byId("bar").removeAttribute("value");
+}
+
+/** One drawing on the page: a line of places for each row, which pictures fill. */
+class Drawing {
+  constructor() {
+    this.article = el("article");
+    this.places = new Map();
+    this.done = this.total = 0;
+  }
+
+  get progress() {
+    return `${this.done} of ${this.total} picture${this.total === 1 ? "" : "s"}`;
+  }
+
+  get isWhole() {
+    return this.done === this.total && this.total > 0;
+  }
+
+  take({ before, rows, seeds, notes, picture, grid }) {
+    if (before !== undefined) status(`in line, ${before} before you`);
+    if (rows) this.begin(rows, seeds, notes);
+    if (picture) this.fill(picture);
+    if (grid) this.article.append(this.download(grid));
+  }
+
+  begin(rows, seeds, notes) {
+    this.total = rows.length * seeds.length;
+    // Rows of one picture each, as in a walk from one sentence to another, share a line.
+    const shared = seeds.length === 1 && rows.length > 1 ? el("div", { class: "row" }) : null;
+    for (const note of notes) this.article.append(el("p", { class: "note" }, note));
+    if (shared) this.article.append(el("h2", {}, `${rows[0]} … ${rows.at(-1)}`), shared);
+    rows.forEach((label, row) => {
+      const line = shared ?? el("div", { class: "row" });
+      if (!shared) this.article.append(el("h2", {}, label), line);
+      for (const seed of seeds) {
+        const place = el("figure", {}, el("div", { class: "wait" }), el("figcaption", {}, el("span", {}, shared ? label : `seed ${seed}`)));
+        place.dataset.label = label;
+        this.places.set(`${row} ${seed}`, place);
+        line.append(place);
+      }
+    });
+    byId("drawings").querySelector(".empty")?.remove();
+    byId("drawings").prepend(this.article);
+    for (const old of [...byId("drawings").children].slice(KEPT)) {
+      for (const { src } of old.querySelectorAll("img")) URL.revokeObjectURL(src);
+      old.remove();
+    }
+    status(this.progress);
+  }
+
+  fill({ row, seed, name, link, png }) {
+    const place = this.places.get(`${row} ${seed}`);
+    const blob = pngBlob(png);
+    const src = URL.createObjectURL(blob);
+    const { label } = place.dataset;
+    place.firstChild.replaceWith(el("img", { src, alt: `${label}, seed ${seed}` }));
+    const again = el("a", { href: `?${link}`, title: "Copy the link that repeats it", "aria-label": `Copy the link of seed ${seed}` }, icon("link"));
+    again.onclick = async (event) => {
+      if (event.ctrlKey || event.metaKey || !navigator.clipboard) return; // opens it instead
+      event.preventDefault();
+      await navigator.clipboard.writeText(again.href);
+      status("link copied");
+    };
+    const like = el("button", { type: "button", title: "More like this", "aria-label": `More like seed ${seed}` }, icon("like"));
+    like.onclick = () => upload([new File([blob], `seed ${seed}`, { type: "image/png" })]);
+    const save = el("a", { href: src, download: name, title: "Download, with its settings inside", "aria-label": `Download seed ${seed}` }, icon("save"));
+    place.lastChild.append(save, again, like);
+    this.done += 1;
+    byId("bar").value = this.done / this.total;
+    status(this.progress);
+  }
+
+  download({ name, png }) {
+    const href = URL.createObjectURL(pngBlob(png));
+    return el("a", { class: "all", href, download: name }, icon("save"), "All on one sheet");
+  }
+
+  /** Take away the places that nothing will fill. */
+  end() {
+    for (const wait of this.article.querySelectorAll(".wait")) wait.parentNode.remove();
+    if (this.done === 0) this.article.remove();
+  }
+}
+
+// ---- the form
+
+function follow(query) {
+  fromQuery(query, own);
+  showImages();
+  showTogether(); // with the sentences of the link
+  showSteps();
+  if (sentences().length || images.length) draw();
+}
+
+/** Show how many steps count when the field is empty. */
+function showSteps() {
+  byId("steps").placeholder = own.presets[byId("preset").value]?.num_steps ?? "";
+}
+
+byId("order").addEventListener("submit", (event) => { event.preventDefault(); draw(); });
+byId("order").addEventListener("input", ({ target }) => {
+  if (target.id === "prompts" || target.id === "arrange") showTogether();
+  else showNumbers();
+  if (target.id === "preset") { byId("steps").value = ""; byId("order").dataset.solver = ""; showSteps(); }
+});
+byId("file").addEventListener("change", async ({ target }) => { await upload([...target.files]); target.value = ""; });
+byId("cancel").onclick = cancel;
+byId("dice").onclick = () => {
+  byId("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;
+};
+document.querySelector(".examples").addEventListener("click", (event) => {
+  const link = event.target.closest("a");
+  if (!link || event.ctrlKey || event.metaKey || !own) return;
+  event.preventDefault();
+  follow(new URL(link.href).searchParams);
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") cancel();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("order").requestSubmit();
+});
+for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
+  document.addEventListener(name, (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    document.body.classList.toggle("over", over);
+    if (name === "drop") upload([...event.dataTransfer.files]);
+  });
+}
+
+try {
+  own = await (await fetch("settings")).json();
+  byId("preset").append(...Object.keys(own.presets).map((name) => el("option", {}, name)));
+  byId("num").max = own.limits.pictures;
+  byId("freedom").disabled = !own.has_prior;
+  byId("source").textContent = `Network: ${own.source}.`;
+  follow(new URLSearchParams(location.search));
+} catch {
+  fault(GONE);
+}

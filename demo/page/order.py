@@ -1,0 +1,211 @@
+"""An order: what a visitor wants to be drawn, within the limits of the page.
+
+Page, links and requests share one form, the query string of a link. Its keys are the flags of
+t2f.py, and `image` holds a file's name and its embedding:
+
+    prompt=a+bald+man&prompt=red+hair&mix=0.3,0.7&num=4&seed=0&cfg_scale=2&freedom=0.8
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+import numpy as np
+import torch
+
+from models.samplers import nfe
+from utils.base.errors import UserError, short_repr
+from utils.config.parsing import parse_scale
+from utils.data.images import center_crop, opened_image, upright_rgb
+from utils.sampling.drawing import Drawing, Picture
+from utils.sampling.generate import sampler_settings
+from utils.sampling.pictures import GRID, png_bytes
+from utils.sampling.prompts import Row, Source, arrange, text_prompt
+from utils.sampling.text_to_face import TextToFace
+
+# Keys that a link may have once each. `prompt`, `image` and `mix` may be repeated.
+ONCE = ("interpolate", "num", "seed", "preset", "solver", "num_steps", "cfg_scale", "freedom")
+REPEATED = ("prompt", "image", "mix")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that one visitor may ask for at once."""
+
+    pictures: int = 64
+    evaluations: int = 6000  # of the network, over all pictures; guidance doubles them
+    steps: int = 1000  # of a picture
+    sources: int = 16  # sentences and images
+    characters: int = 600  # of a sentence
+    query_bytes: int = 100_000
+    upload_bytes: int = 20_000_000
+    upload_pixels: int = 25_000_000  # of an image: decoding takes some 12 bytes for each
+    waiting: int = 20  # visitors in the line
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be drawn: rows times seeds, and the sampler settings that the visitor gave."""
+
+    rows: list[Row]
+    seeds: range
+    sampling: dict[str, Any]
+    limits: Limits
+
+    @classmethod
+    def read(cls, query: str, limits: Limits) -> Order:
+        """Read a query string. Raises UserError for every mistake in it, and above the limits."""
+        try:
+            pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=100)
+        except ValueError as fault:
+            raise UserError("the link has more than 100 parts; ask for less") from fault
+        for key in dict.fromkeys(key for key, _ in pairs):
+            if key not in (*ONCE, *REPEATED):
+                raise UserError(f"{short_repr(key)}: the page knows no part of a link by this name")
+            if key in ONCE and sum(name == key for name, _ in pairs) > 1:
+                raise UserError(f"{key} is given twice; give it once")
+        once = dict(pair for pair in pairs if pair[0] in ONCE)
+        num = _whole("num", once.pop("num", "1"), 1, limits.pictures)
+        seed = _whole("seed", once.pop("seed", "0"), 0, 2**32 - num)
+        steps = once.pop("interpolate", None)
+        between = _whole("interpolate", steps, 2, limits.pictures) if steps is not None else None
+        sampling: dict[str, Any] = dict(once)
+        if "num_steps" in sampling:
+            _whole("num_steps", sampling["num_steps"], 1, limits.steps)
+        if "cfg_scale" in sampling:
+            sampling["cfg_scale"] = parse_scale(sampling["cfg_scale"])
+        sources = [_source(key, text, limits) for key, text in pairs if key in ("prompt", "image")]
+        if not 1 <= len(sources) <= limits.sources:
+            raise UserError(
+                f"there are {len(sources)} sentences and images; the page draws up to "
+                f"{limits.sources} at once"
+                if sources
+                else "nothing to draw yet: write a sentence or add an image"
+            )
+        rows = arrange(sources, [text for key, text in pairs if key == "mix"], between)
+        if len(rows) * num > limits.pictures:
+            raise UserError(
+                f"{len(rows)} times {num} pictures are {len(rows) * num}; the page draws up to "
+                f"{limits.pictures} at once"
+            )
+        return cls(rows, range(seed, seed + num), sampling, limits)
+
+    def start(self, faces: TextToFace) -> Drawing:
+        """Embed the rows; raise UserError if a setting is wrong or the drawing costs too much."""
+        drawing = faces.start(self.rows, seeds=self.seeds, **self.sampling)
+        settings = drawing.sampling
+        each = nfe(sampler_settings(settings)) * (1 if settings.cfg_scale is None else 2)
+        if each * len(drawing) > self.limits.evaluations:
+            raise UserError(
+                f"{len(drawing)} pictures of {settings.num_steps} steps ({settings.solver}) run "
+                f"the network {each * len(drawing)} times; the page allows "
+                f"{self.limits.evaluations}: ask for fewer pictures or steps"
+            )
+        return drawing
+
+    def notes(self, faces: TextToFace) -> list[str]:
+        """Return a line for each sentence whose end CLIP does not read."""
+        sources = dict.fromkeys(source for row in self.rows for source, _ in row.parts)
+        texts = [source.value for source in sources if source.kind == "prompt"]
+        return [
+            f"CLIP reads only the first {faces.clip.context_length} tokens of “{text[:40]}…”"
+            for text in texts
+            if faces.clip.count_truncated([text])
+        ]
+
+    def link(self, row: int, seed: int) -> str:
+        """Return the query string that repeats one picture."""
+        parts = self.rows[row].parts
+        pairs = [_pair(source) for source, _ in parts]
+        if len(parts) > 1:
+            pairs.append(("mix", ",".join(repr(weight) for _, weight in parts)))
+        return urlencode([*pairs, ("num", 1), ("seed", seed), *self.sampling.items()])
+
+
+def draw(faces: TextToFace, order: Order, batch_size: int) -> Generator[dict[str, Any], None, None]:
+    """Draw an order; yield messages for the page: rows and seeds, each picture, the grid.
+
+    A picture's PNG holds its settings, and under `link` the query string that repeats it.
+    Raises UserError like `Order.start`.
+    """
+    drawing = order.start(faces)
+    labels = [row.label for row in drawing.rows]
+    yield {"rows": labels, "seeds": drawing.seeds, "notes": order.notes(faces)}
+    for pictures in drawing.batches(batch_size):
+        for picture in pictures:
+            yield {"picture": _message(order, picture)}
+    if len(drawing) > 1:
+        yield {"grid": {"name": GRID, "png": _text(png_bytes(drawing.grid(), drawing.text))}}
+
+
+def _message(order: Order, picture: Picture) -> dict[str, Any]:
+    """Return a picture as the page takes it."""
+    link = order.link(picture.row, picture.seed)
+    png = png_bytes(picture.image, {**picture.text, "link": f"?{link}"})
+    place = {"row": picture.row, "seed": picture.seed, "name": picture.file_name}
+    return {**place, "link": link, "png": _text(png)}
+
+
+def read_upload(faces: TextToFace, name: str, content: bytes, limits: Limits) -> dict[str, str]:
+    """Return what the page keeps of an uploaded image.
+
+    `image`: the value of the link's key; `thumbnail`: a PNG of the pixels that CLIP sees.
+    Raises UnreadableImage (a UserError) if it is no image, and UserError if it is too large.
+    """
+    name = PurePath(name).name[:80] or "image"
+    with opened_image(name, content) as image:
+        if image.width * image.height > limits.upload_pixels:
+            raise UserError(
+                f"{name}: has {image.width} × {image.height} pixels; the page takes images of up "
+                f"to {limits.upload_pixels / 1e6:.0f} megapixels"
+            )
+        square = center_crop(upright_rgb(image), faces.config.data.resolution)
+    (y,) = faces.embed(square)
+    value = f"{name}:{_text(y.cpu().numpy().astype('<f4').tobytes())}"
+    return {"image": value, "name": name, "thumbnail": _text(png_bytes(square))}
+
+
+def _whole(key: str, text: str, least: int, most: int) -> int:
+    """Return a whole number between two others; raise UserError for any other text."""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+    if not least <= number <= most:
+        raise UserError(f"{key} {short_repr(text)}: should be a whole number, {least} to {most}")
+    return number
+
+
+def _source(key: str, text: str, limits: Limits) -> Source:
+    """Return a sentence or an image's embedding as a source; raise UserError if it is neither."""
+    if key == "prompt":
+        if len(text) > limits.characters:
+            raise UserError(
+                f"the sentence “{text[:30]}…” has {len(text)} characters; the page takes up to "
+                f"{limits.characters}"
+            )
+        return text_prompt(text)
+    name, _, code = text.rpartition(":")
+    try:
+        content = base64.b64decode(code, altchars=b"-_", validate=True)
+        y = torch.from_numpy(np.frombuffer(content, "<f4").astype(np.float32))
+    except (binascii.Error, ValueError) as fault:
+        raise UserError(
+            f"image {short_repr(name)}: the link is damaged; copy it again, or add the image"
+        ) from fault
+    return Source("embedding", f"{name} ({code[:12]})", name, y)
+
+
+def _pair(source: Source) -> tuple[str, str]:
+    """Return a source as key and value of a link; `_source` reads it."""
+    if isinstance(source.content, torch.Tensor):
+        return "image", f"{source.label}:{_text(source.content.numpy().tobytes())}"
+    return "prompt", source.value
+
+
+def _text(content: bytes) -> str:
+    """Return bytes in base64's alphabet for links."""
+    return base64.urlsafe_b64encode(content).decode()

@@ -1,0 +1,50 @@
+"""The frozen teacher of a distillation."""
+
+from __future__ import annotations
+
+import torch
+
+from models.distillation import Pieces
+from models.samplers import Denoise, guided
+from utils.base.errors import UserError
+from utils.config.distill import Distill
+from utils.config.schema import Config
+from utils.pretrained.denoisers import load_denoiser
+from utils.sampling.generate import sampler_settings
+
+
+class Teacher:
+    """The averaged weights of `distill.teacher`, with their guidance, and the path's pieces.
+
+    Every process holds it whole, also where the student is sharded.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        """Load the network.
+
+        Raises UserError if it is missing, no denoiser, or of another shape, or if the student would
+        be sampled in another way than it learns.
+        """
+        self.options = options = config.distill
+        if options.teacher is None or options.sigmas is None:
+            raise UserError(
+                "distill: set distill.teacher (or --teacher) to the checkpoint to learn from, and "
+                "distill.sigmas to the noise levels of the student, e.g. [80,1.5]"
+            )
+        if config.learns_perturbation:
+            raise UserError("distill: a network with a learned perturbation cannot be a teacher")
+        sampler_settings(config.sampling, options.sigmas)
+        self.pieces = Pieces(options.sigmas, options.teacher_steps, options.sigma_min)
+        as_teacher = config.model_copy(update={"distill": Distill()})
+        self.network, _ = load_denoiser(options.teacher, device, config=as_teacher)
+
+    def bind(self, cond: torch.Tensor | None) -> Denoise:
+        """Bind the guided network to conditions (N, D), or None."""
+        options = self.options
+        return guided(
+            self.network,
+            cond,
+            options.cfg_scale,
+            options.guidance_interval,
+            self.network.model.cond_dim,
+        )
