@@ -30,6 +30,7 @@ train: {{batchsize: 8, max_num_steps: {LAST_STEP}}}
 eval: {{fid_sample_size: 8, batchsize: 8}}
 sampling: {{num_steps: 4}}
 log: {{log_every: 2, ckpt_every: {LAST_STEP}, num_samples: 4}}
+prior: {{width: 16, depth: 1, max_num_steps: 20}}
 """
 
 
@@ -105,14 +106,17 @@ def workplace(tmp_path_factory) -> Workplace:
 
 
 def test_the_commands_of_step_3_end_with_a_report_a_grid_and_a_file_to_share(workplace):
-    ladder, _, sharing = blocks()
-    workplace.run(*ladder, *sharing)
+    ladder, prior, _, sharing = blocks()
+    workplace.run(*ladder, *prior)
     workplace.check_results("own")
+    with Image.open(workplace.folder / "samples/an-old-man-with-a-beard/00_000.png") as picture:
+        assert picture.text["freedom"] == "0.7"
+    workplace.run(*sharing)
     assert (workplace.folder / "results" / "dit" / "evaluation" / "report.html").exists()
 
 
 def test_pairs_take_the_commands_that_the_readme_names_instead_of_the_first(workplace):
-    ladder, pairs, _ = blocks()
+    ladder, _, pairs, _ = blocks()
     others = [re.sub(r"\bown\b", "own_pairs", command) for command in ladder[len(pairs) :]]
     workplace.run(*pairs, *others)
     workplace.check_results("own_pairs")
