@@ -76,9 +76,7 @@ def drawn_by_torch(checkpoint: Path, config: Config) -> torch.Tensor:
     rows = [Row(((text_prompt(prompt), 1.0),)) for prompt in PROMPTS]
     conditions = embed_rows(rows, load_config_clip(config), config).embeddings
     autoencoder = load_config_autoencoder(config)
-    batches = generate(
-        denoiser, autoencoder, conditions, SEEDS, config.sampling, batch_size=2, device="cpu"
-    )
+    batches = generate(denoiser, autoencoder, conditions, SEEDS, config.sampling, batch_size=2)
     return torch.cat([images for _, images in batches])
 
 

@@ -21,7 +21,7 @@ import yaml
 from safetensors import safe_open
 from torch import nn
 
-from utils.base.errors import UserError, refusing
+from utils.base.errors import UserError, one_line, refusing
 from utils.config.load import config_from_dict
 from utils.config.schema import Config
 from utils.config.yaml_files import merged, read_yaml
@@ -48,8 +48,9 @@ def checkpoint_fault(path: Path, verify: bool = False) -> str | None:
         try:
             with zipfile.ZipFile(path) as archive:
                 broken = archive.testzip()
-        except (zipfile.BadZipFile, EOFError, OSError) as error:
-            return f"is damaged ({error})"
+        # The last two: a name that is no text, a method of packing that does not exist.
+        except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError) as error:
+            return f"is damaged ({one_line(error)})"
         if broken:
             return f"is damaged (in {broken})"
     return None
