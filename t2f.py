@@ -75,7 +75,7 @@ def parse_args() -> argparse.Namespace:
         "--freedom",
         default=FROM_CONFIG,
         help="how freely each seed fills in what the prompt leaves open: 0 = literal, one face for "
-        "all seeds; 0.7 = shows all that is said; 1 = free",
+        "all seeds; 0.7 = shows what the prompt states, and varies all else; 1 = free",
     )
     parser.add_argument(
         "--preset",

@@ -1,4 +1,4 @@
-"""Measure how varied the faces of sentences that say little are, and if they show all that is said.
+"""Measure the faces of short sentences: their variety, and if they show what a sentence states.
 
     python demo/check_variety.py                                  # the shipped model
     python demo/check_variety.py sampling.freedom=0.5 --method prior --strength 0.5

@@ -43,9 +43,7 @@ from utils.evaluation.metric_names import MetricInfo, metrics_in
 from utils.evaluation.plots import style_axis
 from utils.evaluation.results import way_names
 from utils.pretrained.checkpoint_files import list_checkpoints
-from utils.pretrained.encoders import (
-    usable_device,
-)
+from utils.pretrained.encoders import usable_device
 from utils.sampling.prompts import Source, text_prompt
 from utils.sampling.text_to_face import TextToFace
 

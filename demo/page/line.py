@@ -97,7 +97,7 @@ class Job:
     async def messages(self, is_gone: Callable[[], Awaitable[bool]]) -> AsyncIterator[Message]:
         """Yield the messages, and `{"before": N}` while others come before this visitor.
 
-        is_gone: tells if the visitor has left; the job then stops.
+        is_gone: returns True if the visitor has left; the job then stops.
         """
         shown = 0
         try:

@@ -51,7 +51,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be drawn: rows times seeds, and the sampler settings that the visitor gave."""
+    """Pictures that a visitor asks for: rows times seeds, and the sampler settings given."""
 
     rows: list[Row]
     seeds: range

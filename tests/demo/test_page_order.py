@@ -1,4 +1,4 @@
-"""What a visitor of the page may order, and what becomes of it: without a browser or a server."""
+"""Orders of the page are read, limited and drawn; no browser or server is needed."""
 
 import base64
 import io

@@ -8,16 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import draw_face
 from PIL import Image
 from tiny import CONTEXT_LENGTH, RESOLUTION, make_tiny_checkpoint, make_tiny_config
 
 import t2f
-from models.clip import load_clip
 from utils.pretrained.denoisers import export_safetensors
-from utils.sampling.conditions import embed_rows
-from utils.sampling.prompts import arrange, image_prompt, text_prompt
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -284,28 +280,6 @@ def pixels_of(out: Path, row: int, seed: int = 0) -> np.ndarray:
     return np.asarray(Image.open(out / f"{row:02d}_{seed:03d}.png")).astype(int)
 
 
-def test_an_image_is_embedded_as_those_of_the_training(tmp_path, tiny_faces):
-    """Crop, CLIP and normalisation equal those of the database of image embeddings."""
-    config = make_tiny_config(tmp_path)
-    clip = load_clip(tmp_path / "clip")
-    folder, _ = tiny_faces(1, RESOLUTION)
-    path = folder / "000000.png"
-    conditions = embed_rows(arrange([image_prompt(str(path))], [], None), clip, config)
-    pixels = torch.tensor(np.asarray(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None]
-    torch.testing.assert_close(conditions.embeddings, F.normalize(clip.encode_images(pixels)))
-
-
-def test_without_normalisation_embeddings_keep_their_length(tmp_path):
-    config = make_tiny_config(tmp_path, data={"norm_feature": False})
-    clip = load_clip(tmp_path / "clip")
-    sources = [text_prompt("red hair"), text_prompt("a hat")]
-    conditions = embed_rows(arrange(sources, ["1,0", "0.5,0.5"], None), clip, config)
-    plain = clip.encode_texts(["red hair", "a hat"])
-    torch.testing.assert_close(conditions.embeddings[0], plain[0])
-    lengths = plain.norm(dim=1)
-    assert conditions.embeddings[1].norm().item() == pytest.approx(lengths.mean().item(), rel=1e-5)
-
-
 def test_rows_come_in_the_order_of_prompts_and_images(run, face):
     out = run("--prompt", "red hair", "--image", face, "--prompt", "a hat", "--num", 2)
     texts = [Image.open(out / f"0{row}_001.png").text for row in range(3)]
@@ -335,12 +309,6 @@ def test_the_grid_shows_the_image_that_is_asked_for(run, tmp_path):
     assert pink("--prompt", "x", "--image", tmp_path / "pink.png", "--mix", "1,1") == alone
 
 
-def test_images_of_one_name_are_told_apart_by_their_paths(tmp_path):
-    sources = [image_prompt("a/face.png"), image_prompt("b/face.png"), image_prompt("b/hat.png")]
-    labels = [row.label for row in arrange(sources, [], None)]
-    assert labels == ["a/face.png", "b/face.png", "hat.png"]
-
-
 def test_a_mixture_is_one_row_and_says_its_weights(run, face):
     out = run("--image", face, "--prompt", "a hat", "--mix", "3,7", "--mix", "1,1", "--num", 1)
     assert sorted(path.name for path in out.iterdir()) == ["00_000.png", "01_000.png", "grid.png"]
@@ -352,17 +320,6 @@ def test_a_mixture_is_one_row_and_says_its_weights(run, face):
     assert (text["prompt"], text["image"]) == ("a hat", str(face))
     rows = [json.loads(line) for line in Image.open(out / "grid.png").text["mix"].splitlines()]
     assert [row[0]["weight"] for row in rows] == pytest.approx([0.3, 0.5])
-
-
-def test_labels_of_mixtures_tell_the_weights():
-    sources = [text_prompt("red hair"), image_prompt("a/face.png")]
-    rows = arrange(sources, ["3,7", "0,2", "-0.5,1.5"], None)
-    labels = [row.label for row in rows]
-    assert labels == [
-        "0.3 × red hair + 0.7 × face.png",
-        "face.png",
-        "− 0.5 × red hair + 1.5 × face.png",
-    ]
 
 
 def test_interpolation_begins_and_ends_with_its_two_conditions(run, face):

@@ -107,7 +107,7 @@ def test_runs_without_evaluations_grids_or_differences_still_have_their_losses(
     page = page_of(monkeypatch, tmp_path / "page.html", *runs)
     assert [uri.partition(";")[0] for uri in page.loads] == ["data:image/svg+xml"]
     assert "None: the configs are equal" in page.text or "encoders.clip" in page.text
-    assert str(runs[0]) in page.text  # equal names are told apart
+    assert str(runs[0]) in page.text  # runs of equal names show their folders
     assert "hold no sample grids" in page.text and "Without evaluation to compare" in page.text
 
 

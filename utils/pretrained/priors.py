@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from models.embedding_prior import EmbeddingPrior
 from models.weights import read_tensors
-from utils.base.errors import UserError
+from utils.base.errors import UserError, refusing
 from utils.base.files import write_whole
 from utils.config.schema import Config
 
@@ -34,7 +34,7 @@ def read_prior(path: Path) -> tuple[EmbeddingPrior, str]:
             f"encoders.prior: {path} is not there; {TRAIN}, or copy it there or beside the "
             "checkpoint that names it, or set sampling.freedom=0"
         )
-    try:
+    with refusing(f"encoders.prior: {path} holds no prior; {TRAIN}"):
         weights = {name: weight.float() for name, weight in read_tensors(path).items()}
         width, dim = weights["embed_x.weight"].shape
         depth = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
@@ -43,8 +43,6 @@ def read_prior(path: Path) -> tuple[EmbeddingPrior, str]:
         prior.load_state_dict(weights, assign=True)
         with safe_open(path, "pt") as file:
             clip = (file.metadata() or {})[CLIP]
-    except Exception as fault:
-        raise UserError(f"encoders.prior: {path} holds no prior; {TRAIN}") from fault
     return prior.eval().requires_grad_(False), clip
 
 

@@ -80,6 +80,7 @@ def model_card(
         name=name,
         trained_on="on captions" if captions else "on images only, without any caption",
         condition=condition(config),
+        has_prior=config.sampling.freedom > 0,
         grid=grid,
         seed=config.sampling.seed,
         prompts=[f"“{_cell(prompt)}”" for prompt in prompts],

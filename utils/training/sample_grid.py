@@ -35,9 +35,8 @@ class SampleGrid:
         device: torch.device | str,
         prior: EmbeddingPrior | None = None,
     ) -> None:
-        self.prior = prior
         self.config, self.autoencoder, self.device = config, autoencoder, device
-        self.conds, self.captions = conds, captions
+        self.conds, self.captions, self.prior = conds, captions, prior
         # Raises now rather than at the first checkpoint.
         sampler_settings(config.sampling, config.distill.sigmas)
         amp = best_amp(config.train.amp)
