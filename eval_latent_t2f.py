@@ -32,7 +32,7 @@ from accelerate import PartialState
 
 from models.edm import EDMPrecond
 from utils.base.launch import add_launch_arguments, relaunch
-from utils.base.processes import is_main_process
+from utils.base.processes import is_main_process, leave_processes
 from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter, add_config_arguments
 from utils.config.parsing import path_or_none, step_or_none
 from utils.config.published_flags import (
@@ -263,7 +263,8 @@ def main() -> None:
     config = with_derived_sizes(load_settings(args), "none", "none")
     if args.images:
         relaunch(args)
-        return judge_folder(args, config)
+        judge_folder(args, config)
+        return leave_processes()
     ways = ways_of_sampling(config)
     experiment = experiment or args.results_dir / experiment_name(config)
     checkpoints, folder = what_to_judge(args, experiment)
@@ -298,6 +299,7 @@ def main() -> None:
         plot_curves(results.records, results.folder / "curve.png")
         write_report(results, config, judge.clip)
     processes.print(f"{results.folder}/: report.html, results.jsonl, results.csv, curve.png")
+    leave_processes()
 
 
 if __name__ == "__main__":

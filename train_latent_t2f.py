@@ -26,6 +26,7 @@ import sys
 from pathlib import Path
 
 from utils.base.errors import DIVERGED, UserError, one_line_errors
+from utils.base.processes import leave_processes
 from utils.config.schema import Config
 from utils.data.latent_dataset import open_data
 from utils.pretrained.denoisers import export_safetensors
@@ -176,6 +177,7 @@ def main() -> None:
             strict=args.use_strict_load,
             use_wandb=args.use_wandb,
         )
+        leave_processes()
     sys.exit(code)
 
 
