@@ -158,6 +158,7 @@ def test_all_faults_are_listed_at_once_with_file_and_key(write):
         ("sampling: {preset: instant}", "names its noise levels in distill.sigmas"),
         ("sampling: {sigmas: [5, 80]}", "sampling.sigmas: [5, 80] should be one or more"),
         ("distill: {sigmas: [80, 0.01]}", "0.02 is not below the last of distill.sigmas (0.01)"),
+        ("sampling: {num_steps: 1000000000}", "should be less than or equal to 10000, got"),
         ("sampling: {solver: huen}", "should be 'heun', 'euler' or 'dpmpp_2m', got 'huen'"),
         ("model: {mask_ratio_fn: cosin4}", "did you mean cosine4?"),
         ("train: 5", "should be a section of keys, got 5"),

@@ -36,6 +36,7 @@ from utils.config.fields import (
     LocalPath,
     NoiseLevels,
     Precision,
+    SamplerSteps,
     SamplingPreset,
     Section,
     SigmaRange,
@@ -181,7 +182,7 @@ class Eval(Section):
     variety_captions: NonNegativeInt = 0  # captions drawn with several seeds each; 0 = none
     variety_seeds: int = Field(16, ge=2)  # images of each of these captions
     cfg_scales: list[float | None] = []  # guidance scales; empty = sampling.cfg_scale
-    num_steps: list[PositiveInt] = []  # noise levels of the sampler; empty = sampling.num_steps
+    num_steps: list[SamplerSteps] = []  # noise levels of the sampler; empty = sampling.num_steps
     solvers: list[Solver] = []  # empty = sampling.solver
     save_images: Literal["png", "npz"] | None = None  # keeps all images; null = the first few
     subdirs: bool = False  # puts PNGs into a folder for every 1000 seeds
@@ -292,7 +293,7 @@ class Sampling(Section):
 
     preset: SamplingPreset = "paper"  # sets the keys that SAMPLING_PRESETS lists
     solver: Solver = "heun"
-    num_steps: PositiveInt = 40
+    num_steps: SamplerSteps = 40
     cfg_scale: float | None = None  # guidance scale; null = conditional only
     # How freely seeds fill in what a condition leaves open: 0 = literal, all seeds have one
     # condition; 1 = as open as the condition is. Above 0 it needs encoders.prior.
