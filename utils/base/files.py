@@ -20,7 +20,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # safetensors writes for the owner only
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -44,9 +47,10 @@ def write_folder_whole(path: Path, write: Callable[[Path], object]) -> None:
     temporary.mkdir()
     try:
         write(temporary)
+        mode = temporary.stat().st_mode & 0o666
         for file in temporary.rglob("*"):
             if file.is_file():
-                file.chmod(file.stat().st_mode | 0o444)  # some libraries write for the owner only
+                file.chmod(mode)  # safetensors writes for the owner only
                 with open(file, "rb+") as opened:
                     os.fsync(opened.fileno())
         os.replace(temporary, path)
