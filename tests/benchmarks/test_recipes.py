@@ -48,8 +48,8 @@ def test_today_states_every_setting_of_the_demo_so_that_it_stays_when_the_demo_c
         assert set(demo[section]) - free <= set(today[section]), section
 
 
-def test_the_demo_trains_and_draws_by_the_recipe_prior():
-    recipe, demo = read_recipe(FOLDER / "prior.yaml").config, load_config(DEFAULT_CONFIG)
+def test_the_demo_trains_and_draws_by_the_recipe_quick():
+    recipe, demo = read_recipe(FOLDER / "quick.yaml").config, load_config(DEFAULT_CONFIG)
     assert (recipe.model, recipe.encoders) == (demo.model, demo.encoders)
     assert (recipe.train, recipe.sampling) == (demo.train, demo.sampling)
 
