@@ -20,7 +20,8 @@ from utils.sampling.generate import sampler_settings
 class Teacher:
     """The averaged weights of `distill.teacher`, with their guidance, and the path's pieces.
 
-    It may be a student of more steps, which has learned its guidance. Every process holds it whole, also where the student is sharded.
+    It may be a student of more steps, which has learned its guidance. Every process holds it whole,
+    also where the student is sharded.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
