@@ -8,6 +8,7 @@ Certain seeds:   python t2f.py --prompt "…" --seeds 0-7,42
 Another place of CLIP: python t2f.py --prompt "…" --ckpt dit.safetensors encoders.clip=FOLDER
 Like an image:   python t2f.py --image face.png
 A mixture:       python t2f.py --image face.png --prompt "a person with a hat" --mix 0.6,0.4
+In four evaluations of the network instead of 18:  python t2f.py --prompt "…" --preset instant
 Literal, or freer:  python t2f.py --prompt "a person in a hat" --freedom 0 (or 1)
 In five steps from one to the other:  python t2f.py --prompt "…" --prompt "…" --interpolate 5
 
@@ -35,7 +36,7 @@ from utils.config.command_line import HelpFormatter, add_config_arguments
 from utils.config.parsing import parse_scale, parse_seeds
 from utils.sampling.pictures import GRID
 from utils.sampling.prompts import Row, arrange, image_prompt, read_prompts, text_prompt
-from utils.sampling.text_to_face import DEMO, TextToFace, default_device
+from utils.sampling.text_to_face import DEMO, DEMO_STUDENT, TextToFace, default_device
 
 FROM_CONFIG = "as the checkpoint's config says"
 SAMPLER_FLAGS = ("preset", "seed", "cfg_scale", "freedom", "num_steps", "solver")
@@ -81,7 +82,7 @@ def parse_args() -> argparse.Namespace:
         "--preset",
         default=FROM_CONFIG,
         help="paper (158 evaluations of the network a picture), fast (18), fast8 (8), or instant "
-        "for students; --num_steps and --solver override it",
+        "for students (1 to 4); --num_steps and --solver override it",
     )
     parser.add_argument("--num_steps", default=FROM_CONFIG, help="noise levels of the sampler")
     # Not `choices`: argparse would answer a wrong name with several lines.
@@ -89,8 +90,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--ckpt",
         type=Path,
-        default=Path(DEMO),
-        help=".pt, .safetensors, a folder of --export, or owner/name on the Hugging Face hub",
+        help=".pt, .safetensors, a folder of --export, or owner/name on the Hugging Face hub; None "
+        f"= {DEMO}, or with --preset instant its student, {DEMO_STUDENT}",
     )
     add_config_arguments(parser, instead="the one in the checkpoint; published ones hold none")
     parser.add_argument(
@@ -103,6 +104,8 @@ def parse_args() -> argparse.Namespace:
         help="where to compute, e.g. cpu or cuda:1",
     )
     args = parser.parse_intermixed_args()
+    if args.ckpt is None:
+        args.ckpt = Path(DEMO_STUDENT if args.preset == "instant" else DEMO)
     if args.num < 1 or args.batch_size < 1:
         raise UserError("--num and --batch_size must be at least 1")
     return args

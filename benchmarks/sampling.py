@@ -4,6 +4,8 @@
     python benchmarks/sampling.py --student X.safetensors  # a distilled network too
     python benchmarks/sampling.py --network DiT-S/2     # random weights, 256x256 pixels, SD's VAE
 
+    python benchmarks/sampling.py --freedom 0.7         # with the prior (docs/freedom.md)
+
 All variants draw with guidance (both halves in one batch) from seeds to pixels, decoding included.
 `paper` is the baseline: 40 Heun steps of the eager network in float32. One row decodes alone.
 Processor seconds count all threads, and are those of the last repetition.
@@ -26,6 +28,7 @@ from diffusers.models import AutoencoderKL
 from benchmarks import timing
 from models.autoencoder import Autoencoder
 from models.edm import EDMPrecond, build_denoiser
+from models.embedding_prior import EmbeddingPrior
 from models.encoder_files import LDM_SCALE_FACTOR
 from models.samplers import nfe
 from utils.config.command_line import HelpFormatter
@@ -33,6 +36,7 @@ from utils.config.sections import Sampling
 from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder
+from utils.pretrained.priors import read_prior
 from utils.sampling.generate import generate, latent_shape, sampler_settings
 
 SHIPPED = "assets/demo/dit.safetensors"
@@ -59,7 +63,7 @@ def sd_vae() -> AutoencoderKL:
 
 def setup_decoding(network: str, count: int) -> timing.Work:
     """Return work that decodes `count` latents in bf16; decode once to warm up."""
-    denoiser, vae = load(network)
+    denoiser, vae, _ = load(network)
     latents = torch.randn(count, *latent_shape(denoiser), device=DEVICE)
 
     def decode() -> float:
@@ -72,20 +76,22 @@ def setup_decoding(network: str, count: int) -> timing.Work:
     return decode
 
 
-def load(network: str) -> tuple[EDMPrecond, Autoencoder]:
+def load(network: str) -> tuple[EDMPrecond, Autoencoder, EmbeddingPrior | None]:
     """Load the shipped networks, or make random ones of a size for latents of 4x32x32."""
     if Path(network).is_file():
         denoiser, config = load_denoiser(network, DEVICE)
-        return denoiser, load_config_autoencoder(config, DEVICE)
+        path = config.encoders.prior
+        prior = None if path is None else read_prior(path)[0].to(DEVICE)
+        return denoiser, load_config_autoencoder(config, DEVICE), prior
     torch.manual_seed(0)
     denoiser = build_denoiser(network, 32, 4, 512).to(DEVICE).eval().requires_grad_(False)
     vae = Autoencoder(sd_vae(), LDM_SCALE_FACTOR, torch.device(DEVICE), torch.float32)
-    return denoiser, vae
+    return denoiser, vae, None
 
 
 def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
     """Return work that draws `count` pictures in one batch; run one step to warm up."""
-    denoiser, vae = load(network)
+    denoiser, vae, prior = load(network)
     conds = torch.nn.functional.normalize(torch.randn(count, denoiser.model.cond_dim), dim=1)
 
     def draw(sampling: Sampling) -> float:
@@ -96,6 +102,7 @@ def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
             conds,
             range(count),
             sampling,
+            prior=prior,
             batch_size=count,
         )
         for _, images in batches:
@@ -114,15 +121,20 @@ def main() -> None:
     parser.add_argument(
         "--student", action="append", default=[], help="a distilled network too; may be repeated"
     )
+    parser.add_argument(
+        "--freedom", type=float, default=0.0, help="above 0: draw with the shipped prior"
+    )
     parser.add_argument("--count", type=int, default=16, help="pictures of a batch")
     args = parser.parse_args()
     timing.start(args)
     variants = VARIANTS
     if args.network != SHIPPED:
         variants = {name: VARIANTS[name] for name in (next(iter(VARIANTS)), "`fast`")}
+    freely = {"freedom": args.freedom}
+    variants = {name: sampling.model_copy(update=freely) for name, sampling in variants.items()}
     setups = {name: partial(setup, args.network, s, args.count) for name, s in variants.items()}
     for file in args.student:
-        sampling = read_config(file).sampling.model_copy(update={"freedom": 0.0})
+        sampling = read_config(file).sampling.model_copy(update=freely)
         name = f"student of {sampling.num_steps} evaluations"
         variants = {**variants, name: sampling}
         setups[name] = partial(setup, file, sampling, args.count)
@@ -144,6 +156,8 @@ def main() -> None:
     if args.network != SHIPPED:
         what = f"{args.network} with decoder, random weights, 256×256 pixels, SD's VAE"
     title = f"Sampling with guidance: {what}, {args.count} at once"
+    if args.freedom:
+        title += f", freedom {args.freedom:g}"
     notes = ["A network evaluation with guidance is one batch of both halves."]
     timing.report(args.out, title, rows, notes)
 

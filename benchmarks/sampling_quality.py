@@ -6,20 +6,21 @@
     python benchmarks/sampling_quality.py --student student.safetensors --only 'fast;students'
 
 Every setting draws the same captions of the demo's test split from the same seeds with the shipped
-network; a student (configs/demo/distill.yaml) draws with its own. Four metrics judge the pictures:
-the Fréchet distance in CLIP features to the test images, the CLIP score, the share of stated
-attributes that a classifier finds (demo/classifier.py), and the distance of a picture to that of
-the reference from the same seed (root mean square over pixels and colours, of 255). Intervals are
-95 % of a bootstrap over images. For a difference to the reference both settings are resampled in
-the same way, so that its interval is narrower. The reference is `paper`, or that of --reference.
+network; a student (configs/demo/distill.yaml) draws with its own. --freedom draws all of them with
+the prior. Six metrics judge the pictures: the Fréchet distance in CLIP features to the test images,
+the recall (share of the test images that lie among the pictures, Kynkäänniemi 2019), the CLIP
+score, the share of stated attributes that a classifier finds (demo/classifier.py), also of the
+coarse ones, and the distance of a picture to that of the reference from the same seed (root mean
+square over pixels and colours, of 255). Intervals are 95 % of a bootstrap over images. For a
+difference to the reference both settings are resampled in the same way, so that its interval is
+narrower. The reference is `paper`, or that of --reference.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,103 +36,25 @@ import torch
 
 from benchmarks import timing
 from benchmarks.sampling_plot import draw_plot
-from demo.check_prompts import choose_captions
+from benchmarks.sampling_settings import Setting, settings_to_compare, student_settings
+from demo.check_prompts import COARSE, choose_captions
 from demo.classifier import classify, codes_of, load_classifier, load_faces
-from models.choices import Solver
+from demo.make_faces import ATTRIBUTES
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
-from utils.config.sections import Sampling
 from utils.evaluation.feature_statistics import FeatureStats
 from utils.evaluation.frechet import frechet_distance
-from utils.evaluation.metrics import clip_similarities
-from utils.pretrained.chosen_config import read_config
+from utils.evaluation.metrics import clip_similarities, manifold_metrics
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
+from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions
-from utils.sampling.generate import generate, sampler_settings
+from utils.sampling.generate import generate
 from utils.sampling.pictures import labelled_grid, save_png
 
 CHUNK = 50  # images drawn and kept at a time
 DRAWS = 200  # of the bootstrap
 GRID_COLUMNS = 8  # pictures of each setting in --grid
-# Solvers with noise levels of their own; guidance ends at 0.3.
-EXPLICIT_LEVELS: list[tuple[Solver, tuple[float, ...]]] = [
-    ("euler", (80, 1.5)),
-    ("euler", (80, 5, 1.5, 0.5)),
-    ("euler", (40, 4.7, 1.2, 0.34)),
-    ("dpmpp_2m", (80, 5, 1.5, 0.5)),
-    ("dpmpp_2m", (40, 4, 1.1, 0.29, 0.09)),
-]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A sampler, and the curve of the plot that it lies on."""
-
-    curve: str
-    sampling: Sampling
-    student: Path | None = None  # its network; None = the one that all other settings use
-
-    @property
-    def cost(self) -> int:
-        """Images that the network sees for one picture; guidance counts double."""
-        settings = sampler_settings(self.sampling)
-        levels = settings.formulation().t_steps[:-1]
-        low, high = self.sampling.guidance_interval or (0.0, float("inf"))
-        guided = 1 if self.student else 2
-        costs = [guided if low < level <= high else 1 for level in levels]
-        if settings.solver == "heun":
-            return sum(costs) + sum(costs[1:])
-        return sum(costs)
-
-
-def settings_to_compare() -> dict[str, Setting]:
-    """Return all settings by name; `paper`, `fast` and `fast8` are presets."""
-    found = {
-        "paper": Setting("Heun", Sampling(preset="paper")),
-        "fast": Setting("preset `fast`", Sampling(preset="fast")),
-        "fast8": Setting("preset `fast8`", Sampling(preset="fast8")),
-    }
-    in_bf16 = Sampling(amp="bf16")
-
-    def add(name: str, curve: str, **changes: object) -> None:
-        found[name] = Setting(curve, in_bf16.model_copy(update=changes))
-
-    for solver, label, steps in (
-        ("dpmpp_2m", "DPM-Solver++(2M)", (5, 8, 10, 15, 20)),
-        ("heun", "Heun", (5, 10, 20)),
-        ("euler", "Euler", (10, 20)),
-    ):
-        for n in steps:
-            add(f"{solver} {n}", label, solver=solver, num_steps=n)
-    for name, schedule, scaling in (
-        ("vp", "vp", "vp"),
-        ("ve", "ve", "none"),
-        ("iddpm", "linear", "none"),
-    ):
-        formulation = {"discretization": name, "schedule": schedule, "scaling": scaling}
-        add(f"heun 10, {name}", f"Heun, {name} steps", solver="heun", num_steps=10, **formulation)
-    for solver, levels in EXPLICIT_LEVELS:
-        name = f"{solver} at {', '.join(f'{level:g}' for level in levels)}"
-        lowest = (0.3, 1000.0)
-        add(name, "", solver=solver, num_steps=len(levels), sigmas=levels, guidance_interval=lowest)
-    for low, high in ((0.3, 100.0), (0.3, 5.0)):
-        name = f"dpmpp_2m 10, guided {low:g} to {high:g}"
-        add(name, "", solver="dpmpp_2m", num_steps=10, guidance_interval=(low, high))
-    return found
-
-
-def student_settings(files: Sequence[Path]) -> dict[str, Setting]:
-    """Return a setting for each student; raises UserError if a network is no student."""
-    found = {}
-    for file in files:
-        config = read_config(file)
-        if config.distill.sigmas is None:
-            raise UserError(f"--student {file}: the network is no student; see docs/sampling.md")
-        name = f"student {', '.join(f'{level:g}' for level in config.distill.sigmas)}"
-        literal = config.sampling.model_copy(update={"freedom": 0.0})  # as for the others
-        found[name] = Setting("students", literal, file)
-    return found
 
 
 class Judged(NamedTuple):
@@ -147,7 +70,7 @@ class Pictures:
 
     def __init__(self, args: argparse.Namespace) -> None:
         """Load the networks and the test faces; raises UserError if something is missing."""
-        self.folder, self.num = args.out_dir, args.num
+        self.folder, self.num, self.freedom = args.out_dir, args.num, args.freedom
         self.judge_file = args.judge or args.out_dir / "classifier.safetensors"
         self.train_faces = args.data / "train"
         self.denoiser, self.config = load_denoiser(args.ckpt)
@@ -156,11 +79,16 @@ class Pictures:
         images, records = load_faces(args.data / "test")
         records = records[: self.num]
         texts, self.stated = choose_captions(records)
+        self.coarse = [list(ATTRIBUTES).index(name) for name in COARSE]
         self.codes = codes_of(records)
         self.texts = self.clip.encode_texts(texts)
         self.conditions = caption_conditions(self.texts, self.config)
+        self.prior = None
+        if self.freedom:
+            self.prior = load_config_prior(self.config, self.clip.identity)
+        self.real_features = torch.cat([self.clip.encode_images(x) for x in images.split(CHUNK)])
         self.real = FeatureStats()
-        self.real.update(torch.cat([self.clip.encode_images(part) for part in images.split(CHUNK)]))
+        self.real.update(self.real_features)
 
     @cached_property
     def classifier(self) -> torch.nn.Module:
@@ -169,10 +97,12 @@ class Pictures:
 
     def draw(self, name: str, setting: Setting) -> torch.Tensor:
         """Return a setting's pictures (N, H, W, 3) uint8; draw those that are not kept yet."""
-        file = self.folder / f"{name.replace(' ', '_').replace(',', '')}.pt"
+        kept = f"{name} freedom {self.freedom:g}" if self.freedom else name
+        file = self.folder / f"{kept.replace(' ', '_').replace(',', '')}.pt"
         images = torch.load(file, weights_only=True) if file.exists() else torch.zeros(0)
         done = len(images)
-        denoiser, sampling = self.denoiser, setting.sampling
+        denoiser = self.denoiser
+        sampling = setting.sampling.model_copy(update={"freedom": self.freedom})
         if setting.student is None:
             scale = self.config.sampling.cfg_scale
             sampling = sampling.model_copy(update={"cfg_scale": scale})
@@ -184,6 +114,7 @@ class Pictures:
             self.conditions[done:],
             range(done, self.num),
             sampling,
+            prior=self.prior,
             batch_size=CHUNK,
         )
         for _, new in progress(batches, name, -(-max(self.num - done, 0) // CHUNK), "batch"):
@@ -201,7 +132,8 @@ class Pictures:
     def metrics(self, judged: Judged, rows: np.ndarray) -> np.ndarray:
         """Measure the pictures `rows`.
 
-        Returns Fréchet distance, CLIP score, % of stated attributes, distance to the reference.
+        Returns Fréchet distance, CLIP score, % of stated attributes, of coarse ones, distance to
+        the reference.
         """
         features = judged.features[rows]
         ours = FeatureStats()
@@ -209,8 +141,16 @@ class Pictures:
         distance = frechet_distance(ours.mu, ours.sigma, self.real.mu, self.real.sigma)
         score = clip_similarities(features, self.texts[rows]).mean()
         stated = self.stated[rows]
-        shown = 100 * (judged.right[rows] & stated).sum() / stated.sum()
-        return np.array([distance, float(score), float(shown), float(judged.apart[rows].mean())])
+        right = judged.right[rows] & stated
+        shown = 100 * right.sum() / stated.sum()
+        coarse = 100 * right[:, self.coarse].sum() / stated[:, self.coarse].sum()
+        apart = judged.apart[rows].mean()
+        return np.array([distance, *(float(x) for x in (score, shown, coarse, apart))])
+
+    def recall(self, judged: Judged) -> float:
+        """Return the share of the test images that lie among the pictures."""
+        ours, real = judged.features.double(), self.real_features.double()
+        return manifold_metrics(ours, real)["recall"]
 
 
 def parse_args() -> argparse.Namespace:
@@ -224,6 +164,9 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--reference", default="paper", help="setting with which all others are compared"
+    )
+    parser.add_argument(
+        "--freedom", type=float, default=0.0, help="of all settings, see docs/freedom.md"
     )
     parser.add_argument("--only_draw", action="store_true", help="draw pictures, judge them later")
     parser.add_argument(
@@ -267,7 +210,7 @@ def chosen_settings(args: argparse.Namespace) -> dict[str, Setting]:
 
 
 def bootstrap(pictures: Pictures, judged: Mapping[str, Judged]) -> dict[str, np.ndarray]:
-    """Return the metrics (DRAWS, 4) of each setting, for images drawn again with replacement."""
+    """Return the metrics (DRAWS, 5) of each setting, for images drawn again with replacement."""
     rng = np.random.default_rng(0)
     draws = [rng.integers(pictures.num, size=pictures.num) for _ in range(DRAWS)]
     return {
@@ -277,20 +220,23 @@ def bootstrap(pictures: Pictures, judged: Mapping[str, Judged]) -> dict[str, np.
 
 
 def table_row(
-    name: str, setting: Setting, metrics: np.ndarray, differences: np.ndarray
+    name: str, setting: Setting, metrics: np.ndarray, differences: np.ndarray, recall: float
 ) -> dict[str, Any]:
-    """Return a setting's row: metrics (4,), and their differences to the reference (DRAWS, 4)."""
+    """Return a setting's row: metrics (5,), and their differences to the reference (DRAWS, 5)."""
     low, high = np.percentile(differences, [2.5, 97.5], axis=0)
     return {
         "setting": name,
         "cost": setting.cost,
         "Fréchet distance": metrics[0],
         "difference of distance, 95 %": f"{low[0]:+.1f} … {high[0]:+.1f}",
+        "recall": recall,
         "CLIP score": metrics[1],
         "difference of score, 95 %": f"{low[1]:+.2f} … {high[1]:+.2f}",
         "attributes shown, %": metrics[2],
         "difference of attributes, 95 %": f"{low[2]:+.1f} … {high[2]:+.1f}",
-        "distance to the picture of the reference": metrics[3],
+        "coarse ones, %": metrics[3],
+        "difference of coarse ones, 95 %": f"{low[3]:+.1f} … {high[3]:+.1f}",
+        "distance to the picture of the reference": metrics[4],
     }
 
 
@@ -323,11 +269,14 @@ def main() -> None:
     rows = []
     for name, setting in settings.items():
         metrics = pictures.metrics(judged[name], everything)
-        rows.append(table_row(name, setting, metrics, resampled[name] - resampled[args.reference]))
+        differences = resampled[name] - resampled[args.reference]
+        recall = pictures.recall(judged[name])
+        rows.append(table_row(name, setting, metrics, differences, recall))
     band = interval(rows[0]["Fréchet distance"], resampled[args.reference][:, 0])
     scale = pictures.config.sampling.cfg_scale
     guidance = "no guidance" if scale is None else f"guidance {scale:g}"
-    title = f"{args.num} pictures of test captions, {guidance}, shipped network"
+    drawn_with = f"{guidance}, freedom {args.freedom:g}" if args.freedom else guidance
+    title = f"{args.num} pictures of test captions, {drawn_with}, shipped network"
     notes = [f"Distance of {args.reference}, 95 %: {band[0]:.1f} … {band[1]:.1f} (bootstrap)."]
     timing.report(args.out, f"Quality of sampling: {title}", rows, notes)
     if args.plot:

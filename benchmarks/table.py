@@ -1,6 +1,8 @@
-"""Write docs/performance.md, and the table of docs/study.md, from docs/benchmarks/*.json.
+"""Write docs/performance.md, and tables of docs/study.md and docs/sampling.md.
 
 python benchmarks/table.py      # after a benchmark was run with --out
+
+The figures are those in docs/benchmarks/*.json.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from utils.config.command_line import HelpFormatter
 
 PAGE = ROOT / "docs" / "performance.md"
 STUDY = ROOT / "docs" / "study.md"
+SAMPLING = ROOT / "docs" / "sampling.md"
+STUDENTS = ("sampling_students", "sampling_students_first")
 BEGIN = "<!-- written by benchmarks/table.py -->"
 MEASURED = ROOT / "docs" / "benchmarks"
 OWN_PAGES = ("study", "variety", "sampling_students")  # stems of files that other pages show
@@ -70,14 +74,16 @@ def study_table(path: Path) -> str:
 
 
 def main() -> None:
-    """Write both pages."""
+    """Write the pages."""
     argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
     study = MEASURED / "study.json"
     replace_tables(STUDY, BEGIN, [study_table(study)])
+    students = [json.loads((MEASURED / f"{stem}.json").read_text())["rows"] for stem in STUDENTS]
+    replace_tables(SAMPLING, BEGIN, [table(rows) for rows in students])
     tables = (file for file in MEASURED.glob("*.json") if not file.stem.startswith(OWN_PAGES))
     files = sorted(tables, key=rank)
     PAGE.write_text("\n".join([HEAD, *(section(path) for path in files)]))
-    print(f"{PAGE.relative_to(ROOT)}: {len(files)} tables; {STUDY.relative_to(ROOT)}")
+    print(*(page.relative_to(ROOT) for page in (PAGE, STUDY, SAMPLING)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.choices import MlpKind
 from models.perturbation import LearnedPerturbation
 
 
@@ -124,7 +125,7 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).flatten(2))
 
 
-def gelu(x: Tensor) -> Tensor:
+def tanh_gelu(x: Tensor) -> Tensor:
     """Apply the tanh-approximated GELU."""
     # 0.5 (1 + tanh u) = sigmoid(2 u), which compiled code for CPUs evaluates much faster.
     if torch.compiler.is_compiling() and x.device.type == "cpu":
@@ -133,16 +134,23 @@ def gelu(x: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """Two linear layers with tanh-approximated GELU between them."""
+    """Two linear layers; `kind` says what stands between them.
 
-    def __init__(self, dim: int, hidden: int):
+    gelu_tanh: GELU in its tanh approximation, as published.
+    gelu: GELU itself (Hendrycks & Gimpel 2016). It differs by less than 5e-4, and CPUs evaluate it
+        in a fourth of the time in bfloat16.
+    """
+
+    def __init__(self, dim: int, hidden: int, kind: MlpKind = "gelu_tanh"):
         super().__init__()
+        self.kind = kind
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each token of x (N, T, D) -> (N, T, D)."""
-        return self.fc2(gelu(self.fc1(x)))
+        x = self.fc1(x)
+        return self.fc2(F.gelu(x) if self.kind == "gelu" else tanh_gelu(x))
 
 
 def adaln(cond_width: int, width: int, vectors: int) -> nn.Sequential:
@@ -153,12 +161,19 @@ def adaln(cond_width: int, width: int, vectors: int) -> nn.Sequential:
 class Block(nn.Module):
     """Transformer block with adaLN-Zero conditioning (DiT, section 3.2)."""
 
-    def __init__(self, dim: int, cond_width: int, num_heads: int, mlp_ratio: float):
+    def __init__(
+        self,
+        dim: int,
+        cond_width: int,
+        num_heads: int,
+        mlp_ratio: float,
+        mlp: MlpKind = "gelu_tanh",
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), mlp)
         self.adaLN_modulation = adaln(cond_width, dim, 6)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:

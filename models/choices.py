@@ -18,6 +18,8 @@ PerturbationKind = Literal["fixed", "gaussian", "uniform", "truncated", "learnab
 MaskSchedule = Literal[
     "constant", "linear", "exp", "cosine2", "cosine3", "cosine4", "cosine5", "cosine6"
 ]
+# What stands between the two linear layers of a block's MLP; see models/blocks.py: Mlp.
+MlpKind = Literal["gelu_tanh", "gelu"]
 # The optimizer of a training; see utils/training/optimizers.py.
 Optimizer = Literal["adamw", "muon"]
 # The network whose features the metrics compare; see utils/evaluation/feature_networks.py.

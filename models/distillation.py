@@ -6,8 +6,9 @@ no path is followed from its top. The teacher solves the piece, and the student'
 with which one Euler step (Karras 2022, Algorithm 1) lands where the teacher does. Sampling is then
 Euler's at the student's levels.
 
-The method is progressive distillation (Salimans & Ho 2022, Algorithm 2) in one stage: each target
-is the teacher's own, never an earlier student's.
+The method is progressive distillation (Salimans & Ho 2022, Algorithm 2). Its first stage has any
+denoiser as teacher. A further stage has a student as teacher, which costs a small part of the
+evaluations: it takes its own Euler steps, and its guidance is learned.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from models.noise_levels import descending, noise_levels
 from models.samplers import Denoise, sample_dpmpp_2m
 
+Solve = Callable[[Denoise, Tensor, Sequence[float]], Tensor]  # follows the path along levels
+
 
 @dataclass(frozen=True)
 class Pieces:
@@ -28,21 +31,45 @@ class Pieces:
         0.
     teacher_steps: evaluations of the teacher in each piece.
     sigma_min: the teacher's last level before 0.
+    teacher_sigmas: levels of a teacher that is a student itself; they replace teacher_steps and
+        sigma_min. None = it denoises at any level.
 
-    Raises ValueError if the levels are not in order.
+    Raises ValueError if the levels are not in order, or if a piece begins where the teacher has no
+    level.
     """
 
     sigmas: tuple[float, ...]
     teacher_steps: int
     sigma_min: float = 0.02
+    teacher_sigmas: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check the levels."""
-        descending((*self.sigmas, self.sigma_min))
+        if self.teacher_sigmas is None:
+            descending((*self.sigmas, self.sigma_min))
+            return
+        descending(self.sigmas)
+        if missing := set(self.sigmas) - set(self.teacher_sigmas):
+            raise ValueError(
+                f"the teacher is a student of the noise levels {list(self.teacher_sigmas)}, and "
+                f"{max(missing):g} is none of them"
+            )
+
+    @property
+    def solve(self) -> Solve:
+        """Solver of the teacher."""
+        return sample_dpmpp_2m if self.teacher_sigmas is None else euler_steps
 
     def teacher_levels(self, piece: int) -> list[float]:
-        """Return the teacher_steps + 1 levels of a piece, spaced as EDM's (Karras 2022, eq. 5)."""
+        """Return the levels of the teacher in a piece, with both ends.
+
+        They are those of a student, or else teacher_steps + 1 that are spaced as EDM's (Karras
+        2022, equation 5).
+        """
         start, steps = self.sigmas[piece], self.teacher_steps
+        if self.teacher_sigmas is not None:
+            end = (*self.sigmas, 0.0)[piece + 1]
+            return [*(level for level in self.teacher_sigmas if start >= level > end), end]
         if piece + 1 < len(self.sigmas):
             return noise_levels("edm", steps + 1, self.sigmas[piece + 1], start, rho=7.0)
         if steps == 1:
@@ -50,15 +77,24 @@ class Pieces:
         return [*noise_levels("edm", steps, self.sigma_min, start, rho=7.0), 0.0]
 
 
+def euler_steps(denoise: Denoise, x: Tensor, levels: Sequence[float]) -> Tensor:
+    """Take an Euler step from each level to the next (Karras 2022, Algorithm 1) -> (N, C, H, W)."""
+    for start, end in zip(levels[:-1], levels[1:], strict=True):
+        x = x + (end - start) * (x - denoise(x, start)) / start
+    return x
+
+
 @torch.no_grad()
-def euler_target(teacher: Denoise, noised: Tensor, levels: Sequence[float]) -> Tensor:
+def euler_target(
+    teacher: Denoise, noised: Tensor, levels: Sequence[float], solve: Solve = sample_dpmpp_2m
+) -> Tensor:
     """Return the D (N, C, H, W) with which an Euler step lands where the teacher's solver does.
 
     noised: (N, C, H, W), images noised by levels[0]. levels: those of the teacher, from the start
     of a piece to its end.
     """
     start, end = levels[0], levels[-1]
-    landed = sample_dpmpp_2m(teacher, noised, levels)
+    landed = solve(teacher, noised, levels)
     return noised - start * (landed - noised) / (end - start)
 
 
@@ -101,5 +137,5 @@ def distillation_loss(
         rows = slice(piece, None, count)
         levels = pieces.teacher_levels((first + piece) % count)
         teacher = teach(None if cond is None else cond[rows])
-        target[rows] = euler_target(teacher, noised[rows], levels)
+        target[rows] = euler_target(teacher, noised[rows], levels, pieces.solve)
     return pseudo_huber(student(noised, sigma, cond) - target, scale)

@@ -58,8 +58,14 @@ class EmbeddingPrior(nn.Module):
 
         away: (N, D), mean of the embeddings that fit, less the mean of all.
         """
+        return self._velocity(x, self._condition(time, self.embed_mean(away / self.scale)))
+
+    def _condition(self, time: Tensor, mean: Tensor) -> Tensor:
+        """Return what the blocks read of times (N,) and of embedded means (N, W), (N, W)."""
         # Times are stretched to the range of the noise levels that the embedder was made for.
-        condition = F.silu(self.embed_mean(away / self.scale) + self.embed_time(1000 * time))
+        return F.silu(mean + self.embed_time(1000 * time))
+
+    def _velocity(self, x: Tensor, condition: Tensor) -> Tensor:
         x = self.embed_x(x)
         for block in self.blocks:
             x = block(x, condition)
@@ -85,10 +91,12 @@ class EmbeddingPrior(nn.Module):
         """
         away, x = self.away_from_mean(y.float(), freedom), noise.float()
         times = torch.linspace(0, 1, steps + 1, device=x.device)
-        for now, then in zip(times[:-1], times[1:], strict=True):
-            slope = self(x, now.expand(len(x)), away)
+        mean = self.embed_mean(away / self.scale)
+        at = [self._condition(time.expand(len(x)), mean) for time in times]
+        for k, (now, then) in enumerate(zip(times[:-1], times[1:], strict=True)):
+            slope = self._velocity(x, at[k])
             guess = x + (then - now) * slope
-            slope = (slope + self(guess, then.expand(len(x)), away)) / 2
+            slope = (slope + self._velocity(guess, at[k + 1])) / 2
             x = x + (then - now) * slope
         return F.normalize(x * self.scale + self.mean, dim=1)
 

@@ -19,6 +19,7 @@ from models.blocks import (
     TimestepEmbedder,
     sincos_2d,
 )
+from models.choices import MlpKind
 from models.draws import WHOLE_BATCH, BatchDraws
 
 # name -> (depth, hidden size, patch size, heads)
@@ -106,6 +107,7 @@ class Architecture:
     self_cond: a first pass of the encoder gives a summary of the noised image, which conditions the
         whole network. In training the EMA network makes this pass (see MaskDiT.summary).
     perturbation: training turns y by a learned angle (see models/perturbation.py).
+    mlp: what stands between the linear layers of a block's MLP (see models/blocks.py: Mlp).
     Raises ValueError for sizes that do not fit and options that exclude each other.
     """
 
@@ -127,6 +129,7 @@ class Architecture:
     ext_feature_dim: int = 0
     self_cond: bool = False
     perturbation: bool = False
+    mlp: MlpKind = "gelu_tanh"
 
     def __post_init__(self) -> None:
         if self.self_cond and (self.ext_feature_dim or not self.use_decoder):
@@ -167,7 +170,7 @@ class MaskDiT(nn.Module):
             self.cls_token = nn.Parameter(torch.empty(1, 1, hidden_size))
         self.pos_embed = self._positions(hidden_size, int(a.pad_cls_token))
         self.blocks = nn.ModuleList(
-            Block(hidden_size, hidden_size, a.num_heads, a.mlp_ratio) for _ in range(a.depth)
+            Block(hidden_size, hidden_size, a.num_heads, a.mlp_ratio, a.mlp) for _ in range(a.depth)
         )
         self.mask_token: nn.Parameter | None = None
         if a.use_decoder:
@@ -177,7 +180,7 @@ class MaskDiT(nn.Module):
             if a.mae_loss_coef > 0:
                 self.mask_token = nn.Parameter(torch.empty(1, 1, width))
             self.decoder_blocks = nn.ModuleList(
-                Block(width, hidden_size, a.decoder_num_heads, a.mlp_ratio)
+                Block(width, hidden_size, a.decoder_num_heads, a.mlp_ratio, a.mlp)
                 for _ in range(a.decoder_depth)
             )
             if a.pad_cls_token:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tiny import make_tiny_checkpoint, make_tiny_config
 
-from benchmarks.sampling_quality import chosen_settings, settings_to_compare, student_settings
+from benchmarks.sampling_quality import chosen_settings
+from benchmarks.sampling_settings import settings_to_compare, student_settings
 from utils.base.errors import UserError
 from utils.pretrained.denoisers import export_safetensors
 

@@ -82,11 +82,18 @@ def test_shipped_vae_reconstructs_held_out_faces():
     assert held_out_psnr(ASSETS / "vae", count=40) >= 28  # dB
 
 
-def test_shipped_model_draws_the_faces_that_sentences_describe():
-    faces = TextToFace.load(ASSETS / "dit.safetensors", device="cpu")
+@pytest.mark.parametrize(
+    ("network", "sampling"),
+    [
+        ("dit.safetensors", {"guidance_interval": None, "amp": "no"}),
+        ("student.safetensors", {"amp": "no"}),
+    ],
+)
+def test_shipped_networks_draw_the_faces_that_sentences_describe(network, sampling):
+    faces = TextToFace.load(ASSETS / network, device="cpu")
     records = [make_face("test", index, num_captions=6)[1] for index in range(40)]
     fullest = [max(r["captions"], key=lambda c: len(c["states"]))["text"] for r in records]
-    drawing = faces.draw(fullest, guidance_interval=None, amp="no")
+    drawing = faces.draw(fullest, **sampling)
     pictures = torch.stack([torch.from_numpy(np.array(image)) for image in drawing.images])
     texts = F.normalize(faces.clip.encode_texts(fullest), dim=1)
     images = F.normalize(faces.clip.encode_images(pictures.permute(0, 3, 1, 2)), dim=1)

@@ -36,8 +36,18 @@ def modulation(w: Weights, name: str, c: Tensor, count: int) -> tuple[Tensor, ..
     return linear(w, f"{name}.adaLN_modulation.1", silu(c))[:, None].chunk(count, dim=2)
 
 
-def block(w: Weights, name: str, x: Tensor, c: Tensor, heads: int) -> Tensor:
-    """Apply a DiT block, attention and then an MLP with GELU (tanh), to tokens x (N, T, D)."""
+def mlp(w: Weights, name: str, x: Tensor, kind: str) -> Tensor:
+    """Apply an MLP to tokens x (N, T, D); `kind` is that of models/blocks.py: Mlp."""
+    h = linear(w, f"{name}.fc1", x)
+    if kind == "gelu":
+        h = h * (1 + (h / math.sqrt(2)).erf()) / 2
+    else:
+        h = 0.5 * h * (1 + (math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)).tanh())
+    return linear(w, f"{name}.fc2", h)
+
+
+def block(w: Weights, name: str, x: Tensor, c: Tensor, heads: int, kind: str) -> Tensor:
+    """Apply a DiT block, attention and then an MLP, to tokens x (N, T, D)."""
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation(w, name, c, 6)
     h = standardised(x) * (1 + scale1) + shift1
     query, key, value = linear(w, f"{name}.attn.qkv", h).chunk(3, dim=2)
@@ -46,9 +56,7 @@ def block(w: Weights, name: str, x: Tensor, c: Tensor, heads: int) -> Tensor:
         weight = (q @ k.transpose(1, 2) / math.sqrt(q.shape[2])).exp()
         parts.append(weight / weight.sum(dim=2, keepdim=True) @ v)
     x = x + gate1 * linear(w, f"{name}.attn.proj", torch.cat(parts, dim=2))
-    h = linear(w, f"{name}.mlp.fc1", standardised(x) * (1 + scale2) + shift2)
-    h = 0.5 * h * (1 + (math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)).tanh())
-    return x + gate2 * linear(w, f"{name}.mlp.fc2", h)
+    return x + gate2 * mlp(w, f"{name}.mlp", standardised(x) * (1 + scale2) + shift2, kind)
 
 
 def modulated_linear(w: Weights, name: str, x: Tensor, c: Tensor) -> Tensor:
@@ -57,10 +65,10 @@ def modulated_linear(w: Weights, name: str, x: Tensor, c: Tensor) -> Tensor:
     return linear(w, f"{name}.linear", standardised(x) * (1 + scale) + shift)
 
 
-def blocks(w: Weights, name: str, x: Tensor, c: Tensor, heads: int) -> Tensor:
+def blocks(w: Weights, name: str, x: Tensor, c: Tensor, heads: int, kind: str) -> Tensor:
     """Apply all blocks whose weights are called `{name}.0`, `{name}.1` and so on."""
     for i in range(len({n.split(".")[1] for n in w if n.startswith(f"{name}.")})):
-        x = block(w, f"{name}.{i}", x, c, heads)
+        x = block(w, f"{name}.{i}", x, c, heads, kind)
     return x
 
 
@@ -74,11 +82,12 @@ def denoised(
     *,
     heads: int,
     decoder_heads: int,
+    kind: str = "gelu_tanh",
 ) -> Tensor:
     """Return D(x; sigma, y), x (N, C, H, W), with patches of 2 x 2.
 
     Options of the network are on if `weights` has their weights. `features`: external features
-    (N, F), `noise`: draws of the learned perturbation (N, D).
+    (N, F), `noise`: draws of the learned perturbation (N, D). `kind`: of the MLPs.
     """
     w = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     n, channels, side, _ = x.shape
@@ -106,14 +115,14 @@ def denoised(
         tokens = torch.cat([w["cls_token"].expand(n, -1, -1), tokens], dim=1)
     tokens = tokens + w["pos_embed"]
     if "enc_feat_embedder.weight" in w:
-        seen = blocks(w, "blocks", tokens, c_unperturbed, heads)[:, int(has_class_token) :]
+        seen = blocks(w, "blocks", tokens, c_unperturbed, heads, kind)[:, int(has_class_token) :]
         c = c + linear(w, "enc_feat_embedder", standardised(seen.mean(dim=1)))
-    tokens = blocks(w, "blocks", tokens, c, heads)
+    tokens = blocks(w, "blocks", tokens, c, heads, kind)
     if has_class_token:
         first, tokens = tokens[:, 0], tokens[:, 1:]
         c = c + linear(w, "cls_token_embedder", standardised(first))
     tokens = modulated_linear(w, "decoder_layer", tokens, c) + w["decoder_pos_embed"]
-    tokens = blocks(w, "decoder_blocks", tokens, c, decoder_heads)
+    tokens = blocks(w, "decoder_blocks", tokens, c, decoder_heads, kind)
     tokens = modulated_linear(w, "final_layer", tokens, c)
 
     # A token's numbers are in the order row, column, channel.

@@ -99,6 +99,18 @@ def test_the_target_of_the_last_piece_is_where_the_teacher_lands():
     torch.testing.assert_close(euler_target(denoise, noised, levels), ended.float())
 
 
+@pytest.mark.parametrize("sigmas", [(80.0,), (80.0, 1.0), (5.0,), SIGMAS])
+def test_a_student_as_teacher_lands_where_its_own_sampler_does(sigmas):
+    pieces, x = Pieces(sigmas, 1, teacher_sigmas=SIGMAS), sigmas[0] * draw(3)[1]
+    levels = tuple(level for level in SIGMAS if level <= sigmas[0])
+    ended = sample(denoise, x / sigmas[0], SamplerSettings("euler", len(levels), sigmas=levels))
+    for piece, start in enumerate(sigmas):
+        end = (*sigmas, 0.0)[piece + 1]
+        d = euler_target(denoise, x, pieces.teacher_levels(piece), pieces.solve)
+        x = x + (end - start) * (x - d) / start
+    torch.testing.assert_close(x, ended.float(), rtol=1e-4, atol=1e-4)
+
+
 def test_a_process_gives_its_rows_the_pieces_that_they_have_in_the_whole_batch():
     student = Student([0.3, 0.2, 0.1])
     clean, noise = draw(8)
@@ -162,3 +174,8 @@ def test_teacher_levels_run_from_each_level_of_the_student_to_the_next_and_to_0(
 def test_levels_out_of_order_are_refused():
     with pytest.raises(ValueError, match=r"\[1, 5, 0\.02\] should be"):
         Pieces((1.0, 5.0), 4)
+
+
+def test_a_piece_that_begins_at_no_level_of_a_student_is_refused():
+    with pytest.raises(ValueError, match=r"\[80\.0, 5\.0, 1\.0\], and 2 is none of them"):
+        Pieces((80.0, 2.0), 4, teacher_sigmas=SIGMAS)

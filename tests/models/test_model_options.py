@@ -8,9 +8,11 @@ from golden_models import assert_golden, small_denoiser
 from losses import loss_of
 from reference_network import denoised
 
+from models.blocks import Mlp
 from models.edm import build_denoiser, draw_for_loss, edm_loss
-from models.maskdit import random_mask
+from models.maskdit import Architecture, random_mask
 from models.samplers import guided
+from utils.config.sections import Model
 
 HEADS = {"heads": 2, "decoder_heads": 2}
 OPTIONS = {
@@ -20,6 +22,7 @@ OPTIONS = {
     "external_features": {"ext_feature_dim": 5},
     "perturbation": {"perturbation": True},
     "perturbation_with_self_cond": {"perturbation": True, "self_cond": True},
+    "exact_gelu": {"mlp": "gelu"},
 }
 
 
@@ -35,8 +38,9 @@ def test_the_network_equals_the_plain_formulas(name):
     denoiser = small_denoiser(**OPTIONS[name])
     x, sigma, cond = inputs(OPTIONS[name])
     features = cond[:, 6:] if "ext_feature_dim" in OPTIONS[name] else None
+    sizes = HEADS | {"kind": OPTIONS[name].get("mlp", "gelu_tanh")}
     for noise in (None, torch.randn(2, 6)) if "perturbation" in OPTIONS[name] else (None,):
-        expected = denoised(denoiser.state_dict(), x, sigma, cond[:, :6], features, noise, **HEADS)
+        expected = denoised(denoiser.state_dict(), x, sigma, cond[:, :6], features, noise, **sizes)
         assert_golden(denoiser(x, sigma, cond, cond_noise=noise), expected)
 
 
@@ -143,6 +147,32 @@ def test_the_learned_perturbation_leaves_no_condition_alone():
     turned = perturbator(y, torch.randn(3, 6))
     assert (turned[1] == 0).all()
     torch.testing.assert_close(turned[[0, 2]].norm(dim=1), torch.ones(2))
+
+
+def test_the_default_mlp_has_the_published_tanh_gelu_bit_for_bit():
+    mlp, x = Mlp(8, 32), torch.randn(2, 3, 8)
+    expected = mlp.fc2(torch.nn.functional.gelu(mlp.fc1(x), approximate="tanh"))
+    assert torch.equal(mlp(x), expected)
+    assert Architecture(8, 4, 6, 1, 8, 2, 2).mlp == Model().mlp == "gelu_tanh"
+
+
+def test_the_exact_gelu_is_another_function_but_close_to_its_approximation():
+    x = torch.linspace(-8, 8, 4001).view(1, -1, 1)
+    approximate, exact = Mlp(1, 1), Mlp(1, 1, "gelu")
+    for mlp in (approximate, exact):
+        for layer in (mlp.fc1, mlp.fc2):
+            torch.nn.init.ones_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+    assert 1e-4 < (approximate(x) - exact(x)).abs().max() < 5e-4
+
+
+@torch.no_grad()
+def test_weights_trained_with_one_gelu_work_with_the_other():
+    approximate, exact = small_denoiser(), small_denoiser(mlp="gelu")
+    exact.load_state_dict(approximate.state_dict())
+    x, sigma, cond = inputs({})
+    difference = (exact(x, sigma, cond) - approximate(x, sigma, cond)).abs().max()
+    assert 0 < difference < 1e-3
 
 
 def test_options_that_exclude_each_other_are_refused():

@@ -137,10 +137,32 @@ def test_a_distillation_that_cannot_work_is_refused_in_one_line(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_a_student_is_no_teacher(faces, finished, tmp_path):
+def test_a_student_teaches_a_student_of_fewer_steps(faces, finished, tmp_path):
+    teacher = finished / "checkpoints" / "0000012.pt"
+    fewer = ("distill.sigmas=[20]", "distill.cfg_scale=null", "train.max_num_steps=150")
+    folder = run(
+        faces, tmp_path / "run", *settings(teacher, *fewer), "train.lr=3e-3", "log.log_every=25"
+    )
+    lines = metrics(folder)
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    student, config = load_denoiser(folder / "checkpoints" / "0000150.pt")
+    assert student.student_sigmas == config.sampling.sigmas == (20,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("distill.sigmas=[20]",), r"cfg_scale=2: .*0000012\.pt is a student"),
+        (
+            ("distill.sigmas=[20,5]", "distill.cfg_scale=null"),
+            r"distill\.sigmas: .* noise levels \[20\.0, 2\.0\], and 5 is none of them",
+        ),
+    ],
+)
+def test_what_a_student_cannot_teach_is_refused(faces, finished, tmp_path, changes, message):
     student = finished / "checkpoints" / "0000012.pt"
-    with pytest.raises(UserError, match=r"holds a student for the noise levels \[20,2\]"):
-        run(faces, tmp_path / "run", *settings(student))
+    with pytest.raises(UserError, match=message):
+        run(faces, tmp_path / "run", *settings(student, *changes))
 
 
 def test_a_student_is_not_taken_for_a_denoiser(faces, finished):

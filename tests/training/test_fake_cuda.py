@@ -57,6 +57,7 @@ NETWORKS = {
     "self-conditioning": {"self_cond": True},
     "external features": {"ext_feature_dim": 3},
     "learned perturbation": {"perturbation": True},
+    "exact GELU": {"mlp": "gelu"},
     "activation checkpointing": {},
 }
 

@@ -36,6 +36,7 @@ OPTIONS = {
         "model": {"num_classes": CLASSES, "ext_feature_dim": DIM},
         "train": {"perturbation": 0},
     },
+    "exact_gelu_and_muon": {"model": {"mlp": "gelu"}, "train": {"optimizer": "muon"}},
 }
 
 

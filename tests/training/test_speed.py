@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch._dynamo.utils import counters
 from trainings import metrics, run
 
 from benchmarks.train_step import Case, largest_loss_difference
+from models.choices import MlpKind
 from models.maskdit import random_mask
 from utils.config.load import config_from_dict
 from utils.pretrained.checkpoint_files import load_checkpoint
@@ -42,8 +44,9 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-def test_compiled_blocks_give_the_same_loss_and_gradients_at_every_mask_ratio(fresh_compiler):
-    plain, compiled = small_denoiser().train(), small_denoiser().train()
+@pytest.mark.parametrize("mlp", get_args(MlpKind))
+def test_compiled_blocks_give_the_same_loss_and_gradients_at_every_mask_ratio(mlp, fresh_compiler):
+    plain, compiled = small_denoiser(mlp=mlp).train(), small_denoiser(mlp=mlp).train()
     compile_blocks(compiled.model, varying_tokens=True)
     for ratio in (0.25, 0.5, 0.75, 0.0):
         for ours, theirs in zip(

@@ -40,6 +40,7 @@ def denoiser_arguments(config: Config) -> dict[str, Any]:
         "pad_cls_token": model.pad_cls_token,
         "ext_feature_dim": model.ext_feature_dim,
         "self_cond": model.self_cond,
+        "mlp": model.mlp,
         "perturbation": config.learns_perturbation,
     }
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from models.clip import ClipEncoder
 
 DEMO = "assets/demo/dit.safetensors"  # the network that is part of the project
+DEMO_STUDENT = "assets/demo/student.safetensors"  # distilled from it, for --preset instant
 Seeds = str | int | Sequence[int] | None
 MOST_PICTURES = 1_000_000  # of one drawing; more are a slip of the pen
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from models.distillation import Pieces
 from models.samplers import Denoise, guided
 from utils.base.errors import UserError
 from utils.config.distill import Distill
+from utils.config.load import config_from_dict
 from utils.config.schema import Config
+from utils.pretrained.checkpoint_files import stored_config
 from utils.pretrained.denoisers import load_denoiser
 from utils.sampling.generate import sampler_settings
 
@@ -16,7 +20,8 @@ from utils.sampling.generate import sampler_settings
 class Teacher:
     """The averaged weights of `distill.teacher`, with their guidance, and the path's pieces.
 
-    Every process holds it whole, also where the student is sharded.
+    It may be a student of more steps, which has learned its guidance. Every process holds it whole,
+    also where the student is sharded.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -34,8 +39,17 @@ class Teacher:
         if config.learns_perturbation:
             raise UserError("distill: a network with a learned perturbation cannot be a teacher")
         sampler_settings(config.sampling, options.sigmas)
-        self.pieces = Pieces(options.sigmas, options.teacher_steps, options.sigma_min)
-        as_teacher = config.model_copy(update={"distill": Distill()})
+        theirs = student_sigmas(options.teacher)
+        if theirs is not None and options.cfg_scale not in (None, 1):
+            raise UserError(
+                f"distill.cfg_scale={options.cfg_scale:g}: {options.teacher} is a student, which "
+                "has learned its guidance; set distill.cfg_scale=null"
+            )
+        try:
+            self.pieces = Pieces(options.sigmas, options.teacher_steps, options.sigma_min, theirs)
+        except ValueError as fault:
+            raise UserError(f"distill.sigmas: {fault}") from fault
+        as_teacher = config.model_copy(update={"distill": Distill(sigmas=theirs)})
         self.network, _ = load_denoiser(options.teacher, device, config=as_teacher)
 
     def bind(self, cond: torch.Tensor | None) -> Denoise:
@@ -48,3 +62,9 @@ class Teacher:
             options.guidance_interval,
             self.network.model.cond_dim,
         )
+
+
+def student_sigmas(path: Path) -> tuple[float, ...] | None:
+    """Return the noise levels of the student in a checkpoint; None = it is none."""
+    stored = stored_config(path)
+    return None if stored is None else config_from_dict(stored, str(path)).distill.sigmas
