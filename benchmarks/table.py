@@ -23,10 +23,11 @@ from utils.config.command_line import HelpFormatter
 PAGE = ROOT / "docs" / "performance.md"
 STUDY = ROOT / "docs" / "study.md"
 SAMPLING = ROOT / "docs" / "sampling.md"
+RECIPES = ROOT / "docs" / "recipes.md"
 STUDENTS = ("sampling_students", "sampling_students_first")
 BEGIN = "<!-- written by benchmarks/table.py -->"
 MEASURED = ROOT / "docs" / "benchmarks"
-OWN_PAGES = ("study", "variety", "sampling_students")  # stems of files that other pages show
+OWN_PAGES = ("study", "variety", "sampling_students", "recipes")  # stems of files that other pages show
 ORDER = ("train_step", "dataloader", "sampling", "preprocess", "metrics", "time_to_quality")
 
 HEAD = """# How fast each stage is
@@ -80,10 +81,12 @@ def main() -> None:
     replace_tables(STUDY, BEGIN, [study_table(study)])
     students = [json.loads((MEASURED / f"{stem}.json").read_text())["rows"] for stem in STUDENTS]
     replace_tables(SAMPLING, BEGIN, [table(rows) for rows in students])
+    recipes = json.loads((MEASURED / "recipes_120s.json").read_text())["rows"]
+    replace_tables(RECIPES, BEGIN, [table(recipes)])
     tables = (file for file in MEASURED.glob("*.json") if not file.stem.startswith(OWN_PAGES))
     files = sorted(tables, key=rank)
     PAGE.write_text("\n".join([HEAD, *(section(path) for path in files)]))
-    print(*(page.relative_to(ROOT) for page in (PAGE, STUDY, SAMPLING)))
+    print(*(page.relative_to(ROOT) for page in (PAGE, STUDY, SAMPLING, RECIPES)))
 
 
 if __name__ == "__main__":
