@@ -27,7 +27,8 @@ RECIPES = ROOT / "docs" / "recipes.md"
 STUDENTS = ("sampling_students", "sampling_students_first")
 BEGIN = "<!-- written by benchmarks/table.py -->"
 MEASURED = ROOT / "docs" / "benchmarks"
-OWN_PAGES = ("study", "variety", "sampling_students", "recipes")  # stems of files that other pages show
+# Stems of files that other pages show.
+OWN_PAGES = ("study", "variety", "sampling_students", "recipes")
 ORDER = ("train_step", "dataloader", "sampling", "preprocess", "metrics", "time_to_quality")
 
 HEAD = """# How fast each stage is
