@@ -17,7 +17,8 @@ from models.clip import ClipEncoder, load_clip
 from utils.config.command_line import DEFAULT_CONFIG
 from utils.config.load import load_config
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
-from utils.sampling.text_to_face import TextToFace
+from utils.sampling.text_to_face import DEMO, DEMO_STUDENT, TextToFace
+from utils.training.teacher import Teacher
 
 ASSETS = Path("assets/demo")
 
@@ -29,6 +30,12 @@ def test_the_demo_config_fits_the_shipped_encoders():
     assert load_config_clip(config).dim == config.data.feat_dim == config.model.num_classes
     vae = load_config_autoencoder(config)
     assert config.data.resolution == vae.downsample * config.model.in_size
+
+
+@pytest.mark.parametrize(("name", "teacher"), [("distill", DEMO), ("distill_one", DEMO_STUDENT)])
+def test_configs_of_distillation_fit_the_shipped_networks(name, teacher):
+    config = load_config(f"configs/demo/{name}.yaml", [f"distill.teacher={teacher}"])
+    Teacher(config, torch.device("cpu"))
 
 
 def test_shipped_clip_finds_the_face_that_a_caption_describes():
