@@ -11,6 +11,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveFloat,
+    PositiveInt,
 )
 
 from models.noise_levels import descending
@@ -23,7 +24,7 @@ def _from_home(path: Path) -> Path:
 LocalPath = Annotated[Path, AfterValidator(_from_home)]  # relative to the current directory
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
-SamplerSteps = Annotated[int, Field(ge=1, le=10_000)]  # more would only fill memory with levels
+SamplerSteps = Annotated[PositiveInt, Field(le=10_000)]  # more would only fill memory with levels
 Amp = Literal["bf16", "fp16", "no"]  # autocast of a network; no = float32
 Precision = Literal["float32", "bf16", "fp16"]  # of a network's weights
 SamplingPreset = Literal["fast", "fast8", "instant", "paper"]  # a key of SAMPLING_PRESETS each
