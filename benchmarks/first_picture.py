@@ -20,7 +20,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import one_line_errors
+
+# isort: split
 from benchmarks import timing
+from benchmarks.sampling_settings import student_settings
 from utils.config.command_line import HelpFormatter
 from utils.sampling.text_to_face import DEMO, TextToFace
 
@@ -37,16 +42,22 @@ def setup(network: str) -> timing.Work:
     return draw
 
 
+@one_line_errors
 def main() -> None:
     """Time all networks and report the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     timing.add_arguments(parser)
     parser.add_argument(
-        "--student", action="append", default=[], help="a distilled network too; may be repeated"
+        "--student",
+        type=Path,
+        action="append",
+        default=[],
+        help="a distilled network too; may be repeated",
     )
     args = parser.parse_args()
+    student_settings(args.student)  # refuses what is no student before anything is timed
     timing.start(args)
-    setups = {network: partial(setup, network) for network in (DEMO, *args.student)}
+    setups = {network: partial(setup, network) for network in (DEMO, *map(str, args.student))}
     timings = timing.compare(setups, args.repeats, warmup=0)
     rows = [
         {

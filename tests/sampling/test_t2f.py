@@ -14,7 +14,6 @@ from tiny import CONTEXT_LENGTH, RESOLUTION, make_tiny_checkpoint, make_tiny_con
 
 import t2f
 from utils.pretrained.denoisers import export_safetensors
-from utils.sampling.text_to_face import DEMO, DEMO_STUDENT
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,20 +110,6 @@ def test_a_student_draws_with_its_own_sampler(run, student, flags):
 )
 def test_a_student_refuses_another_sampler(run, capsys, student, flags, message):
     assert message in error_of(run, capsys, "--prompt", "a", "--ckpt", student, *flags)
-
-
-@pytest.mark.parametrize(
-    ("flags", "network"),
-    [
-        ((), DEMO),
-        (("--preset", "fast"), DEMO),
-        (("--preset", "instant"), DEMO_STUDENT),
-        (("--preset", "instant", "--ckpt", "mine.pt"), "mine.pt"),
-    ],
-)
-def test_the_preset_of_students_draws_with_the_shipped_student(monkeypatch, flags, network):
-    monkeypatch.setattr(sys, "argv", ["t2f.py", "--prompt", "red hair", *flags])
-    assert t2f.parse_args().ckpt == Path(network)
 
 
 def test_the_preset_of_students_is_refused_for_other_networks(run, capsys):

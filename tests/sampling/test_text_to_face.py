@@ -17,7 +17,7 @@ from utils.base.errors import UserError
 from utils.config.sections import Sampling
 from utils.pretrained.denoisers import export_safetensors
 from utils.pretrained.hub import answers
-from utils.sampling.text_to_face import TextToFace
+from utils.sampling.text_to_face import DEMO, DEMO_STUDENT, TextToFace
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +218,17 @@ def test_a_wrong_place_gives_one_clear_line(source, message, monkeypatch):
         TextToFace.load(source)
     answers.cache_clear()
     assert message in str(fault.value) and "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "network"),
+    [
+        ((), DEMO),
+        (("--preset", "fast"), DEMO),
+        (("--preset", "instant"), DEMO_STUDENT),
+        (("--preset", "instant", "--ckpt", "mine.pt"), "mine.pt"),
+    ],
+)
+def test_the_preset_of_students_draws_with_the_shipped_student(monkeypatch, flags, network):
+    monkeypatch.setattr(sys, "argv", ["t2f.py", "--prompt", "red hair", *flags])
+    assert t2f.parse_args().ckpt == Path(network)
