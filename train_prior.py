@@ -106,13 +106,16 @@ class Training:
             group["lr"] = lr
         order = torch.randperm(len(self.y), generator=self.generator, device=device)
         batch, bank = order[: options.batchsize], order[options.batchsize :][: options.bank]
-        draws = BatchDraws(self.generator)
-        loss = prior_loss(self.prior, self.y[batch], self.y[bank], options.levels, draws).mean()
+        loss = self.losses(batch, bank, BatchDraws(self.generator)).mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.step += 1
         return loss.detach()
+
+    def losses(self, batch: Tensor, bank: Tensor, draws: BatchDraws) -> Tensor:
+        """Return the losses (B,) of the embeddings at `batch` (B,); those at `bank` are others."""
+        return prior_loss(self.prior, self.y[batch], self.y[bank], self.options.levels, draws)
 
     def state(self) -> dict[str, Any]:
         """Return all that a later process needs to go on, bit for bit."""
@@ -137,6 +140,31 @@ class Training:
             self.step = state["step"]
 
 
+def train(training: Training, out: Path, encoder: str) -> None:
+    """Train to the end, from where an earlier run stopped, and write the prior to `out`.
+
+    encoder: identity of the CLIP whose embeddings it learns.
+    """
+    partial = out.with_name(f"{out.name}.partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.with_name(f"{out.name}.lock"), f"{out}: this prior is being trained"):
+        if partial.exists():
+            training.restore(partial)
+            print(f"continuing from step {training.step}")
+        steps, losses = training.options.max_num_steps, []
+        with progress(None, "prior", steps, "step", training.step) as bar:
+            while training.step < steps:
+                losses.append(training.take_step())
+                bar.update()
+                if training.step % SAVE_EVERY == 0:
+                    write_whole(partial, lambda path: torch.save(training.state(), path))
+        save_prior(training.prior, out, encoder)
+        partial.unlink(missing_ok=True)
+    if losses:
+        last = float(torch.stack(losses[-SAVE_EVERY:]).mean())
+        print(f"{len(training.y)} image embeddings, {steps} steps, loss {last:.3f}")
+
+
 @one_line_errors
 def main() -> None:
     """Train the prior of a config, from where an earlier run stopped."""
@@ -145,26 +173,8 @@ def main() -> None:
     device = usable_device(args.device)
     reader = open_embeddings(config)
     out = args.out or reader.path / PRIOR
-    partial = out.with_name(f"{out.name}.partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(out.with_name(f"{out.name}.lock"), f"{out}: this prior is being trained"):
-        training = Training(read_directions(reader, MOST).to(device), config.prior)
-        if partial.exists():
-            training.restore(partial)
-            print(f"continuing from step {training.step}")
-        steps, losses = config.prior.max_num_steps, []
-        bar = progress(None, "prior", steps, "step", training.step)
-        with bar:
-            while training.step < steps:
-                losses.append(training.take_step())
-                bar.update()
-                if training.step % SAVE_EVERY == 0:
-                    write_whole(partial, lambda path: torch.save(training.state(), path))
-        save_prior(training.prior, out, reader.info.meta.get("encoder", "unknown"))
-        partial.unlink(missing_ok=True)
-    if losses:
-        last = float(torch.stack(losses[-SAVE_EVERY:]).mean())
-        print(f"{len(training.y)} image embeddings, {steps} steps, loss {last:.3f}")
+    training = Training(read_directions(reader, MOST).to(device), config.prior)
+    train(training, out, reader.info.meta.get("encoder", "unknown"))
     print(f"{out}: name it in encoders.prior, and set sampling.freedom=0.7")
 
 

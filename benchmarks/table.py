@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.recipes.results import Results
 from benchmarks.recipes.table import study_rows
 from benchmarks.timing import replace_tables, table
+from tools.study import read_study
 from utils.config.command_line import HelpFormatter
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -70,16 +71,17 @@ def rank(path: Path) -> tuple[int, str]:
     return stage, path.stem
 
 
-def study_table(path: Path) -> str:
-    """Return the Markdown table of a study's JSON file."""
-    return table(study_rows(Results(path, json.loads(path.read_text())["setup"])))
+def study_tables(path: Path) -> list[str]:
+    """Return the Markdown tables of the study's JSON file, in the order of tools/study.yaml."""
+    results = Results(path, json.loads(path.read_text())["setup"])
+    return [table(study_rows(results, t.recipes)) for t in read_study().tables.values()]
 
 
 def main() -> None:
     """Write the pages."""
     argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
     study = MEASURED / "study.json"
-    replace_tables(STUDY, BEGIN, [study_table(study)])
+    replace_tables(STUDY, BEGIN, study_tables(study))
     students = [json.loads((MEASURED / f"{stem}.json").read_text())["rows"] for stem in STUDENTS]
     replace_tables(SAMPLING, BEGIN, [table(rows) for rows in students])
     recipes = json.loads((MEASURED / "recipes_120s.json").read_text())["rows"]

@@ -137,10 +137,9 @@ def prior_loss(
     levels: tuple[float, float],
     draws: BatchDraws = WHOLE_BATCH,
 ) -> Tensor:
-    """Return the flow-matching loss of embeddings y (N, D) -> (N,) (Lipman 2023, equation 23).
+    """Return the flow-matching loss of embeddings y (N, D) without text -> (N,).
 
-    The path from noise to embedding is straight; its times are logistic-normal (Esser 2024,
-    section 3.1). The condition is the posterior mean of the noised embedding.
+    The condition is the posterior mean of the noised embedding.
 
     y, bank: (N, D) and (B, D), of unit length. y is added to the bank.
     levels: range of the noise's length, drawn evenly in its logarithm. Short noise leaves every
@@ -151,7 +150,19 @@ def prior_loss(
     sigma = (low + (high - low) * position).exp() / y.shape[1] ** 0.5
     noised = y + sigma * draws.randn(y.shape, y.device)
     away = posterior_mean(noised, sigma, torch.cat([bank, y])) - prior.mean
+    return flow_loss(prior, y, away, draws)
 
+
+def flow_loss(
+    prior: EmbeddingPrior, y: Tensor, away: Tensor, draws: BatchDraws = WHOLE_BATCH
+) -> Tensor:
+    """Return the flow-matching loss of y (N, D) -> (N,) (Lipman 2023, equation 23).
+
+    The path from noise to embedding is straight; its times are logistic-normal (Esser 2024,
+    section 3.1).
+
+    y: (N, D), of unit length. away: (N, D), the condition, as `EmbeddingPrior.forward` reads it.
+    """
     target, noise = (y - prior.mean) / prior.scale, draws.randn(y.shape, y.device)
     time = draws.randn((len(y),), y.device).sigmoid()
     x = noise.lerp(target, time[:, None])

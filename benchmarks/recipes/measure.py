@@ -25,7 +25,7 @@ class Plan:
 
     training: the recipe that is trained: `recipe`, or an earlier one that trains like it.
     weights: those that are judged, keys of WEIGHTS. curve: judge all checkpoints, not only the
-    last.
+    last. start: released weights from which the training starts.
     """
 
     recipe: Recipe
@@ -36,6 +36,7 @@ class Plan:
     training: Recipe
     weights: tuple[str, ...] = ("ema",)
     curve: bool = True
+    start: Path | None = None
 
     @property
     def every(self) -> int:
@@ -90,6 +91,8 @@ def _train(plan: Plan, runs: dict[str, dict[str, Any]]) -> dict[int, float]:
     batchsize, every = plan.recipe.config.train.batchsize, plan.every
     options = [f"train.max_num_steps={plan.steps}", f"train.seed={plan.seed}"]
     options += [f"log.ckpt_every={every}", f"log.log_every={every}"]
+    if plan.start:
+        options += ["--ckpt_path", str(plan.start.resolve())]
     try:
         seconds = clock(run_training(plan.training, plan.folder, options), batchsize)
     except Diverged:

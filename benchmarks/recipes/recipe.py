@@ -18,6 +18,8 @@ FOLDER = ROOT / "configs" / "demo" / "recipes"
 SECTIONS = ("data", "encoders", "model", "train", "sampling")
 # Keys that change the pictures of a trained network, not its training.
 OF_PICTURES = ("sampling.", "encoders.image_mean", "encoders.prior")
+# Keys that change neither the size of the network nor the work of a step.
+OF_DATA = (*OF_PICTURES, "data.", "encoders.", "train.perturbation")
 SET_BY_US = ("train.max_num_steps", "train.epochs", "train.seed")
 # Keys in which all recipes agree: otherwise their metrics could not be compared.
 SHARED = (
@@ -53,8 +55,16 @@ class Recipe:
 
     def trains_like(self, other: Recipe) -> bool:
         """Return True if both recipes train equal networks, so that one training serves both."""
+        return self._agrees(other, OF_PICTURES)
+
+    def costs_like(self, other: Recipe) -> bool:
+        """Return True if a step of both costs the same: equal networks and optimizers."""
+        return self._agrees(other, OF_DATA)
+
+    def _agrees(self, other: Recipe, apart_from: tuple[str, ...]) -> bool:
+        """Return True if all settings agree but those whose keys begin with one of `apart_from`."""
         ours, theirs = (
-            {k: v for k, v in recipe.settings.items() if not k.startswith(OF_PICTURES)}
+            {k: v for k, v in recipe.settings.items() if not k.startswith(apart_from)}
             for recipe in (self, other)
         )
         return ours == theirs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from benchmarks.recipes.results import Results, Standing
@@ -77,8 +77,11 @@ def rows(results: Results) -> list[dict[str, Any]]:
     return made
 
 
-def study_rows(results: Results) -> list[dict[str, Any]]:
-    """Return a row for each recipe, the best first: means over the seeds, and their spread."""
+def study_rows(results: Results, names: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """Return a row for each recipe, the best first: means over the seeds, and their spread.
+
+    names: the recipes; None = all.
+    """
     return [
         {
             "recipe": standing.label,
@@ -91,6 +94,7 @@ def study_rows(results: Results) -> list[dict[str, Any]]:
             "CLIP score": _with_spread(standing, "clip_score", ".1f"),
         }
         for standing in results.standings()
+        if names is None or standing.label in names
     ]
 
 

@@ -117,6 +117,15 @@ class Costs:
                     write_json(self._file(recipe), kept)
         return {name: cost_of_step(windows) for name, windows in probes.items()}
 
+    def steps(self, recipe: Recipe, recipes: Sequence[Recipe], seconds: float) -> int:
+        """Return the steps of a recipe that take `seconds`.
+
+        The first of `recipes` whose steps cost as much is measured, so that all of them take
+        equally many; a recipe that was measured itself keeps its own number.
+        """
+        measured = recipe if self.kept(recipe) else next(r for r in recipes if recipe.costs_like(r))
+        return steps_within(seconds, self.measure([measured])[measured.name])
+
     def kept(self, recipe: Recipe) -> list[list[float]]:
         """Return the windows of the probes that were run.
 

@@ -1,4 +1,4 @@
-"""benchmarks/time_to_quality.py as a process: two small recipes, stopped, killed, and continued."""
+"""benchmarks/time_to_quality.py and tools/study.py as processes: two small recipes, continued."""
 
 import json
 import os
@@ -167,3 +167,43 @@ def test_missing_faces_are_one_line(recipes, tmp_path):
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 2
     assert said.splitlines()[-1].startswith("error: ") and "make the faces" in said
+
+
+def test_the_study_trains_judges_and_goes_on(faces, recipes, tmp_path):
+    runs = {
+        "seconds": 2,
+        "pictures": 24,
+        "tables": {"all": {"recipes": ["small", "slow"], "seeds": "0"}},
+        "starts": {"slow": "small"},
+    }
+    (tmp_path / "runs.yaml").write_text(yaml.safe_dump(runs))
+    work, out = tmp_path / "work", tmp_path / "out.json"
+    windows = [1.0] * PROBE_WINDOWS  # so that two seconds are ten steps
+    for recipe in recipes:
+        kept = {"settings": read_recipe(recipe).settings, "probes": [windows] * PROBES}
+        write_json(work / recipe.stem / "probes.json", kept)
+    command = [sys.executable, "tools/study.py", "--runs", str(tmp_path / "runs.yaml")]
+    command += ["--data", str(faces), "--work", str(work), "--out", str(out), "--threads", "1"]
+    command += ["--judge", str(faces / "judge.safetensors")]
+
+    def study(*words: str) -> str:
+        done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    study("slow", "--seeds", "1")
+    content = json.loads(out.read_text())
+    steps = 2 * PROBE_STEPS // PROBE_WINDOWS
+    found = {(run["recipe"], run["seed"]): run["steps"] for run in content["runs"]}
+    # The recipe from which another one starts is trained and judged first.
+    assert found == {("small", 0): steps, ("slow", 1): steps}
+    log = (work / "slow" / "2s_seed1" / "log.txt").read_text()
+    assert "start.safetensors" in log
+
+    judged = work / "slow" / "2s_seed1" / "judged_24.json"
+    before = judged.stat().st_mtime_ns
+    study()
+    assert judged.stat().st_mtime_ns == before
+    content = json.loads(out.read_text())
+    assert {(r["recipe"], r["seed"]) for r in content["runs"]} == {*found, ("slow", 0)}
+    assert {row["recipe"] for row in content["rows"]} == {"small", "slow"}

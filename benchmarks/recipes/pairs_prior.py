@@ -1,0 +1,45 @@
+"""A prior that is trained on pairs of captions and images, as unCLIP's (Ramesh 2022) is.
+
+The study compares it with train_prior.py, which sees images alone. Network, steps and flow are
+equal; the condition is the embedding of one of the image's captions instead of a mean of images.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.draws import BatchDraws
+from models.embedding_prior import flow_loss
+from train_prior import MOST, Training, train
+from utils.config.sections import Prior
+from utils.data.embeddings import read_directions
+from utils.data.lmdb_reader import LMDBReader
+
+FREEDOM = 1.0  # with which the prior reads a caption, in training and at test time
+
+
+class PairsTraining(Training):
+    """A training whose conditions are captions."""
+
+    def __init__(self, y: Tensor, captions: LMDBReader, options: Prior) -> None:
+        """y: image embeddings (N, D) of unit length; captions: embeddings of the same images."""
+        super().__init__(y, options)
+        self.captions = captions
+
+    def losses(self, batch: Tensor, bank: Tensor, draws: BatchDraws) -> Tensor:
+        """Return the losses (B,) of the images at `batch`; `bank` is not used."""
+        chosen = draws.rand((len(batch),)) * self.captions.info.n_features
+        texts = torch.from_numpy(self.captions.read(batch.numpy(), chosen.long().numpy()))
+        away = self.prior.away_from_mean(texts, FREEDOM)
+        return flow_loss(self.prior, self.y[batch], away, draws)
+
+
+def train_pairs_prior(images: Path, captions: Path, out: Path) -> None:
+    """Train a prior on databases of image and caption embeddings, and write it to `out`."""
+    reader, texts = LMDBReader(images), LMDBReader(captions)
+    texts.load()
+    training = PairsTraining(read_directions(reader, MOST), texts, Prior())
+    train(training, out, reader.info.meta.get("encoder", "unknown"))
