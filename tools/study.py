@@ -100,6 +100,7 @@ class Runs:
             r.name: r for r in read_recipes([recipe_file(n, args.runs) for n in study.names])
         }
         first = next(iter(self.recipes.values()))
+        prepare(_networks(first), args.data)
         self.jury = Jury(first.config, args.data, study.pictures, args.judge)
         setup = {"seconds": study.seconds, "unit": unit(), **self.jury.identity}
         self.results, self.costs = Results(args.out, setup), Costs(args.work)
@@ -157,6 +158,12 @@ def recipe_file(name: str, runs: Path) -> Path:
             return file
     places = ", ".join(str(folder) for folder in folders)
     raise UserError(f"{runs}: there is no {name}.yaml in {places}")
+
+
+def _networks(recipe: Recipe) -> list[Path]:
+    """Return what the jury reads: the CLIP, and statistics of its features."""
+    clip, reference = recipe.config.encoders.clip, recipe.config.eval.ref_path
+    return [Path(path) for path in (clip, reference) if path is not None]
 
 
 def _databases(recipe: Recipe) -> list[Path]:

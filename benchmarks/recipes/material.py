@@ -8,6 +8,8 @@ Each thing is made when a recipe names it below FOLDER of the demo's data, e.g.
     data/demo/study/wrong/clip_txt          captions of faces some of whose attributes are others
     data/demo/study/mixed/clip_txt          each image's own embedding as often as a caption's
     data/demo/study/narrow/z                faces of few kinds, for a transfer to all kinds
+    data/demo/study/wide/clip               a CLIP whose texts lie far from their images
+    data/demo/study/wide/clip_img           embeddings of this CLIP
     data/demo/study/prior_pairs.safetensors a prior that is trained on pairs
     data/demo/study/first_1000/clip_img/prior.safetensors
 
@@ -31,7 +33,7 @@ from benchmarks.timing import ROOT
 from demo.captions import make_caption
 from demo.make_faces import draw_attributes, hide, make_face, render
 from utils.base.errors import UserError
-from utils.base.files import write_text
+from utils.base.files import write_text, write_whole
 from utils.base.progress import progress
 from utils.data.lmdb_layout import names_hash
 from utils.data.lmdb_reader import LMDBReader, is_complete
@@ -49,7 +51,10 @@ NARROW = {  # values that the faces of a narrow set have
     "expression": ("smiling", "serious"),
     "background": ("white", "grey"),
 }
+WIDE = "8e76b8f"  # the commit whose CLIP has a wide gap: the demo's of version 0.2
+CLIP_FILES = ("merges.txt.gz", "model.safetensors", "open_clip_config.json")
 PRIOR_OF_PAIRS = "prior_pairs.safetensors"
+REFERENCE = "ref_clip_test.npz"
 ENCODERS = {
     "z": "create_latentspace_lmdb.py",
     "clip_img": "clip_encode_img.py",
@@ -64,13 +69,19 @@ def prepare(paths: Iterable[Path], data: Path) -> None:
     """
     study = data / FOLDER
     for path in paths:
-        if not path.is_relative_to(study) or path.is_file() or is_complete(path):
+        if not path.is_relative_to(study) or _is_there(path):
             continue
         print(f"making {path}", flush=True)
         parts = path.relative_to(study).parts
         if parts == (PRIOR_OF_PAIRS,):
             train = data / "lmdb" / "train"
             train_pairs_prior(train / "clip_img", train / "clip_txt", path)
+        elif parts == ("wide", "clip"):
+            _take_clip(path)
+        elif parts == ("wide", REFERENCE):
+            prepare([path.parent / "clip"], data)
+            options = [_clip_of(path.parent), "--features", "--out", str(path)]
+            _run("preprocess_scripts/fid_ref.py", *options)
         elif len(parts) == 3 and parts[1:] == ("clip_img", "prior.safetensors"):
             prepare([path.parent], data)
             _run("train_prior.py", f"data.feat_path={path.parent}")
@@ -134,6 +145,9 @@ def _make_database(path: Path, data: Path) -> None:
     if name in WRITERS:
         captions = path.parent / "captions"
         _write_captions(captions, WRITERS[name], sum(1 for _ in images.iterdir()))
+    elif name == "wide":
+        prepare([path.parent / "clip"], data)
+        options.append(_clip_of(path.parent))
     elif name == "narrow":
         images = path.parent / "images"
         _draw_narrow(images)
@@ -147,6 +161,30 @@ def _make_database(path: Path, data: Path) -> None:
     if product == "clip_txt":
         options += ["--captions", str(captions)]
     _run(f"preprocess_scripts/{ENCODERS[product]}", *options)
+
+
+def _is_there(path: Path) -> bool:
+    """Return True if a file, a complete database, or a CLIP is at `path`."""
+    return path.is_file() or is_complete(path) or (path / CLIP_FILES[-1]).is_file()
+
+
+def _clip_of(folder: Path) -> str:
+    return f"encoders.clip={folder / 'clip'}"
+
+
+def _take_clip(folder: Path) -> None:
+    """Take the CLIP of the commit WIDE from the history of this repository."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in CLIP_FILES:
+        command = ["git", "show", f"{WIDE}:assets/demo/clip/{name}"]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+        if found.returncode:
+            raise UserError(f"{folder}: {' '.join(command)} fails; this needs a clone with history")
+        write_whole(folder / name, partial(_write_bytes, found.stdout))
+
+
+def _write_bytes(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
 def _run(script: str, *options: str) -> None:
