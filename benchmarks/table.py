@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.recipes.results import Results
 from benchmarks.recipes.table import study_rows
 from benchmarks.timing import replace_tables, table
-from tools.study import read_study
+from tools.study import RUNS, RUNS_WIDE, read_study
 from utils.config.command_line import HelpFormatter
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -71,17 +71,20 @@ def rank(path: Path) -> tuple[int, str]:
     return stage, path.stem
 
 
-def study_tables(path: Path) -> list[str]:
-    """Return the Markdown tables of the study's JSON file, in the order of tools/study.yaml."""
-    results = Results(path, json.loads(path.read_text())["setup"])
-    return [table(study_rows(results, t.recipes)) for t in read_study().tables.values()]
+def study_tables() -> list[str]:
+    """Return the Markdown tables of the study, in the order of its lists of runs."""
+    made = []
+    for file in (RUNS, RUNS_WIDE):
+        path = MEASURED / f"{file.stem}.json"
+        results = Results(path, json.loads(path.read_text())["setup"])
+        made += [table(study_rows(results, t.recipes)) for t in read_study(file).tables.values()]
+    return made
 
 
 def main() -> None:
     """Write the pages."""
     argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
-    study = MEASURED / "study.json"
-    replace_tables(STUDY, BEGIN, study_tables(study))
+    replace_tables(STUDY, BEGIN, study_tables())
     students = [json.loads((MEASURED / f"{stem}.json").read_text())["rows"] for stem in STUDENTS]
     replace_tables(SAMPLING, BEGIN, [table(rows) for rows in students])
     recipes = json.loads((MEASURED / "recipes_120s.json").read_text())["rows"]

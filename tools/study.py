@@ -46,6 +46,7 @@ from utils.config.yaml_files import load_yaml
 from utils.pretrained.checkpoint_files import list_checkpoints
 
 RUNS = Path(__file__).with_suffix(".yaml")
+RUNS_WIDE = RUNS.with_name("study_wide.yaml")
 RECIPES = ROOT / "configs" / "demo" / "study"
 TITLE = "Study on the demo: trainings of equal time"
 

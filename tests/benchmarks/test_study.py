@@ -24,7 +24,7 @@ from benchmarks.recipes.recipe import read_recipe
 from benchmarks.table import BEGIN, STUDY
 from demo.captions import GLASSES, SKIN
 from demo.make_faces import ATTRIBUTES, hide, make_face
-from tools.study import RECIPES, RUNS, read_study, recipe_file
+from tools.study import RECIPES, RUNS, RUNS_WIDE, read_study, recipe_file
 from utils.base.errors import UserError
 from utils.config.sections import Prior
 from utils.data.lmdb_layout import names_hash
@@ -34,16 +34,19 @@ from utils.data.lmdb_writer import LMDBWriter
 # The list
 
 
-def test_the_list_names_every_recipe_of_the_study_and_the_page_has_a_table_for_each_part():
-    study = read_study()
-    assert {file.stem for file in RECIPES.glob("*.yaml")} == set(study.names)
-    for name in study.names:
-        assert recipe_file(name, RUNS).stem == name and study.seeds(name)
-    assert STUDY.read_text().count(BEGIN) == len(study.tables)
+STUDIES = [read_study(RUNS), read_study(RUNS_WIDE)]
+NAMES = [name for study in STUDIES for name in study.names]
+
+
+def test_the_lists_name_every_recipe_of_the_study_and_the_page_has_all_tables():
+    assert sorted(file.stem for file in RECIPES.glob("*.yaml")) == sorted(set(NAMES))
+    assert all(recipe_file(name, RUNS).stem == name for name in NAMES)
+    assert all(study.seeds(name) for study in STUDIES for name in study.names)
+    assert STUDY.read_text().count(BEGIN) == sum(len(study.tables) for study in STUDIES)
 
 
 def test_no_recipe_of_images_alone_reads_a_caption():
-    named = [n for n in read_study().names if not n.startswith(("pairs", "mixed"))]
+    named = [n for n in NAMES if not n.removeprefix("wide_").startswith(("pairs", "mixed"))]
     assert len(named) > 10
     for name in named:
         config = read_recipe(recipe_file(name, RUNS)).config
