@@ -53,8 +53,8 @@ def differing(name: str, base: str = "others/own_images") -> dict[str, set[str]]
 def test_pairs_of_ones_own_differ_from_images_alone_in_the_condition_only():
     assert differing("others/own_images_pairs") == {
         "data": {"dataset", "caption_dir", "feat_path", "text_feat_path"},
-        "encoders": {"image_mean"},
-        "train": {"perturbation"},
+        "encoders": {"image_mean", "prior"},
+        "sampling": {"freedom"},
     }
 
 
