@@ -28,6 +28,7 @@ RECIPES = ROOT / "docs" / "recipes.md"
 STUDENTS = ("sampling_students", "sampling_students_first")
 BEGIN = "<!-- written by benchmarks/table.py -->"
 MEASURED = ROOT / "docs" / "benchmarks"
+TOLD = MEASURED / "study_told.json"  # recipes that lost, and whose code is gone
 # Stems of files that other pages show.
 OWN_PAGES = ("study", "variety", "sampling_students", "recipes")
 ORDER = ("train_step", "dataloader", "sampling", "preprocess", "metrics", "time_to_quality")
@@ -72,13 +73,17 @@ def rank(path: Path) -> tuple[int, str]:
 
 
 def study_tables() -> list[str]:
-    """Return the Markdown tables of the study, in the order of its lists of runs."""
+    """Return the Markdown tables of the study: of its lists of runs, then of dropped recipes."""
     made = []
     for file in (RUNS, RUNS_WIDE):
-        path = MEASURED / f"{file.stem}.json"
-        results = Results(path, json.loads(path.read_text())["setup"])
+        results = read_results(MEASURED / f"{file.stem}.json")
         made += [table(study_rows(results, t.recipes)) for t in read_study(file).tables.values()]
-    return made
+    return [*made, table(study_rows(read_results(TOLD)))]
+
+
+def read_results(path: Path) -> Results:
+    """Read the runs of a JSON file of the study."""
+    return Results(path, json.loads(path.read_text())["setup"])
 
 
 def main() -> None:

@@ -86,10 +86,11 @@ def means(points: Sequence[Point], key: str) -> dict[str, np.ndarray]:
 def plot_panel(axis: Axes, points: Sequence[Point], key: str) -> None:
     """Plot one figure against the variety, with a curve for each method."""
     title, better = PANELS[key]
-    for method, rows in means(points, key).items():
+    for number, (method, rows) in enumerate(means(points, key).items()):
         strength, ratio, value, low, high = rows.T
+        marker = "os^"[number // 10 % 3]  # colours come again after ten methods
         bars = [value - low, high - value]
-        line, *_ = axis.errorbar(ratio, value, bars, marker="o", ms=4, capsize=2, label=method)
+        line, *_ = axis.errorbar(ratio, value, bars, marker=marker, ms=4, capsize=2, label=method)
         look = {"textcoords": "offset points", "fontsize": 8, "color": line.get_color()}
         for name, x, y in zip(strength, ratio, value, strict=True):
             if len(rows) > 1:

@@ -42,7 +42,8 @@ def test_the_lists_name_every_recipe_of_the_study_and_the_page_has_all_tables():
     assert sorted(file.stem for file in RECIPES.glob("*.yaml")) == sorted(set(NAMES))
     assert all(recipe_file(name, RUNS).stem == name for name in NAMES)
     assert all(study.seeds(name) for study in STUDIES for name in study.names)
-    assert STUDY.read_text().count(BEGIN) == sum(len(study.tables) for study in STUDIES)
+    dropped = 1  # the last table is of recipes that lost
+    assert STUDY.read_text().count(BEGIN) == sum(len(s.tables) for s in STUDIES) + dropped
 
 
 def test_no_recipe_of_images_alone_reads_a_caption():
