@@ -110,7 +110,7 @@ def test_the_commands_of_step_3_end_with_a_report_a_grid_and_a_file_to_share(wor
     workplace.run(*ladder)
     workplace.check_results("own")
     with Image.open(workplace.folder / "samples/an-old-man-with-a-beard/00_000.png") as picture:
-        assert picture.text["freedom"] == "1.0"
+        assert picture.text["freedom"] == "0.7"
     workplace.run(*sharing)
     assert (workplace.folder / "results" / "dit" / "evaluation" / "report.html").exists()
 
