@@ -46,7 +46,6 @@ PRIOR = "prior.safetensors"
 MOST = 1_000_000  # embeddings that are kept in memory
 SAVE_EVERY = 500  # steps
 WARM_UP = 100  # steps
-STEPS_OF_ROOT = 40  # steps for each square root of the number of images: 4,000 for 10,000
 
 
 def parse_args() -> argparse.Namespace:
@@ -92,7 +91,6 @@ class Training:
         """y: image embeddings (N, D) of unit length, on the device of the training."""
         torch.manual_seed(options.seed)
         self.y, self.options, self.step = y, options, 0
-        self.steps = options.max_num_steps or round(STEPS_OF_ROOT * len(y) ** 0.5)
         self.prior = EmbeddingPrior(y.shape[1], options.width, options.depth)
         self.prior.measure(y.cpu())
         self.prior.to(y.device)
@@ -102,7 +100,7 @@ class Training:
     def take_step(self) -> Tensor:
         """Take one step; return the loss of its batch, ()."""
         options, device = self.options, self.y.device
-        x = self.step / self.steps
+        x = self.step / options.max_num_steps
         lr = options.lr * min((self.step + 1) / WARM_UP, (1 + math.cos(math.pi * x)) / 2)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -153,7 +151,7 @@ def train(training: Training, out: Path, encoder: str) -> None:
         if partial.exists():
             training.restore(partial)
             print(f"continuing from step {training.step}")
-        steps, losses = training.steps, []
+        steps, losses = training.options.max_num_steps, []
         with progress(None, "prior", steps, "step", training.step) as bar:
             while training.step < steps:
                 losses.append(training.take_step())

@@ -12,7 +12,6 @@ import yaml
 from tiny import DIM, make_tiny_config
 
 import train_prior
-from utils.config.sections import Prior
 from utils.data.lmdb_writer import LMDBWriter
 from utils.pretrained.priors import read_prior
 
@@ -60,12 +59,6 @@ def test_no_caption_is_read(images, script, tmp_path):
     assert not (tmp_path / "train").exists() and not (tmp_path / "lmdb" / "test").exists()
     script(text)
     assert (images / "prior.safetensors").exists()
-
-
-def test_the_number_of_steps_follows_from_that_of_the_images_unless_it_is_given():
-    for images, given, steps in ((100, None, 400), (10_000, None, 4000), (100, 7, 7)):
-        options = Prior(width=8, depth=1, max_num_steps=given)
-        assert train_prior.Training(torch.randn(images, 4), options).steps == steps
 
 
 @pytest.fixture

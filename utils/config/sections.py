@@ -208,8 +208,7 @@ class Prior(Section):
     levels: tuple[PositiveFloat, PositiveFloat] = (1.0, 10.0)
     bank: PositiveInt = 2048  # embeddings among which those that fit are found, in each step
     batchsize: PositiveInt = 256
-    # null: 40 times the square root of the number of images. It learns few images by heart sooner.
-    max_num_steps: PositiveInt | None = None
+    max_num_steps: PositiveInt = 4000
     lr: PositiveFloat = 2e-3
     seed: NonNegativeInt = 0
 
