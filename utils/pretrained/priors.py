@@ -14,7 +14,7 @@ from utils.base.errors import UserError, refusing
 from utils.base.files import write_whole
 from utils.config.schema import Config
 
-TRAIN = "train one with python train_prior.py"
+TRAIN = "train one with python train_prior.py --config X.yaml"
 CLIP = "clip"  # entry of the metadata: identity of the CLIP that made the embeddings
 
 
