@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from utils.base.errors import UserError, one_line_errors
 
 # isort: split
-from benchmarks.recipes.jury import Jury
+from benchmarks.recipes.jury import Jury, add_jury_arguments
 from benchmarks.recipes.measure import Plan, measure
 from benchmarks.recipes.plot import draw
 from benchmarks.recipes.recipe import read_recipes
@@ -72,16 +72,8 @@ def parse_args() -> argparse.Namespace:
         help="recipes that are judged without averaging their weights too; the published average "
         "is still close to the random start",
     )
-    parser.add_argument(
-        "--data", type=Path, default=Path("data/demo"), help="folder of the rendered faces"
-    )
     parser.add_argument("--work", type=Path, default=RESULTS, help="folder of the trainings")
-    parser.add_argument(
-        "--judge",
-        type=Path,
-        default=Path("results/check_prompts/classifier.safetensors"),
-        help="judge of attributes, trained on first use; demo/check_prompts.py uses it too",
-    )
+    add_jury_arguments(parser)
     parser.add_argument(
         "--plot", type=Path, metavar="PNG", help="plot to write; None = beside the file of --out"
     )

@@ -30,7 +30,7 @@ from utils.base.errors import UserError, one_line_errors
 # isort: split
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-from benchmarks.recipes.jury import Jury
+from benchmarks.recipes.jury import Jury, add_jury_arguments
 from benchmarks.recipes.material import prepare
 from benchmarks.recipes.measure import Plan, measure
 from benchmarks.recipes.recipe import Recipe, read_recipes
@@ -181,17 +181,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="YAML", help="list of all runs")
     parser.add_argument(
-        "--data", type=Path, default=Path("data/demo"), help="folder of the rendered faces"
-    )
-    parser.add_argument(
         "--work", type=Path, default=Path("results/study"), help="folder of the trainings"
     )
-    parser.add_argument(
-        "--judge",
-        type=Path,
-        default=Path("results/check_prompts/classifier.safetensors"),
-        help="judge of attributes, trained on first use; demo/check_prompts.py uses it too",
-    )
+    add_jury_arguments(parser)
     add_arguments(parser)
     parser.set_defaults(out=Path("docs/benchmarks/study.json"))
     return parser.parse_intermixed_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -38,6 +39,19 @@ SEEDS = 24  # pictures of each sentence that says little
 LOSS_FACES = 128
 LOSS_LEVELS = torch.logspace(-1.3, 1.3, 12)  # sigma, 0.05 to 20
 SIGMA_DATA = 0.5  # of the weight of the loss, also if a network has another one
+
+
+def add_jury_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the jury's faces and its judge of attributes."""
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/demo"), help="folder of the rendered faces"
+    )
+    parser.add_argument(
+        "--judge",
+        type=Path,
+        default=Path("results/check_prompts/classifier.safetensors"),
+        help="judge of attributes, trained on first use; demo/check_prompts.py uses it too",
+    )
 
 
 @torch.inference_mode()
