@@ -17,7 +17,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from utils.base.errors import UserError, note, one_line_errors
+from utils.base.errors import UserError, note
+from utils.base.script import one_line_errors
 from utils.config.command_line import HelpFormatter, add_config_arguments
 from utils.pretrained.assets import ASSETS, BY_NAME, Asset, fetch, fetch_from_hub, needed_by
 from utils.pretrained.chosen_config import load_chosen_config

@@ -24,7 +24,8 @@ import re
 from pathlib import Path
 
 # First: from here on, Ctrl-C ends the script with one line.
-from utils.base.errors import UserError, note, one_line_errors
+from utils.base.errors import UserError, note
+from utils.base.script import one_line_errors
 
 # isort: split
 import torch

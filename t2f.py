@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 # First: from here on, Ctrl-C ends the script with one line.
-from utils.base.errors import UserError, one_line_errors
+from utils.base.errors import UserError
+from utils.base.script import one_line_errors
 
 # isort: split
 from models.choices import Solver

@@ -25,8 +25,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from utils.base.errors import DIVERGED, UserError, one_line_errors
+from utils.base.errors import DIVERGED, UserError
 from utils.base.processes import leave_processes
+from utils.base.script import one_line_errors
 from utils.config.schema import Config
 from utils.data.latent_dataset import open_data
 from utils.pretrained.denoisers import export_safetensors

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 # First: from here on, Ctrl-C ends the script with one line.
-from utils.base.errors import UserError, one_line_errors, refusing
+from utils.base.errors import UserError, refusing
+from utils.base.script import one_line_errors
 
 # isort: split
 import torch

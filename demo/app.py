@@ -18,7 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.base.errors import UserError, one_line_errors
+from utils.base.errors import UserError
+from utils.base.script import one_line_errors
 
 # isort: split
 from demo.page.order import Limits

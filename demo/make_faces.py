@@ -27,7 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # First: from here on, Ctrl-C ends the script with one line.
-from utils.base.errors import UserError, one_line_errors
+from utils.base.errors import UserError
+from utils.base.script import one_line_errors
 
 # isort: split
 import resvg_py

@@ -20,8 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.base.errors import fail, one_line_errors
+from utils.base.errors import fail
 from utils.base.files import write_json
+from utils.base.script import one_line_errors
 from utils.config.command_line import HelpFormatter
 
 RESULTS = Path("results/demo")

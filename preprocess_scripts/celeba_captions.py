@@ -14,8 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.base.errors import UserError, one_line_errors
+from utils.base.errors import UserError
 from utils.base.progress import progress
+from utils.base.script import one_line_errors
 from utils.config.command_line import HelpFormatter
 from utils.data.celeba_captions import make_captions, read_attributes
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.base.errors import one_line_errors
+from utils.base.script import one_line_errors
 from utils.data.derived_sizes import with_derived_sizes
 from utils.data.embeddings import write_image_mean
 from utils.data.fill_databases import fill, image_embeddings, read_images

@@ -28,10 +28,11 @@ from typing import TypedDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.base.errors import UserError, one_line_errors
+from utils.base.errors import UserError
 from utils.base.files import write_whole
 from utils.base.locks import FolderLock, writer_of
 from utils.base.progress import progress
+from utils.base.script import one_line_errors
 from utils.data.image_batches import NpzImages, image_batches
 from utils.data.lmdb_layout import names_hash
 from utils.data.preprocess_jobs import find_jobs, make_parser

@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 # First: from here on, Ctrl-C ends the script with one line.
-from utils.base.errors import UserError, one_line_errors
+from utils.base.errors import UserError
+from utils.base.script import one_line_errors
 
 # isort: split
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 # First: from here on, Ctrl-C ends the script with one line.
-from utils.base.errors import one_line_errors
+from utils.base.script import one_line_errors
 
 # isort: split
 import numpy as np

@@ -1,9 +1,5 @@
 """The configuration: published files stay valid, and all faults are named at once."""
 
-import errno
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -249,52 +245,6 @@ def test_resolved_config_survives_yaml_and_a_checkpoint(write):
 def test_bad_checkpoint_config_is_a_users_error():
     with pytest.raises(UserError, match=r"^x\.pt: model\.depht: unknown key; did you mean"):
         config_from_dict({"model": {"depht": 3}}, source="x.pt")
-
-
-def run_main(body: str) -> subprocess.CompletedProcess:
-    code = f"from utils.base.errors import *\n@one_line_errors\ndef main():\n    {body}\nmain()"
-    root = Path(__file__).parents[2]
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
-
-
-def test_users_error_is_one_line_and_exit_code_two():
-    run = run_main("raise UserError('no.yaml: not there')")
-    assert (run.returncode, run.stderr) == (2, "error: no.yaml: not there\n")
-
-
-@pytest.mark.parametrize(
-    ("code", "remedy"),
-    [
-        ("ENOSPC", "make room on the disk and start again"),
-        ("EROFS", "choose a place that can be written"),
-        ("EACCES", "choose a place that you have the rights to"),
-    ],
-)
-def test_faults_of_a_place_are_one_line_with_the_remedy(code, remedy):
-    reason = os.strerror(getattr(errno, code))
-    run = run_main(f"raise OSError({getattr(errno, code)}, {reason!r}, 'results/x')")
-    assert (run.returncode, run.stderr) == (2, f"error: results/x: {reason}; {remedy}\n")
-
-
-def test_a_bug_keeps_its_traceback():
-    run = run_main("1 / 0")
-    assert run.returncode == 1
-    assert "ZeroDivisionError" in run.stderr
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "raise KeyboardInterrupt",
-        "class Kept:\n    def __del__(self): raise KeyboardInterrupt\nKept()\nprint('went on')",
-    ],
-    ids=["in an import", "in a destructor"],
-)
-def test_ctrl_c_outside_main_is_one_line_too(body):
-    command = [sys.executable, "-c", f"import utils.base.errors\n{body}"]
-    root = Path(__file__).parents[2]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=root)
-    assert (run.returncode, run.stdout, run.stderr) == (130, "", "interrupted\n")
 
 
 def test_notes_are_printed_by_the_main_process_only(monkeypatch, capsys):

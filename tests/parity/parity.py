@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 # First: from here on, Ctrl-C ends the script with one line.
-from utils.base.errors import UserError, one_line_errors
+from utils.base.errors import UserError
+from utils.base.script import one_line_errors
 
 # isort: split
 import numpy as np

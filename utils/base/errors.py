@@ -1,17 +1,10 @@
-"""A user's mistake ends with one line on stderr and exit code 2; a bug keeps its traceback.
+"""A user's mistake ends with one line on stderr and exit code 2; a bug keeps its traceback."""
 
-Ctrl-C ends a script with one line too, and exit code 130, from the moment this module is imported.
-"""
-
-import errno
-import functools
-import os
 import reprlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import NoReturn
 
 from utils.base.processes import is_main_process
 
@@ -19,17 +12,6 @@ from utils.base.processes import is_main_process
 DIVERGED = 3  # too many steps in a row without a finite loss and gradient
 NOT_SAVED = 4  # the training is over, but its last checkpoint could not be written
 LOST_PROCESS = 5  # another process is gone or does not answer
-P = ParamSpec("P")
-R = TypeVar("R")
-
-# Faults of a place rather than of the program, and how the user mends them.
-PLACE_FAULTS = {
-    errno.ENOSPC: "make room on the disk and start again",
-    errno.EDQUOT: "make room on the disk and start again",
-    errno.EROFS: "choose a place that can be written",
-    errno.EACCES: "choose a place that you have the rights to",
-    errno.EPERM: "choose a place that you have the rights to",
-}
 
 
 class UserError(Exception):
@@ -65,36 +47,6 @@ def short_repr(value: object) -> str:
         return "a number of too many digits"
 
 
-def _end_interrupted() -> NoReturn:
-    """End the process with `interrupted` on stderr and exit code 130 (128 + SIGINT)."""
-    print("interrupted", file=sys.stderr)
-    sys.exit(130)
-
-
-def _end_by_exception(
-    kind: type[BaseException], fault: BaseException, trace: TracebackType | None
-) -> None:
-    """Python calls this for an exception that nothing catches, e.g. Ctrl-C during the imports."""
-    if issubclass(kind, KeyboardInterrupt):
-        _end_interrupted()
-    sys.__excepthook__(kind, fault, trace)
-
-
-def _end_lost_interrupt(lost: "sys.UnraisableHookArgs") -> None:
-    """Python calls this for an exception in a destructor, which it can only print.
-
-    Ctrl-C at that moment would be lost. Every script continues after a kill, so it ends here.
-    """
-    if issubclass(lost.exc_type, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr, flush=True)
-        os._exit(130)
-    sys.__unraisablehook__(lost)
-
-
-if __name__ == "utils.base.errors":  # no copy inside somebody else's program
-    sys.excepthook, sys.unraisablehook = _end_by_exception, _end_lost_interrupt
-
-
 @contextmanager
 def refusing(message: str) -> Iterator[None]:
     """Turn all that reading a damaged or hostile file raises into a UserError, `message (reason)`.
@@ -107,26 +59,3 @@ def refusing(message: str) -> Iterator[None]:
         raise
     except Exception as fault:
         raise UserError(f"{message} ({one_line(fault)})") from fault
-
-
-def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a script's `main()`: faults that are no bugs end it without a traceback.
-
-    They are a UserError, Ctrl-C, and a disk that is full or must not be written to.
-    """
-
-    @functools.wraps(main)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return main(*args, **kwargs)
-        except UserError as error:
-            fail(str(error))
-        except OSError as error:
-            if error.errno not in PLACE_FAULTS:
-                raise
-            where = f"{error.filename}: " if error.filename else ""
-            fail(f"{where}{error.strerror}; {PLACE_FAULTS[error.errno]}")
-        except KeyboardInterrupt:
-            _end_interrupted()
-
-    return wrapper
