@@ -27,6 +27,7 @@ from utils.data.preprocess_jobs import (
     make_parser,
     shard_of,
 )
+from utils.data.source_files import SourceFiles
 from utils.data.split_images import find_images
 from utils.pretrained.chosen_config import load_chosen_config
 
@@ -42,8 +43,9 @@ def main() -> None:
     clip = load_clip_that_fits(config, args.device)
     for job, samples in todo:
         target = image_embeddings(job.out, clip, config, args)
-        read = partial(read_images, [sample.path for sample in samples], config, args)
-        if fill(job, [sample.name for sample in samples], [target], read, shard):
+        files = SourceFiles([sample.path for sample in samples], threads=args.num_workers)
+        read = partial(read_images, files, config, args)
+        if fill(job, [sample.name for sample in samples], [target], read, shard, files):
             write_image_mean(job.out)
 
 

@@ -43,6 +43,7 @@ from utils.data.preprocess_jobs import (
     refuse_place_of_captions,
     shard_of,
 )
+from utils.data.source_files import SourceFiles
 from utils.data.split_images import find_images
 from utils.pretrained.chosen_config import load_chosen_config
 from utils.pretrained.encoders import ENCODERS, load_config_autoencoder, require_encoders
@@ -135,8 +136,9 @@ def main() -> None:
         if clip is not None and clip_img is not None:
             targets.append(image_embeddings(clip_img, clip, config, args))
         names = [sample.name for sample in samples]
-        read = partial(read_images, [sample.path for sample in samples], config, args)
-        if fill(job, names, targets, read, shard) and clip_img is not None:
+        files = SourceFiles([sample.path for sample in samples], threads=args.num_workers)
+        read = partial(read_images, files, config, args)
+        if fill(job, names, targets, read, shard, files) and clip_img is not None:
             write_image_mean(clip_img)
 
 

@@ -14,12 +14,13 @@ from utils.base.errors import UserError
 from utils.config.load import load_config
 from utils.data.lmdb_layout import names_hash
 from utils.data.lmdb_writer import LMDBWriter
+from utils.data.source_files import RECORD
 
 IMAGES = 24
 
 
-def make_project(folder: Path, first_name: str = "a") -> Path:
-    """A config file with paths in `folder`, and databases with the images' names."""
+def make_project(folder: Path, first_name: str = "a", content: int = 1, vae: str = "vae-1") -> Path:
+    """A config file with paths in `folder`, and databases with names and contents of the images."""
     config = make_tiny_config(
         folder,
         data={"resolution": 64},
@@ -30,10 +31,11 @@ def make_project(folder: Path, first_name: str = "a") -> Path:
     rng = np.random.default_rng(0)
     names = [first_name, *map(str, range(1, IMAGES))]
     meta = {"names": names, "names_hash": names_hash(names), "source": str(folder)}
-    with LMDBWriter(config.data.root, "z", meta | {"encoder": "vae-1"}, IMAGES) as writer:
-        writer.append(rng.normal(size=(IMAGES, 4, 8, 8)))
+    records = np.full(IMAGES, content, RECORD)
+    with LMDBWriter(config.data.root, "z", meta | {"encoder": vae}, IMAGES) as writer:
+        writer.append(rng.normal(size=(IMAGES, 4, 8, 8)), records)
     with LMDBWriter(config.data.feat_path, "y", meta | {"encoder": "clip-1"}, IMAGES) as writer:
-        writer.append(rng.normal(size=(IMAGES, 1, DIM)))
+        writer.append(rng.normal(size=(IMAGES, 1, DIM)), records)
     path = folder / "config.yaml"
     path.write_text(config.to_yaml())
     return path
@@ -69,6 +71,24 @@ def test_other_images_in_the_other_folder_are_another_run(stopped, tmp_path):
     config = make_project(tmp_path / "moved", first_name="b")
     with pytest.raises(UserError, match=r"holds another run: data\.root is "):
         run(config, stopped)
+
+
+@pytest.mark.parametrize(
+    ("remade", "said"),
+    [
+        ({"content": 2}, "made anew from images of another content"),
+        ({"first_name": "b"}, "made with other images, encoders or settings"),
+        ({"vae": "vae-2"}, "made with other images, encoders or settings"),
+    ],
+)
+def test_databases_made_anew_under_a_run_are_refused(tmp_path, remade, said):
+    config = make_project(tmp_path)
+    run(config, tmp_path / "run", "train.max_num_steps=2")
+    for name in ("z", "y"):
+        shutil.rmtree(getattr(load_config(config).data, {"z": "root", "y": "feat_path"}[name]))
+    make_project(tmp_path, **remade)
+    with pytest.raises(UserError, match=said):
+        run(config, tmp_path / "run")
 
 
 def test_another_encoder_is_another_run_though_the_data_are_the_same(whole, stopped):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ from utils.data.lmdb_layout import DatabaseKind, names_hash
 from utils.data.lmdb_reader import LMDBReader, is_complete
 from utils.data.lmdb_writer import LMDBWriter
 from utils.data.preprocess_jobs import Job
+from utils.data.source_files import SourceFiles, content_hash, read_records, renew_records
 from utils.data.split_images import advise_skip_bad
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def fill(
     targets: Sequence[Target],
     read: Callable[[int, int], Iterable[Any]],
     shard: tuple[int, int] = (0, 1),
+    files: SourceFiles | None = None,
 ) -> bool:
     """Fill a split's databases in one pass, or the shard of them that belongs to this process.
 
@@ -63,23 +66,26 @@ def fill(
         read: `read(first, stop)` yields batches of inputs, which can be sliced, from sample `first`
             up to `stop`.
         shard: this process's number, from 0, and the number of shards.
+        files: of the samples, which `read` records; None = the databases record no contents.
 
-    Raises a UserError if a database that is there was made differently, or an image is unreadable.
+    Raises a UserError if a database that is there was made differently or from files of another
+    content, or if an image is unreadable.
     """
     number, count = shard
+    files = files or SourceFiles([])
     if count == 1:
-        _fill_range(job, targets, names, read, 0)
+        _fill_range(job, targets, names, read, 0, files)
         return True
     first, stop = _range(number, count, len(names))
     with _lock(targets[0].out):
         missing = [target for target in targets if not is_complete(target.out)]
         # Nothing is left to fill: this reports that they are complete, or were made differently.
-        _fill_range(job, [t for t in targets if t not in missing], names, read, 0)
+        _fill_range(job, [t for t in targets if t not in missing], names, read, 0, files)
     parts = [replace(target, out=_part(target.out, shard)) for target in missing]
-    _fill_range(job, parts, names[first:stop], read, first)
+    _fill_range(job, parts, names[first:stop], read, first, files.part(first, stop))
     # The lock admits one process at a time, so the last one finds all parts complete.
     with _lock(targets[0].out):
-        return all([_merge(job, target, names, count) for target in targets])
+        return all([_merge(job, target, names, count, files) for target in targets])
 
 
 def _range(number: int, count: int, length: int) -> tuple[int, int]:
@@ -110,8 +116,12 @@ def _fill_range(
     names: list[str],
     read: Callable[[int, int], Iterable[Any]],
     first: int,
+    files: SourceFiles,
 ) -> None:
-    """Fill databases with the samples `names`, which begin at sample `first` of the job."""
+    """Fill databases with the samples `names`, which begin at sample `first` of the job.
+
+    files: of these samples; none = their contents are not recorded.
+    """
     if not names or not targets:
         return  # there are more shards than samples, or no database lacks samples
     with ExitStack() as stack:
@@ -119,6 +129,7 @@ def _fill_range(
             stack.enter_context(LMDBWriter(t.out, t.kind, _meta(job, t, names), len(names)))
             for t in targets
         ]
+        _refuse_changed_files(writers, files)
         complete = [writer.complete for writer in writers]
         position = min(writer.done for writer in writers)
         if not all(complete):
@@ -138,7 +149,9 @@ def _fill_range(
                         # A database that was filled alone before may be ahead of the others.
                         rest = inputs[max(writer.done - position, 0) :]
                         for part in encoded(target, rest, first + writer.done):
-                            writer.append(part)
+                            done = writer.done
+                            own = files.records[done : done + len(part)] if len(files) else None
+                            writer.append(part, own)
                     position += len(inputs)
                     bar.update(len(inputs))
     for target, was_complete in zip(targets, complete, strict=True):
@@ -146,7 +159,27 @@ def _fill_range(
         print(f"{target.out}: complete{already} ({len(names)} images)")
 
 
-def _merge(job: Job, target: Target, names: list[str], count: int) -> bool:
+def _refuse_changed_files(writers: Sequence[LMDBWriter], files: SourceFiles) -> None:
+    """Raise a UserError if samples that are written were made from files of another content."""
+    stale: dict[Path, list[int]] = {}
+    for writer in writers:
+        there = read_records(writer.path)[: min(writer.done, len(files))]
+        changed, renewed = files.compare(there)
+        if changed:
+            stale[writer.path] = changed
+        elif writer.complete and (renewed != there).any():
+            renew_records(writer.path, renewed)
+    if stale:
+        paths, changed = list(map(str, stale)), max(stale.values(), key=len)
+        delete = shlex.join(["rm", "-r", *paths])
+        raise UserError(
+            f"{' and '.join(paths)}: {len(changed)} of {len(files)} {files.what} have changed "
+            f"since they were encoded, the first is {files.paths[changed[0]]}; delete what was "
+            f"made from them ({delete}) and start again, or choose another --out"
+        )
+
+
+def _merge(job: Job, target: Target, names: list[str], count: int, files: SourceFiles) -> bool:
     """Copy the parts into the whole if all are complete; return True if the whole is complete."""
     ranges = [_range(number, count, len(names)) for number in range(count)]
     parts = {
@@ -162,6 +195,8 @@ def _merge(job: Job, target: Target, names: list[str], count: int) -> bool:
         return False
     for part, (first, stop) in parts.items():
         there, now = LMDBReader(part).info.meta, _meta(job, target, names[first:stop])
+        if content_hash(read_records(part)):  # the content counts, not its place
+            now["source"] = there["source"]
         if different := [key for key in now if there.get(key) != now[key]]:
             raise UserError(f"{part}: made differently ({', '.join(different)}); delete it")
 
@@ -171,9 +206,17 @@ def _merge(job: Job, target: Target, names: list[str], count: int) -> bool:
                 yield from LMDBReader(part).all_samples(max(first - start, 0))
 
     copied = replace(target, encode=lambda samples, _: samples)
-    _fill_range(job, [copied], names, stored, 0)
+    if len(files):
+        files.records[:] = np.concatenate([_records(part, *parts[part]) for part in parts])
+    _fill_range(job, [copied], names, stored, 0, files)
     _remove_parts(target)
     return True
+
+
+def _records(part: Path, first: int, stop: int) -> np.ndarray:
+    """Return the records of a part that holds the samples from `first` up to `stop`."""
+    records = read_records(part)[: stop - first]
+    return np.pad(records, (0, stop - first - len(records)))
 
 
 def _remove_parts(target: Target) -> None:
@@ -188,15 +231,15 @@ def image_meta(config: Config, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_images(
-    paths: Sequence[Path], config: Config, args: argparse.Namespace, first: int, stop: int
+    files: SourceFiles, config: Config, args: argparse.Namespace, first: int, stop: int
 ) -> Iterator[torch.Tensor]:
-    """Yield images `first` to `stop` as (B, 3, H, W) uint8 batches, read in threads.
+    """Yield images `first` to `stop` as (B, 3, H, W) uint8 batches, read and recorded in threads.
 
     A batch holds `--batch_size` images. Raises UnreadableImage at the first broken one.
     """
     size = config.data.resolution
     return iterate_batches(
-        paths[first:stop], size, args.batch_size, args.num_workers, draft=args.jpeg_draft
+        files.part(first, stop), size, args.batch_size, args.num_workers, draft=args.jpeg_draft
     )
 
 

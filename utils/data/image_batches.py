@@ -17,6 +17,7 @@ from torch import Tensor
 from utils.base.errors import UserError
 from utils.base.read_ahead import read_ahead
 from utils.data.images import center_crop, load_image, to_uint8_array
+from utils.data.source_files import SourceFiles
 
 Batch = tuple[list[int], Tensor | list[Tensor]]  # indices; uint8 (B, 3, H, W), or each (3, H, W)
 
@@ -110,16 +111,23 @@ def _crop(image: Image.Image, size: int | None, enlarge: bool, path: Path) -> np
 
 
 def iterate_batches(
-    paths: Sequence[Path], size: int, batch_size: int, workers: int = 2, draft: bool = False
+    files: Sequence[Path] | SourceFiles,
+    size: int,
+    batch_size: int,
+    workers: int = 2,
+    draft: bool = False,
 ) -> Iterator[torch.Tensor]:
     """Yield the images in order as (B, 3, size, size) uint8 batches; the last may be smaller.
 
     `workers` threads decode at most two batches ahead. `draft`: see to_uint8_array. Raises
     UnreadableImage at the first broken file, after the complete batches before it.
     """
+    sources = files if isinstance(files, SourceFiles) else SourceFiles(files)
+
+    def decode(index: int) -> np.ndarray:
+        return to_uint8_array(sources.paths[index], size, draft, sources.read(index))
+
     # Threads suffice: Pillow decodes outside the interpreter lock.
-    images = read_ahead(
-        lambda path: to_uint8_array(path, size, draft), paths, workers, 2 * batch_size
-    )
+    images = read_ahead(decode, range(len(sources)), workers, 2 * batch_size)
     while batch := list(itertools.islice(images, batch_size)):
         yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()

@@ -68,17 +68,20 @@ def _natural(text: str) -> tuple[list[str | int], str]:
     return [int(p) if i % 2 else p for i, p in enumerate(parts)], text
 
 
-def load_image(path: str | Path, at_least: int | None = None) -> Image.Image:
+def load_image(
+    path: str | Path, at_least: int | None = None, content: bytes | None = None
+) -> Image.Image:
     """Decode a file as upright 8-bit RGB, whatever it holds.
 
     Transparent pixels are laid on white. An animation is read as its first frame.
 
     at_least: decode a JPEG at a half, a quarter or an eighth of its size, as long as both sides
         keep this many pixels.
+    content: what the file holds, if it is not to be read.
 
     Raises UnreadableImage (a UserError) with the path if the file is missing or broken.
     """
-    with opened_image(path) as image:
+    with opened_image(path, content) as image:
         if at_least:
             image.draft(None, (at_least, at_least))
         return upright_rgb(image)
@@ -148,14 +151,17 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def to_uint8_array(path: str | Path, size: int, draft: bool = False) -> np.ndarray:
+def to_uint8_array(
+    path: str | Path, size: int, draft: bool = False, content: bytes | None = None
+) -> np.ndarray:
     """Decode and crop an image file to (size, size, 3) uint8.
 
     draft: decode a JPEG at the smallest size whose sides are at least twice `size`.
+    content: what the file holds, if it is not to be read.
 
     Raises UnreadableImage if the file is missing or broken.
     """
-    return np.asarray(center_crop(load_image(path, 2 * size if draft else None), size))
+    return np.asarray(center_crop(load_image(path, 2 * size if draft else None, content), size))
 
 
 def find_unreadable(paths: Sequence[Path], workers: int = 2) -> Iterator[UnreadableImage | None]:

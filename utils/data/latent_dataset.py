@@ -90,17 +90,23 @@ class LatentDataset:
 
     @property
     def identity(self) -> str:
-        """Return a hash of the images, the encoders and their settings; empty if not recorded.
+        """Return a hash of names, encoders and settings, and one of the images' contents.
 
-        It does not depend on the places of the databases and images.
+        The form is `facts-files`; either is empty if it is not recorded. They do not depend on the
+        places of the databases and images. `data_differences` compares two of them.
         """
-        facts = []
+        facts, files = [], []
         for reader in (self._z, self._y):
             meta = {} if reader is None else dict(reader.info.meta)
-            if reader is not None and not {"names_hash", "encoder"} <= meta.keys():
-                return ""
+            if reader is not None:
+                if not {"names_hash", "encoder"} <= meta.keys():
+                    return ""
+                files.append(meta.pop("content_hash", ""))
             facts.append({k: v for k, v in meta.items() if k not in ("names", "source")})
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        hashed = [json.dumps(facts, sort_keys=True), "".join(files) if all(files) else ""]
+        return "-".join(
+            hashlib.sha256(part.encode()).hexdigest() if part else "" for part in hashed
+        )
 
     @property
     def path(self) -> Path:
@@ -109,8 +115,9 @@ class LatentDataset:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Return `source`, `names_hash` and `names` of the images; None where none is recorded."""
-        return {key: self._z.info.meta.get(key) for key in ("source", "names_hash", "names")}
+        """Return what identifies the images: where from, hashes, names; None if not recorded."""
+        keys = ("source", "names_hash", "content_hash", "names")
+        return {key: self._z.info.meta.get(key) for key in keys}
 
     def batch(
         self,
@@ -139,6 +146,17 @@ class LatentDataset:
                 feature = (draw * self._counts[rows].astype(np.float32)).astype(np.int64)
             y.append(self._y.read(rows, feature))
         return z, torch.from_numpy(y[0] if len(y) == 1 else np.concatenate(y, axis=1))
+
+
+def data_differences(before: str, now: str) -> list[str]:
+    """Say how two identities of a LatentDataset differ, as far as both are recorded."""
+    # Older checkpoints hold the first hash alone.
+    pairs = zip(before.split("-"), now.split("-"), strict=False)
+    said = (
+        "data.root and data.feat_path were made with other images, encoders or settings than there",
+        "data.root and data.feat_path were made anew from images of another content",
+    )
+    return [words for words, (a, b) in zip(said, pairs, strict=False) if a and b and a != b]
 
 
 def _fits(nbytes: int) -> bool:

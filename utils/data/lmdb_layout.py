@@ -3,7 +3,8 @@
 - `z-{i}`: latent of sample i, raw float32 (C, H, W)
 - `y-{i}-{j}`: embedding j of sample i, raw float32
 - `length`, and `n_features` for embeddings: 8-byte big-endian integers
-- `meta`: JSON about the source of the numbers, which this project adds; readers do without it
+- `meta`: JSON about the source of the numbers, which this project adds; readers do without it.
+  Beside the database, `files.bin` holds a record of each sample's file, see source_files.py
 
 `length` is written last: a database without it is incomplete.
 
@@ -37,11 +38,11 @@ Z_KEY, Y_KEY, FEATURE_KEY = b"z-%d", b"y-%d-%d", b"feat-%d"
 
 
 class UnmadeDatabase(UserError):
-    """A database that is missing or unfinished; `problem` says which."""
+    """A database that is to be made; `problem` says why, `remedy` precedes the command for it."""
 
-    def __init__(self, path: Path, problem: str, advice: str) -> None:
+    def __init__(self, path: Path, problem: str, advice: str, remedy: str = "make it") -> None:
         super().__init__(f"{path}: {problem}; {advice}")
-        self.path, self.problem = path, problem
+        self.path, self.problem, self.remedy = path, problem, remedy
 
 
 def names_hash(names: Iterable[str]) -> str:

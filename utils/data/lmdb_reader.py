@@ -26,6 +26,7 @@ from utils.data.lmdb_layout import (
     read_labels,
     stored_length,
 )
+from utils.data.source_files import read_records
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,11 @@ class LMDBReader:
         if floats != np.prod(shape):
             raise UserError(f"{self.path}: samples of {floats} numbers do not have shape {shape}")
         return LMDBInfo(kind, length, n_features, counts, shape, meta, labels)
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the database; `path` may be its parent."""
+        return Path(self._env.path())
 
     @property
     def nbytes(self) -> int:
@@ -218,9 +224,9 @@ def expect_kind(reader: LMDBReader, kind: DatabaseKind) -> None:
 
 
 def check_same_samples(z: LMDBReader, y: LMDBReader) -> None:
-    """Raise a UserError unless both databases have equal lengths, names and labels.
+    """Raise a UserError unless both databases have equal lengths, labels, names and image files.
 
-    Names and labels are compared if both databases hold them.
+    Labels, names and contents of files are compared if both databases hold them.
     """
     if z.info.length != y.info.length:
         raise UserError(
@@ -239,3 +245,23 @@ def check_same_samples(z: LMDBReader, y: LMDBReader) -> None:
             f"{z.path} and {y.path} were made from different images{where}; "
             "make both from the same image folder"
         )
+    _check_same_files(z, y)
+
+
+def _check_same_files(z: LMDBReader, y: LMDBReader) -> None:
+    """Raise UnmadeDatabase for the older of two databases of images that were changed between."""
+    hashes = [reader.info.meta.get("content_hash") for reader in (z, y)]
+    if None in hashes or hashes[0] == hashes[1] or y.info.meta.get("y_holds") == "captions":
+        return
+    first, second = (read_records(reader.folder)["digest"] for reader in (z, y))
+    where = ""
+    if len(first) == len(second) and len(changed := np.flatnonzero((first != second).any(axis=1))):
+        names = z.info.meta.get("names") or range(len(first))
+        where = f": {len(changed)} of {len(first)} differ, the first is {names[int(changed[0])]}"
+    older, newer = sorted((z, y), key=lambda r: (r.folder / "data.mdb").stat().st_mtime)
+    raise UnmadeDatabase(
+        older.path,
+        f"made from other images of the same names than {newer.path}{where}",
+        "delete this older one and make it again",
+        "delete this older one and make it again",
+    )

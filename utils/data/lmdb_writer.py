@@ -14,6 +14,7 @@ from utils.base.errors import UserError
 from utils.base.locks import FolderLock
 from utils.data.lmdb_layout import DatabaseKind, check_whole, count_all, first_missing
 from utils.data.lmdb_reader import open_if_complete
+from utils.data.source_files import content_hash, read_records, write_records
 
 
 class LMDBWriter:
@@ -75,10 +76,14 @@ class LMDBWriter:
             self.complete = txn.get(b"length") is not None
             # Samples that are not written yet may have changed; the written ones may not.
             may_change = {"names"}
+            if content_hash(
+                read_records(self.path)[: self.done]
+            ):  # the content counts, not its place
+                may_change.add("source")
             if not self.complete and stored and self._same_so_far(stored):
                 may_change |= {"names_hash", "total"}
             different = [
-                f"{key} {_short(stored.get(key))} there, {_short(value)} now"
+                _difference(key, stored, self._meta)
                 for key, value in self._meta.items()
                 if stored is not None and stored.get(key) != value and key not in may_change
             ]
@@ -95,10 +100,13 @@ class LMDBWriter:
         names = [meta.get("names", [])[: self.done] for meta in (stored, self._meta)]
         return len(names[0]) == self.done < self.length and names[0] == names[1]
 
-    def append(self, samples: np.ndarray | Sequence[np.ndarray]) -> None:
+    def append(
+        self, samples: np.ndarray | Sequence[np.ndarray], records: np.ndarray | None = None
+    ) -> None:
         """Write the next samples in one transaction: all of them or none.
 
         `samples`: (B, C, H, W) latents; or the embeddings of B images, each (n, D), n >= 1.
+        `records`: (B,) of the files that they were made from, see source_files.py.
         Raises a UserError if the disk is full; samples written before are kept.
         """
         arrays = [np.ascontiguousarray(sample, "<f4") for sample in samples]
@@ -118,6 +126,8 @@ class LMDBWriter:
                 (i, j, y) for i, ys in enumerate(arrays, self.done) for j, y in enumerate(ys)
             ]
             items += [(b"y-%d-%d" % (i, j), y.data) for i, j, y in numbered]
+        if records is not None:  # before the samples: each of these then has its record
+            self._write_records(records)
         counts = self._counts + [len(ys) for ys in arrays if self.kind == "y"]
         if self.done + len(arrays) == self.length:
             items += self._last_items(counts)
@@ -128,12 +138,28 @@ class LMDBWriter:
 
     def _last_items(self, counts: list[int]) -> list[tuple[bytes, bytes]]:
         """Return the keys and values that make the database complete."""
-        items = []
+        items, meta = [], dict(self._meta)
         if self.kind == "y":
             items.append((b"n_features", min(counts).to_bytes(8, "big")))
             if min(counts) != max(counts):
-                items.append((b"meta", json.dumps(self._meta | {"counts": counts}).encode()))
+                meta["counts"] = counts
+        if (hashed := content_hash(read_records(self.path)[: self.length])) is not None:
+            meta["content_hash"] = hashed
+        if meta != self._meta:
+            items.append((b"meta", json.dumps(meta).encode()))
         return [*items, (b"length", self.length.to_bytes(8, "big"))]
+
+    def _write_records(self, records: np.ndarray) -> None:
+        try:
+            write_records(self.path, records, self.done)
+        except OSError as error:
+            raise self._no_room(error) from error
+
+    def _no_room(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self.path}: cannot write sample {self.done} of {self.length} ({error}); "
+            "make room on the disk and start again: it goes on from there"
+        )
 
     def _commit(self, items: list[tuple[bytes, Any]]) -> None:
         """Write keys and values in one transaction; grow the database's map if it is full."""
@@ -146,16 +172,27 @@ class LMDBWriter:
             except lmdb.MapFullError:
                 self._env.set_mapsize(2 * self._env.info()["map_size"])
             except lmdb.Error as error:
-                raise UserError(
-                    f"{self.path}: cannot write sample {self.done} of {self.length} ({error}); "
-                    "make room on the disk and start again: it goes on from there"
-                ) from error
+                raise self._no_room(error) from error
 
     def __enter__(self) -> LMDBWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._close(self._env)
+
+
+def _difference(key: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say how an entry of `meta` differs; of names, which were added and removed."""
+    if key == "names_hash" and there.get("names") and now.get("names"):
+        before, after = there["names"], now["names"]
+        added, removed = set(after).difference(before), set(before).difference(after)
+        said = [
+            f"{len(names)} {what}, the first is {next(name for name in order if name in names)}"
+            for names, what, order in ((added, "added", after), (removed, "removed", before))
+            if names
+        ]
+        return f"images: {', '.join(said) or 'other order'}"
+    return f"{key} {_short(there.get(key))} there, {_short(now.get(key))} now"
 
 
 def _short(value: Any) -> str:

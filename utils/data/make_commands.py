@@ -25,7 +25,7 @@ SECTIONS = ("data", "encoders", "model", "eval")
 
 @contextmanager
 def naming_commands(config: Config) -> Iterator[None]:
-    """Name the command in the message about a database of `config` that is missing or unfinished.
+    """Name the command in the message about a database of `config` that is to be made.
 
     Raises UserError for UnmadeDatabase.
     """
@@ -35,7 +35,7 @@ def naming_commands(config: Config) -> Iterator[None]:
         command = command_for(fault.path, config, sys.argv)
         if command is None:
             raise
-        raise UserError(f"{fault.path}: {fault.problem}; make it: {command}") from fault
+        raise UserError(f"{fault.path}: {fault.problem}; {fault.remedy}: {command}") from fault
 
 
 def command_for(path: Path, config: Config, argv: Sequence[str]) -> str | None:

@@ -35,7 +35,7 @@ def find_images(job: Job, args: argparse.Namespace) -> list[Sample]:
         samples = [samples[i] for i in choose(names, read_names(job.names), job.names)]
     hashed = names_hash(sample.name for sample in samples)[:16]
     header = f"{os.path.relpath(job.images)}: {len(samples)} images, names {hashed}"
-    bad = _read_skipped(job.skipped, header)
+    bad = _read_skipped(job.skipped, header, samples)
     if bad is None:
         bad = _check_images(samples, job, args, header) if args.skip_bad else set()
     if not bad:
@@ -47,13 +47,29 @@ def find_images(job: Job, args: argparse.Namespace) -> list[Sample]:
     return readable
 
 
-def _read_skipped(file: Path, header: str) -> set[str] | None:
-    """Return the file names of the unreadable images; None if they were not looked for yet."""
+def _read_skipped(file: Path, header: str, samples: list[Sample]) -> set[str] | None:
+    """Return the file names of the unreadable images; None if they were not looked for yet.
+
+    A list of images of equal names in another folder counts if it names the images that cannot be
+    read in this one. A note names an image of the list that was repaired.
+    """
     lines = _lines(file)
-    if header not in lines:
-        return None
-    block = itertools.takewhile(lambda x: x.startswith("  "), lines[lines.index(header) + 1 :])
-    return {line.strip().partition("\t")[0] for line in block}
+    same = [i for i, line in enumerate(lines) if line.endswith(header[header.rindex(": ") :])]
+    same.sort(key=lambda i: lines[i] != header)
+    for i in same:
+        block = itertools.takewhile(lambda x: x.startswith("  "), lines[i + 1 :])
+        bad = {line.strip().partition("\t")[0] for line in block}
+        listed = [sample for sample in samples if sample.file_name in bad]
+        errors = find_unreadable([sample.path for sample in listed])
+        repaired = [s for s, error in zip(listed, errors, strict=True) if error is None]
+        if repaired and lines[i] == header:
+            note(
+                f"{file}: lists {repaired[0].path}, which can be read now; to take it in, delete "
+                "this list and the databases beside it"
+            )
+        if lines[i] == header or not repaired:
+            return bad
+    return None
 
 
 def _lines(file: Path) -> list[str]:

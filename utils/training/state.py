@@ -13,6 +13,7 @@ from torch import nn
 from models.edm import EDMPrecond
 from utils.config.load import config_from_dict
 from utils.config.schema import Config
+from utils.data.latent_dataset import data_differences
 from utils.pretrained.checkpoint_files import load_weights
 from utils.pretrained.denoisers import denoiser_from_config
 from utils.training.batches import DataOrder, derived_seed
@@ -237,11 +238,13 @@ def conflicts(
     """Name everything in a checkpoint that belongs to another run than `config` on `images`.
 
     data_identity: of the images, as in LatentDataset. If it is the checkpoint's, the databases may
-    lie elsewhere.
+    lie elsewhere; if it is another, the databases were made anew.
     """
-    has_same_data = data_identity != "" and saved.get("data_identity") == data_identity
+    before = saved.get("data_identity", "")
+    remade = data_differences(before, data_identity)
+    has_same_data = before != "" and data_identity != "" and not remade
     run, found = Run(config, images, has_same_data), []
     for name, part in PARTS.items():
         if part.compare is not None:
             found += part.compare(saved[name], run)
-    return found
+    return found + remade
