@@ -11,7 +11,6 @@ of the training captions; evaluation needs those of the test split. If a run is 
 again: it goes on where it stopped.
 """
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +24,9 @@ from utils.base.script import one_line_errors
 # isort: split
 import numpy as np
 
-from utils.data.captions import load_captions
+from utils.data.captions import caption_files, read_captions
 from utils.data.derived_sizes import with_derived_sizes
+from utils.data.embedded_captions import captions_hash
 from utils.data.fill_databases import Target, fill
 from utils.data.preprocess_jobs import (
     find_jobs,
@@ -49,10 +49,10 @@ def main() -> None:
     for job in find_jobs(args, config, "clip_txt"):
         samples = find_images(job, args)
         assert job.captions is not None  # find_jobs has raised otherwise
-        captions = load_captions(samples, job.captions, all_images=job.names is None)
-        todo.append((job, [sample.name for sample in samples], captions))
+        files = caption_files(samples, job.captions, all_images=job.names is None)
+        todo.append((job, [sample.name for sample in samples], files, read_captions(files)))
     clip = load_clip_that_fits(config, args.device)
-    for job, names, captions in todo:
+    for job, names, files, captions in todo:
         texts = [text for lines in captions for text in lines]
         if cut := clip.count_truncated(texts):
             note(
@@ -62,7 +62,7 @@ def main() -> None:
         meta = {
             "y_holds": "captions",
             "encoder": clip.identity,
-            "captions_hash": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+            "captions_hash": captions_hash(captions),
         }
 
         def encode(batch: list[list[str]], _: int) -> list[np.ndarray]:
@@ -75,7 +75,7 @@ def main() -> None:
             for start in range(first, stop, args.batch_size):
                 yield captions[start : min(start + args.batch_size, stop)]
 
-        fill(job, names, [Target(job.out, "y", meta, encode)], read, shard)
+        fill(job, names, [Target(job.out, "y", meta, encode)], read, shard, files)
 
 
 if __name__ == "__main__":

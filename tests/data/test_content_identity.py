@@ -4,11 +4,10 @@ import os
 import shutil
 from pathlib import Path
 
-import lmdb
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from preprocessing import IMG, N_TEST, Project, Z
+from preprocessing import IMG, N_TEST, Project, Z, forget
 
 from utils.base.errors import UserError
 from utils.config.load import load_config
@@ -161,19 +160,9 @@ def test_a_replaced_archive_is_refused(project, images, capsys, suffix):
     assert "1 of 5 images have changed" in project.fails(capsys, Z, *options)
 
 
-def without_contents(database: Path) -> None:
-    """Turn a database into one of an older version, which recorded no contents."""
-    (database / RECORDS).unlink()
-    with lmdb.open(str(database)) as env, env.begin(write=True) as txn:
-        meta = txn.get(b"meta")
-        start = meta.index(b', "content_hash"')
-        txn.put(b"meta", meta[:start] + meta[meta.index(b'"', start + 19) + 1 :])
-        assert b"content_hash" not in txn.get(b"meta")
-
-
 def test_a_database_that_recorded_no_contents_goes_on(project, images, capsys):
     project.run(Z, "--split", "test")
-    without_contents(project.test / "z")
+    forget(project.test / "z", "content_hash")
     change_a_pixel(images)
     project.run(Z, "--split", "test")
     assert "complete already" in capsys.readouterr().out

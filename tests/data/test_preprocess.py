@@ -131,8 +131,12 @@ def test_another_encoder_is_refused(project, capsys):
 
 def test_other_captions_are_refused(project, capsys):
     project.run(TXT, "--split", "test")
-    (project.folder / "test" / "captions" / "000001.txt").write_text("new words")
-    assert "captions_hash" in project.fails(capsys, TXT, "--split", "test")
+    file = project.folder / "test" / "captions" / "000001.txt"
+    file.write_text("new words")
+    message = project.fails(capsys, TXT, "--split", "test")
+    assert (
+        f"1 of 5 caption files have changed since they were encoded, the first is {file}" in message
+    )
 
 
 def test_stored_samples_depend_on_the_index_alone(project):

@@ -1,9 +1,11 @@
 """A small project whose preprocessing scripts run in this process."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
+import lmdb
 import pytest
 import torch
 import yaml
@@ -14,6 +16,7 @@ from utils.config.load import load_config
 from utils.config.schema import Config
 from utils.data.image_batches import iterate_batches
 from utils.data.images import list_images
+from utils.data.source_files import RECORDS
 
 Z, IMG, TXT = "create_latentspace_lmdb", "clip_encode_img", "clip_encode_text"
 N_TRAIN, N_TEST = 9, 5
@@ -89,3 +92,13 @@ def paths_in(folder: Path) -> list[Path]:
 def pixels(folder: Path) -> torch.Tensor:
     """Return the pixels of a folder's images, (N, 3, S, S) uint8."""
     return torch.cat(list(iterate_batches(paths_in(folder), RESOLUTION, 100)))
+
+
+def forget(database: Path, *keys: str) -> None:
+    """Turn a database into one of an older version, without entries of `meta` and records."""
+    (database / RECORDS).unlink()
+    with lmdb.open(str(database)) as env, env.begin(write=True) as txn:
+        meta = json.loads(txn.get(b"meta"))
+        for key in keys:
+            del meta[key]
+        txn.put(b"meta", json.dumps(meta).encode())

@@ -6,6 +6,7 @@ from pathlib import Path
 from utils.base.errors import UserError, note
 from utils.data.archive_files import list_files, read_bytes
 from utils.data.images import Sample
+from utils.data.source_files import SourceFiles
 
 
 def load_captions(
@@ -13,8 +14,18 @@ def load_captions(
 ) -> list[list[str]]:
     """Return the captions of each image: the lines of `<name>.txt` below `caption_dir`.
 
+    See `read_captions`.
+    """
+    return read_captions(caption_files(samples, caption_dir, all_images=all_images))
+
+
+def caption_files(
+    samples: Sequence[Sample], caption_dir: str | Path, *, all_images: bool = True
+) -> SourceFiles:
+    """Return the caption file of each image, `<name>.txt` below `caption_dir`.
+
     With `all_images`, `samples` are all images of their folder: caption files of none of them are
-    reported in a note. Raises a UserError if a caption file is missing, empty or not UTF-8 text.
+    reported in a note. Raises a UserError if a caption file is missing.
     """
     found = list_files(caption_dir, {".txt"}, "caption")
     names = [f"{sample.name}.txt" for sample in samples]
@@ -23,16 +34,29 @@ def load_captions(
             f"{caption_dir}: {_of(len(missing), len(names), 'images')} without caption file; "
             f"{samples[missing[0]].path} needs {Path(caption_dir, names[missing[0]])}"
         )
-    files = [found[name] for name in names]
-    captions = [_caption_lines(file) for file in files]
-    if empty := [file for file, lines in zip(files, captions, strict=True) if not lines]:
+    if all_images and (unused := sorted(found.keys() - set(names))):
+        note(f"{caption_dir}: captions without image, not used: {len(unused)} ({unused[0]}, …)")
+    return SourceFiles([found[name] for name in names], "caption files", _content)
+
+
+def read_captions(files: SourceFiles) -> list[list[str]]:
+    """Read and record caption files; return the captions in each, one list for each image.
+
+    Raises a UserError if a file is empty or not UTF-8 text.
+    """
+    contents = [files.read(i) for i in range(len(files))]
+    captions = [content.decode().split("\n") if content else [] for content in contents]
+    if empty := [file for file, lines in zip(files.paths, captions, strict=True) if not lines]:
         raise UserError(
             f"{empty[0]}: holds no caption ({_of(len(empty), len(files), 'files')} like this); "
             "write one caption a line"
         )
-    if all_images and (unused := sorted(found.keys() - set(names))):
-        note(f"{caption_dir}: captions without image, not used: {len(unused)} ({unused[0]}, …)")
     return captions
+
+
+def _content(file: Path) -> bytes:
+    """Return what counts of a caption file: its captions, one a line."""
+    return "\n".join(_caption_lines(file)).encode()
 
 
 def _caption_lines(file: Path) -> list[str]:

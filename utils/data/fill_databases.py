@@ -30,7 +30,13 @@ from utils.data.lmdb_layout import DatabaseKind, names_hash
 from utils.data.lmdb_reader import LMDBReader, is_complete
 from utils.data.lmdb_writer import LMDBWriter
 from utils.data.preprocess_jobs import Job
-from utils.data.source_files import SourceFiles, content_hash, read_records, renew_records
+from utils.data.source_files import (
+    SEEN_IN_CONTENT,
+    SourceFiles,
+    content_hash,
+    read_records,
+    renew_records,
+)
 from utils.data.split_images import advise_skip_bad
 
 if TYPE_CHECKING:
@@ -195,9 +201,8 @@ def _merge(job: Job, target: Target, names: list[str], count: int, files: Source
         return False
     for part, (first, stop) in parts.items():
         there, now = LMDBReader(part).info.meta, _meta(job, target, names[first:stop])
-        if content_hash(read_records(part)):  # the content counts, not its place
-            now["source"] = there["source"]
-        if different := [key for key in now if there.get(key) != now[key]]:
+        may_change = SEEN_IN_CONTENT if content_hash(read_records(part)) else set()
+        if different := [k for k in now if there.get(k) != now[k] and k not in may_change]:
             raise UserError(f"{part}: made differently ({', '.join(different)}); delete it")
 
     def stored(first: int, stop: int) -> Iterator[Samples]:

@@ -14,7 +14,7 @@ from utils.base.errors import UserError
 from utils.base.locks import FolderLock
 from utils.data.lmdb_layout import DatabaseKind, check_whole, count_all, first_missing
 from utils.data.lmdb_reader import open_if_complete
-from utils.data.source_files import content_hash, read_records, write_records
+from utils.data.source_files import SEEN_IN_CONTENT, content_hash, read_records, write_records
 
 
 class LMDBWriter:
@@ -76,10 +76,8 @@ class LMDBWriter:
             self.complete = txn.get(b"length") is not None
             # Samples that are not written yet may have changed; the written ones may not.
             may_change = {"names"}
-            if content_hash(
-                read_records(self.path)[: self.done]
-            ):  # the content counts, not its place
-                may_change.add("source")
+            if content_hash(read_records(self.path)[: self.done]):
+                may_change |= SEEN_IN_CONTENT
             if not self.complete and stored and self._same_so_far(stored):
                 may_change |= {"names_hash", "total"}
             different = [

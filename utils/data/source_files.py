@@ -25,6 +25,9 @@ RECORDS = "files.bin"
 # 8 bytes of the state's hash and 24 of the content's, for each sample; zeros = unknown.
 RECORD = np.dtype([("state", "<u8"), ("digest", "<u8", (3,))])
 
+# Entries of a database's `meta` that may change where the contents of all files are recorded.
+SEEN_IN_CONTENT = {"source", "captions_hash"}
+
 
 class SourceFiles:
     """The files of a data set as they are now, one for each sample, in order.

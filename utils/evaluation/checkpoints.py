@@ -133,8 +133,7 @@ class Evaluation:
         }
         self.name = folder_name(self.settings)
         self.partial = results.folder / "partial" / self.name
-        names = judge.captions.info.meta.get("names") if judge.captions else None
-        self.kept = KeptImages(results.folder / "images" / self.name, config, names)
+        self.kept = KeptImages(results.folder / "images" / self.name, config, judge.captions)
 
     def recorded(self) -> Record | None:
         """Return the record of this file and these settings; None if there is none.
@@ -215,7 +214,8 @@ def evaluation_settings(config: Config, judge: Judge) -> dict[str, Any]:
     sampling = config.sampling
     captions = "none"
     if judge.captions is not None:
-        captions = judge.captions.info.meta.get("captions_hash", str(config.eval.feat_path))
+        meta, path = judge.captions.info.meta, str(config.eval.feat_path)
+        captions = meta.get("content_hash", meta.get("captions_hash", path))
     return {
         "cfg_scale": sampling.cfg_scale,
         "num_steps": sampling.num_steps,

@@ -25,6 +25,7 @@ from utils.pretrained.encoders import (
     require_encoders,
 )
 from utils.pretrained.priors import load_config_prior
+from utils.sampling.conditions import check_test_captions
 
 if TYPE_CHECKING:
     from models.clip import ClipEncoder
@@ -52,6 +53,8 @@ class Judge:
         self.device = torch.device(device)
         with naming_commands(config):
             self.captions = None if feat_path is None else LMDBReader(feat_path)
+            if self.captions is not None:
+                check_test_captions(config, self.captions)
         require_encoders(config)
         self.clip = load_config_clip(config, device)
         self.networks, self.references = load_judges(config, device, self.clip)

@@ -11,6 +11,7 @@ import numpy as np
 
 from utils.base.files import write_whole
 from utils.config.schema import Config
+from utils.data.lmdb_reader import LMDBReader
 from utils.evaluation.draw import Drawn
 from utils.evaluation.feature_store import FeatureBlocks, Rows
 from utils.sampling.conditions import captions_of
@@ -27,9 +28,9 @@ class KeptImages:
     in order of the seeds, in the form that ADM's evaluator reads.
     """
 
-    def __init__(self, folder: Path, config: Config, names: Sequence[str] | None = None) -> None:
-        """`names`: of the test images to which the captions belong, None if unknown."""
-        self.folder, self.config, self.names = folder, config, names
+    def __init__(self, folder: Path, config: Config, captions: LMDBReader | None = None) -> None:
+        """`captions`: the embeddings of the test captions; None = their texts are not compared."""
+        self.folder, self.config, self.captions = folder, config, captions
         self.wanted, self.npz = config.eval.save_images, folder / "images.npz"
         # Judging needs only embeddings, so it goes on when the caption texts are gone.
         folders = (config.eval.caption_dir, config.eval.image_dir)
@@ -64,7 +65,7 @@ class KeptImages:
         """Write the PNGs of some rows of a batch, with seed and condition as text chunks."""
         rows, texts = list(paths), None
         if rows and drawn.chosen is not None and self.has_texts:
-            texts = captions_of(self.config, self.names, drawn.chosen[rows])
+            texts = captions_of(self.config, self.captions, drawn.chosen[rows])
         for i, row in enumerate(rows):
             about = {"seed": str(seeds[row])}
             if drawn.chosen is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,9 +13,11 @@ from PIL import Image
 from models.geometry import mix, towards_images
 from utils.base.errors import UserError, note
 from utils.config.schema import Config
-from utils.data.captions import load_captions
+from utils.data.captions import load_captions, read_captions
+from utils.data.embedded_captions import check_captions
 from utils.data.embeddings import read_image_mean
 from utils.data.images import Sample, center_crop, list_images, to_uint8_array
+from utils.data.lmdb_reader import LMDBReader
 from utils.sampling.prompts import Row, Source
 
 if TYPE_CHECKING:
@@ -35,23 +36,51 @@ def caption_conditions(y: torch.Tensor, config: Config) -> torch.Tensor:
 
 
 def captions_of(
-    config: Config, names: Sequence[str] | None, chosen: torch.Tensor
+    config: Config, reader: LMDBReader | None, chosen: torch.Tensor
 ) -> list[str] | None:
     """Return the captions of `chosen`, (N, 2): index of the test image, and of its caption.
 
-    names: of the test images, as the embeddings' database holds them; without them the order of the
-        image folder counts, unless `eval.split_file` chose among its images.
+    reader: embeddings of the captions; None = the captions are not compared with those embedded.
     Returns None if the config does not say where the captions are. Raises UserError if they are not
-    there.
+    there, or are not those that were embedded.
+    """
+    folder = config.eval.caption_dir
+    if folder is None or (samples := captioned_images(config, reader)) is None:
+        return None
+    rows = chosen[:, 0].tolist()
+    if reader is None:
+        captions = load_captions([samples[row] for row in rows], folder, all_images=False)
+    else:
+        captions = read_captions(check_captions(reader, samples, folder, rows))
+    return [lines[which] for lines, which in zip(captions, chosen[:, 1].tolist(), strict=True)]
+
+
+def check_test_captions(config: Config, reader: LMDBReader) -> None:
+    """Raise UserError if a test caption is not the one that was embedded.
+
+    Captions that are not on this machine are not compared: evaluation needs their embeddings alone.
     """
     folder, images = config.eval.caption_dir, config.eval.image_dir
-    if folder is None or images is None or (names is None and config.eval.split_file):
+    if folder is None or images is None or not (folder.exists() and images.exists()):
+        return
+    if (samples := captioned_images(config, reader)) is not None:
+        check_captions(reader, samples, folder)
+
+
+def captioned_images(config: Config, reader: LMDBReader | None) -> list[Sample] | None:
+    """Return the test images in the order of their captions' embeddings; None if it is unknown.
+
+    The names in the database count. Without them the order of the image folder does, unless
+    `eval.split_file` chose among its images or their number is another.
+    """
+    names = reader.info.meta.get("names") if reader is not None else None
+    images = config.eval.image_dir
+    if images is None or (names is None and config.eval.split_file):
         return None
-    named = [Sample(name, images / f"{name}.png") for name in names or ()]
-    samples = named or list_images(images)
-    wanted = [samples[image] for image in chosen[:, 0].tolist()]
-    captions = load_captions(wanted, folder, all_images=False)
-    return [lines[which] for lines, which in zip(captions, chosen[:, 1].tolist(), strict=True)]
+    if names is not None:
+        return [Sample(name, images / f"{name}.png") for name in names]
+    samples = list_images(images)
+    return samples if reader is None or len(samples) == reader.info.length else None
 
 
 @dataclass(frozen=True)

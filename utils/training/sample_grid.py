@@ -14,7 +14,7 @@ from utils.data.lmdb_reader import LMDBReader
 from utils.data.make_commands import naming_commands
 from utils.pretrained.encoders import load_config_autoencoder
 from utils.pretrained.priors import load_config_prior
-from utils.sampling.conditions import caption_conditions, captions_of
+from utils.sampling.conditions import caption_conditions, captions_of, check_test_captions
 from utils.sampling.generate import generate, sampler_settings
 from utils.sampling.pictures import labelled_grid, save_png
 from utils.training.speed import best_amp
@@ -60,10 +60,11 @@ class SampleGrid:
                 return None
             with naming_commands(config):
                 reader = LMDBReader(config.eval.feat_path)
+                check_test_captions(config, reader)
             rows = range(min(config.log.num_samples, reader.info.length))
             conds = caption_conditions(torch.from_numpy(reader.read(rows)), config)
             firsts = torch.tensor([(row, 0) for row in rows])
-            captions = captions_of(config, reader.info.meta.get("names"), firsts)
+            captions = captions_of(config, reader, firsts)
             prior = load_config_prior(config, reader.info.meta.get("encoder"), device)
         return cls(config, load_config_autoencoder(config, device), conds, captions, device, prior)
 
