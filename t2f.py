@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--mix", action="append", default=None, metavar="W,W",
         help="draw a row from the mixture of all prompts and images with these weights; may be "
-        "given repeatedly; write a negative first weight as --mix=-0.5,1.5",
+        "given repeatedly; weights may be negative",
     )  # fmt: skip
     parser.add_argument(
         "--interpolate", type=int, metavar="ROWS", help="rows from one prompt or image to another"

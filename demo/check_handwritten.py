@@ -32,6 +32,7 @@ from demo.make_faces import ATTRIBUTES
 from utils.base.files import write_json
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
+from utils.config.parsing import parse_scale
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.pretrained.priors import load_config_prior
@@ -92,7 +93,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--captions", type=Path, default=CAPTIONS, help="sentences, JSON lines")
     parser.add_argument("--seeds", type=int, default=4, help="pictures of each sentence")
-    parser.add_argument("--cfg_scale", type=float, help="guidance scale (default: the config's)")
+    parser.add_argument(
+        "--cfg_scale", type=parse_scale, help="guidance scale (default: the config's)"
+    )
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="the demo's faces")
     parser.add_argument(
         "--out", type=Path, default=Path("results/check_prompts"), help="folder to write into"

@@ -50,6 +50,7 @@ from utils.base.files import write_json
 from utils.base.progress import progress
 from utils.base.text_table import aligned
 from utils.config.command_line import HelpFormatter
+from utils.config.parsing import seeds_from
 from utils.config.schema import Config
 from utils.data.lmdb_reader import LMDBReader
 from utils.pretrained.chosen_config import read_config
@@ -133,11 +134,11 @@ def check_captions(
     attributes shown (mean over attributes), and `closeness` of CLIP embeddings.
     """
     texts, stated = choose_captions(records)
-    clip = load_config_clip(config)
+    clip, every = load_config_clip(config), seeds_from(config.sampling.seed, len(texts))
     shown, features = [], []
     for rows in progress(torch.arange(len(texts)).split(AT_ONCE), "captions", unit="batch"):
         numbers = rows.tolist()
-        seeds = [config.sampling.seed + i for i in numbers]
+        seeds = [every[i] for i in numbers]
         pictures = draw([texts[i] for i in numbers], seeds)
         shown.append(name(pictures))
         features.append(clip.encode_images(pictures))

@@ -24,3 +24,5 @@ MlpKind = Literal["gelu_tanh", "gelu"]
 Optimizer = Literal["adamw", "muon"]
 # The network whose features the metrics compare; see utils/evaluation/feature_networks.py.
 FeatureNetworkKind = Literal["inception", "inception-tf", "clip", "dinov2"]
+# Seeds are whole numbers below it: PyTorch's CPU generator reads 32 bits, and 2^32 would repeat 0.
+SEED_LIMIT = 2**32

@@ -13,7 +13,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from models.choices import Discretization, NoiseSchedule, SignalScaling, Solver
+from models.choices import SEED_LIMIT, Discretization, NoiseSchedule, SignalScaling, Solver
 from models.noise_levels import Formulation, descending, formulation
 
 Denoise = Callable[[Tensor, float], Tensor]  # (x, sigma) -> clean images
@@ -221,8 +221,11 @@ class SeededNoise:
     """
 
     def __init__(self, seeds: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> None:
-        """`device`: where the drawn tensors go."""
-        self.generators = [torch.Generator().manual_seed(int(seed) % 2**32) for seed in seeds]
+        """`device`: where the drawn tensors go. As published, seeds count modulo 2^32.
+
+        Settings, flags and calls refuse seeds from there on, so that no two seeds are one.
+        """
+        self.generators = [torch.Generator().manual_seed(int(seed) % SEED_LIMIT) for seed in seeds]
         self.device = device
 
     def randn(self, shape: Sequence[int]) -> Tensor:

@@ -34,6 +34,7 @@ from tools.plots import draw_histograms
 from utils.base.files import write_csv, write_json
 from utils.base.text_table import aligned
 from utils.config.command_line import HelpFormatter, add_config_option
+from utils.config.parsing import parse_seed
 from utils.data.embeddings import some_samples
 from utils.evaluation.plots import save_plot, style_axis
 from utils.pretrained.chosen_config import load_chosen_config
@@ -56,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     add("--embeddings", type=Path, help="database of embeddings; None = the config's")
     add("--dim", type=int, help="measure random unit vectors of this dimension; None = a database")
     add("--num", type=int, default=10_000, help="largest number of embeddings")
-    add("--seed", type=int, default=0, help="seed that draws embeddings and perturbations")
+    add("--seed", type=parse_seed, default=0, help="seed that draws embeddings and perturbations")
     add("--out", type=Path, default=Path("results/angle"), help="folder to write into")
     return parser.parse_args()
 

@@ -37,6 +37,7 @@ from tools.plots import draw_histograms, draw_shares_above
 from utils.base.files import write_csv, write_json
 from utils.base.text_table import aligned
 from utils.config.command_line import HelpFormatter, add_config_option
+from utils.config.parsing import parse_seed
 from utils.data.lmdb_reader import LMDBReader
 from utils.evaluation.plots import save_plot, style_axis
 from utils.pretrained.chosen_config import load_chosen_config
@@ -71,7 +72,7 @@ def parse_args() -> argparse.Namespace:
     )
     add(
         "--seed",
-        type=int,
+        type=parse_seed,
         default=0,
         help="seed that draws samples, texts, pairs and perturbations",
     )

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, urlencode
 import numpy as np
 import torch
 
+from models.choices import SEED_LIMIT
 from models.samplers import nfe
 from utils.base.errors import UserError, short_repr
 from utils.config.parsing import parse_scale
@@ -72,7 +73,7 @@ class Order:
                 raise UserError(f"{key} is given twice; give it once")
         once = dict(pair for pair in pairs if pair[0] in ONCE)
         num = _whole("num", once.pop("num", "1"), 1, limits.pictures)
-        seed = _whole("seed", once.pop("seed", "0"), 0, 2**32 - num)
+        seed = _whole("seed", once.pop("seed", "0"), 0, SEED_LIMIT - num)
         steps = once.pop("interpolate", None)
         between = _whole("interpolate", steps, 2, limits.pictures) if steps is not None else None
         sampling: dict[str, Any] = dict(once)

@@ -27,13 +27,20 @@ def save_png(path: Path, pixels: np.ndarray) -> None:
     path.write_bytes(content)
 
 
+def seed_of(text: str) -> int:
+    """Return a seed; argparse refuses other texts, and seeds of 2^32 and above."""
+    if not text.isdecimal() or len(text) > 10 or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text}: should be a whole number below 2^32")
+    return int(text)
+
+
 def main() -> None:
     """Draw every prompt with every seed, and write <number of the prompt>_<seed>.png."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("prompts", nargs="+", help="what to draw")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
+    parser.add_argument("--seeds", nargs="+", type=seed_of, default=[0], help="default: 0")
     parser.add_argument("--out", type=Path, default=Path("faces"), help="folder; default: faces")
     args = parser.parse_args()
     started = time.perf_counter()

@@ -1,6 +1,7 @@
 """The command-line arguments that all scripts share, and the style of their help."""
 
 import argparse
+import re
 from collections.abc import Sequence
 
 from utils.config.parsing import path_or_none
@@ -36,6 +37,8 @@ def add_config_option(
             type=path_or_none,
             help="folder of a training, whose config is used; None = no training",
         )
+    # argparse alone takes `-1,2` and `-1e6` for options, and asks for a value before them.
+    parser._negative_number_matcher = re.compile(r"-\.?\d")
     about = f"{about}, or a checkpoint that holds its config; None = {instead}"
     parser.add_argument("--config", help=about)
 

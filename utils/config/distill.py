@@ -2,7 +2,7 @@
 
 from pydantic import PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
-from utils.config.fields import LocalPath, NoiseLevels, Section, SigmaRange
+from utils.config.fields import Guidance, LocalPath, NoiseLevels, Section, SigmaRange
 
 
 class Distill(Section):
@@ -15,7 +15,7 @@ class Distill(Section):
     # Noise levels of the student, the highest first; null = a plain training. A step to 0 comes
     # after the last one.
     sigmas: NoiseLevels | None = None
-    cfg_scale: float | None = None  # the teacher's guidance scale, which the student learns
+    cfg_scale: Guidance | None = None  # the teacher's guidance scale, which the student learns
     guidance_interval: SigmaRange | None = None  # of the teacher
     teacher_steps: PositiveInt = 6  # of DPM-Solver++(2M), from each of these levels to the next
     sigma_min: PositiveFloat = 0.02  # the teacher's last noise level before 0

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -14,16 +15,27 @@ from pydantic import (
     PositiveInt,
 )
 
+from models.choices import SEED_LIMIT
 from models.noise_levels import descending
+from utils.config.parsing import MOST_GUIDANCE
 
 
 def _from_home(path: Path) -> Path:
     return Path(os.path.expanduser(path))  # Path's own method fails for an unknown user
 
 
+def _no_switch(value: Any) -> Any:
+    """Raise ValueError for true and false, which are numbers to Python."""
+    if isinstance(value, bool):
+        raise ValueError(f"should be a whole number, got {value}")
+    return value
+
+
 LocalPath = Annotated[Path, AfterValidator(_from_home)]  # relative to the current directory
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, BeforeValidator(_no_switch), Field(ge=0, lt=SEED_LIMIT)]  # of random numbers
+Guidance = Annotated[float, Field(ge=-MOST_GUIDANCE, le=MOST_GUIDANCE)]
 SamplerSteps = Annotated[PositiveInt, Field(le=10_000)]  # more would only fill memory with levels
 Amp = Literal["bf16", "fp16", "no"]  # autocast of a network; no = float32
 Precision = Literal["float32", "bf16", "fp16"]  # of a network's weights

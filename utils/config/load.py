@@ -13,11 +13,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from utils.base.errors import UserError
+from utils.base.errors import UserError, short_repr
 from utils.config.faults import all_keys, fault_line, suggestion
 from utils.config.published_keys import replace_none_words, translate_published_keys
 from utils.config.raw_values import get_value, set_value
 from utils.config.schema import Config
+from utils.config.text_keys import is_text, keep_text, may_be_null
 from utils.config.yaml_files import forget_replaced, load_yaml, read_yaml
 
 
@@ -31,7 +32,8 @@ def load_config(
 
     Args:
         path: the YAML file; `base: other.yaml` in it starts from another file, relative to it.
-        overrides: texts `section.key=value`, e.g. `train.lr=5e-5`; the value is YAML.
+        overrides: texts `section.key=value`, e.g. `train.lr=5e-5`; the value is YAML, but for keys
+            of text or path, which take all that follows the first `=` as it is.
         require: keys that the caller cannot work without, e.g. `("data.root",)`.
         flags: command-line flag → keys and values that it sets, e.g. `{"--tag": {"log.tag": "x"}}`.
 
@@ -67,14 +69,26 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         section, dot, name = key.strip().partition(".")
         if not (equals and dot and section and name) or "." in name:
             hint = suggestion(key, all_keys())
-            raise UserError(f"override {text!r}: should look like section.key=value{hint}")
+            raise UserError(
+                f"override {short_repr(text)}: should look like section.key=value{hint}"
+            )
         try:
-            parsed = load_yaml(value)
+            parsed = _read_value(f"{section}.{name}", value)
         except yaml.YAMLError as error:
-            raise UserError(f"override {text!r}: the value is not valid YAML") from error
+            raise UserError(f"override {short_repr(text)}: the value is not valid YAML") from error
         set_value(raw, f"{section}.{name}", parsed)
         overridden[f"{section}.{name}"] = "override"
     return overridden
+
+
+def _read_value(key: str, text: str) -> Any:
+    """Return the value of an override: the text itself for keys of text or path, else YAML.
+
+    Nothing, and the word null, mean null where the key may be null; `replace_none_words` adds None.
+    """
+    if is_text(key):
+        return None if may_be_null(key) and text in ("", "null") else text
+    return load_yaml(text, lambda node: keep_text(node, key))
 
 
 def _apply_flags(

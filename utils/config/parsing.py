@@ -7,9 +7,11 @@ import os
 import re
 from pathlib import Path
 
-from utils.base.errors import UserError
+from models.choices import SEED_LIMIT
+from utils.base.errors import UserError, short_repr
 
 MOST_SEEDS = 10_000_000  # in one range; a longer one is a slip of the pen
+MOST_GUIDANCE = 1e6  # of either sign; beyond it float32 overflows to black images
 
 
 def text_or_none(text: str) -> str | None:
@@ -26,7 +28,7 @@ def step_or_none(text: str) -> int | None:
     """Return a training step, or None for the word None; raise UserError for other texts."""
     if text == "None":
         return None
-    if not text.isdigit():
+    if not text.isdecimal():
         raise UserError(f"step {text!r}: should be a whole number or None")
     return int(text)
 
@@ -49,12 +51,31 @@ def parse_seeds(text: str) -> list[int]:
     """
     seeds: dict[int, None] = {}
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,20})(?:\s*-\s*(\d{1,20}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not first <= last < 2**32 or last - first >= MOST_SEEDS:
-            raise UserError(f"seeds {text!r}: should look like 0-63,100, each below 2^32")
+        if not first <= last < SEED_LIMIT or last - first >= MOST_SEEDS:
+            raise UserError(f"seeds {short_repr(text)}: should look like 0-63,100, each below 2^32")
         seeds.update(dict.fromkeys(range(first, last + 1)))
     return list(seeds)
+
+
+def parse_seed(text: str) -> int:
+    """Return a seed; raise UserError for other texts, and for seeds of 2^32 and above."""
+    if not re.fullmatch(r"\d{1,20}", text) or int(text) >= SEED_LIMIT:
+        raise UserError(
+            f"seed {short_repr(text)}: should be a whole number from 0 to {SEED_LIMIT - 1}"
+        )
+    return int(text)
+
+
+def seeds_from(first: int, count: int) -> range:
+    """Return `count` seeds from `first` on; raise UserError if they do not end below 2^32."""
+    if not 0 <= first <= SEED_LIMIT - count:
+        raise UserError(
+            f"seeds {first} and the {count - 1} after it: should be whole numbers from 0 to "
+            f"{SEED_LIMIT - 1}; begin with a lower seed"
+        )
+    return range(first, first + count)
 
 
 def parse_scale(text: str) -> float | None:
@@ -68,6 +89,9 @@ def parse_scale(text: str) -> float | None:
         scale = float(text)
     except ValueError:
         scale = math.nan
-    if not math.isfinite(scale):
-        raise UserError(f"guidance scale {text!r}: should be a number or None")
+    if not abs(scale) <= MOST_GUIDANCE:
+        raise UserError(
+            f"guidance scale {short_repr(text)}: should be a number or None, and a number at most "
+            f"{MOST_GUIDANCE:g} of either sign"
+        )
     return scale

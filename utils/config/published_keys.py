@@ -8,6 +8,7 @@ from typing import Any
 from utils.base.errors import note, short_repr
 from utils.config.raw_values import remove, section_of
 from utils.config.sections import Model
+from utils.config.text_keys import is_text, may_be_null
 
 # Published sections and keys that have no effect here.
 WITHOUT_EFFECT = (
@@ -21,9 +22,15 @@ WITHOUT_EFFECT_ANYWHERE = ("truncation",)  # keys without effect in every sectio
 
 
 def replace_none_words(raw: dict[str, Any]) -> None:
-    """Replace the word None by null, in place: published configs write None, a string in YAML."""
-    for section in filter(lambda s: isinstance(s, dict), raw.values()):
-        section.update({k: None for k, v in section.items() if v == "None"})
+    """Replace the word None by null, in place: published configs write None, a string in YAML.
+
+    A text that may not be null is the word.
+    """
+    for name in raw:
+        section = section_of(raw, name)
+        for key in [key for key, value in section.items() if value == "None"]:
+            if may_be_null(f"{name}.{key}") or not is_text(f"{name}.{key}"):
+                section[key] = None
 
 
 def translate_published_keys(raw: dict[str, Any], source: str) -> list[str]:

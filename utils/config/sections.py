@@ -34,12 +34,14 @@ from utils.config.fields import (
     Amp,
     BelowOne,
     Fraction,
+    Guidance,
     LocalPath,
     NoiseLevels,
     Precision,
     SamplerSteps,
     SamplingPreset,
     Section,
+    Seed,
     SigmaRange,
     amp_name,
     in_order,
@@ -150,7 +152,7 @@ class Train(Section):
     # Limits the half-life of the average to this fraction of the images seen, so that a short run
     # does not average its random start; null = ema_decay from the first step, as published.
     ema_rampup: PositiveFloat | None = 0.1
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     num_workers: NonNegativeInt = 0  # threads that read batches ahead; 0 = one
     # Compiles the blocks; auto = if there is a compiler. Equal results, minutes of start-up.
     compile: bool | Literal["auto"] = False
@@ -185,7 +187,7 @@ class Eval(Section):
     class_idx: NonNegativeInt | None = None  # class to draw; null = a random one for each seed
     variety_captions: NonNegativeInt = 0  # captions drawn with several seeds each; 0 = none
     variety_seeds: int = Field(16, ge=2)  # images of each of these captions
-    cfg_scales: list[float | None] = []  # guidance scales; empty = sampling.cfg_scale
+    cfg_scales: list[Guidance | None] = []  # guidance scales; empty = sampling.cfg_scale
     num_steps: list[SamplerSteps] = []  # noise levels of the sampler; empty = sampling.num_steps
     solvers: list[Solver] = []  # empty = sampling.solver
     save_images: Literal["png", "npz"] | None = None  # keeps all images; null = the first few
@@ -210,7 +212,7 @@ class Prior(Section):
     batchsize: PositiveInt = 256
     max_num_steps: PositiveInt = 4000
     lr: PositiveFloat = 2e-3
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
     @field_validator("levels")
     @classmethod
@@ -298,7 +300,7 @@ class Sampling(Section):
     preset: SamplingPreset = "paper"  # sets the keys that SAMPLING_PRESETS lists
     solver: Solver = "heun"
     num_steps: SamplerSteps = 40
-    cfg_scale: float | None = None  # guidance scale; null = conditional only
+    cfg_scale: Guidance | None = None  # guidance scale; null = conditional only
     # How freely seeds fill in what a condition leaves open: 0 = literal, all seeds have one
     # condition; 1 = as open as the condition is. Above 0 it needs encoders.prior.
     freedom: NonNegativeFloat = 0.0
@@ -306,7 +308,7 @@ class Sampling(Section):
     guidance_interval: SigmaRange | None = None
     amp: Annotated[Amp, BeforeValidator(amp_name)] = "no"
     compile: bool | Literal["auto"] = False  # compiles the network; auto = if there is a compiler
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     # Range of the noise levels; null = the discretization's own, which is 0.002 to 80 for edm.
     sigma_min: PositiveFloat | None = None
     sigma_max: PositiveFloat | None = None

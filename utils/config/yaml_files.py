@@ -1,7 +1,7 @@
 """YAML files of configurations: plain values, and other files that a file starts from (`base:`)."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import yaml
 from utils.base.errors import UserError, one_line, short_repr
 from utils.config.raw_values import section_of
 from utils.config.sections import SAMPLING_PRESETS
+from utils.config.text_keys import keep_text
 
 BASE = "base"  # the key that names the file to start from
 
@@ -30,10 +31,18 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_yaml(text: str) -> Any:
-    """Return the plain values of a YAML text; raise YAMLError for every fault."""
+def load_yaml(text: str, prepare: Callable[[yaml.Node], None] = lambda _: None) -> Any:
+    """Return the plain values of a YAML text; raise YAMLError for every fault.
+
+    prepare: may change the node of the whole text before its values are made.
+    """
     try:
-        return yaml.load(text, _UniqueKeyLoader)
+        loader = _UniqueKeyLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        prepare(node)
+        return loader.construct_document(node)
     except RecursionError as error:
         raise yaml.MarkedYAMLError(problem="it is nested too deeply") from error
     except (ValueError, TypeError) as error:  # e.g. a date that does not exist
@@ -68,10 +77,17 @@ def _base_of(value: Any, file: Path, seen: list[Path]) -> Path:
     return base
 
 
+def _keep_texts(root: yaml.Node) -> None:
+    """Make plain words text at every key of type text or path of a configuration's node."""
+    for section, keys in root.value if isinstance(root, yaml.MappingNode) else ():
+        for name, value in keys.value if isinstance(keys, yaml.MappingNode) else ():
+            keep_text(value, f"{section.value}.{name.value}")
+
+
 def _read_file(path: Path, hint: str) -> dict[str, Any]:
     """Return the sections of one file; `hint` ends the message if it cannot be read."""
     try:
-        raw = load_yaml(path.read_text(encoding="utf-8"))
+        raw = load_yaml(path.read_text(encoding="utf-8"), _keep_texts)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {hint}") from error
     except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from models.edm import EDMPrecond
 from models.samplers import SeededNoise
 from utils.base.errors import UserError
-from utils.config.parsing import parse_seeds
+from utils.config.parsing import parse_seeds, seeds_from
 from utils.config.schema import Config
 from utils.evaluation.judge import Judge
 from utils.sampling.conditions import caption_conditions
@@ -35,7 +35,7 @@ def seeds_to_judge(config: Config) -> Sequence[int]:
     """Return the seeds of `eval.fid_sample_size` images.
 
     Raises UserError if that is below two, `eval.seeds` lists fewer seeds, or `CaptionVariety` asks
-    for more of them.
+    for more of them, or a seed is not below 2^32.
     """
     first, count = config.sampling.seed, config.eval.fid_sample_size
     if count < 2:
@@ -44,7 +44,7 @@ def seeds_to_judge(config: Config) -> Sequence[int]:
         if (wanted := getattr(config.eval, key)) > count:
             raise UserError(f"eval.{key}: {wanted} is more than eval.fid_sample_size={count}")
     if config.eval.seeds is None:
-        return range(first, first + count)
+        return seeds_from(first, count)
     seeds = parse_seeds(config.eval.seeds)
     if len(seeds) < count:
         raise UserError(

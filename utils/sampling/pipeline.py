@@ -231,7 +231,7 @@ class TextToFacePipeline(DiffusionPipeline):
         if generator is not None:
             first = [g.initial_seed() for g in _listed(generator)]
             more = range(num_images_per_prompt)
-            seeds = first if len(first) > 1 else [(first[0] + n) % 2**32 for n in more]
+            seeds = first if len(first) > 1 else [first[0] + n for n in more]
         is_shown = not getattr(self, "_progress_bar_config", {}).get("disable", False)
         options = {"progress": is_shown, "num": num_images_per_prompt, "seeds": seeds, **options}
         images: Any = self.faces().draw(sources, **options).images

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from models.choices import SEED_LIMIT
 from models.edm import EDMPrecond
 from models.embedding_prior import EmbeddingPrior
 from utils.base.errors import UserError, short_repr
 from utils.base.progress import progress as progress_bar
 from utils.config.load import config_from_dict
-from utils.config.parsing import parse_seeds
+from utils.config.parsing import parse_seeds, seeds_from
 from utils.config.schema import Config
 from utils.config.sections import Sampling
 from utils.data.derived_sizes import with_derived_sizes
@@ -247,9 +248,9 @@ def chosen_seeds(
     if seeds is None:
         if not 1 <= num <= MOST_PICTURES:
             raise UserError(f"num is {num}; should be at least 1 and at most {MOST_PICTURES}")
-        return list(range(sampling.seed, sampling.seed + num))
+        return list(seeds_from(sampling.seed, num))
     given = [seeds] if isinstance(seeds, int) else list(seeds)
     chosen = [int(seed) for seed in given if isinstance(seed, Integral)]
-    if not chosen or len(chosen) < len(given) or not 0 <= min(chosen) <= max(chosen) < 2**32:
+    if not chosen or len(chosen) < len(given) or not 0 <= min(chosen) <= max(chosen) < SEED_LIMIT:
         raise UserError(f"seeds {short_repr(seeds)}: should be whole numbers from 0 to 2^32 - 1")
     return chosen

@@ -9,6 +9,7 @@ import torch
 
 from models.edm import EDMPrecond
 from models.embedding_prior import EmbeddingPrior
+from utils.config.parsing import seeds_from
 from utils.config.schema import Config
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.make_commands import naming_commands
@@ -39,6 +40,8 @@ class SampleGrid:
         self.conds, self.captions, self.prior = conds, captions, prior
         # Raises now rather than at the first checkpoint.
         sampler_settings(config.sampling, config.distill.sigmas)
+        count = config.log.num_samples if conds is None else len(conds)
+        self.seeds = seeds_from(config.sampling.seed, count)
         amp = best_amp(config.train.amp)
         self.sampling = config.sampling.model_copy(update={"amp": amp})
 
@@ -73,12 +76,11 @@ class SampleGrid:
 
         weights: says which weights `denoiser` holds; it stands in the title.
         """
-        count = self.config.log.num_samples if self.conds is None else len(self.conds)
         batches = generate(
             denoiser,
             self.autoencoder,
             self.conds,
-            range(self.sampling.seed, self.sampling.seed + count),
+            self.seeds,
             self.sampling,
             prior=self.prior,
             batch_size=self.config.eval.batchsize,
