@@ -43,7 +43,7 @@ def test_integer_stems_are_ordered_by_value_across_folders(tmp_path):
 
 
 def test_other_and_hidden_files_are_not_images(tmp_path):
-    touch(tmp_path, "1.png", "1.txt", "._1.png", ".cache/2.png", "notes.gif")
+    touch(tmp_path, "1.png", "1.txt", "._1.png", ".cache/2.png", "notes.md")
     assert [p.name for p in paths_in(tmp_path)] == ["1.png"]
 
 

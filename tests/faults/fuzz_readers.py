@@ -24,12 +24,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
 
 from conftest import draw_face
+from image_files import icc_profile
 from tiny import make_tiny_checkpoint, make_tiny_config
 
 from models.weights import read_tensors
@@ -41,7 +42,12 @@ from utils.data.name_lists import read_names
 from utils.evaluation.references import load_stats
 from utils.pretrained.denoisers import export_safetensors, load_denoiser
 
-IMAGES = ["png", "jpg", "webp", "tif"]
+IMAGES = {
+    "png": "PNG", "jpg": "JPEG", "mpo": "MPO", "webp": "WEBP", "tif": "TIFF", "gif": "GIF",
+    "bmp": "BMP", "avif": "AVIF", "jp2": "JPEG2000",
+}  # fmt: skip
+HEAD = 1500  # bytes of an image in which most of what is beside the pixels stands
+IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8", b"RIFF", b"II*", b"GIF", b"BM", b"\0\0\0")
 MEMORY = 8 << 30  # bytes that a reader may take
 TOKENS = [
     b"\x00", b"\xff", b"\n", b"\xc2\x85", b"\xe2\x80\xa8", b"'", b'"', b"|", b"%", b"R.", b"None",
@@ -74,6 +80,15 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
+def damaged_head(content: bytes, rng: random.Random) -> bytes:
+    """Return the content with a few bytes of its head changed."""
+    data = bytearray(content)
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        at = rng.randrange(min(len(data), HEAD))
+        data[at] = rng.choice([0, 255, data[at] ^ 1 << rng.randrange(8), rng.randrange(256)])
+    return bytes(data)
+
+
 def damaged_inside(content: bytes, rng: random.Random) -> bytes:
     """Return a valid zip archive in which one member is damaged."""
     out = io.BytesIO()
@@ -89,8 +104,27 @@ def damaged_inside(content: bytes, rng: random.Random) -> bytes:
 
 def damaged_file(content: bytes, rng: random.Random) -> bytes:
     """Return the content damaged anywhere; of zip archives more often inside one member."""
+    if content.startswith(IMAGE_STARTS) and rng.random() < 0.7:
+        return damaged_head(content, rng)
     is_zip = zipfile.is_zipfile(io.BytesIO(content))
     return (damaged_inside if is_zip and rng.random() < 0.7 else damaged)(content, rng)
+
+
+def write_images(folder: Path) -> None:
+    """Write `face` in every format, with all that may stand beside the pixels."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "maker" * 4, 72.0
+    exif.get_ifd(0x8769)[0x9003] = "2020:01:01 00:00:00"
+    exif.get_ifd(0x8825)[2] = (1.0, 2.0, 3.0)
+    xmp = b'<rdf:Description xmlns:tiff="t" tiff:Orientation="6"/>'
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp.decode(), zip=True)
+    text.add(b"gAMA", (100_000).to_bytes(4, "big"))
+    more = {"exif": exif, "icc_profile": icc_profile("Display P3"), "xmp": xmp, "pnginfo": text}
+    frames = {"save_all": True, "append_images": [draw_face(4, 24)]}
+    for suffix, form in IMAGES.items():
+        options = more | (frames if form in ("MPO", "GIF") else {}) | {"comment": "a face"}
+        draw_face(3, 24).save(folder / f"face.{suffix}", form, **options)
 
 
 def make_readers(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object], type[Exception]]]:
@@ -106,10 +140,7 @@ def make_readers(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]
     (folder / "names.pickle").write_bytes(pickle.dumps(["1.jpg", "2.jpg", "3.jpg"] * 3, 2))
     (folder / "names.json").write_text('["1.jpg", "2.jpg"]')
     (folder / "names.txt").write_text("1.jpg\n2.jpg\n")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the photo is turned by 90 degrees
-    for suffix in IMAGES:
-        draw_face(3, 24).save(folder / f"face.{suffix}", exif=exif)
+    write_images(folder)
     published = ROOT / "configs" / "main_config" / "train" / "celeb_t2f_gaus1.2.yaml"
     return {
         "config": (folder / "config.yaml", load_config, UserError),

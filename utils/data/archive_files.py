@@ -10,6 +10,8 @@ read at once.
 from __future__ import annotations
 
 import os
+import posixpath
+import stat
 import struct
 import tarfile
 import zipfile
@@ -20,10 +22,15 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from utils.base.errors import UserError, refusing
+from utils.data.file_names import BROKEN_LINK, LISTED_ALREADY, NO_FILE, LeftOut
+from utils.data.folder_files import list_folder
 
 ARCHIVES = {".zip", ".tar"}
 COMPRESSED_TARS = {".tgz", ".gz", ".bz2", ".xz", ".zst"}  # cannot be read from the middle
 MOST_BYTES = 1 << 30  # size of the largest file that is read from an archive
+MOST_LINKS = 40  # from one to the next, as Linux follows them
+MOST_PATH = 4096  # bytes of a link's target
+SPECIAL_FILES = {stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK}
 ZIP_HEADER = struct.Struct("<4s22xHH")  # of a member: signature, lengths of its name and extras
 
 
@@ -37,40 +44,43 @@ class Member(NamedTuple):
     crc: int | None  # of the content; tars have none
 
 
-def list_files(folder: str | Path, suffixes: Collection[str], what: str) -> dict[str, Path]:
+def list_files(
+    folder: str | Path, suffixes: Collection[str], what: str, beside: Collection[str] = ()
+) -> dict[str, Path]:
     """List the files below `folder` with one of the `suffixes` (lower case): name -> path.
 
-    A name is the path below the folder, or below its shard. Hidden files are left out. `what` names
-    the kind of folder in messages. Raises a UserError if there is no folder, if an archive is
-    damaged, or if two shards hold a file of the same name.
+    A name is the path below the folder, or below its shard. `what` names the kind of folder in
+    messages. A note says what is left out and why; files with a suffix of `beside` may lie among
+    the others, and need no word. Raises a UserError if there is no folder, if a folder in it cannot
+    be read, if an archive is damaged, or if two shards hold a file of the same name.
     """
-    folder = Path(folder)
+    folder, left_out = Path(folder), LeftOut(suffixes, beside)
     if archive := archive_of(folder):
         inside = folder.relative_to(archive).as_posix()
-        return _list_archive(archive, suffixes, "" if inside == "." else f"{inside}/")
-    if not folder.is_dir():
+        found = _list_archive(archive, "" if inside == "." else f"{inside}/", left_out)
+    elif not folder.is_dir():
         hint = ""
         if COMPRESSED_TARS & set(folder.suffixes) and folder.is_file():
             hint = "; decompress it to a plain .tar"
         raise UserError(f"{folder}: there is no {what} folder, .zip or .tar{hint}")
-    return _list_folder(folder, suffixes) or _list_shards(folder, suffixes)
-
-
-def _list_folder(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = [Path(parent, name) for name in files if _is_wanted(name, suffixes)]
-        found |= {path.relative_to(folder).as_posix(): path for path in paths}
+    else:
+        found = list_folder(folder, left_out)
+        if not found:
+            shards_left_out = LeftOut(suffixes, beside)
+            if found := _list_shards(folder, shards_left_out):
+                left_out = shards_left_out
+    left_out.say(folder, list(found), what)
     return found
 
 
-def _list_shards(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
+def _list_shards(folder: Path, left_out: LeftOut) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for archive in sorted(folder.iterdir()):
         if archive_of(archive) != archive or archive.name.startswith("."):
+            if not archive.is_dir():
+                left_out.is_wanted(archive.name)
             continue
-        members = _list_archive(archive, suffixes, "")
+        members = _list_archive(archive, "", left_out)
         if twice := found.keys() & members.keys():
             name = min(twice)
             raise UserError(
@@ -81,19 +91,18 @@ def _list_shards(folder: Path, suffixes: Collection[str]) -> dict[str, Path]:
     return found
 
 
-def _list_archive(archive: Path, suffixes: Collection[str], inside: str) -> dict[str, Path]:
+def _list_archive(archive: Path, inside: str, left_out: LeftOut) -> dict[str, Path]:
+    """List the files below a folder of an archive; `inside` is that folder's path and a slash."""
+    index = _members(archive)
+    for name, reason in index.others.items():
+        if name.startswith(inside) and not left_out.is_foreign(name.removeprefix(inside)):
+            left_out.add(reason, f"{archive.name}/{name}")
+    names = (name for name in index.members if name.startswith(inside))
     return {
         name.removeprefix(inside): archive / name
-        for name in _members(archive)
-        if name.startswith(inside) and _is_wanted(name, suffixes)
+        for name in names
+        if left_out.is_wanted(name.removeprefix(inside))
     }
-
-
-def _is_wanted(name: str, suffixes: Collection[str]) -> bool:
-    """Return True if a file has one of the suffixes and no part of its path is hidden."""
-    parts = name.split("/")
-    is_hidden = any(part.startswith(".") for part in parts) or parts[0] == "__MACOSX"
-    return not is_hidden and PurePosixPath(name).suffix.lower() in suffixes
 
 
 def archive_of(path: Path) -> Path | None:
@@ -109,7 +118,7 @@ def read_bytes(path: Path) -> bytes:
     archive = archive_of(path)
     if archive is None or archive == path:
         return path.read_bytes()
-    member = _members(archive).get(path.relative_to(archive).as_posix())
+    member = _members(archive).members.get(path.relative_to(archive).as_posix())
     if member is None:
         raise FileNotFoundError(f"not in {archive.name}")
     if member.size > MOST_BYTES:
@@ -132,27 +141,65 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def _members(archive: Path) -> dict[str, Member]:
+class Index(NamedTuple):
+    """What an archive holds."""
+
+    members: dict[str, Member]  # its files
+    others: dict[str, str]  # what is no file, but looks like one in a folder -> reason
+
+
+def _members(archive: Path) -> Index:
     state = archive.stat()
     return _read_index(archive, state.st_size, state.st_mtime_ns)
 
 
 @cache
-def _read_index(archive: Path, size: int, changed: int) -> dict[str, Member]:
+def _read_index(archive: Path, size: int, changed: int) -> Index:
     """List the files of an archive; `size` and `changed` make the cache miss when it changes."""
     kind = archive.suffix[1:].lower()
+    members: dict[str, Member] = {}
+    links: dict[str, str] = {}  # name -> name that it leads to
+    others: dict[str, str] = {}
     with refusing(f"{archive}: not a readable {kind} archive; copy or download it again"):
-        members = (_read_zip if kind == "zip" else _read_tar)(archive)
-    if unsafe := [name for name in members if ".." in name.split("/")]:
+        (_read_zip if kind == "zip" else _read_tar)(archive, members, links, others)
+    if unsafe := [name for name in (*members, *links) if ".." in name.split("/")]:
         raise UserError(f"{archive}: holds {unsafe[0]!r}, a name that leads out of the archive")
-    return members
+    folders = {parent.as_posix() for name in members for parent in PurePosixPath(name).parents}
+    for name in links:
+        target = _follow(name, links, members)
+        if target in members:
+            members[name] = members[target]
+        else:
+            others[name] = LISTED_ALREADY if target in folders else BROKEN_LINK
+    return Index(members, others)
 
 
-def _read_zip(archive: Path) -> dict[str, Member]:
-    members = {}
+def _follow(name: str, links: dict[str, str], members: dict[str, Member]) -> str:
+    """Return the name to which a name leads, through links of files and of folders."""
+    for _ in range(MOST_LINKS):
+        parts = name.split("/")
+        heads = ("/".join(parts[:i]) for i in range(1, len(parts) + 1))
+        head = next((head for head in heads if head in links and head not in members), None)
+        if head is None:
+            return name
+        name = posixpath.normpath(links[head] + name.removeprefix(head))
+    return name
+
+
+def _read_zip(
+    archive: Path, members: dict[str, Member], links: dict[str, str], others: dict[str, str]
+) -> None:
+    """Add the files, links and other members of a zip."""
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
+            name, mode = _plain(info.filename), info.external_attr >> 16
             if info.is_dir():
+                continue
+            if stat.S_ISLNK(mode) and info.file_size <= MOST_PATH:
+                links[name] = _target(name, os.fsdecode(file.read(info)))
+                continue
+            if stat.S_IFMT(mode) in SPECIAL_FILES:
+                others[name] = NO_FILE
                 continue
             deflated = info.compress_type == zipfile.ZIP_DEFLATED
             if info.flag_bits & 1 or not (deflated or info.compress_type == zipfile.ZIP_STORED):
@@ -160,19 +207,33 @@ def _read_zip(archive: Path) -> dict[str, Member]:
                     f"{archive}: {info.filename} is encrypted, or compressed by another method "
                     "than deflate; make the archive again, stored or deflated"
                 )
-            members[_plain(info.filename)] = Member(
+            members[name] = Member(
                 info.header_offset, info.compress_size, info.file_size, deflated, info.CRC
             )
-    return members
 
 
-def _read_tar(archive: Path) -> dict[str, Member]:
+def _read_tar(
+    archive: Path, members: dict[str, Member], links: dict[str, str], others: dict[str, str]
+) -> None:
+    """Add the files, links and other members of a tar."""
     with tarfile.open(archive, "r:") as file:
-        return {
-            _plain(info.name): Member(info.offset_data, info.size, info.size, False, None)
-            for info in file
-            if info.isreg()
-        }
+        for info in file:
+            name = _plain(info.name)
+            if info.issym():
+                links[name] = _target(name, info.linkname)
+            elif info.islnk():
+                links[name] = _plain(info.linkname)
+            elif info.issparse():
+                raise UserError(f"{archive}: {name} is sparse; make the archive again without -S")
+            elif info.isreg():
+                members[name] = Member(info.offset_data, info.size, info.size, False, None)
+            elif not info.isdir():
+                others[name] = NO_FILE
+
+
+def _target(name: str, link: str) -> str:
+    """Return where a link inside an archive leads: a member's name if it stays inside."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(name), link))
 
 
 def _plain(name: str) -> str:

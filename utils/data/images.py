@@ -4,24 +4,44 @@ A sample's index is its position in `list_images(folder)`. Everything that is co
 (latents, embeddings, statistics) uses this order. A folder may be an archive, see archive_files.py.
 """
 
+import importlib
+import importlib.util
 import io
 import re
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from utils.base.errors import UserError
+from utils.base.errors import UserError, one_line
 from utils.base.read_ahead import read_ahead
 from utils.data.archive_files import list_files, read_bytes
+from utils.data.folder_files import natural
+from utils.data.image_metadata import ORIENTATION, orientation_of, take_apart
+from utils.data.image_pixels import to_rgb
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
+SUFFIXES |= {".jpe", ".jfif", ".mpo", ".apng", ".avif", ".gif", ".bmp", ".dib"}
+SUFFIXES |= {".jp2", ".j2k", ".jpx", ".jpf", ".j2c"}
+HEIF_SUFFIXES = {".heic", ".heif"}  # read where the package pillow-heif is installed
 
 # Contents that are decoded, whatever the suffix. Pillow starts programs for some others (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000")
+MOST_PIXELS = 500_000_000  # of an image: some 2 GB while it is decoded
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 LONGEST = 16  # times the short side: the ends of a longer strip are cut off before scaling
 
 
@@ -42,30 +62,39 @@ class Sample(NamedTuple):
 
 
 def list_images(folder: str | Path) -> list[Sample]:
-    """List all jpg, jpeg, png, webp, tif and tiff files below `folder` in natural order.
+    """List all images below `folder` in natural order, by their suffixes.
 
-    Hidden files are left out. Numbers inside the relative path count as numbers (`2.jpg` before
-    `10.jpg`); if every stem is an integer, those integers alone decide. Raises a UserError if there
-    is no folder or no image.
+    Numbers inside the relative path count as numbers (`2.jpg` before `10.jpg`); if every stem is an
+    integer, those integers alone decide. A note says what was left out, see `list_files`. Raises a
+    UserError if there is no folder or no image.
     """
-    found = list_files(folder, SUFFIXES, "image")
+    found = list_files(folder, _suffixes(), "image", beside={".txt"})
     if not found:
         raise UserError(
-            f"{folder}: no images in this folder (jpg, jpeg, png, webp, tif or tiff, at any depth)"
+            f"{folder}: no images in this folder (jpg, png, webp, tiff, avif, gif, bmp, jp2, "
+            "at any depth)"
         )
     samples = [
         Sample(str(PurePosixPath(file).with_suffix("")), found[file])
-        for file in sorted(found, key=_natural)
+        for file in sorted(found, key=natural)
     ]
     if all(re.fullmatch("[0-9]+", sample.path.stem) for sample in samples):
         samples.sort(key=lambda sample: int(sample.path.stem))
     return samples
 
 
-def _natural(text: str) -> tuple[list[str | int], str]:
-    """Return a sort key: text and numbers in turn, then the text itself (`1` is not `01`)."""
-    parts = re.split("([0-9]+)", text)
-    return [int(p) if i % 2 else p for i, p in enumerate(parts)], text
+def _suffixes() -> set[str]:
+    """Return the suffixes of images that can be decoded here."""
+    return SUFFIXES | (HEIF_SUFFIXES if "HEIF" in _formats() else set())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that are decoded here: HEIF too if its package is installed."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        return FORMATS
+    importlib.import_module("pillow_heif").register_heif_opener()
+    return (*FORMATS, "HEIF")
 
 
 def load_image(
@@ -93,9 +122,13 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     Raises whatever Pillow raises for a damaged file, and ValueError for values without known range.
     """
     image.load()
-    if image.format == "TIFF" and image.mode in ("F", "I"):
-        raise ValueError("32-bit or signed grey has no known range: save it as 8 or 16 bits")
-    return _to_rgb(ImageOps.exif_transpose(image))
+    orientation = image.info.get("orientation") or orientation_of(image.info)
+    if orientation is None:  # of an image that another program opened or changed
+        with suppress(Exception):
+            orientation = image.getexif().get(ORIENTATION)
+    upright = to_rgb(image)
+    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+    return upright if turn is None else upright.transpose(turn)
 
 
 @contextmanager
@@ -104,31 +137,49 @@ def opened_image(path: str | Path, content: bytes | None = None) -> Iterator[Ima
 
     content: what the file holds, if it is not to be read; `path` is then its name in messages.
 
-    Raise UnreadableImage if it is missing or broken.
+    Raise UnreadableImage if it is missing or broken, whatever the exception that Pillow raises.
     """
-    cause: Exception
     try:
-        file = io.BytesIO(read_bytes(Path(path)) if content is None else content)
-        with Image.open(file, formats=FORMATS) as image:
+        pixels, found = take_apart(read_bytes(Path(path)) if content is None else content)
+        with _without_limits, Image.open(io.BytesIO(pixels), formats=_formats()) as image:
+            image.info.update(found)
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels are over {MOST_PIXELS / 1e6:.0f} "
+                    "million: make it smaller"
+                )
             yield image
-            return
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UnreadableImage(f"{path}: there is no image of this name; check the path") from error
-    except UnidentifiedImageError as error:
-        reason, cause = "of no known format", error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason, cause = " ".join(str(error).split()) or type(error).__name__, error
-    raise UnreadableImage(f"{path}: unreadable image ({reason}); repair or remove it") from cause
+    except Exception as error:  # Pillow's readers raise exceptions of any type
+        is_unknown = isinstance(error, UnidentifiedImageError)
+        reason = "of no known format" if is_unknown else one_line(error)
+        message = f"{path}: unreadable image ({reason}); repair or remove it"
+        raise UnreadableImage(message) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        # Pillow clips 16-bit grey at 255 where it should scale.
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257 + 0.5).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+class _WithoutLimits:
+    """Lifts Pillow's limit of pixels, one for the whole process, while an image is read here."""
+
+    def __init__(self) -> None:
+        self._lock, self._readers, self._limit = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._readers:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if not self._readers:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_without_limits = _WithoutLimits()
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:

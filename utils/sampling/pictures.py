@@ -11,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from utils.base.errors import note
+from utils.data.archive_files import read_bytes
+from utils.data.image_metadata import texts_of_png
 from utils.data.images import Sample, list_images, opened_image
 
 GRID = "grid.png"  # t2f.py's overview of the pictures in a folder
@@ -40,12 +42,13 @@ def png_bytes(image: np.ndarray | Image.Image, text: Mapping[str, str] | None = 
 
 
 def png_text(path: str | Path) -> dict[str, str]:
-    """Return the text chunks of a PNG, or none for other formats.
+    """Return the text chunks of a PNG that can be read, or none for other formats.
 
-    Raises UnreadableImage if the file is damaged.
+    Raises UnreadableImage if the image is damaged.
     """
     with opened_image(path) as image:
-        return dict(getattr(image, "text", {}))
+        image.load()
+    return texts_of_png(read_bytes(Path(path)))
 
 
 def single_pictures(folder: Path) -> list[Sample]:

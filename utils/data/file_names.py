@@ -1,0 +1,110 @@
+"""Names of files: which count, which are left out and why, and when two are the same name."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+from utils.base.errors import note
+
+# Folders and files that storage devices and desktops keep beside images, above all thumbnails.
+SYSTEM_NAMES = {
+    "@eadir", "@recycle", "#recycle", "#snapshot", "__macosx", "lost+found", "$recycle.bin",
+    "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini",
+}  # fmt: skip
+HIDDEN, SYSTEM, NO_SUFFIX = "hidden", "of the system (thumbnails and the like)", "without suffix"
+NO_FILE, BROKEN_LINK = "no regular file(s)", "broken link(s)"
+LISTED_ALREADY = "link(s) to a folder that is listed already"
+MOST_REASONS = 8  # in a note
+
+
+def nfc(name: str) -> str:
+    """Return a name in Unicode's form NFC: macOS writes é as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def find_name(names: Collection[str], wanted: str) -> str | None:
+    """Return the one of `names` that is `wanted`, or else the only one that reads like it."""
+    if wanted in names:
+        return wanted
+    alike = _by_nfc(frozenset(names)).get(nfc(wanted), ())
+    return alike[0] if len(alike) == 1 else None
+
+
+@cache
+def _by_nfc(names: frozenset[str]) -> dict[str, list[str]]:
+    """Return the names by their form NFC."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(nfc(name), []).append(name)
+    return found
+
+
+def numbered(names: Iterable[str]) -> list[tuple[str, int]]:
+    """Return each name in NFC, with the number of equal ones before it: `a.jpg` and `a.png`."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in map(nfc, names):
+        found.append((name, seen[name]))
+        seen[name] += 1
+    return found
+
+
+class LeftOut:
+    """Files of a folder that do not count, by reason, for one note."""
+
+    def __init__(self, suffixes: Collection[str], beside: Collection[str] = ()) -> None:
+        """`suffixes`: of the files that count; `beside`: of those that may lie among them."""
+        self.suffixes, self.beside = suffixes, beside
+        self.by_reason: dict[str, set[str]] = {}
+
+    def add(self, reason: str, name: str) -> None:
+        """Leave out a file or folder."""
+        self.by_reason.setdefault(reason, set()).add(name)
+
+    def is_wanted(self, name: str) -> bool:
+        """Return True if a file counts by its path below the folder; leave it out otherwise."""
+        if self.is_foreign(name):
+            return False
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix not in self.suffixes and suffix not in self.beside:
+            self.add(suffix or NO_SUFFIX, name)
+        return suffix in self.suffixes
+
+    def is_foreign(self, name: str) -> bool:
+        """Return True for what is hidden or of the system, or lies in such a folder; leave it out.
+
+        A folder of this kind counts once, as nothing looks into it.
+        """
+        parts = name.split("/")
+        for i, part in enumerate(parts, 1):
+            if part.startswith(".") or part.lower() in SYSTEM_NAMES:
+                self.add(HIDDEN if part.startswith(".") else SYSTEM, "/".join(parts[:i]))
+                return True
+        return False
+
+    def say(self, folder: Path, found: Sequence[str], what: str) -> None:
+        """Print one note about what counts and what was left out, once for each folder.
+
+        A folder whose files all count, and are of one kind, needs no word.
+        """
+        kinds = Counter(PurePosixPath(name).suffix.lower() for name in sorted(found)).most_common()
+        if not self.by_reason and len(kinds) < 2:
+            return
+        counts = sorted(((len(n), reason) for reason, n in self.by_reason.items()), reverse=True)
+        reasons = [f"{count:,} {reason}" for count, reason in counts]
+        if len(reasons) > MOST_REASONS:
+            others = sum(count for count, _ in counts[MOST_REASONS - 1 :])
+            reasons = [*reasons[: MOST_REASONS - 1], f"{others:,} others"]
+        kept = ", ".join(f"{count:,} {suffix}" for suffix, count in kinds) or "none"
+        rest = f"; left out: {', '.join(reasons)}" if reasons else ""
+        _say(f"{folder}: {what} files: {kept}{rest}")
+
+
+@cache
+def _say(message: str) -> None:
+    """Print a note once, however often a script lists the same folder."""
+    note(message)
