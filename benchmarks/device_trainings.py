@@ -101,7 +101,7 @@ class Workplace:
 
     def losses(self, name: str) -> list[float]:
         """Return the loss of each step of a training."""
-        lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
+        lines = (self.folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line)["loss"] for line in lines]
 
     def train_on_from_half(self, source: str, name: str) -> list[float]:

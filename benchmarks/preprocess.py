@@ -216,7 +216,7 @@ def memory(source: Path) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         for count in (1000, 10_000):
             chosen = Path(folder, f"{count}.txt")
-            chosen.write_text("\n".join(names[:count]))
+            chosen.write_text("\n".join(names[:count]), encoding="utf-8")
             command = [sys.executable, "preprocess_scripts/create_latentspace_lmdb.py"]
             command += ["--split", "train", "--images", str(source), "--split_file", str(chosen)]
             command += ["--out", f"{folder}/{count}/z", "--with_clip", "encoders.precision=bf16"]

@@ -47,7 +47,7 @@ GPU, `make gpu-check` checks results, speed and memory in ten minutes; with
 
 def section(path: Path) -> str:
     """Return the Markdown of one benchmark's JSON file."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     lines = [
         f"## {content['title']}",
         "",
@@ -83,16 +83,19 @@ def study_tables() -> list[str]:
 
 def read_results(path: Path) -> Results:
     """Read the runs of a JSON file of the study."""
-    return Results(path, json.loads(path.read_text())["setup"])
+    return Results(path, json.loads(path.read_text(encoding="utf-8"))["setup"])
 
 
 def main() -> None:
     """Write the pages."""
     argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
     replace_tables(STUDY, BEGIN, study_tables())
-    students = [json.loads((MEASURED / f"{stem}.json").read_text())["rows"] for stem in STUDENTS]
+    students = [
+        json.loads((MEASURED / f"{stem}.json").read_text(encoding="utf-8"))["rows"]
+        for stem in STUDENTS
+    ]
     replace_tables(SAMPLING, BEGIN, [table(rows) for rows in students])
-    recipes = json.loads((MEASURED / "recipes_120s.json").read_text())["rows"]
+    recipes = json.loads((MEASURED / "recipes_120s.json").read_text(encoding="utf-8"))["rows"]
     replace_tables(RECIPES, BEGIN, [table(recipes)])
     tables = (file for file in MEASURED.glob("*.json") if not file.stem.startswith(OWN_PAGES))
     files = sorted(tables, key=rank)

@@ -31,6 +31,7 @@ from demo.classifier import classify, load_classifier
 from demo.make_faces import ATTRIBUTES
 from utils.base.files import write_json
 from utils.base.progress import progress
+from utils.base.text import lines_of
 from utils.config.command_line import HelpFormatter
 from utils.config.parsing import parse_scale
 from utils.pretrained.denoisers import load_denoiser
@@ -48,7 +49,7 @@ def read_captions(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     Raise UserError for a line that is not JSON, and for attributes that the demo does not have.
     """
     texts, stated = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines_of(path.read_text(encoding="utf-8")), start=1):
         try:
             row = json.loads(line)
             text, states = str(row["text"]), dict(row["states"])

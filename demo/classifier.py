@@ -98,7 +98,7 @@ def load_records(folder: Path, limit: int | None = None) -> list[dict]:
     index = folder / "faces.jsonl"
     if not index.exists():
         raise UserError(f"{index} is not there; make the faces: python demo/make_faces.py")
-    return [json.loads(line) for line in index.read_text().splitlines()[:limit]]
+    return [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()[:limit]]
 
 
 def load_faces(folder: Path, limit: int | None = None) -> tuple[Tensor, list[dict]]:

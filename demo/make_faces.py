@@ -223,7 +223,8 @@ def write_face(job: tuple[Path, str, int, int]) -> str:
     if not (image.exists() and captions.exists()):
         render(face).save(image, compress_level=3)
     # The captions are written last, so that an image with captions is whole.
-    captions.write_text("\n".join(c["text"] for c in record["captions"]) + "\n")
+    text = "".join(f"{caption['text']}\n" for caption in record["captions"])
+    captions.write_text(text, encoding="utf-8")
     return json.dumps(record)
 
 
@@ -231,7 +232,7 @@ def make_split(out: Path, split: str, count: int, num_captions: int, workers: in
     """Write a split of `count` faces into `out`/`split`, unless it is complete already."""
     folder = out / split
     index_file = folder / "faces.jsonl"
-    if index_file.exists() and sum(1 for _ in index_file.open()) == count:
+    if index_file.exists() and sum(1 for _ in index_file.open(encoding="utf-8")) == count:
         print(f"{folder}: {count} faces are there already")
         return
     for name in ("images", "captions"):

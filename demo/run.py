@@ -47,7 +47,7 @@ class Stage:
 
 def _lines(path: Path) -> list[dict]:
     """Read the records of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _faces() -> str:
@@ -135,7 +135,9 @@ def main() -> None:
     if Path.cwd() != ROOT:
         fail(f"run this from the project's folder, {ROOT}")
     RESULTS.mkdir(parents=True, exist_ok=True)
-    done: dict[str, float] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    done: dict[str, float] = (
+        json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    )
     plan = stages()
     for number, stage in enumerate(plan, start=1):
         if stage.name in done and stage.leaves.exists():

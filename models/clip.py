@@ -11,7 +11,7 @@ import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import open_clip
@@ -25,6 +25,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
+from models.tokenizers import Tokenizer, text_only
 from models.weights import is_torchscript, read_tensors
 
 MERGES_NAME = "merges.txt.gz"
@@ -32,15 +33,6 @@ TEXTS_AT_ONCE = 64
 OPENAI_CONSTANTS = {"input_resolution", "context_length", "vocab_size"}  # beside the weights
 
 T = TypeVar("T")
-
-
-class Tokenizer(Protocol):
-    """A tokenizer of `open_clip`."""
-
-    context_length: int
-
-    def __call__(self, texts: list[str], context_length: int | None = None, /) -> Tensor:
-        """Return the tokens (N, context length) int64, cut or padded; None = as the model reads."""
 
 
 ModelAndTokenizer = tuple[open_clip.CLIP, Tokenizer]
@@ -98,7 +90,7 @@ class ClipEncoder:
     ) -> None:
         """Move a CLIP to its device and precision; see `load_clip`."""
         self.model = model.eval().requires_grad_(False).to(device)
-        self.tokenizer = tokenizer
+        self.tokenizer = text_only(tokenizer)
         self.device = device
         self.dtype = dtype
         preprocess = open_clip.get_model_preprocess_cfg(model)
@@ -163,6 +155,11 @@ class ClipEncoder:
             y = [encode_tokens(self.model, tokens[part].to(self.device)) for part in parts]
         order = torch.cat(parts)
         return torch.cat(y).float().cpu()[order.argsort()]
+
+    def is_empty(self, texts: Sequence[str]) -> list[bool]:
+        """Return for each text whether the model reads nothing in it, as in white space."""
+        tokens = self.tokenizer(["", *texts])
+        return [bool(equal) for equal in (tokens[1:] == tokens[0]).all(dim=1)]
 
     def count_truncated(self, texts: Sequence[str]) -> int:
         """Count the texts that have more tokens than the model reads."""

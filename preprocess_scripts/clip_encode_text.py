@@ -59,6 +59,11 @@ def main() -> None:
                 f"{job.captions}: {cut} of {len(texts)} captions are longer than the "
                 f"{clip.context_length} tokens that this CLIP reads; their ends are cut off"
             )
+        if blank := sum(clip.is_empty(texts)):
+            note(
+                f"{job.captions}: {blank} of {len(texts)} captions hold nothing that this CLIP "
+                "reads; they are embedded as empty texts"
+            )
         meta = {
             "y_holds": "captions",
             "encoder": clip.identity,

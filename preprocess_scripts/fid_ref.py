@@ -29,7 +29,7 @@ from typing import TypedDict
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.base.errors import UserError
-from utils.base.files import write_whole
+from utils.base.files import write_text
 from utils.base.locks import FolderLock, writer_of
 from utils.base.progress import progress
 from utils.base.script import one_line_errors
@@ -67,14 +67,10 @@ def statistics_of(
     equal.
     """
     made_of, now = partial / "about.json", json.dumps(about, default=str)
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(now)
-
-    if not made_of.exists() or made_of.read_text() != now:
+    if not made_of.exists() or made_of.read_text(encoding="utf-8") != now:
         for block in partial.glob("*.safetensors"):
             block.unlink()
-        write_whole(made_of, write)
+        write_text(made_of, now)
     blocks = FeatureBlocks(partial, len(source))
     missing, _ = blocks.check()
     images, done = ImageSet([network]), len(source) - len(missing)

@@ -78,7 +78,9 @@ def _load_run(folder: Path, name: str) -> Run:
 def _read_losses(path: Path) -> dict[int, float]:
     """Return step -> loss of a metrics.jsonl; of a step that was done twice, the last one."""
     losses = {}
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8").splitlines() if path.exists() else [], 1
+    ):
         try:
             values = json.loads(line)
             losses[int(values["step"])] = float(values["loss"])

@@ -53,7 +53,7 @@ def measure(plan: Plan, jury: Jury) -> list[dict[str, Any]]:
     """
     own = "" if plan.training is plan.recipe else f"_{plan.recipe.name}"
     kept = plan.folder / f"judged_{len(jury.records)}{own}.json"
-    runs = json.loads(kept.read_text()) if kept.exists() else {}
+    runs = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     if not all(_is_complete(runs.get(which), plan.steps) for which in plan.weights):
         for which in plan.weights:
             runs.setdefault(which, _new_run(plan, which))

@@ -78,7 +78,10 @@ def run_training(recipe: Recipe, folder: Path, overrides: Sequence[str]) -> Line
         raise Diverged
     if code:
         raise UserError(f"the training in {folder} stopped; the same command goes on")
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def cost_of_step(probes: Sequence[Sequence[float]]) -> float:
@@ -134,7 +137,7 @@ class Costs:
         file = self._file(recipe)
         if not file.exists():
             return []
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         if content["settings"] != recipe.settings:
             before, now = content["settings"], recipe.settings
             changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]

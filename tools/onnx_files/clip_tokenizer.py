@@ -1,7 +1,8 @@
 """CLIP's byte-pair tokenizer in plain Python: it reads tokenizer.json and needs no package.
 
-It equals that of open_clip, which repairs text with ftfy first: of those repairs, this one makes
-composed characters and straight quotes.
+It equals that of open_clip, but the names of the start and end token are no tokens within a text.
+open_clip repairs text with ftfy first: of those repairs, this one makes composed characters and
+straight quotes.
 """
 
 from __future__ import annotations
@@ -45,14 +46,12 @@ class Tokenizer:
             kind = unicodedata.category(character)[0]
             kinds[kind] = kinds.get(kind, "") + re.escape(character)
         letters, numerals = kinds["L"], kinds["N"]
-        patterns = [re.escape(self.start), re.escape(self.end), CONTRACTIONS]
+        patterns = [CONTRACTIONS]
         patterns += [f"[{letters}]+"] * bool(letters) + [f"[{numerals}]"] * bool(numerals)
         return re.findall("|".join([*patterns, rf"[^\s{letters}{numerals}]+"]), text)
 
     def pieces(self, word: str) -> list[str]:
         """Merge the bytes of a word into pieces of the vocabulary."""
-        if word in (self.start, self.end):
-            return [word]
         parts = [self.symbols[byte] for byte in word.encode()]
         parts[-1] += "</w>"
         while len(parts) > 1:

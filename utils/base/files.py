@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.base.text import printable
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, flush it to disk, then rename it to `path`.
@@ -59,8 +61,8 @@ def write_folder_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write UTF-8 text, whole or not at all; see `printable`."""
+    write_whole(path, lambda temporary: temporary.write_bytes(printable(text).encode("utf-8")))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -73,7 +75,7 @@ def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     columns = list(dict.fromkeys(key for record in records for key in record))
 
     def write(temporary: Path) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
+        with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(records)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.base.errors import UserError, note
+from utils.base.text import decoded, lines_of
 from utils.data.archive_files import list_files, read_bytes
 from utils.data.images import Sample
 from utils.data.source_files import SourceFiles
@@ -62,14 +63,10 @@ def _content(file: Path) -> bytes:
 def _caption_lines(file: Path) -> list[str]:
     """Return the lines of a caption file that are not blank; raise a UserError if it is no text."""
     try:
-        text = read_bytes(file).decode("utf-8-sig")
+        content = read_bytes(file)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: is not UTF-8 text; save it as UTF-8") from error
-    if "\0" in text:  # UTF-16 without a byte order mark may pass as UTF-8
-        raise UserError(f"{file}: is not text, it holds NUL bytes; save it as UTF-8")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return lines_of(decoded(content, file))
 
 
 def _of(part: int, whole: int, what: str) -> str:

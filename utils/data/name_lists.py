@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.base.errors import UserError
+from utils.base.text import LINE_END
 
 STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"}
 LISTS = {"EMPTY_LIST", "LIST", "MARK", "APPEND", "APPENDS"}
@@ -41,7 +42,7 @@ def read_names(file: Path) -> list[str]:
         elif file.suffix.lower() == ".json":
             names = json.loads(content)
         else:
-            names = content.decode("utf-8-sig").splitlines()
+            names = LINE_END.split(content.decode("utf-8-sig"))
     except pickle.UnpicklingError as error:
         raise UserError(f"{file}: {error}") from error
     except (ValueError, RecursionError) as error:  # of JSON and of UTF-8

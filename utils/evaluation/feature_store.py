@@ -51,7 +51,7 @@ class FeatureBlocks:
     def begin(self, size: int, process: int = 0) -> None:
         """Note that a process is about to draw a batch of `size` images."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / DRAWN.format(process), "a") as file:
+        with open(self.folder / DRAWN.format(process), "a", encoding="utf-8") as file:
             file.write(f"{size}\n")
 
     def add(
@@ -72,7 +72,7 @@ class FeatureBlocks:
     def images_drawn(self) -> int:
         """Images of all batches that were begun, including those lost in kills."""
         files = self.folder.glob(DRAWN.format("*"))
-        return sum(int(size) for file in files for size in file.read_text().split())
+        return sum(int(size) for file in files for size in file.read_text(encoding="utf-8").split())
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, Rows]]:
         """Yield positions (B,) and rows of each batch, in order of the positions."""

@@ -27,7 +27,7 @@ class Results:
         self.folder = folder
         self.path = folder / "results.jsonl"
         self.records: list[Record] = []
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
                 self.records.append(dict(json.loads(line)))
@@ -46,7 +46,7 @@ class Results:
         """Append a record to results.jsonl, and write results.csv anew."""
         self.folder.mkdir(parents=True, exist_ok=True)
         torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-        with open(self.path, "a") as file:
+        with open(self.path, "a", encoding="utf-8") as file:
             file.write(("\n" if torn else "") + json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -100,8 +100,8 @@ def embed_rows(rows: list[Row], clip: ClipEncoder, config: Config) -> Conditions
     """Embed every source once and mix them; see `models.geometry.mix`.
 
     Images are cropped and embedded as in training. A note names each prompt that is cut because it
-    is too long. Raises UserError if an image is unreadable, an embedding has another width, or a
-    mixture does not exist.
+    is too long. Raises UserError if an image is unreadable, CLIP reads nothing in a prompt, an
+    embedding has another width, or a mixture does not exist.
     """
     thumbnails: dict[str, np.ndarray] = {}
     embeddings: dict[Source, torch.Tensor] = {}  # (D,)
@@ -114,6 +114,8 @@ def embed_rows(rows: list[Row], clip: ClipEncoder, config: Config) -> Conditions
         elif source.kind == "embedding":
             y = _given_embedding(source, clip.dim)
         else:
+            if clip.is_empty([source.value])[0]:
+                raise UserError(f"the prompt {source.value!r} holds nothing that this CLIP reads")
             if clip.count_truncated([source.value]):
                 note(
                     f"CLIP reads only the first {clip.context_length} tokens of a prompt: "

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from utils.base.errors import note
+from utils.base.text import printable
 from utils.data.archive_files import read_bytes
 from utils.data.image_metadata import texts_of_png
 from utils.data.images import Sample, list_images, opened_image
@@ -35,7 +36,7 @@ def png_bytes(image: np.ndarray | Image.Image, text: Mapping[str, str] | None = 
         image = Image.fromarray(np.asarray(image))
     chunks = PngInfo()
     for key, value in (text or {}).items():
-        chunks.add_text(key, value)
+        chunks.add_text(key, printable(value))
     file = io.BytesIO()
     image.save(file, format="PNG", pnginfo=chunks)
     return file.getvalue()

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from utils.base.errors import UserError, refusing, short_repr
+from utils.base.text import BOM, decoded, is_visible, lines_of, printable
 from utils.data.images import upright_rgb
 
 
@@ -49,10 +50,16 @@ class Row:
 
 
 def text_prompt(text: str) -> Source:
-    """Return a sentence as a source; UserError if it is empty."""
-    if not text.strip():
+    """Return a sentence as a source; UserError if it shows nothing, or is not UTF-8 text."""
+    if "\0" in text or printable(text) != text:
+        raise UserError(
+            f"the prompt {short_repr(text)} is not UTF-8 text; set the terminal to UTF-8, or write "
+            "it into a UTF-8 file and give --prompts_file"
+        )
+    if not is_visible(text):
         raise UserError("the prompt is empty; say what to draw")
-    return Source("prompt", text.strip(), text.strip())
+    text = text.strip().strip(BOM).strip()
+    return Source("prompt", text, text)
 
 
 def image_prompt(path: str) -> Source:
@@ -62,7 +69,7 @@ def image_prompt(path: str) -> Source:
     """
     if Path(path).is_dir():
         raise UserError(f"{path}: is a folder; name an image in it")
-    return Source("image", path, Path(path).name)
+    return Source("image", path, printable(Path(path).name))
 
 
 def as_source(given: object) -> Source:
@@ -100,13 +107,13 @@ def _digest(content: bytes) -> str:
 def read_prompts(path: Path) -> list[str]:
     """Return the stripped lines of a text file without blank ones.
 
-    Raises UserError if the file cannot be read or has no prompt.
+    Raises UserError if the file cannot be read, is no UTF-8 text, or has no prompt.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as fault:
+        content = path.read_bytes()
+    except OSError as fault:
         raise UserError(f"{path}: cannot be read as a text file ({fault})") from fault
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = lines_of(decoded(content, path))
     if not lines:
         raise UserError(f"{path}: holds no prompt; write one a line")
     return lines

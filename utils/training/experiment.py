@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.base.errors import UserError
-from utils.base.files import write_text, write_whole
+from utils.base.files import write_text
 from utils.base.locks import FolderLock
 from utils.base.processes import is_main_process
 from utils.config.load import load_config
@@ -112,7 +112,7 @@ def saved_state(
 
 def write_config(folder: Path, config: Config) -> None:
     """Write the resolved config.yaml."""
-    write_whole(folder / "config.yaml", lambda temporary: temporary.write_text(config.to_yaml()))
+    write_text(folder / "config.yaml", config.to_yaml())
 
 
 def write_image_list(folder: Path, data: LatentDataset) -> None:

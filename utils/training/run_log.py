@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.base.errors import UserError
-from utils.base.files import write_whole
+from utils.base.files import write_text
 from utils.base.processes import is_main_process
+from utils.base.text import printable
 from utils.evaluation.metric_names import metrics_in, metrics_text
 
 # Name in metrics.jsonl -> (label, number format, unit); fixed widths keep the lines aligned.
@@ -73,14 +74,14 @@ def cut_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
     content = "".join(line + "\n" for line in kept)
-    write_whole(path, lambda temporary: temporary.write_text(content))
+    write_text(path, content)
 
 
 class LineFile:
@@ -94,7 +95,7 @@ class LineFile:
     def write(self, line: str) -> None:
         """Add a line; never fails."""
         with self._lock:
-            self._unwritten += line.encode() + b"\n"
+            self._unwritten += printable(line).encode("utf-8") + b"\n"
         with contextlib.suppress(OSError):
             self._drain()
 
