@@ -41,8 +41,8 @@ def test_one_note_counts_what_is_left_out_and_why(tmp_path, capfd):
     for _ in range(2):
         assert names_in(tmp_path) == ["1.png", "2.gif"]
     assert capfd.readouterr().err == (
-        f"note: {tmp_path}: image files: 1 .png, 1 .gif; left out: 2 .heic, 1 without suffix, "
-        "1 hidden, 1 .pdf\n"
+        f"note: {tmp_path}: image files: 1 .png, 1 .gif; left out: 2 .heic (read where "
+        "the package pillow-heif is installed), 1 without suffix, 1 hidden, 1 .pdf\n"
     )
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from utils.base.errors import UserError, note
 from utils.base.text import decoded, lines_of
 from utils.data.archive_files import list_files, read_bytes
-from utils.data.images import Sample
+from utils.data.file_names import find_names
+from utils.data.images import SUFFIXES, Sample
 from utils.data.source_files import SourceFiles
 
 
@@ -26,18 +27,28 @@ def caption_files(
     """Return the caption file of each image, `<name>.txt` below `caption_dir`.
 
     With `all_images`, `samples` are all images of their folder: caption files of none of them are
-    reported in a note. Raises a UserError if a caption file is missing.
+    reported in a note. Raises a UserError if a caption file is missing, or belongs to two images,
+    such as `a.jpg` and `a.png`.
     """
-    found = list_files(caption_dir, {".txt"}, "caption")
-    names = [f"{sample.name}.txt" for sample in samples]
-    if missing := [i for i, name in enumerate(names) if name not in found]:
+    found = list_files(caption_dir, {".txt"}, "caption", beside=SUFFIXES)
+    wanted = [f"{sample.name}.txt" for sample in samples]
+    names = find_names(found, wanted)
+    if missing := [i for i, name in enumerate(names) if name is None]:
         raise UserError(
             f"{caption_dir}: {_of(len(missing), len(names), 'images')} without caption file; "
-            f"{samples[missing[0]].path} needs {Path(caption_dir, names[missing[0]])}"
+            f"{samples[missing[0]].path} needs {Path(caption_dir, wanted[missing[0]])}"
         )
-    if all_images and (unused := sorted(found.keys() - set(names))):
+    files = [name for name in names if name is not None]
+    owners: dict[str, Sample] = {}
+    for name, sample in zip(files, samples, strict=True):
+        if (owner := owners.setdefault(name, sample)).path != sample.path:
+            raise UserError(
+                f"{found[name]}: is the caption file of two images, {owner.path} and "
+                f"{sample.path}; rename one of them, and give each a caption file"
+            )
+    if all_images and (unused := sorted(found.keys() - set(files))):
         note(f"{caption_dir}: captions without image, not used: {len(unused)} ({unused[0]}, …)")
-    return SourceFiles([found[name] for name in names], "caption files", _content)
+    return SourceFiles([found[name] for name in files], "caption files", _content)
 
 
 def read_captions(files: SourceFiles) -> list[list[str]]:

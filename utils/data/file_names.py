@@ -19,6 +19,7 @@ HIDDEN, SYSTEM, NO_SUFFIX = "hidden", "of the system (thumbnails and the like)",
 NO_FILE, BROKEN_LINK = "no regular file(s)", "broken link(s)"
 LISTED_ALREADY = "link(s) to a folder that is listed already"
 MOST_REASONS = 8  # in a note
+HEIF = dict.fromkeys([".heic", ".heif"], " (read where the package pillow-heif is installed)")
 
 
 def nfc(name: str) -> str:
@@ -26,20 +27,15 @@ def nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def find_name(names: Collection[str], wanted: str) -> str | None:
-    """Return the one of `names` that is `wanted`, or else the only one that reads like it."""
-    if wanted in names:
-        return wanted
-    alike = _by_nfc(frozenset(names)).get(nfc(wanted), ())
-    return alike[0] if len(alike) == 1 else None
-
-
-@cache
-def _by_nfc(names: frozenset[str]) -> dict[str, list[str]]:
-    """Return the names by their form NFC."""
-    found: dict[str, list[str]] = {}
+def find_names(names: Collection[str], wanted: Iterable[str]) -> list[str | None]:
+    """Return for each wanted name the one of `names` that is it, or else the only one in NFC."""
+    alike: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(nfc(name), []).append(name)
+        alike.setdefault(nfc(name), []).append(name)
+    found = []
+    for name in wanted:
+        others = alike.get(nfc(name), [])
+        found.append(name if name in others else others[0] if len(others) == 1 else None)
     return found
 
 
@@ -71,7 +67,7 @@ class LeftOut:
             return False
         suffix = PurePosixPath(name).suffix.lower()
         if suffix not in self.suffixes and suffix not in self.beside:
-            self.add(suffix or NO_SUFFIX, name)
+            self.add(f"{suffix}{HEIF.get(suffix, '')}" if suffix else NO_SUFFIX, name)
         return suffix in self.suffixes
 
     def is_foreign(self, name: str) -> bool:

@@ -22,15 +22,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lmdb
 import numpy as np
 
 from utils.base.errors import UserError
 from utils.base.locks import writer_of
+from utils.data.file_names import nfc
 
 DatabaseKind = Literal["z", "y"]
 CHUNK = 1024  # samples read at once when a whole database is loaded
@@ -49,6 +50,14 @@ def names_hash(names: Iterable[str]) -> str:
     """Return an identity of a database's samples and their order: sha256 of the joined names."""
     # File names need not be UTF-8; other bytes are hashed as they are on disk.
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def same_names(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Return True if two `meta` hold the same names: by their hash, or in NFC."""
+    if first.get("names_hash") == second.get("names_hash"):
+        return True
+    names = [[nfc(name) for name in meta.get("names", ())] for meta in (first, second)]
+    return bool(names[0]) and names[0] == names[1]
 
 
 def first_missing(txn: lmdb.Transaction[bytes], kind: DatabaseKind, length: int) -> int:

@@ -24,6 +24,7 @@ from utils.data.lmdb_layout import (
     first_missing,
     open_database,
     read_labels,
+    same_names,
     stored_length,
 )
 from utils.data.source_files import read_records
@@ -237,7 +238,7 @@ def check_same_samples(z: LMDBReader, y: LMDBReader) -> None:
     if first is not None and second is not None and not np.array_equal(first, second):
         raise UserError(f"{z.path} and {y.path} hold different class labels for the same images")
     hashes = [reader.info.meta.get("names_hash") for reader in (z, y)]
-    if None not in hashes and hashes[0] != hashes[1]:
+    if None not in hashes and not same_names(z.info.meta, y.info.meta):
         pairs = zip(*(reader.info.meta.get("names", []) for reader in (z, y)), strict=False)
         different = next(((i, a, b) for i, (a, b) in enumerate(pairs) if a != b), None)
         where = "" if different is None else " (sample {}: {} and {})".format(*different)

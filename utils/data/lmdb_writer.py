@@ -12,7 +12,14 @@ import numpy as np
 
 from utils.base.errors import UserError
 from utils.base.locks import FolderLock
-from utils.data.lmdb_layout import DatabaseKind, check_whole, count_all, first_missing
+from utils.data.file_names import nfc
+from utils.data.lmdb_layout import (
+    DatabaseKind,
+    check_whole,
+    count_all,
+    first_missing,
+    same_names,
+)
 from utils.data.lmdb_reader import open_if_complete
 from utils.data.source_files import SEEN_IN_CONTENT, content_hash, read_records, write_records
 
@@ -78,6 +85,8 @@ class LMDBWriter:
             may_change = {"names"}
             if content_hash(read_records(self.path)[: self.done]):
                 may_change |= SEEN_IN_CONTENT
+            if stored and same_names(stored, self._meta):  # on macOS they have another form
+                may_change |= {"names_hash"}
             if not self.complete and stored and self._same_so_far(stored):
                 may_change |= {"names_hash", "total"}
             different = [
@@ -95,7 +104,8 @@ class LMDBWriter:
 
     def _same_so_far(self, stored: Mapping[str, Any]) -> bool:
         """Return True if the samples that are written have the names that they have now."""
-        names = [meta.get("names", [])[: self.done] for meta in (stored, self._meta)]
+        both = [meta.get("names", [])[: self.done] for meta in (stored, self._meta)]
+        names = [[nfc(name) for name in some] for some in both]
         return len(names[0]) == self.done < self.length and names[0] == names[1]
 
     def append(

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from utils.base.errors import UserError
 from utils.base.text import LINE_END
+from utils.data.file_names import nfc
 
 STRINGS = {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"}
 LISTS = {"EMPTY_LIST", "LIST", "MARK", "APPEND", "APPENDS"}
@@ -80,32 +81,47 @@ class _ListsAndStrings(pickle.Unpickler):
         raise pickle.UnpicklingError(f"asks for {module}.{name}, which may run code")
 
 
-def choose(names: Sequence[str], wanted: Sequence[str], source: Path) -> list[int]:
-    """Return the positions in `names` of the wanted images, in the order of `names`.
+def choose(files: Sequence[str], wanted: Sequence[str], source: Path) -> list[int]:
+    """Return the positions in `files` of the wanted images, in the order of `files`.
 
-    `names` are sample names: relative paths without suffix. A wanted name may also have a suffix,
-    or be the last part of a path alone if only one image has it. Raises a UserError that names
-    `source`, the list's file, if a wanted name fits no image or several.
+    `files` are relative paths. A wanted name is such a path, or its last parts, or a longer path
+    that ends with it. It may lack the suffix, or have another one. Names compare in NFC. Raises a
+    UserError that names `source`, the list's file, if a wanted name fits no image or several.
     """
-    places = {name: i for i, name in enumerate(names)}
-    by_last_part: dict[str, list[int]] = {}
-    for i, name in enumerate(names):
-        by_last_part.setdefault(name.rpartition("/")[2], []).append(i)
+    whole, stems = _Ends(files), _Ends([os.path.splitext(file)[0] for file in files])
 
     def find(name: str) -> int | None:
         """Return the position of the one image that a wanted name fits."""
-        for candidate in (name, os.path.splitext(name)[0]):
-            if candidate in places:
-                return places[candidate]
-            alike = by_last_part.get(candidate.rpartition("/")[2], [])
-            if len(alike) == 1:
-                return alike[0]
+        for ends, candidate in ((whole, name), (stems, name), (stems, os.path.splitext(name)[0])):
+            if places := ends.find(candidate):
+                return places[0] if len(places) == 1 else None
         return None
 
     found = {name: find(name) for name in wanted}
     if missing := [name for name in wanted if found[name] is None]:
         raise UserError(
             f"{source}: {len(missing)} of its {len(wanted)} names fit no image, or several "
-            f"({missing[0]}, …); images are called {names[0]}, …"
+            f"({missing[0]}, …); images are called {files[0]}, …"
         )
     return sorted({i for i in found.values() if i is not None})
+
+
+class _Ends:
+    """Relative paths, found by their ends."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = [nfc(path) for path in paths]
+        self.as_written = paths
+        self.by_last_part: dict[str, list[int]] = {}
+        for i, path in enumerate(self.paths):
+            self.by_last_part.setdefault(path.rpartition("/")[2], []).append(i)
+
+    def find(self, wanted: str) -> list[int]:
+        """Return the places of the paths that fit best: as written, in NFC, or by their ends."""
+        path = nfc(wanted)
+        alike = self.by_last_part.get(path.rpartition("/")[2], [])
+        same = [i for i in alike if self.paths[i] == path]
+        if same:
+            return [i for i in same if self.as_written[i] == wanted] or same
+        ends = ((f"/{self.paths[i]}", f"/{path}", i) for i in alike)
+        return [i for one, other, i in ends if one.endswith(other) or other.endswith(one)]

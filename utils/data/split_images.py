@@ -17,6 +17,7 @@ from pathlib import Path
 from utils.base.errors import UserError, note
 from utils.base.files import write_whole
 from utils.base.progress import progress
+from utils.data.file_names import nfc
 from utils.data.images import Sample, UnreadableImage, find_unreadable, list_images
 from utils.data.lmdb_layout import names_hash
 from utils.data.name_lists import choose, read_names
@@ -31,9 +32,9 @@ def find_images(job: Job, args: argparse.Namespace) -> list[Sample]:
     """
     samples = list_images(job.images)
     if job.names is not None:
-        names = [sample.name for sample in samples]
+        names = [sample.file_name for sample in samples]
         samples = [samples[i] for i in choose(names, read_names(job.names), job.names)]
-    hashed = names_hash(sample.name for sample in samples)[:16]
+    hashed = names_hash(nfc(sample.name) for sample in samples)[:16]
     header = f"{os.path.relpath(job.images)}: {len(samples)} images, names {hashed}"
     bad = _read_skipped(job.skipped, header, samples)
     if bad is None:
@@ -41,7 +42,7 @@ def find_images(job: Job, args: argparse.Namespace) -> list[Sample]:
     if not bad:
         return samples
     note(f"{job.images}: left out {len(bad)} of {len(samples)} images, unreadable ({job.skipped})")
-    readable = [sample for sample in samples if sample.file_name not in bad]
+    readable = [sample for sample in samples if nfc(sample.file_name) not in bad]
     if not readable:
         raise UserError(f"{job.images}: no image of this folder can be read")
     return readable
@@ -58,8 +59,8 @@ def _read_skipped(file: Path, header: str, samples: list[Sample]) -> set[str] | 
     same.sort(key=lambda i: lines[i] != header)
     for i in same:
         block = itertools.takewhile(lambda x: x.startswith("  "), lines[i + 1 :])
-        bad = {line.strip().partition("\t")[0] for line in block}
-        listed = [sample for sample in samples if sample.file_name in bad]
+        bad = {nfc(line.strip().partition("\t")[0]) for line in block}
+        listed = [sample for sample in samples if nfc(sample.file_name) in bad]
         errors = find_unreadable([sample.path for sample in listed])
         repaired = [s for s, error in zip(listed, errors, strict=True) if error is None]
         if repaired and lines[i] == header:
@@ -100,7 +101,7 @@ def _check_images(
         temporary.write_bytes(content)
 
     write_whole(job.skipped, write)
-    return set(bad)
+    return set(map(nfc, bad))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from utils.config.schema import Config
 from utils.data.embeddings import BATCH, some_samples
+from utils.data.file_names import numbered
 from utils.data.images import list_images
 from utils.data.lmdb_reader import LMDBReader
 
@@ -71,6 +72,8 @@ def training_image_paths(
     samples = list_images(folder)
     if names is None:
         return [samples[i].path for i in indices] if len(samples) == reader.info.length else None
-    by_name = dict(samples)
-    found = [path for i in indices if (path := by_name.get(names[i])) is not None]
+    there = numbered(sample.name for sample in samples)
+    by_name = dict(zip(there, (sample.path for sample in samples), strict=True))
+    recorded = numbered(names)
+    found = [path for i in indices if (path := by_name.get(recorded[i])) is not None]
     return found if len(found) == len(indices) else None
