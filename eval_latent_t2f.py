@@ -25,14 +25,14 @@ from pathlib import Path
 
 # First: from here on, Ctrl-C ends the script with one line.
 from utils.base.errors import UserError, note
-from utils.base.script import one_line_errors
+from utils.base.script import one_line_errors_of_each
 
 # isort: split
 import torch
 from accelerate import PartialState
 
 from models.edm import EDMPrecond
-from utils.base.launch import add_launch_arguments, relaunch
+from utils.base.launch import add_launch_arguments, join_processes, relaunch
 from utils.base.processes import is_main_process, leave_processes
 from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter, add_config_arguments
 from utils.config.parsing import path_or_none, step_or_none
@@ -61,7 +61,12 @@ from utils.evaluation.results import (
     table,
     way_names,
 )
-from utils.pretrained.checkpoint_files import list_checkpoints, read_weights, step_of
+from utils.pretrained.checkpoint_files import (
+    foreign_files,
+    list_checkpoints,
+    read_weights,
+    step_of,
+)
 from utils.pretrained.chosen_config import config_file, experiment_config, read_config
 from utils.pretrained.denoisers import load_denoiser
 from utils.sampling.compile import compile_for_sampling
@@ -180,7 +185,9 @@ def checkpoints_to_judge(
 
     None = no limit. Raises UserError if there are none, or if a single step in the list is missing.
     """
-    found = list_checkpoints(folder)
+    found, foreign = list_checkpoints(folder), foreign_files(folder)
+    if foreign is not None:
+        note(foreign)
     if not found:
         raise UserError(f"{folder}: holds no checkpoints; train first, or set --experiment_dir")
     first = min(found) if first is None else first
@@ -254,7 +261,7 @@ def denoiser_of(path: Path, config: Config, device: torch.device) -> EDMPrecond:
     return denoiser
 
 
-@one_line_errors
+@one_line_errors_of_each
 def main() -> None:
     """Evaluate checkpoints, or a folder of images with `--images`."""
     args = parse_args()
@@ -273,6 +280,7 @@ def main() -> None:
     if not is_given:
         note(f"the settings are those of {args.config}, as --config is not given")
     note_void_flags(args)
+    join_processes()
     processes = PartialState(cpu=not torch.accelerator.is_available())
     judge = Judge(config, processes.device)
     results = Results(folder)

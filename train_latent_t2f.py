@@ -14,10 +14,10 @@ Release a model:     python train_latent_t2f.py --export dit.safetensors --ckpt_
                          sampling.cfg_scale=2
   with all it needs: python train_latent_t2f.py --export FOLDER --ckpt_path 0005000.pt
 
-This command, started again, continues the run in its experiment folder. After Ctrl-C, SIGTERM
-or SIGUSR1 it finishes the step, saves, and ends with code 130, 143 or 138. Other codes: 0 finished,
-2 a mistake in the settings, 3 diverged, 4 the last checkpoint could not be written, 5 another
-process was lost (docs/cluster.md).
+This command, started again, continues the run in its experiment folder. After Ctrl-C, SIGTERM,
+SIGHUP (a lost terminal), SIGUSR1, SIGUSR2 or SIGXCPU it finishes the step, saves, and ends with
+code 130, 143, 129, 138, 140 or 152. Other codes: 0 finished, 2 a mistake in the settings, 3
+diverged, 4 the last checkpoint could not be written, 5 another process was lost (docs/cluster.md).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 
 from utils.base.errors import DIVERGED, UserError
 from utils.base.processes import leave_processes
-from utils.base.script import one_line_errors
+from utils.base.script import one_line_errors_of_each
 from utils.config.schema import Config
 from utils.data.latent_dataset import open_data
 from utils.pretrained.denoisers import export_safetensors
@@ -80,9 +80,9 @@ def train(
     # Continue the run of this folder, start from another run's checkpoint, or start afresh.
     state = TrainingState(config, processes, data.length, data.identity)
     if saved is not None:
-        state.restore(*saved)
+        jumps = state.restore(*saved)
         not_read = f"; {start_from} is not read" if start_from else ""
-        notes.append(f"continuing {folder} from step {state.step}{not_read}")
+        notes += [f"continuing {folder} from step {state.step}{not_read}", *jumps]
     elif start_from is not None:
         notes += state.start_from(start_from, strict)
     elif config.is_distilled:
@@ -151,7 +151,7 @@ def train(
     return outputs.close(0, message, patience=600)
 
 
-@one_line_errors
+@one_line_errors_of_each
 def main() -> None:
     """Train, or export a checkpoint, as the command line says."""
     args = parse_args(__doc__)

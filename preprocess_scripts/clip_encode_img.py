@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.base.script import one_line_errors
+from utils.base.script import one_line_errors_of_each
 from utils.data.derived_sizes import with_derived_sizes
 from utils.data.embeddings import write_image_mean
 from utils.data.fill_databases import fill, image_embeddings, read_images
@@ -32,7 +32,7 @@ from utils.data.split_images import find_images
 from utils.pretrained.chosen_config import load_chosen_config
 
 
-@one_line_errors
+@one_line_errors_of_each
 def main() -> None:
     """Embed the images of each split, then write the mean of the embeddings."""
     args = make_parser(__doc__, "clip_img", batch_size=64).parse_intermixed_args()

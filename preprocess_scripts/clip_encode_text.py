@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # First: from here on, Ctrl-C ends the script with one line.
 from utils.base.errors import note
-from utils.base.script import one_line_errors
+from utils.base.script import one_line_errors_of_each
 
 # isort: split
 import numpy as np
@@ -38,7 +38,7 @@ from utils.data.split_images import find_images
 from utils.pretrained.chosen_config import load_chosen_config
 
 
-@one_line_errors
+@one_line_errors_of_each
 def main() -> None:
     """Embed the captions of each split."""
     args = make_parser(__doc__, "clip_txt", batch_size=64).parse_intermixed_args()

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # First: from here on, Ctrl-C ends the script with one line.
 from utils.base.errors import UserError
-from utils.base.script import one_line_errors
+from utils.base.script import one_line_errors_of_each
 
 # isort: split
 import numpy as np
@@ -100,7 +100,7 @@ def check_size(config: Config, vae: Autoencoder) -> None:
         )
 
 
-@one_line_errors
+@one_line_errors_of_each
 def main() -> None:
     """Encode the images of each split into its databases."""
     args = parse_args()

@@ -249,7 +249,8 @@ def test_bad_checkpoint_config_is_a_users_error():
 
 def test_notes_are_printed_by_the_main_process_only(monkeypatch, capsys):
     note("first")
-    monkeypatch.setenv("RANK", "1")
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
     note("second")
     assert capsys.readouterr().err == "note: first\n"
 

@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -48,6 +49,23 @@ def test_processes_of_one_command_stop_together_and_save(faces, tmp_path):
     assert "2 process(es) x 1 x 4" in (folder / "log.txt").read_text()
     assert metrics(folder)[-1]["step"] <= max(list_checkpoints(folder / "checkpoints"))
     assert "stopped after step" in (folder / "log.txt").read_text()
+
+
+def test_a_host_whose_own_name_has_no_address_trains_with_several_processes(faces, tmp_path):
+    rename = 'hostname nosuch.invalid && exec "$@"'
+    try:
+        allowed = subprocess.run(["unshare", "-u", "sh", "-c", rename, "sh", "true"])
+    except FileNotFoundError:
+        pytest.skip("there is no unshare command")
+    if allowed.returncode:
+        pytest.skip("a host name of its own is not allowed here")
+    folder = tmp_path / "run"
+    short = (*SETTINGS, "train.max_num_steps=4", "--num_process_per_node", "2")
+    prefix = ["unshare", "-u", "sh", "-c", rename, "sh"]
+    words = arguments(faces, folder, *short)
+    with Run(SCRIPT, words, tmp_path / "output.txt", prefix=prefix) as training:
+        assert training.wait(100) == 0, training.said()
+    assert list(list_checkpoints(folder / "checkpoints")) == [4]
 
 
 def test_torchrun_restarts_a_training_that_lost_a_process_and_it_goes_on(faces, whole, tmp_path):

@@ -67,7 +67,7 @@ def test_overrides_and_required_keys_work_on_a_checkpoints_config(experiment):
         read_config(path, ["data.root=null"], require=("data.root",))
 
 
-def test_the_step_comes_from_the_name_or_else_from_the_file(experiment, tmp_path):
+def test_the_step_comes_from_the_file_whatever_its_name(experiment, tmp_path):
     source = experiment / "checkpoints" / "0000020.pt"
     export_safetensors(source, tmp_path / "dit.safetensors")
     assert step_of(source) == 20

@@ -117,7 +117,8 @@ def test_tensorboard_holds_each_step_once_after_a_continuation(tmp_path):
 
 
 def test_other_processes_write_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "1")
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
     log = RunLog(tmp_path / "run")
     log.info("hello")
     log.metrics(1, METRICS)

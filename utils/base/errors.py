@@ -17,11 +17,19 @@ LOST_PROCESS = 5  # another process is gone or does not answer
 class UserError(Exception):
     """A user's mistake: each line says where it is, what is wrong and how to mend it."""
 
+    code = 2  # with which a script ends
 
-def fail(message: str) -> NoReturn:
-    """End the process with `error: message` on stderr and exit code 2."""
+
+class LostProcessError(UserError):
+    """Another process of the job is gone or does not answer; the same command may help."""
+
+    code = LOST_PROCESS
+
+
+def fail(message: str, code: int = UserError.code) -> NoReturn:
+    """End the process with `error: message` on stderr, and this exit code."""
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def note(message: str) -> None:

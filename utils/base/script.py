@@ -1,13 +1,11 @@
 """How a script ends, and how it prints; only scripts import this, and first of all.
 
-From then on Ctrl-C ends the script with one line and exit code 130, and no print fails: characters
-that the console lacks are printed as escapes. A notebook or program that imports this keeps its own
-hooks and streams.
+From then on Ctrl-C ends the script with one line and exit code 130, and no print fails. A notebook
+or program that imports this keeps its own hooks and streams.
 """
 
 import errno
 import functools
-import io
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +14,8 @@ from types import TracebackType
 from typing import NoReturn, ParamSpec, TypeVar
 
 from utils.base.errors import UserError, fail
+from utils.base.processes import launch_fault
+from utils.base.streams import keep_streams
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,23 +67,24 @@ def _end_lost_interrupt(lost: "sys.UnraisableHookArgs") -> None:
 
 if _is_running():
     sys.excepthook, sys.unraisablehook = _end_by_exception, _end_lost_interrupt
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    keep_streams()
 
 
-def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
+def one_line_errors(main: Callable[P, R], several: bool = False) -> Callable[P, R]:
     """Decorate a script's `main()`: faults that are no bugs end it without a traceback.
 
-    They are a UserError, Ctrl-C, and a disk that is full or must not be written to.
+    They are a UserError, Ctrl-C, a disk that is full or must not be written to, and variables of a
+    launcher that do not say which process this is. several: a launcher may start several processes.
     """
 
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        if fault := launch_fault(several):
+            fail(fault)
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            fail(str(error))
+            fail(str(error), error.code)
         except OSError as error:
             if error.errno not in PLACE_FAULTS:
                 raise
@@ -93,3 +94,8 @@ def one_line_errors(main: Callable[P, R]) -> Callable[P, R]:
             _end_interrupted()
 
     return wrapper
+
+
+def one_line_errors_of_each(main: Callable[P, R]) -> Callable[P, R]:
+    """Decorate the `main()` of a script of which a launcher may start several processes."""
+    return one_line_errors(main, several=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ import torch
 from models.draws import WHOLE_BATCH, BatchDraws
 from models.encoder_files import LDM_SCALE_FACTOR
 from utils.base.errors import UserError
+from utils.base.processes import launch
 from utils.config.schema import Config
 from utils.data.lmdb_layout import one_hot
 from utils.data.lmdb_reader import LMDBReader, check_same_samples, expect_kind
@@ -161,8 +161,7 @@ def data_differences(before: str, now: str) -> list[str]:
 
 def _fits(nbytes: int) -> bool:
     """Return True if this many bytes fit; every process of a machine loads its own copy."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return nbytes * processes <= RAM_SHARE * psutil.virtual_memory().available
+    return nbytes * launch().local_size <= RAM_SHARE * psutil.virtual_memory().available
 
 
 def open_data(config: Config) -> LatentDataset:

@@ -12,6 +12,7 @@ import torch
 
 from utils.base.errors import UserError, note
 from utils.base.launch import add_launch_arguments, relaunch
+from utils.base.processes import launch
 from utils.config.command_line import HelpFormatter, add_config_arguments
 from utils.config.schema import Config
 from utils.pretrained.encoders import load_config_clip
@@ -123,9 +124,10 @@ def shard_of(args: argparse.Namespace) -> tuple[int, int]:
     UserError if the shard is not given or not below the number of shards.
     """
     relaunch(args)
-    count = args.num_shards or int(os.environ.get("WORLD_SIZE", 1))
-    rank = os.environ.get("RANK", "0" if count == 1 else None)
-    shard = args.shard if args.shard is not None or rank is None else int(rank)
+    place = launch()
+    count = args.num_shards or place.size
+    rank = place.rank if count == 1 or place.size > 1 else None
+    shard = args.shard if args.shard is not None else rank
     if shard is None or not 0 <= shard < count:
         given = "not given" if shard is None else shard
         raise UserError(f"--shard: {given}; with --num_shards {count}, give 0 to {count - 1}")
@@ -143,7 +145,7 @@ def _device(name: str) -> torch.device:
     has_cuda = torch.cuda.is_available()
     try:
         if name == "auto":  # one GPU for each process of a launcher
-            name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if has_cuda else "cpu"
+            name = f"cuda:{launch().local_rank}" if has_cuda else "cpu"
         device = torch.device(name)
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"{name!r} is not a device") from error

@@ -17,6 +17,7 @@ from torch import Tensor
 from models.choices import FeatureNetworkKind
 from utils.base.errors import UserError, note
 from utils.base.files import write_json
+from utils.base.launch import join_processes
 from utils.base.processes import is_main_process
 from utils.base.progress import progress
 from utils.base.text_table import aligned
@@ -62,6 +63,7 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
 
 def judge_folder(args: argparse.Namespace, config: Config) -> None:
     """Print the metrics of the images at `--images`, and write them to `--metrics_out`."""
+    join_processes()
     processes = PartialState(cpu=not torch.accelerator.is_available())
     config_paths = [p for p in (config.eval.ref_path, *config.eval.more_ref_paths) if p]
     metrics = evaluate_folder(

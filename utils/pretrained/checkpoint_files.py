@@ -94,21 +94,55 @@ def _has_names(value: object) -> bool:
 
 
 def list_checkpoints(folder: Path) -> dict[int, Path]:
-    """Return step -> file for all checkpoints in a folder, in order of the steps."""
-    found = {int(p.stem): p for p in folder.glob("*.pt") if p.stem.isdigit()}
-    return dict(sorted(found.items()))
+    """Return step -> file for all checkpoints in a folder, in order of the steps.
+
+    The step in a file and in its name agree. Copies under other names and numbers are left out, and
+    so is all else that people and their tools put there, see `foreign_files`.
+    """
+    named = {int(path.stem): path for path in folder.glob("*.pt") if foreign_reason(path) is None}
+    return dict(sorted(named.items()))
+
+
+def foreign_files(folder: Path) -> str | None:
+    """Return a line that names the files of a folder of checkpoints that are none, or None."""
+    reasons = {path.name: foreign_reason(path) for path in sorted(folder.glob("*.pt"))}
+    listed = [f"{name} ({reason})" for name, reason in reasons.items() if reason]
+    if not listed:
+        return None
+    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
+    return f"{folder}: left alone, as no checkpoints of this run: {', '.join(listed[:8])}{more}"
+
+
+def foreign_reason(path: Path) -> str | None:
+    """Return why a file is no checkpoint that a training has written under this name, or None.
+
+    A damaged one is none of those: its name alone tells its step.
+    """
+    if not (path.stem.isascii() and path.stem.isdigit() and path.stem == f"{int(path.stem):07d}"):
+        return "another name"
+    if not path.is_file():
+        return "no file"
+    if path.stat().st_size == 0:
+        return "empty"
+    try:
+        step = load_checkpoint(path).get("step", int(path.stem))
+    except UserError:
+        return None
+    return None if step == int(path.stem) else f"holds step {step}"
 
 
 def step_of(path: Path) -> int:
     """Return the training step of a checkpoint or released model, 0 if it is not known.
 
-    Its name tells it, else what the file says: the step, or the name of the released checkpoint.
+    The file tells it: the step, or the name of the released checkpoint. Else its name does, as for
+    checkpoints of the published code.
     """
     name = path.stem
-    if not name.isdigit() and path.suffix == ".safetensors":
-        name = Path(_read_metadata(path).get("source", "")).stem
-    elif not name.isdigit():
-        name = str(load_checkpoint(path).get("step", ""))
+    if path.suffix == ".safetensors":
+        if not name.isdigit():
+            name = Path(_read_metadata(path).get("source", "")).stem
+    else:
+        name = str(load_checkpoint(path).get("step", name))
     return int(name) if name.isdigit() else 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,14 @@ from typing import Any
 import torch
 
 from utils.base.files import write_whole
-from utils.pretrained.checkpoint_files import VERSION, checkpoint_fault, list_checkpoints
+from utils.pretrained.checkpoint_files import (
+    VERSION,
+    checkpoint_fault,
+    foreign_reason,
+    list_checkpoints,
+)
+
+UNFINISHED = re.compile(r"\.\d{7,}\.pt\.\d+\.tmp")  # of write_whole, not of a tool that syncs files
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -36,14 +45,20 @@ def discard_leftovers(folder: Path, step: int) -> None:
     get another name, so that they do not count among the last ones.
     """
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if UNFINISHED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
     for later, path in list_checkpoints(folder).items():
         if later > step:
             path.rename(path.with_name(f"{path.name}.damaged"))
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint (adds `version`); see write_whole. Raises OSError if the disk is full."""
+    """Write a checkpoint (adds `version`); see write_whole. Raises OSError if the disk is full.
+
+    Something else at its place, as a copy of another step or a folder, is renamed `….pt.other`.
+    """
+    if os.path.lexists(path) and foreign_reason(path):
+        os.rename(path, path.with_name(f"{path.name}.other"))
     write_whole(path, lambda temporary: torch.save({**state, "version": VERSION}, temporary))
 
 

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from models.draws import Share
 from utils.base.errors import LOST_PROCESS, UserError, note
+from utils.base.launch import join_processes, stop_signals
 from utils.config.schema import Config
 from utils.training.schedules import always_masked
 from utils.training.sharding import wants_shards
@@ -88,7 +89,7 @@ def start_accelerator(amp: str, grad_accum: int, all_weights_used: bool) -> Acce
     amp: 'bf16', 'fp16' or 'no'. all_weights_used: every step has a gradient for each weight, which
         spares several processes a search.
     """
-    _join_after_restart()
+    join_processes()
     wrapper = DistributedDataParallelKwargs(find_unused_parameters=not all_weights_used)
     try:
         return Accelerator(
@@ -100,19 +101,6 @@ def start_accelerator(amp: str, grad_accum: int, all_weights_used: bool) -> Acce
         )
     except ValueError as error:
         raise UserError(f"train.amp: {amp}: {error}") from error
-
-
-def _join_after_restart() -> None:
-    """Join under names of this restart, if torchrun has restarted the processes.
-
-    torchrun keeps one store for all restarts; it still holds the addresses of dead processes.
-    """
-    restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    if restart == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return
-    store, rank, processes = next(torch.distributed.rendezvous("env://"))
-    store = torch.distributed.PrefixStore(f"restart_{restart}", store)
-    torch.distributed.init_process_group(store=store, rank=rank, world_size=processes)
 
 
 def images_per_forward(batchsize: int, processes: int, grad_accum: int) -> int:
@@ -152,22 +140,22 @@ def clip_gradients(
 
 
 class StopSignal:
-    """Memory of SIGTERM, SIGINT or SIGUSR1: the training finishes its step and saves.
+    """Memory of a signal that asks for the end: the training finishes its step and saves.
 
-    A second SIGINT interrupts at once. Windows has no SIGUSR1.
+    A second SIGINT interrupts at once.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-            if number := getattr(signal, name, None):
-                signal.signal(number, self._remember)
+        for number in stop_signals():
+            signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.received == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        note(f"{signal.Signals(number).name}: the step in hand is finished and saved")
+        with contextlib.suppress(RuntimeError):  # the signal came in the middle of another print
+            note(f"{signal.Signals(number).name}: the step in hand is finished and saved")
 
 
 class Watchdog:

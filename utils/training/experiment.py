@@ -15,7 +15,7 @@ from utils.base.processes import is_main_process
 from utils.config.load import load_config
 from utils.config.schema import Config
 from utils.data.latent_dataset import LatentDataset
-from utils.pretrained.checkpoint_files import load_checkpoint
+from utils.pretrained.checkpoint_files import foreign_files, load_checkpoint
 from utils.training.checkpoint import latest_checkpoint
 from utils.training.comparison import differences
 from utils.training.state import conflicts
@@ -102,8 +102,10 @@ def saved_state(
 ) -> tuple[dict[str, Any], Path] | None:
     """Return the latest complete checkpoint of the run in `folder` and its file, or None.
 
-    Adds a note for each damaged checkpoint. Raises UserError as `claim` does.
+    Adds notes about damaged checkpoints, and files that are none. Raises UserError as `claim` does.
     """
+    if (foreign := foreign_files(folder / "checkpoints")) is not None:
+        notes.append(foreign)
     latest = latest_checkpoint(folder / "checkpoints", notes.append)
     saved = load_checkpoint(latest) if latest else None
     claim(folder, config, saved, images, data_identity)

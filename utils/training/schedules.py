@@ -68,6 +68,35 @@ def mask_ratio_after(step: int, max_steps: int, config: Config, first_step: int 
     return mask_ratio_at(model.mask_ratio_fn, done / length, model.mask_ratio, model.mask_ratio_min)
 
 
+def jumps_of_longer(
+    before: Config, config: Config, images: int, step: int, first_step: int = 0
+) -> list[str]:
+    """Return a note if learning rate or mask ratio jump, as `config` trains longer than `before`.
+
+    step: the number of steps that the run has done.
+    """
+    old, new = (number_of_steps(c, images, first_step) for c in (before, config))
+    if old == new or step <= first_step:
+        return []
+    jumps = []
+    for key, name, value_after, text in (
+        ("train.lr_schedule", "learning rate", lr_after, "{:.2e}"),
+        ("model.mask_ratio_fn, model.unmasked_tail", "mask ratio", mask_ratio_after, "{:.2f}"),
+    ):
+        was = text.format(value_after(min(step, old) - 1, old, before, first_step))
+        now = text.format(value_after(step, new, config, first_step))
+        still = text.format(value_after(step, old, before, first_step))
+        if now not in (was, still):
+            jumps.append(f"the {name} goes from {was} to {now} ({key})")
+    if not jumps:
+        return []
+    return [
+        f"train.max_num_steps and train.epochs now end the run at step {new}, not {old}: "
+        f"{'; '.join(jumps)}. A new run from this checkpoint (--ckpt_path and another --exp_name) "
+        "has a schedule of its own"
+    ]
+
+
 def always_masked(config: Config) -> bool:
     """Return True if every step hides some tokens."""
     model = config.model

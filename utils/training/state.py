@@ -22,7 +22,7 @@ from utils.training.distributed import Processes
 from utils.training.ema import EMA, initial_share
 from utils.training.finetune import start_from
 from utils.training.optimizers import build_optimizer
-from utils.training.schedules import number_of_steps
+from utils.training.schedules import jumps_of_longer, number_of_steps
 from utils.training.sharding import shard_training, whole
 from utils.training.speed import speed_up
 from utils.training.step_guard import StepGuard
@@ -133,8 +133,8 @@ class TrainingState:
         """Return everything that PARTS lists; tensors are not copied."""
         return {name: part.read(self) for name, part in PARTS.items()}
 
-    def restore(self, saved: Mapping[str, Any], source: Path) -> None:
-        """Take over a checkpoint of this run, the file `source`.
+    def restore(self, saved: Mapping[str, Any], source: Path) -> list[str]:
+        """Take over a checkpoint of this run, the file `source`. Returns notes.
 
         Raises UserError if weights do not fit the network.
         """
@@ -142,6 +142,8 @@ class TrainingState:
         for name, part in PARTS.items():
             if part.restore is not None and (name in saved or not part.may_lack):
                 part.restore(self, saved[name])
+        before = config_from_dict(saved["config"], source="the checkpoint's config")
+        return jumps_of_longer(before, self.config, self.order.length, self.step, self.first_step)
 
 
 class Run(NamedTuple):
