@@ -2,17 +2,27 @@
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from trainings import fresh_process
 
 from utils.base import launch as launching
 from utils.base.errors import LOST_PROCESS, LostProcessError, UserError
-from utils.base.launch import join_processes, loopback, relaunch, require_address, wait_for
+from utils.base.launch import (
+    join_processes,
+    loopback,
+    relaunch,
+    require_address,
+    stop_signals,
+    wait_for,
+)
 from utils.base.processes import ADDRESS, Launch, is_main_process, launch, launch_fault
+from utils.training.distributed import StopSignal
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -165,3 +175,22 @@ def test_without_a_loopback_interface_several_processes_are_refused_in_a_line(tm
     if "unshare failed" in done.stderr:
         pytest.skip("network namespaces are not allowed here")
     assert "UserError: several processes need the loopback interface" in done.stderr
+
+
+def test_a_lost_terminal_asks_for_the_end_unless_nohup_ignores_it():
+    names = {number.name for number in stop_signals()}
+    assert names == {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"}
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in stop_signals() and len(stop_signals()) == 5
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU])
+def test_each_of_the_signals_is_remembered(number, capsys):
+    with fresh_process():
+        stop = StopSignal()
+        os.kill(os.getpid(), number)
+        assert stop.received == number
+    assert f"{number.name}: the step in hand is finished and saved" in capsys.readouterr().err

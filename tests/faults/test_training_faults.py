@@ -30,7 +30,9 @@ def whole(faces) -> Path:
     return run(faces, faces.parent / "whole", *SETTINGS)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP]
+)
 def test_a_training_interrupted_at_random_moments_ends_bit_identical(
     faces, whole, tmp_path, number
 ):

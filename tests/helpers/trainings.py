@@ -10,6 +10,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from train_latent_t2f import train
+from utils.base.launch import stop_signals
 from utils.config.load import load_config
 from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.training.checkpoint import list_checkpoints
@@ -23,7 +24,7 @@ def fresh_process() -> Iterator[None]:
     """Give a training the state of a new process; afterwards restore the signal handlers."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    numbers = stop_signals()
     handlers = [signal.getsignal(number) for number in numbers]
     try:
         yield

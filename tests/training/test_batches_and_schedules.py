@@ -15,7 +15,12 @@ from utils.training.batches import DataOrder, derived_seed
 from utils.training.distributed import images_per_forward
 from utils.training.ema import EMA, describe_average, ema_decay_at, initial_share
 from utils.training.experiment import claim, differences, experiment_name
-from utils.training.schedules import lr_after, mask_ratio_after, number_of_steps
+from utils.training.schedules import (
+    jumps_of_longer,
+    lr_after,
+    mask_ratio_after,
+    number_of_steps,
+)
 
 
 def config_with(**sections) -> Config:
@@ -206,3 +211,46 @@ def test_epochs_that_are_over_at_the_loaded_step_are_an_error():
     assert number_of_steps(config, images=50, first_step=9) == 10
     with pytest.raises(UserError, match=r"2 epochs end at step 10, but .* has done 300"):
         number_of_steps(config, images=50, first_step=300)
+
+
+def lengthened(step: int, train: dict, model: dict | None = None, **longer: int) -> list[str]:
+    """Return the notes of a run of 10 steps that goes on at `step` with other lengths."""
+    before, now = ({"max_num_steps": 10, **train} | more for more in ({}, longer))
+    old, new = (config_with(train=t, model=model or {}) for t in (before, now))
+    return jumps_of_longer(old, new, 100, step)
+
+
+SCHEDULES = {
+    "train.lr_schedule": ({"lr_schedule": "cosine"}, {}),
+    "train.lr_schedule)": ({"lr_schedule": "linear", "lr_min_ratio": 0.1}, {}),
+    "model.mask_ratio_fn": ({}, {"mask_ratio": 0.5, "mask_ratio_fn": "cosine4"}),
+    "model.unmasked_tail": ({}, {"mask_ratio": 0.5, "unmasked_tail": 0.3}),
+}
+
+
+@pytest.mark.parametrize("key", SCHEDULES)
+def test_a_finished_schedule_that_is_made_longer_says_what_jumps(key):
+    (note,) = lengthened(10, *SCHEDULES[key], max_num_steps=20)
+    assert "the run now ends at step 20, not 10 (train.max_num_steps, train.epochs)" in note
+    assert key in note and "\n" not in note
+
+
+def test_the_note_names_both_values():
+    (note,) = lengthened(10, {"lr": 1e-3, "lr_schedule": "linear"}, max_num_steps=20)
+    assert "the learning rate goes from 1.00e-04 to 5.00e-04 (train.lr_schedule)" in note
+
+
+def test_a_schedule_that_is_made_longer_half_way_or_by_epochs_says_so_too():
+    assert lengthened(5, {"lr_schedule": "cosine"}, max_num_steps=20)
+    epochs = {"lr_schedule": "cosine", "max_num_steps": None, "batchsize": 10, "epochs": 1}
+    assert lengthened(10, epochs, epochs=3)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [{}, {"lr_rampup_kimg": 50}, {"lr_warmup": True, "lr_warmup_steps": 20}],
+    ids=["constant", "ramp", "warm-up"],
+)
+def test_a_constant_schedule_may_be_made_longer_without_a_word(train):
+    assert lengthened(10, train, max_num_steps=20) == []
+    assert lengthened(10, {**train, "lr_schedule": "cosine"}) == []  # not longer

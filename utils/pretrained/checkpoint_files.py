@@ -109,8 +109,8 @@ def foreign_files(folder: Path) -> str | None:
     listed = [f"{name} ({reason})" for name, reason in reasons.items() if reason]
     if not listed:
         return None
-    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
-    return f"{folder}: left alone, as no checkpoints of this run: {', '.join(listed[:8])}{more}"
+    more = f" and {len(listed) - 12} more" if len(listed) > 12 else ""
+    return f"{folder}: left alone, as no checkpoints of this run: {', '.join(listed[:12])}{more}"
 
 
 def foreign_reason(path: Path) -> str | None:

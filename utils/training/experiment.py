@@ -105,7 +105,7 @@ def saved_state(
     Adds notes about damaged checkpoints, and files that are none. Raises UserError as `claim` does.
     """
     if (foreign := foreign_files(folder / "checkpoints")) is not None:
-        notes.append(foreign)
+        notes.append(f"note: {foreign}")
     latest = latest_checkpoint(folder / "checkpoints", notes.append)
     saved = load_checkpoint(latest) if latest else None
     claim(folder, config, saved, images, data_identity)

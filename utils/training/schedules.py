@@ -91,7 +91,7 @@ def jumps_of_longer(
     if not jumps:
         return []
     return [
-        f"train.max_num_steps and train.epochs now end the run at step {new}, not {old}: "
+        f"note: the run now ends at step {new}, not {old} (train.max_num_steps, train.epochs): "
         f"{'; '.join(jumps)}. A new run from this checkpoint (--ckpt_path and another --exp_name) "
         "has a schedule of its own"
     ]
