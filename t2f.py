@@ -13,7 +13,8 @@ Literal, or freer:  python t2f.py --prompt "a person in a hat" --freedom 0 (or 1
 In five steps from one to the other:  python t2f.py --prompt "…" --prompt "…" --interpolate 5
 
 Writes one PNG per picture, <row>_<seed>.png, and grid.png, which shows all of them with their
-sentences. Each prompt and each image has a row, in the order of the command line; with --mix or
+sentences. A folder holds the images of one run: another one's are never overwritten or mixed in.
+Each prompt and each image has a row, in the order of the command line; with --mix or
 --interpolate, each mixture has a row. A picture depends only on its seed, its condition, the
 weights and the sampler settings.
 """
@@ -35,8 +36,8 @@ from models.choices import Solver
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter, add_config_arguments
 from utils.config.parsing import parse_scale, parse_seeds
-from utils.sampling.pictures import GRID
 from utils.sampling.prompts import Row, arrange, image_prompt, read_prompts, text_prompt
+from utils.sampling.sample_folder import GRID
 from utils.sampling.text_to_face import DEMO, DEMO_STUDENT, TextToFace, default_device
 
 FROM_CONFIG = "as the checkpoint's config says"
@@ -96,7 +97,10 @@ def parse_args() -> argparse.Namespace:
     )
     add_config_arguments(parser, instead="the one in the checkpoint; published ones hold none")
     parser.add_argument(
-        "--out", type=Path, help="folder to write into; None = samples/ and the first label"
+        "--out",
+        type=Path,
+        help="folder to write into; None = samples/ and the first label, with a number if that "
+        "holds another run",
     )
     parser.add_argument("--batch_size", type=int, default=16, help="pictures drawn at once")
     parser.add_argument(
@@ -151,7 +155,8 @@ def main() -> None:
         flags=sampler_flags(args),
     )
     drawing = faces.start(rows, num=args.num, seeds=args.seeds)
-    out = args.out or default_out(rows[0].label)
+    out = args.out or drawing.free_folder(default_out(rows[0].label))
+    drawing.check_folder(out)
     with progress(desc="draw", total=len(drawing), unit="image") as bar:
         for pictures in drawing.batches(args.batch_size):
             for picture in pictures:

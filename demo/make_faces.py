@@ -228,10 +228,32 @@ def write_face(job: tuple[Path, str, int, int]) -> str:
     return json.dumps(record)
 
 
+def require_no_others(folder: Path, count: int, num_captions: int) -> None:
+    """Raise UserError if a split's folder holds faces that this run does not make."""
+    advice = "name another folder with --out, or delete it"
+    there = len(list((folder / "images").glob("*.png")))
+    if there > count:
+        raise UserError(f"{folder}: holds {there} faces, and {count} are asked for; {advice}")
+    index_file = folder / "faces.jsonl"
+    if not index_file.exists():
+        return  # an unfinished split, whose captions are written anew
+    with index_file.open(encoding="utf-8") as lines:
+        captions = len(json.loads(next(lines))["captions"])
+    if captions != num_captions:
+        raise UserError(
+            f"{folder}: its faces have {captions} captions, and {num_captions} are asked for; "
+            f"{advice}"
+        )
+
+
 def make_split(out: Path, split: str, count: int, num_captions: int, workers: int) -> None:
-    """Write a split of `count` faces into `out`/`split`, unless it is complete already."""
+    """Write a split of `count` faces into `out`/`split`, unless it is complete already.
+
+    Raises UserError if more faces, or faces with another number of captions, are there.
+    """
     folder = out / split
     index_file = folder / "faces.jsonl"
+    require_no_others(folder, count, num_captions)
     if index_file.exists() and sum(1 for _ in index_file.open(encoding="utf-8")) == count:
         print(f"{folder}: {count} faces are there already")
         return

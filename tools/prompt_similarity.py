@@ -16,7 +16,8 @@ from utils.data.image_batches import iterate_batches
 from utils.data.images import load_image
 from utils.evaluation.metrics import clip_similarities
 from utils.evaluation.results import Record
-from utils.sampling.pictures import png_text, single_pictures
+from utils.sampling.pictures import png_text
+from utils.sampling.sample_folder import single_pictures
 
 if TYPE_CHECKING:
     from models.clip import ClipEncoder

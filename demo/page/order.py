@@ -26,8 +26,9 @@ from utils.config.parsing import parse_scale
 from utils.data.images import center_crop, opened_image, upright_rgb
 from utils.sampling.drawing import Drawing, Picture
 from utils.sampling.generate import sampler_settings
-from utils.sampling.pictures import GRID, png_bytes
+from utils.sampling.pictures import png_bytes
 from utils.sampling.prompts import Row, Source, arrange, text_prompt
+from utils.sampling.sample_folder import GRID
 from utils.sampling.text_to_face import TextToFace
 
 # Keys that a link may have once each. `prompt`, `image` and `mix` may be repeated.

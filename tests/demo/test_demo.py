@@ -12,9 +12,18 @@ import torch
 from demo.captions import make_caption
 from demo.check_prompts import agreement, choose_captions
 from demo.classifier import SIZES, attribute_loss, predict
-from demo.make_faces import ATTRIBUTES, draw_attributes, encode_attributes, hide, make_face, render
+from demo.make_faces import (
+    ATTRIBUTES,
+    draw_attributes,
+    encode_attributes,
+    hide,
+    make_face,
+    make_split,
+    render,
+)
 from demo.make_weights.clip_losses import contrastive_loss, truth
 from demo.make_weights.face_groups import make_group
+from utils.base.errors import UserError
 
 
 def faces(count: int) -> list[dict[str, str]]:
@@ -131,6 +140,22 @@ def test_make_faces_writes_images_captions_and_attributes_and_resumes(tmp_path):
     assert run_make_faces(tmp_path, *small).returncode == 0
     assert (tmp_path / "train" / "images" / "000004.png").read_bytes() == image
     assert (tmp_path / "train" / "faces.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "captions", "said"),
+    [
+        (1, 2, "holds 2 faces, and 1 are asked for; name another folder with --out"),
+        (2, 1, "its faces have 2 captions, and 1 are asked for; name another folder with --out"),
+    ],
+)
+def test_faces_of_another_run_are_not_mixed_in(tmp_path, count, captions, said):
+    make_split(tmp_path, "train", 2, 2, workers=1)
+    make_split(tmp_path, "train", 2, 2, workers=1)  # the same again
+    with pytest.raises(UserError, match=said):
+        make_split(tmp_path, "train", count, captions, workers=1)
+    make_split(tmp_path, "train", 3, 2, workers=1)
+    assert len(list((tmp_path / "train" / "images").iterdir())) == 3
 
 
 def test_make_faces_refuses_a_count_of_zero_in_one_line(tmp_path):

@@ -1,5 +1,6 @@
 """t2f.py: from sentences and images to pictures."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -29,10 +30,11 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(checkpoint, tmp_path, monkeypatch):
-    """Return a function that runs main() with flags; it returns the folder that was written."""
+    """Return a function that runs main() with flags; it returns the new folder that was written."""
+    numbers = itertools.count()
 
     def call(*flags: object) -> Path:
-        out = tmp_path / "out"
+        out = tmp_path / f"out{next(numbers)}"
         given = ["--ckpt", checkpoint, "--out", out, "--device", "cpu", *flags]
         monkeypatch.setattr(sys, "argv", ["t2f.py", *map(str, given)])
         t2f.main()

@@ -128,6 +128,10 @@ def test_the_folder_draws_alone_on_a_machine_without_pytorch(made, tmp_path):
     drawn = [np.asarray(Image.open(tmp_path / f"{i:02d}_{SEEDS[i]:03d}.png")) for i in range(2)]
     ours = drawn_by_torch(made.checkpoint, read_config(made.checkpoint)).numpy()
     assert np.abs(np.stack(drawn).astype(int) - ours).max() <= 1
+    other = [sys.executable, script, "another prompt", "--out", str(tmp_path)]
+    refused = subprocess.run(other, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "holds faces of other prompts; name another folder with --out" in refused.stderr
 
 
 def test_the_script_compares_both_ways_and_shows_the_pictures(made, monkeypatch, capsys, tmp_path):

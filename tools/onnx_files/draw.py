@@ -35,7 +35,7 @@ def seed_of(text: str) -> int:
 
 
 def main() -> None:
-    """Draw every prompt with every seed, and write <number of the prompt>_<seed>.png."""
+    """Draw every prompt with every seed; write <number of prompt>_<seed>.png, and prompts.txt."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,6 +47,11 @@ def main() -> None:
     sampler = Sampler(Path(__file__).resolve().parent)
     jobs = [(number, seed) for number in range(len(args.prompts)) for seed in args.seeds]
     args.out.mkdir(parents=True, exist_ok=True)
+    about = args.out / "prompts.txt"  # tells this run's faces from those of another one
+    content = "".join(f"{prompt}\n" for prompt in args.prompts).encode("utf-8", "backslashreplace")
+    if any(args.out.glob("*.png")) and not (about.exists() and about.read_bytes() == content):
+        parser.error(f"{args.out} holds faces of other prompts; name another folder with --out")
+    about.write_bytes(content)
     for start in range(0, len(jobs), AT_ONCE):
         batch = jobs[start : start + AT_ONCE]
         _, images = sampler.draw([args.prompts[n] for n, _ in batch], [seed for _, seed in batch])

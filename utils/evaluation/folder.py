@@ -31,7 +31,7 @@ from utils.evaluation.image_set import ImageSet, few_samples_note
 from utils.evaluation.metric_names import METRICS, metrics_in, network_name
 from utils.evaluation.references import Reference, check_comparable, load_stats
 from utils.pretrained.encoders import load_config_clip
-from utils.sampling.pictures import single_pictures
+from utils.sampling.sample_folder import single_pictures
 
 if TYPE_CHECKING:
     from models.clip import ClipEncoder

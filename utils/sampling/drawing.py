@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from utils.base.errors import UserError
 from utils.config.sections import Sampling
 from utils.sampling.conditions import Conditions
-from utils.sampling.pictures import GRID, labelled_grid, save_png
+from utils.sampling.pictures import labelled_grid, save_png
 from utils.sampling.prompts import Row, describe
+from utils.sampling.sample_folder import GRID, Texts, free_folder, other_runs_fault
 
 MAX_COLUMNS = 8  # of a grid whose rows have one picture each
 ALWAYS_TOLD = ("cfg_scale", "num_steps", "solver", "amp")  # in each PNG; other keys if changed
@@ -37,6 +39,11 @@ def settings_text(sampling: Sampling) -> dict[str, str]:
     return {name: str(getattr(sampling, name)) for name in names}
 
 
+def file_name(row: int, seed: int) -> str:
+    """Return the name of an image's file."""
+    return f"{row:02d}_{seed:03d}.png"
+
+
 @dataclass(frozen=True)
 class Picture:
     """One finished picture.
@@ -55,7 +62,7 @@ class Picture:
     @property
     def file_name(self) -> str:
         """Return `<row>_<seed>.png`."""
-        return f"{self.row:02d}_{self.seed:03d}.png"
+        return file_name(self.row, self.seed)
 
     def save(self, path: str | Path) -> None:
         """Write a PNG that carries `text`."""
@@ -116,8 +123,7 @@ class Drawing:
             batch = []
             for position, pixels in zip(positions, images.numpy(), strict=True):
                 row, seed = jobs[position]
-                text = {**describe([self.rows[row]]), **self.settings, "seed": str(seed)}
-                image = Image.fromarray(pixels)
+                text, image = self._text_of(row, seed), Image.fromarray(pixels)
                 batch.append(Picture(image, row, self.rows[row].label, seed, text))
             self.pictures += batch
             yield batch
@@ -142,8 +148,36 @@ class Drawing:
         """Write the grid as a PNG that carries `text`."""
         save_png(self.grid(), path, self.text)
 
+    def _text_of(self, row: int, seed: int) -> dict[str, str]:
+        """Return sources, settings and seed of one image, as they stand in its PNG."""
+        return {**describe([self.rows[row]]), **self.settings, "seed": str(seed)}
+
+    def _texts(self) -> Texts:
+        """Return the texts of all images that are asked for, by file name."""
+        jobs = [(row, seed) for row in range(len(self.rows)) for seed in self.seeds]
+        return {file_name(row, seed): self._text_of(row, seed) for row, seed in jobs}
+
+    def check_folder(self, folder: Path) -> None:
+        """Raise UserError if a folder holds images of another run.
+
+        Images of this run may be there; they are made again.
+        """
+        if fault := other_runs_fault(folder, self._texts(), self.text):
+            raise UserError(
+                f"{folder}: holds images of another run ({fault}); name another folder (--out), "
+                "or remove them"
+            )
+
+    def free_folder(self, folder: Path) -> Path:
+        """Return `folder`, or `<folder>-2` and so on if it holds images of another run."""
+        return free_folder(folder, self._texts(), self.text)
+
     def save(self, folder: str | Path) -> None:
-        """Write each finished picture and `grid.png` into a folder, as t2f.py does."""
+        """Write each finished picture and `grid.png` into a folder, as t2f.py does.
+
+        Raises UserError if the folder holds images of another run.
+        """
+        self.check_folder(Path(folder))
         for picture in self.pictures:
             picture.save(Path(folder) / picture.file_name)
         self.save_grid(Path(folder) / GRID)

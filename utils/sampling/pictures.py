@@ -10,13 +10,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from utils.base.errors import note
 from utils.base.text import printable
 from utils.data.archive_files import read_bytes
 from utils.data.image_metadata import texts_of_png
-from utils.data.images import Sample, list_images, opened_image
+from utils.data.images import opened_image
 
-GRID = "grid.png"  # t2f.py's overview of the pictures in a folder
 MIN_CELL = 160  # pixels; smaller pictures are enlarged in grids so that captions can be read
 MAX_LINES = 6  # of a caption
 MAX_ICONS = 3  # in front of a caption
@@ -50,17 +48,6 @@ def png_text(path: str | Path) -> dict[str, str]:
     with opened_image(path) as image:
         image.load()
     return texts_of_png(read_bytes(Path(path)))
-
-
-def single_pictures(folder: Path) -> list[Sample]:
-    """List the images of a folder or archive but the grids of t2f.py; a note names these."""
-    samples = list_images(folder)
-    grids = [f"{sample.name}.png" for sample in samples if sample.path.name == GRID]
-    if grids:
-        names = ", ".join(grids[:3])
-        more = f" and {len(grids) - 3} more" if len(grids) > 3 else ""
-        note(f"{folder}: left out {names}{more}, an overview of pictures and no single one")
-    return [sample for sample in samples if sample.path.name != GRID]
 
 
 def labelled_grid(
