@@ -16,7 +16,10 @@ Takes minutes on a CPU. After an interruption the same command goes on.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter, add_config_arguments
 from utils.config.schema import Config
 from utils.config.sections import Prior
-from utils.data.embeddings import read_directions
+from utils.data.embeddings import made_from, read_directions
 from utils.data.lmdb_reader import LMDBReader, expect_kind
 from utils.data.make_commands import naming_commands
 from utils.pretrained.chosen_config import config_file, read_config
@@ -126,25 +129,38 @@ class Training:
             "generator": self.generator.get_state(),
             "step": self.step,
             "options": self.options.model_dump(mode="json"),
+            "embeddings": self.made_from,
         }
 
+    @cached_property
+    def made_from(self) -> str:
+        """Return a hash of the embeddings."""
+        return hashlib.sha256(self.y.cpu().numpy().tobytes()).hexdigest()
+
     def restore(self, path: Path) -> None:
-        """Go on from a file of `state`; raise UserError if it is damaged or of other options."""
+        """Go on from a file of `state`.
+
+        Raises UserError if it is damaged, or of other options or embeddings.
+        """
         again = f"remove it to start anew: rm {path}"
         with refusing(f"{path} cannot be read; {again}"):
             state = torch.load(path, weights_only=True)
             if state["options"] != self.options.model_dump(mode="json"):
                 raise UserError(f"{path} is of a training with other `prior` options; {again}")
+            if state.get("embeddings", self.made_from) != self.made_from:
+                raise UserError(
+                    f"{path} is of a training on other embeddings, which were made anew; {again}"
+                )
             self.prior.load_state_dict(state["prior"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.generator.set_state(state["generator"])
             self.step = state["step"]
 
 
-def train(training: Training, out: Path, encoder: str) -> None:
+def train(training: Training, out: Path, meta: Mapping[str, Any]) -> None:
     """Train to the end, from where an earlier run stopped, and write the prior to `out`.
 
-    encoder: identity of the CLIP whose embeddings it learns.
+    meta: of the database of embeddings, which names their CLIP and images.
     """
     partial = out.with_name(f"{out.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +175,7 @@ def train(training: Training, out: Path, encoder: str) -> None:
                 bar.update()
                 if training.step % SAVE_EVERY == 0:
                     write_whole(partial, lambda path: torch.save(training.state(), path))
-        save_prior(training.prior, out, encoder)
+        save_prior(training.prior, out, meta.get("encoder", "unknown"), made_from(meta))
         partial.unlink(missing_ok=True)
     if losses:
         last = float(torch.stack(losses[-SAVE_EVERY:]).mean())
@@ -175,7 +191,7 @@ def main() -> None:
     reader = open_embeddings(config)
     out = args.out or reader.path / PRIOR
     training = Training(read_directions(reader, MOST).to(device), config.prior)
-    train(training, out, reader.info.meta.get("encoder", "unknown"))
+    train(training, out, reader.info.meta)
     print(f"{out}: name it in encoders.prior, and set sampling.freedom=0.7")
 
 

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file
 
-from utils.base.errors import UserError, refusing
+from utils.base.errors import UserError, note, refusing
 from utils.base.files import write_whole
-from utils.data.lmdb_reader import LMDBReader
+from utils.config.schema import Config
+from utils.data.lmdb_reader import LMDBReader, peek_meta
+from utils.data.make_commands import config_words
+from utils.pretrained.priors import prior_made_from
 
 IMAGE_MEAN = "image_mean.npy"
+MEAN_SCRIPT, PRIOR_SCRIPT = "preprocess_scripts/clip_encode_img.py", "train_prior.py"
 BATCH = 4096  # embeddings read at a time
 
 
 def write_image_mean(database: Path) -> None:
-    """Write the mean of a database's normalised embeddings into its folder, `image_mean.npy`."""
+    """Write the mean of a database's normalised embeddings into its folder, `image_mean.npy`.
+
+    The file also names the embeddings and their CLIP. A mean of these embeddings stays.
+    """
     reader = LMDBReader(database)
+    about = {"clip": reader.info.meta.get("encoder"), "embeddings": made_from(reader.info.meta)}
+    if about["embeddings"] and mean_made_from(database / IMAGE_MEAN) == about:
+        return
     total = torch.zeros(reader.info.shape, dtype=torch.float64)
     for rows in torch.arange(reader.info.length).split(BATCH):
         y = torch.from_numpy(reader.read(rows.numpy()))
@@ -29,8 +46,77 @@ def write_image_mean(database: Path) -> None:
     def write(path: Path) -> None:
         with open(path, "wb") as file:
             np.save(file, mean)
+            np.save(file, np.array(json.dumps(about)))  # readers of the mean stop before it
 
     write_whole(database / IMAGE_MEAN, write)
+
+
+def made_from(meta: Mapping[str, Any]) -> str:
+    """Return an identity of embeddings by the `meta` of their database: images, CLIP, settings.
+
+    It is empty if the contents of the images are not recorded.
+    """
+    if not {"content_hash", "encoder"} <= meta.keys():
+        return ""
+    facts = {key: value for key, value in meta.items() if key not in ("names", "source")}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def mean_made_from(path: Path) -> dict[str, Any]:
+    """Return the identities of the `embeddings` of a mean and of their `clip`; {} if not recorded.
+
+    A release folder's file records none.
+    """
+    with contextlib.suppress(OSError, ValueError, EOFError), open(path, "rb") as file:
+        np.load(file, allow_pickle=False)
+        return dict(json.loads(str(np.load(file, allow_pickle=False))))
+    return {}
+
+
+def check_image_mean(config: Config, clip: str | None) -> None:
+    """Raise UserError if `encoders.image_mean` is of another CLIP than the one of identity `clip`.
+
+    clip: of the sentences' embeddings; None = unknown. The embeddings that the mean was made from
+        are checked as `check_prior` does.
+    """
+    path = config.encoders.image_mean
+    if path is None or not (about := mean_made_from(path)):
+        return
+    if about["clip"] != (clip or about["clip"]) and about["clip"]:
+        raise UserError(
+            f"encoders.image_mean: {path} is the mean of embeddings of another CLIP "
+            f"({about['clip']}) than encoders.clip ({clip}); name another file, or set "
+            "encoders.image_mean=null"
+        )
+    _check_embeddings(config, "image_mean", path, about["embeddings"], MEAN_SCRIPT)
+
+
+def check_prior(config: Config) -> None:
+    """Check the embeddings that the prior at `encoders.prior` was trained on, if it is used.
+
+    Raises UserError if it lies beside other embeddings. Prints a note if it lies elsewhere, and
+    data.feat_path holds other embeddings: these may have replaced those it was trained on.
+    """
+    path = config.encoders.prior
+    if config.sampling.freedom and path is not None and path.is_file():
+        with refusing(f"encoders.prior: {path} holds no prior"):
+            trained_on = prior_made_from(path)
+        _check_embeddings(config, "prior", path, trained_on, PRIOR_SCRIPT)
+
+
+def _check_embeddings(config: Config, key: str, path: Path, made: str, script: str) -> None:
+    beside = made_from(peek_meta(path.parent))
+    there = config.data.feat_path
+    again = f"make it again: {shlex.join(['python', script, *config_words(sys.argv)])}"
+    if made and beside not in ("", made):
+        raise UserError(
+            f"encoders.{key}: {path} was made from other embeddings than those beside it; {again}"
+        )
+    if made and not beside and there and made_from(peek_meta(there)) not in ("", made):
+        note(
+            f"encoders.{key}: {path} was made from other embeddings than {there} holds; if they "
+            f"were replaced, {again}"
+        )
 
 
 def read_image_mean(path: Path, dim: int) -> torch.Tensor:

@@ -215,6 +215,16 @@ def peek(path: Path) -> Peek | None:
         return Peek("y" if latent is None else "z", shape, latent is not None and is_moments)
 
 
+def peek_meta(path: Path) -> Mapping[str, Any]:
+    """Return the `meta` of a complete database; empty if there is none."""
+    env = open_if_complete(path) or open_if_complete(path / "train")
+    if env is None:
+        return {}
+    with env.begin() as txn:
+        meta: Mapping[str, Any] = json.loads(txn.get(b"meta") or "{}")
+        return meta
+
+
 def expect_kind(reader: LMDBReader, kind: DatabaseKind) -> None:
     """Raise a UserError if a database holds latents instead of embeddings, or vice versa."""
     if reader.info.kind != kind:

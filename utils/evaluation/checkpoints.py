@@ -25,7 +25,7 @@ from utils.evaluation.feature_store import FeatureBlocks, Rows
 from utils.evaluation.image_pass import fill_blocks, require_whole
 from utils.evaluation.judge import Judge
 from utils.evaluation.kept_images import KeptImages
-from utils.evaluation.results import Record, Results, way_names
+from utils.evaluation.results import CONTENT, Record, Results, way_names
 from utils.sampling.generate import sampler_settings
 
 
@@ -232,6 +232,7 @@ def evaluation_settings(config: Config, judge: Judge) -> dict[str, Any]:
         **config.encoders.model_dump(
             mode="json", include={"image_mean", "prior"}, exclude_none=True
         ),
+        **content_settings(config),
         "clip": judge.clip.identity,
         "vae": judge.autoencoder.identity,
         "amp": sampling.amp,
@@ -243,6 +244,21 @@ def variety_settings(config: Config) -> dict[str, int]:
     if not config.eval.variety_captions:
         return {}
     return config.eval.model_dump(include={"variety_captions", "variety_seeds"})
+
+
+def content_settings(config: Config) -> dict[str, str]:
+    """Return hashes of the files that change the metrics, beside their places.
+
+    Records that were made before these entries count for any content.
+    """
+    files = {"image_mean": config.encoders.image_mean, "prior": config.encoders.prior}
+    if not config.sampling.freedom:
+        del files["prior"]
+    return {
+        f"{key}{CONTENT}": file_hash(path)
+        for key, path in files.items()
+        if path is not None and path.is_file()
+    }
 
 
 def reference_settings(judge: Judge) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from utils.base.text_table import aligned
 from utils.evaluation.metric_names import METRICS
 
 Record = dict[str, Any]
+CONTENT = "_content"  # ends the key of the hash of a file that another key names
 
 
 class Results:
@@ -35,10 +36,17 @@ class Results:
                 note(f"{self.path}:{number}: not a whole record, skipped")
 
     def find(self, settings: Mapping[str, Any]) -> Record | None:
-        """Return the latest record made with exactly these settings, None if there is none."""
+        """Return the latest record made with exactly these settings, None if there is none.
+
+        Older records lack the hashes of named files (`…_content`), and count for any content.
+        """
         wanted = json.loads(json.dumps(settings))  # with the types that the file would give
         for record in reversed(self.records):
-            if all(key in record and record[key] == value for key, value in wanted.items()):
+            same = (
+                record[key] == value if key in record else key.endswith(CONTENT)
+                for key, value in wanted.items()
+            )
+            if all(same):
                 return record
         return None
 

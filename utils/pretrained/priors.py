@@ -16,12 +16,14 @@ from utils.config.schema import Config
 
 TRAIN = "train one with python train_prior.py --config X.yaml"
 CLIP = "clip"  # entry of the metadata: identity of the CLIP that made the embeddings
+MADE_FROM = "embeddings"  # entry of the metadata: identity of the embeddings, where it is known
 
 
-def save_prior(prior: EmbeddingPrior, path: Path, clip: str) -> None:
-    """Write a prior's weights as float16; `clip` is the identity of the embeddings' CLIP."""
+def save_prior(prior: EmbeddingPrior, path: Path, clip: str, made_from: str = "") -> None:
+    """Write a prior's weights as float16, and the identities of the embeddings and their CLIP."""
     half = {name: weight.half().contiguous() for name, weight in prior.state_dict().items()}
-    write_whole(path, lambda temporary: save_file(half, temporary, metadata={CLIP: clip}))
+    about = {CLIP: clip, MADE_FROM: made_from}
+    write_whole(path, lambda temporary: save_file(half, temporary, metadata=about))
 
 
 def read_prior(path: Path) -> tuple[EmbeddingPrior, str]:
@@ -44,6 +46,12 @@ def read_prior(path: Path) -> tuple[EmbeddingPrior, str]:
         with safe_open(path, "pt") as file:
             clip = (file.metadata() or {})[CLIP]
     return prior.eval().requires_grad_(False), clip
+
+
+def prior_made_from(path: Path) -> str:
+    """Return the identity of the embeddings that a prior was trained on; empty if not recorded."""
+    with safe_open(path, "pt") as file:
+        return str((file.metadata() or {}).get(MADE_FROM, ""))
 
 
 def load_config_prior(

@@ -28,6 +28,7 @@ from utils.config.parsing import parse_seeds, seeds_from
 from utils.config.schema import Config
 from utils.config.sections import Sampling
 from utils.data.derived_sizes import with_derived_sizes
+from utils.data.embeddings import check_image_mean, check_prior
 from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import (
@@ -133,6 +134,7 @@ class TextToFace:
         compile_for_sampling(denoiser, settings, torch_device)
         require_encoders(settings)
         clip = load_config_clip(settings, torch_device)
+        check_image_mean(settings, clip.identity)
         autoencoder = load_config_autoencoder(settings, torch_device)
         return cls(denoiser, autoencoder, clip, settings, str(source))
 
@@ -197,6 +199,7 @@ class TextToFace:
                 f"{len(rows)} rows of {len(chosen)} pictures are too many; ask for less"
             )
         if self._prior is None:
+            check_prior(config)
             self._prior = load_config_prior(config, self.clip.identity, self.device)
         return Drawing(conditions, chosen, config.sampling, about, self._generate)
 

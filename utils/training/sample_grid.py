@@ -11,6 +11,7 @@ from models.edm import EDMPrecond
 from models.embedding_prior import EmbeddingPrior
 from utils.config.parsing import seeds_from
 from utils.config.schema import Config
+from utils.data.embeddings import check_image_mean, check_prior
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.make_commands import naming_commands
 from utils.pretrained.encoders import load_config_autoencoder
@@ -68,7 +69,10 @@ class SampleGrid:
             conds = caption_conditions(torch.from_numpy(reader.read(rows)), config)
             firsts = torch.tensor([(row, 0) for row in rows])
             captions = captions_of(config, reader, firsts)
-            prior = load_config_prior(config, reader.info.meta.get("encoder"), device)
+            clip = reader.info.meta.get("encoder")
+            check_image_mean(config, clip)
+            check_prior(config)
+            prior = load_config_prior(config, clip, device)
         return cls(config, load_config_autoencoder(config, device), conds, captions, device, prior)
 
     def save(self, denoiser: EDMPrecond, path: Path, weights: str) -> None:
