@@ -11,6 +11,7 @@ import pytest
 import requests
 import uvicorn
 from conftest import draw_face
+from image_files import encoded
 from PIL import Image
 from tiny import make_tiny_checkpoint, make_tiny_config
 
@@ -108,6 +109,20 @@ def test_a_refused_order_is_one_line_and_the_page_goes_on(query, line, page):
 
 def test_a_fault_that_shows_while_drawing_comes_as_the_last_message(page):
     assert list(messages(order(page, "prompt=a&solver=magic")))[-1].keys() == {"error"}
+
+
+def test_an_upload_with_odd_exif_is_turned_and_embedded(page):
+    """Phones write such tags; Pillow raises exceptions of many types on them."""
+    tags = b"\x01\x12\0\3\0\0\0\1\0\6\0\0" + b"\x01\x1a\0\2\0\0\0\x0372\0\0"
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\2" + tags + bytes(4)
+    face = draw_face(1, 32)
+    contents = [
+        encoded(face.transpose(Image.Transpose.ROTATE_270), "PNG"),
+        encoded(face, "PNG", exif=exif),
+        encoded(face, "PNG", exif=exif[:-4]),
+    ]
+    kept = [requests.post(f"{page}/image?name=a.png", c, timeout=30).json() for c in contents]
+    assert kept[0] == kept[1] == kept[2]
 
 
 def test_an_upload_is_embedded_and_a_hostile_one_is_one_line(page):

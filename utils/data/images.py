@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from utils.base.errors import UserError, one_line
 from utils.base.read_ahead import read_ahead
@@ -25,13 +25,21 @@ from utils.data.folder_files import natural
 from utils.data.image_metadata import ORIENTATION, orientation_of, take_apart
 from utils.data.image_pixels import to_rgb
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
-SUFFIXES |= {".jpe", ".jfif", ".mpo", ".apng", ".avif", ".gif", ".bmp", ".dib"}
-SUFFIXES |= {".jp2", ".j2k", ".jpx", ".jpf", ".j2c"}
-HEIF_SUFFIXES = {".heic", ".heif"}  # read where the package pillow-heif is installed
-
-# Contents that are decoded, whatever the suffix. Pillow starts programs for some others (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000")
+# Suffixes of files that count as images, by the contents that are decoded, whatever the suffix.
+# Pillow starts programs for some other contents (EPS).
+SUFFIXES_OF = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "BMP": (".bmp", ".dib"),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2", ".j2k", ".jpx", ".jpf", ".j2c"),
+    "HEIF": (".heic", ".heif"),
+}
+SUFFIXES = {suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes}
+CODECS = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # that Pillow may lack
 MOST_PIXELS = 500_000_000  # of an image: some 2 GB while it is decoded
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -68,7 +76,8 @@ def list_images(folder: str | Path) -> list[Sample]:
     integer, those integers alone decide. A note says what was left out, see `list_files`. Raises a
     UserError if there is no folder or no image.
     """
-    found = list_files(folder, _suffixes(), "image", beside={".txt"})
+    suffixes = {suffix for form in _formats() for suffix in SUFFIXES_OF[form]}
+    found = list_files(folder, suffixes, "image", beside={".txt"})
     if not found:
         raise UserError(
             f"{folder}: no images in this folder (jpg, png, webp, tiff, avif, gif, bmp, jp2, "
@@ -83,18 +92,14 @@ def list_images(folder: str | Path) -> list[Sample]:
     return samples
 
 
-def _suffixes() -> set[str]:
-    """Return the suffixes of images that can be decoded here."""
-    return SUFFIXES | (HEIF_SUFFIXES if "HEIF" in _formats() else set())
-
-
 @cache
 def _formats() -> tuple[str, ...]:
-    """Return the formats that are decoded here: HEIF too if its package is installed."""
-    if importlib.util.find_spec("pillow_heif") is None:
-        return FORMATS
-    importlib.import_module("pillow_heif").register_heif_opener()
-    return (*FORMATS, "HEIF")
+    """Return the formats that are decoded here: HEIF where its package is installed."""
+    if importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    registered = (form for form in SUFFIXES_OF if form in Image.OPEN)
+    return tuple(form for form in registered if form not in CODECS or features.check(CODECS[form]))
 
 
 def load_image(
