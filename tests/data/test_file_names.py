@@ -46,6 +46,12 @@ def test_a_list_of_names_finds_names_that_read_alike(there, wanted):
     assert choose([f"{there}.png", "2.png"], [f"{wanted}.jpg"], Path("list")) == [0]
 
 
+@pytest.mark.parametrize(("there", "wanted"), FORMS)
+def test_a_folder_in_an_archive_is_found_by_a_name_that_reads_alike(tmp_path, there, wanted):
+    archive = make_zip(tmp_path / "a.zip", {f"x/{there}/sub/1.png": b"", "x/e/2.png": b""})
+    assert [sample.name for sample in list_images(archive / "x" / wanted)] == ["sub/1"]
+
+
 def test_two_files_whose_names_read_alike_stay_apart():
     assert find_names([NFC, NFD], [NFD, NFC, "e"]) == [NFD, NFC, None]
     files = [f"{NFC}.png", f"{NFD}.png"]

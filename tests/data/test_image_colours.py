@@ -7,7 +7,15 @@ import zlib
 import numpy as np
 import pytest
 from conftest import draw_face
-from image_files import SPACES, encoded, icc_profile, png_chunk, with_chunks, write_tiff
+from image_files import (
+    SPACES,
+    cmyk_profile,
+    encoded,
+    icc_profile,
+    png_chunk,
+    with_chunks,
+    write_tiff,
+)
 from PIL import Image, ImageCms
 
 from utils.data.images import UnreadableImage, load_image
@@ -188,9 +196,27 @@ def test_a_png_that_means_srgb_or_nothing_keeps_its_pixels(tmp_path, face, chunk
     assert (read(tmp_path, with_chunks(encoded(face, "PNG"), *chunks)) == np.asarray(face)).all()
 
 
-def test_a_high_dynamic_range_is_refused(tmp_path, face):
-    with pytest.raises(UnreadableImage, match=r"high dynamic range \(PQ\): save it as sRGB"):
-        read(tmp_path, with_chunks(encoded(face, "PNG"), png_chunk(b"cICP", bytes([9, 16, 0, 1]))))
+@pytest.mark.parametrize(
+    ("codes", "said"),
+    [
+        ([9, 16, 0, 1], r"high dynamic range \(PQ\): save it as sRGB"),
+        ([9, 18, 0, 1], r"high dynamic range \(HLG\): save it as sRGB"),
+        ([1, 13, 0, 0], "narrow range of video: save it with the full range"),
+    ],
+)
+def test_a_high_dynamic_range_is_refused(tmp_path, face, codes, said):
+    with pytest.raises(UnreadableImage, match=said):
+        read(tmp_path, with_chunks(encoded(face, "PNG"), png_chunk(b"cICP", bytes(codes))))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "TIFF"])
+def test_cmyk_is_converted_by_its_profile(tmp_path, face, form):
+    options = {"quality": 95, "subsampling": 0} if form == "JPEG" else {}
+    content = encoded(face.convert("CMYK"), form, icc_profile=cmyk_profile(), **options)
+    bare = Image.open(io.BytesIO(content))
+    expected = converted(bare, cmyk_profile())
+    assert abs(read(tmp_path, content) - expected).max() <= 1
+    assert abs(expected - np.asarray(bare.convert("RGB"))).mean() > 5
 
 
 def test_the_transparent_colour_is_found_at_every_depth(tmp_path):

@@ -1,7 +1,9 @@
 """Which files of a folder or archive are its images, and the note about those that are not."""
 
 import os
+import shutil
 import stat
+import subprocess
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -142,6 +144,16 @@ def test_what_is_no_regular_file_is_left_out(tmp_path, capfd):
     os.mkfifo(tmp_path / "pipe.png")  # reading it would wait for ever
     assert names_in(tmp_path) == ["1.png"]
     assert "left out: 1 no regular file(s)" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs tar")
+def test_a_sparse_member_of_a_tar_is_left_out(tmp_path, capfd):
+    """Its bytes do not lie in the archive as they lie in the file."""
+    root = touch(tmp_path / "x", "1.png", "2.png")
+    os.truncate(root / "2.png", 1 << 20)
+    subprocess.run(["tar", "-C", root, "-cSf", tmp_path / "a.tar", "."], check=True)
+    assert names_in(tmp_path / "a.tar") == ["1.png"]
+    assert "left out: 1 sparse file(s)" in capfd.readouterr().err
 
 
 @pytest.fixture

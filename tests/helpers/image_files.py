@@ -1,11 +1,13 @@
 """Image files as others write them: TIFFs of any kind, profiles, chunks, boxes."""
 
 import io
+import itertools
 import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 # Red, green and blue of some spaces in XYZ, adapted to D50, and the exponent.
@@ -38,20 +40,31 @@ def icc_profile(space: str) -> bytes:
         for letter, xyz in zip((b"r", b"g", b"b"), primaries, strict=True):
             tags[letter + b"XYZ"] = b"XYZ \0\0\0\0" + fixed(*xyz)
             tags[letter + b"TRC"] = _curve(exponent)
+    return _profile(b"GRAY" if name == "grey" else b"RGB ", b"mntr", b"XYZ ", tags)
+
+
+def cmyk_profile() -> bytes:
+    """Return a profile of a press with pale inks: its table holds Lab colours."""
+    corners = np.array(list(itertools.product([0, 1], repeat=4)))  # black changes fastest
+    lightness = 255 - corners @ [60, 70, 20, 140]
+    fade = 1 - 0.7 * corners[:, 3]
+    a, b = fade * (corners @ [-40, 70, -5, 0]), fade * (corners @ [-45, -5, 85, 0])
+    lab = np.stack([lightness, 128 + a, 128 + b], 1).clip(0, 255).astype(np.uint8)
+    ramp = bytes(range(256))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + fixed(1, 0, 0, 0, 1, 0, 0, 0, 1)
+    table += 4 * ramp + lab.tobytes() + 3 * ramp
+    white = b"XYZ \0\0\0\0" + fixed(0.9642, 1, 0.8249)
+    return _profile(b"CMYK", b"prtr", b"Lab ", {b"wtpt": white, b"A2B0": table})
+
+
+def _profile(colours: bytes, kind: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """Return an ICC profile of version 2."""
     table, data = struct.pack(">I", len(tags)), b""
     for key, content in tags.items():
         table += key + struct.pack(">II", 132 + 12 * len(tags) + len(data), len(content))
         data += content + bytes(-len(content) % 4)
-    colours = b"GRAY" if name == "grey" else b"RGB "
-    head = struct.pack(
-        ">I4xI4s4s4s12x4s28x",
-        128 + len(table + data),
-        0x02100000,
-        b"mntr",
-        colours,
-        b"XYZ ",
-        b"acsp",
-    )
+    sizes = struct.pack(">I4xI", 128 + len(table + data), 0x02100000)
+    head = sizes + kind + colours + connection + bytes(12) + b"acsp" + bytes(28)
     return (head + fixed(0.9642, 1, 0.8249)).ljust(128, b"\0") + table + data
 
 

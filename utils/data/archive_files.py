@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from utils.base.errors import UserError, refusing
-from utils.data.file_names import BROKEN_LINK, LISTED_ALREADY, NO_FILE, LeftOut
+from utils.data.file_names import BROKEN_LINK, LISTED_ALREADY, NO_FILE, LeftOut, nfc
 from utils.data.folder_files import list_folder
 
 ARCHIVES = {".zip", ".tar"}
@@ -32,6 +32,9 @@ MOST_LINKS = 40  # from one to the next, as Linux follows them
 MOST_PATH = 4096  # bytes of a link's target
 SPECIAL_FILES = {stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK}
 ZIP_HEADER = struct.Struct("<4s22xHH")  # of a member: signature, lengths of its name and extras
+
+
+SPARSE = "sparse file(s), as tar -S writes them"
 
 
 class Member(NamedTuple):
@@ -57,7 +60,7 @@ def list_files(
     folder, left_out = Path(folder), LeftOut(suffixes, beside)
     if archive := archive_of(folder):
         inside = folder.relative_to(archive).as_posix()
-        found = _list_archive(archive, "" if inside == "." else f"{inside}/", left_out)
+        found = _list_archive(archive, "" if inside == "." else inside, left_out)
     elif not folder.is_dir():
         hint = ""
         if COMPRESSED_TARS & set(folder.suffixes) and folder.is_file():
@@ -92,17 +95,20 @@ def _list_shards(folder: Path, left_out: LeftOut) -> dict[str, Path]:
 
 
 def _list_archive(archive: Path, inside: str, left_out: LeftOut) -> dict[str, Path]:
-    """List the files below a folder of an archive; `inside` is that folder's path and a slash."""
-    index = _members(archive)
+    """List the files of an archive below the folder `inside`; "" = all of them."""
+    index, depth = _members(archive), len(PurePosixPath(inside).parts)
+
+    def below(name: str) -> str:
+        """Return a member's path below the folder; "" if it lies elsewhere."""
+        parts = name.split("/")
+        is_inside = nfc("/".join(parts[:depth])) == nfc(inside)
+        return "/".join(parts[depth:]) if is_inside else ""
+
     for name, reason in index.others.items():
-        if name.startswith(inside) and not left_out.is_foreign(name.removeprefix(inside)):
+        if (inner := below(name)) and not left_out.is_foreign(inner):
             left_out.add(reason, f"{archive.name}/{name}")
-    names = (name for name in index.members if name.startswith(inside))
-    return {
-        name.removeprefix(inside): archive / name
-        for name in names
-        if left_out.is_wanted(name.removeprefix(inside))
-    }
+    names = ((below(name), name) for name in index.members)
+    return {inner: archive / name for inner, name in names if inner and left_out.is_wanted(inner)}
 
 
 def archive_of(path: Path) -> Path | None:
@@ -223,8 +229,8 @@ def _read_tar(
                 links[name] = _target(name, info.linkname)
             elif info.islnk():
                 links[name] = _plain(info.linkname)
-            elif info.issparse():
-                raise UserError(f"{archive}: {name} is sparse; make the archive again without -S")
+            elif info.issparse():  # its content has holes
+                others[name] = SPARSE
             elif info.isreg():
                 members[name] = Member(info.offset_data, info.size, info.size, False, None)
             elif not info.isdir():

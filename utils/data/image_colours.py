@@ -77,7 +77,7 @@ def _profiles(info: Mapping[Any, Any], is_grey: bool) -> Iterator[bytes]:
 
 
 def _of_code_points(codes: Sequence[int] | None, is_grey: bool) -> bytes | None:
-    """Return the profile of H.273's numbers (primaries, transfer); None if they mean nothing here.
+    """Return the profile of H.273's numbers (primaries, transfer, …); None if they mean nothing.
 
     Raises ValueError for a high dynamic range, which does not fit into sRGB.
     """
@@ -85,6 +85,8 @@ def _of_code_points(codes: Sequence[int] | None, is_grey: bool) -> bytes | None:
         return None
     if name := HIGH_DYNAMIC_RANGE.get(codes[1]):
         raise ValueError(f"its colours have a high dynamic range ({name}): save it as sRGB")
+    if codes[3:] == (0,):
+        raise ValueError("its pixels have the narrow range of video: save it with the full range")
     if codes[0] not in CHROMATICITIES or codes[1] not in EXPONENTS:
         return None
     return _make_profile(CHROMATICITIES[codes[0]], EXPONENTS[codes[1]], is_grey)

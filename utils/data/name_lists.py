@@ -110,18 +110,24 @@ class _Ends:
     """Relative paths, found by their ends."""
 
     def __init__(self, paths: Sequence[str]) -> None:
-        self.paths = [nfc(path) for path in paths]
         self.as_written = paths
-        self.by_last_part: dict[str, list[int]] = {}
-        for i, path in enumerate(self.paths):
-            self.by_last_part.setdefault(path.rpartition("/")[2], []).append(i)
+        self.whole: dict[str, list[int]] = {}
+        self.tails: dict[str, list[int]] = {}
+        for i, path in enumerate(map(nfc, paths)):
+            self.whole.setdefault(path, []).append(i)
+            for tail in _tails(path):
+                self.tails.setdefault(tail, []).append(i)
 
     def find(self, wanted: str) -> list[int]:
         """Return the places of the paths that fit best: as written, in NFC, or by their ends."""
         path = nfc(wanted)
-        alike = self.by_last_part.get(path.rpartition("/")[2], [])
-        same = [i for i in alike if self.paths[i] == path]
-        if same:
+        if same := self.whole.get(path):
             return [i for i in same if self.as_written[i] == wanted] or same
-        ends = ((f"/{self.paths[i]}", f"/{path}", i) for i in alike)
-        return [i for one, other, i in ends if one.endswith(other) or other.endswith(one)]
+        longer = self.tails.get(path, [])
+        return longer + [i for tail in _tails(path) for i in self.whole.get(tail, [])]
+
+
+def _tails(path: str) -> list[str]:
+    """Return the ends of a path that begin after a slash: `b/c` and `c` of `a/b/c`."""
+    parts = path.split("/")
+    return ["/".join(parts[i:]) for i in range(1, len(parts))]
