@@ -48,7 +48,7 @@ from utils.training.experiment import (
 from utils.training.outputs import Outputs
 from utils.training.release_folder import export_folder
 from utils.training.state import TrainingState
-from utils.training.step_guard import diverged
+from utils.training.step_guard import diverged, weights_not_finite
 from utils.training.train_step import train_step
 
 
@@ -132,11 +132,16 @@ def train(
 
         checkpoint_due = state.step % every.ckpt_every == 0 and state.step >= every.ckpt_after
         draw_due = every.sample_every and (state.step % every.sample_every == 0 or finished)
-        if (log_due or checkpoint_due) and state.guard.in_a_row() >= options.max_bad_steps:
-            message = diverged(state.guard.in_a_row(), state.step, outputs.checkpoints)
+        bad = state.guard.in_a_row() if log_due or checkpoint_due else 0
+        has_diverged = bad >= options.max_bad_steps
+        if checkpoint_due or finished or signal or has_diverged:
+            if not state.is_finite():
+                message = weights_not_finite(state.step, outputs.checkpoints)
+                return outputs.close(DIVERGED, message)
+            checkpoint = outputs.save(state, keep_older=has_diverged)
+        if has_diverged:
+            message = diverged(bad, state.step, checkpoint, data.fault)
             return outputs.close(DIVERGED, message)
-        if checkpoint_due or finished or signal:
-            checkpoint = outputs.save(state)
         if signal:
             message = f"stopped after step {state.step}; the same command continues this run"
             return outputs.close(128 + signal, message)

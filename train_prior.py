@@ -34,6 +34,7 @@ from torch import Tensor
 from models.draws import BatchDraws
 from models.embedding_prior import EmbeddingPrior, prior_loss
 from utils.base.files import write_whole
+from utils.base.finite import require_finite
 from utils.base.locks import FileLock
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter, add_config_arguments
@@ -44,12 +45,13 @@ from utils.data.lmdb_reader import LMDBReader, expect_kind
 from utils.data.make_commands import naming_commands
 from utils.pretrained.chosen_config import config_file, read_config
 from utils.pretrained.encoders import usable_device
-from utils.pretrained.priors import save_prior
+from utils.pretrained.priors import DIVERGED_PRIOR, save_prior
 
 PRIOR = "prior.safetensors"
 MOST = 1_000_000  # embeddings that are kept in memory
 SAVE_EVERY = 500  # steps
 WARM_UP = 100  # steps
+FEW = 100_000  # up to so many embeddings, each step permutes all of them in a millisecond
 
 
 def parse_args() -> argparse.Namespace:
@@ -88,6 +90,17 @@ def open_embeddings(config: Config) -> LMDBReader:
     return reader
 
 
+def make_training(reader: LMDBReader, options: Prior, device: torch.device) -> Training:
+    """Return a new training on the embeddings of a database.
+
+    Raises UserError if they are not finite, or all alike.
+    """
+    try:
+        return Training(read_directions(reader, MOST).to(device), options)
+    except ValueError as fault:
+        raise UserError(f"{reader.path}: {fault}; make it from different images") from fault
+
+
 class Training:
     """A prior, its optimizer and its draws: all that a step changes."""
 
@@ -100,22 +113,30 @@ class Training:
         self.prior.to(y.device)
         self.optimizer = torch.optim.AdamW(self.prior.parameters(), betas=(0.9, 0.99))
         self.generator = torch.Generator(y.device).manual_seed(options.seed)
+        self.order = torch.empty(0, dtype=torch.long, device=y.device)  # rows not taken yet
 
     def take_step(self) -> Tensor:
         """Take one step; return the loss of its batch, ()."""
-        options, device = self.options, self.y.device
+        options = self.options
         x = self.step / options.max_num_steps
         lr = options.lr * min((self.step + 1) / WARM_UP, (1 + math.cos(math.pi * x)) / 2)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        order = torch.randperm(len(self.y), generator=self.generator, device=device)
-        batch, bank = order[: options.batchsize], order[options.batchsize :][: options.bank]
+        batch, bank = self._rows().tensor_split([options.batchsize])
         loss = self.losses(batch, bank, BatchDraws(self.generator)).mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         self.step += 1
         return loss.detach()
+
+    def _rows(self) -> Tensor:
+        """Take random rows for a batch and its bank, all different ones."""
+        count, device = self.options.batchsize + self.options.bank, self.y.device
+        if len(self.order) < count or len(self.y) <= FEW:
+            self.order = torch.randperm(len(self.y), generator=self.generator, device=device)
+        rows, self.order = self.order[:count], self.order[count:]
+        return rows
 
     def losses(self, batch: Tensor, bank: Tensor, draws: BatchDraws) -> Tensor:
         """Return the losses (B,) of the embeddings at `batch` (B,); those at `bank` are others."""
@@ -127,6 +148,7 @@ class Training:
             "prior": self.prior.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
+            "order": self.order.clone(),  # a slice would be saved with all that was taken
             "step": self.step,
             "options": self.options.model_dump(mode="json"),
             "embeddings": self.made_from,
@@ -154,6 +176,7 @@ class Training:
             self.prior.load_state_dict(state["prior"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.generator.set_state(state["generator"])
+            self.order = state.get("order", self.order).to(self.y.device)
             self.step = state["step"]
 
 
@@ -174,6 +197,7 @@ def train(training: Training, out: Path, meta: Mapping[str, Any]) -> None:
                 losses.append(training.take_step())
                 bar.update()
                 if training.step % SAVE_EVERY == 0:
+                    require_finite(training.prior.state_dict(), out, DIVERGED_PRIOR)
                     write_whole(partial, lambda path: torch.save(training.state(), path))
         save_prior(training.prior, out, meta.get("encoder", "unknown"), made_from(meta))
         partial.unlink(missing_ok=True)
@@ -190,7 +214,7 @@ def main() -> None:
     device = usable_device(args.device)
     reader = open_embeddings(config)
     out = args.out or reader.path / PRIOR
-    training = Training(read_directions(reader, MOST).to(device), config.prior)
+    training = make_training(reader, config.prior, device)
     train(training, out, reader.info.meta)
     print(f"{out}: name it in encoders.prior, and set sampling.freedom=0.7")
 

@@ -116,10 +116,14 @@ class Autoencoder:
 
     @torch.inference_mode()
     def decode(self, z: Tensor) -> Tensor:
-        """Decode scaled latents (N, C, h, w) -> images (N, 3, H, W) float32 in [-1, 1]."""
+        """Decode scaled latents (N, C, h, w) -> images (N, 3, H, W) float32 in [-1, 1].
+
+        Infinite numbers become NaN, so that the bounds do not hide them.
+        """
         z = self.unscaled(z.to(self.device)).to(self.dtype)
         images: Tensor = self.vae.decode(z).sample
-        return images.float().clamp(-1, 1)
+        images = images.float()
+        return images.masked_fill(images.isinf(), math.nan).clamp(-1, 1)
 
 
 def latent_statistics(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -329,6 +330,8 @@ def _quietly(where: str | Path, build: Callable[..., T], *args: Any, **kwargs: A
         SafetensorError,
         ImportError,
     ) as fault:
+        if isinstance(fault, AttributeError | TypeError) and _raised_here(fault):
+            raise  # our own mistake; those of a library come from what it reads
         if isinstance(fault, ImportError) and fault.name == "transformers":
             fault = ImportError("its tokenizer needs a package: pip install transformers")
         lines = str(fault).strip().splitlines()
@@ -336,3 +339,9 @@ def _quietly(where: str | Path, build: Callable[..., T], *args: Any, **kwargs: A
         if reason.endswith(":") and len(lines) > 1:
             reason = f"{reason} {lines[1].strip()}"  # the next line names the tensor
         raise ValueError(f"cannot load a CLIP from {where}: {reason}") from fault
+
+
+def _raised_here(fault: BaseException) -> bool:
+    """Return True if a line of this file raised an exception, not a library that it calls."""
+    *_, (frame, _) = traceback.walk_tb(fault.__traceback__)
+    return frame.f_code.co_filename == __file__

@@ -130,7 +130,8 @@ def distillation_loss(
     """
     count = len(pieces.sigmas)
     turn = (first + torch.arange(len(clean), device=clean.device)) % count
-    sigma = clean.new_tensor(pieces.sigmas)[turn]
+    # Filled on the device: a copy from the host would wait for it.
+    sigma = torch.stack([clean.new_full((), level) for level in pieces.sigmas])[turn]
     noised = clean + sigma[:, None, None, None] * noise
     target = torch.empty_like(noised)
     for piece in range(min(count, len(clean))):

@@ -68,7 +68,10 @@ class EDMPrecond(nn.Module):
             raise ValueError(
                 f"the condition has {cond.shape[1]} features, the network {self.model.cond_width}"
             )
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device)
+        if isinstance(sigma, Tensor):
+            sigma = sigma.to(x.device, torch.float32)
+        else:  # filled there: a copy from the host would wait for the device
+            sigma = torch.full((), sigma, dtype=torch.float32, device=x.device)
         return x.float(), sigma.flatten().expand(x.shape[0])[:, None, None, None]
 
     def _network_input(
@@ -172,7 +175,8 @@ def edm_loss(
     encoder: gives the summaries for self_cond (the EMA network, as published); None = the denoiser.
     """
     inner = unwrapped(denoiser)
-    patch_size, sigma_data, mask = inner.model.patch_size, inner.sigma_data, draws.mask
+    patch_size, sigma_data = inner.model.patch_size, inner.sigma_data
+    mask = None if draws.mask is None or draws.mask.hides_nothing else draws.mask
     sigma = (P_mean + P_std * draws.normal).exp()
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     noised = clean + sigma * draws.noise

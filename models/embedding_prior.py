@@ -47,10 +47,16 @@ class EmbeddingPrior(nn.Module):
         self.register_buffer("reach", torch.ones(()))
 
     def measure(self, y: Tensor) -> None:
-        """Set the buffers from all normalised image embeddings (N, D)."""
+        """Set the buffers from all normalised image embeddings (N, D).
+
+        Raises ValueError if they are all alike, as the prior divides by their standard deviation.
+        """
         away = y - y.mean(dim=0)
+        scale = away.square().mean().sqrt()
+        if scale < torch.finfo(torch.float16).tiny:  # the type of a prior's file
+            raise ValueError(f"all {len(y)} embeddings are alike; a prior learns how images differ")
         self.mean.copy_(y.mean(dim=0))
-        self.scale.copy_(away.square().mean().sqrt())
+        self.scale.copy_(scale)
         self.reach.copy_(away.norm(dim=1).mean())
 
     def forward(self, x: Tensor, time: Tensor, away: Tensor) -> Tensor:

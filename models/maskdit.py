@@ -49,6 +49,16 @@ class TokenMask:
     ids_keep: Tensor
     ids_restore: Tensor
 
+    @property
+    def hides_nothing(self) -> bool:
+        """Return True if all tokens are kept."""
+        return self.ids_keep.shape[1] == self.mask.shape[1]
+
+
+def kept_tokens(length: int, ratio: float) -> int:
+    """Return how many of `length` tokens a mask of this ratio keeps."""
+    return int(length * (1 - ratio))
+
 
 def random_mask(
     n: int,
@@ -59,10 +69,10 @@ def random_mask(
 ) -> TokenMask:
     """Hide a random share `ratio` of `length` tokens, drawn for each of `n` images.
 
-    The first int(length * (1 - ratio)) tokens of a random permutation are kept.
+    The first `kept_tokens` of a random permutation are kept.
     Raises ValueError if that would leave none.
     """
-    kept = int(length * (1 - ratio))
+    kept = kept_tokens(length, ratio)
     if not 0 < kept <= length:
         raise ValueError(f"mask ratio {ratio} keeps {kept} of {length} tokens; use 0 <= ratio < 1")
     order = draws.rand((n, length), device).argsort(dim=1)

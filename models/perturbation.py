@@ -4,6 +4,7 @@ A CLIP image embedding is turned by a random angle on the unit sphere. The embed
 at some angle from that of its image, so training has covered conditions like it.
 """
 
+import math
 from dataclasses import dataclass
 from typing import get_args
 
@@ -61,14 +62,23 @@ class Perturbation:
         if self.kind == "uniform":
             return self.scale * draws.rand(shape, y.device, y.dtype)
         if self.kind == "truncated":
-            return draws.own(len(y), lambda total: self._truncated(y.new_empty(total, 1), draws))
+            # Apple's GPUs have no float64.
+            dtype = torch.float32 if y.device.type == "mps" else torch.float64
+            return self._truncated(draws.rand(shape, y.device, dtype)).to(y.dtype)
         raise ValueError("the learnable perturbation needs the level that a LearnedLevel gives")
 
-    def _truncated(self, level: Tensor, draws: BatchDraws) -> Tensor:
-        """Fill `level` with draws of the truncated normal."""
-        return nn.init.trunc_normal_(
-            level, self.mean, self.scale, self.trunc_a, self.trunc_b, generator=draws.generator
-        )
+    def _truncated(self, uniform: Tensor) -> Tensor:
+        """Turn draws of U(0, 1) into draws of the truncated normal, by its inverse distribution.
+
+        PyTorch's own rejects draws until all fit, and asks the device each time.
+        """
+        scale = max(self.scale, 1e-12)
+        # The distribution function is exact far below the mean, and not far above it.
+        sign = -1 if self.trunc_a > self.mean else 1
+        ends = (sign * (bound - self.mean) / scale for bound in (self.trunc_a, self.trunc_b))
+        low, high = (math.erfc(-end / math.sqrt(2)) / 2 for end in ends)
+        level = self.mean + sign * scale * torch.special.ndtri(low + (high - low) * uniform)
+        return level.clamp(self.trunc_a, self.trunc_b)
 
 
 def perturb(y: Tensor, perturbation: Perturbation, draws: BatchDraws = WHOLE_BATCH) -> Tensor:

@@ -278,3 +278,25 @@ def test_the_preset_of_students_takes_the_levels_of_the_student(write):
     sampling = load_config(path).sampling
     assert (sampling.solver, sampling.sigmas, sampling.num_steps) == ("euler", (80, 1.5), 2)
     assert sampling.amp == "bf16"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.lr=.inf",
+        "train.lr_warmup=.inf",
+        "train.P_mean=.nan",
+        "sampling.cfg_scale=.nan",
+        "sampling.sigma_max=.inf",
+        "sampling.sigmas=[.inf,1]",
+        "eval.cfg_scales=[2,.inf]",
+        "train.trunc_a=.nan",
+    ],
+)
+def test_settings_are_finite_but_for_the_ends_of_ranges(write, override):
+    with pytest.raises(UserError) as refused:
+        load_config(write("data: {}"), (override,))
+    (line,) = str(refused.value).splitlines()
+    assert override.partition("=")[0] in line
+    bounds = ("sampling.S_max=.inf", "train.trunc_b=.inf", "sampling.guidance_interval=[0.3,.inf]")
+    assert load_config(write("data: {}"), bounds).sampling.S_max == float("inf")

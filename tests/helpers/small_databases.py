@@ -1,7 +1,8 @@
-"""Twelve random latents and embeddings, and databases of them."""
+"""Twelve random latents and embeddings, databases of them, and damage to databases."""
 
 from pathlib import Path
 
+import lmdb
 import numpy as np
 
 from utils.data.lmdb_layout import names_hash
@@ -19,3 +20,17 @@ def write(path: Path, kind: str, samples: list | np.ndarray, step: int = 5, **me
         for start in range(0, len(samples), step):
             writer.append(samples[start : start + step])
     return path
+
+
+def spoil(path: Path, *keys: str, value: float = np.nan) -> None:
+    """Make samples of a complete database NaN, as versions that checked nothing could write them.
+
+    The database must not have been opened in this process.
+    """
+    with (
+        lmdb.open(str(path), map_size=1 << 26, lock=False) as env,
+        env.begin(write=True) as txn,
+    ):
+        for key in keys:
+            numbers = np.frombuffer(txn.get(key.encode()), np.float32)
+            txn.put(key.encode(), np.full_like(numbers, value).tobytes())

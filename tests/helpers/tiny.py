@@ -13,7 +13,7 @@ import numpy as np
 import open_clip
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from models.edm import EDMPrecond, build_denoiser
 from utils.config.load import config_from_dict
@@ -74,6 +74,14 @@ def make_tiny_vae(folder: Path, seed: int = 0) -> Path:
         )
     vae.save_pretrained(folder)
     return folder
+
+
+def make_overflowing(folder: Path, size: float) -> None:
+    """Give the last layer of a VAE's decoder weights of this size, so that pixels overflow."""
+    path = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["decoder.conv_out.weight"] = tensors["decoder.conv_out.weight"].sign() * size
+    save_file(tensors, path, {"format": "pt"})
 
 
 def make_tiny_config(tmp_path: Path, **sections: dict) -> Config:

@@ -19,7 +19,7 @@ from plain_clip import TEXTS, as_tensor, assert_same_as, open_clip_embeddings
 from safetensors.torch import save_file
 from tiny import make_tiny_clip, make_tiny_config
 
-from models.clip import load_clip
+from models.clip import _quietly, _set_openai_preprocessing, _tokenizer_of, load_clip
 from models.weights import read_tensors
 from utils.pretrained.encoders import load_config_clip
 
@@ -239,3 +239,36 @@ def test_missing_path_is_named(source):
 def test_unknown_name_is_named(source):
     with pytest.raises(ValueError, match=source):
         load_clip(source)
+
+
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [
+        (TypeError, lambda: _quietly("here", open_clip.load_checkpoint)),  # without arguments
+        (AttributeError, lambda: _quietly("here", _set_openai_preprocessing, None)),
+        (TypeError, lambda: _quietly("here", _tokenizer_of, "ViT-B-16-SigLIP", None)),
+    ],
+)
+def test_a_mistake_of_this_program_keeps_its_traceback(kind, call):
+    with pytest.raises(kind):
+        call()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"embed_dim": "wide"},
+        {"vision_cfg": None},
+        {"text_cfg": {"heads": "two"}},
+        {"unknown": 1},
+    ],
+)
+def test_a_folder_with_a_wrong_description_is_one_line(tmp_path, change):
+    folder = make_tiny_clip(tmp_path / "clip")
+    file = folder / "open_clip_config.json"
+    described = json.loads(file.read_text())
+    described["model_cfg"] |= change
+    file.write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=f"cannot load a CLIP from {folder}: ") as refused:
+        load_clip(folder)
+    assert len(str(refused.value).splitlines()) == 1

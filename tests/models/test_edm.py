@@ -8,7 +8,14 @@ from golden_models import GOLDEN_MODELS, assert_golden, golden_denoiser, golden_
 from losses import loss_of
 from torch import nn
 
-from models.edm import EDMPrecond, LossDraws, edm_loss, normalised_patches, patchify
+from models.edm import (
+    EDMPrecond,
+    LossDraws,
+    draw_for_loss,
+    edm_loss,
+    normalised_patches,
+    patchify,
+)
 from models.maskdit import random_mask
 
 
@@ -124,3 +131,17 @@ def test_reconstruction_target_has_zero_mean_and_unit_variance_in_each_patch():
 def test_patches_are_in_the_order_of_the_tokens():
     image = torch.arange(16.0).view(1, 1, 4, 4)
     assert patchify(image, 2)[0].tolist()[1] == [2, 3, 6, 7]
+
+
+@pytest.mark.parametrize("ratio", [1e-20, 1e-17, 0.06])
+@pytest.mark.parametrize("coef", [0.0, 0.1])
+def test_a_mask_that_hides_nothing_gives_the_unmasked_loss_bit_for_bit(ratio, coef):
+    denoiser, clean, cond = small_denoiser(), torch.randn(2, 4, 8, 8), torch.randn(2, 6)
+    draws = draw_for_loss(denoiser, clean, cond, ratio)
+    assert draws.mask is not None
+    unmasked = LossDraws(draws.normal, draws.noise)
+    loss = edm_loss(denoiser, clean, cond, draws, mae_loss_coef=coef)
+    without = edm_loss(denoiser, clean, cond, unmasked, mae_loss_coef=coef)
+    hides_nothing = not draws.mask.mask.any()
+    assert hides_nothing == (ratio < 1e-16)
+    assert torch.equal(loss, without) == hides_nothing and loss.isfinite().all()

@@ -1,11 +1,15 @@
 """Parts of a training: order of the data, schedules, average of the weights, experiment folder."""
 
 from itertools import islice
+from typing import get_args
 
 import pytest
 import torch
+from golden_models import small_denoiser
 from tiny import make_tiny_denoiser
 
+from models.choices import MaskSchedule
+from models.edm import draw_for_loss, edm_loss
 from utils.base.errors import UserError
 from utils.base.read_ahead import read_ahead
 from utils.config.load import config_from_dict
@@ -16,6 +20,7 @@ from utils.training.distributed import images_per_forward
 from utils.training.ema import EMA, describe_average, ema_decay_at, initial_share
 from utils.training.experiment import claim, differences, experiment_name
 from utils.training.schedules import (
+    check_mask_ratio,
     jumps_of_longer,
     lr_after,
     mask_ratio_after,
@@ -94,6 +99,29 @@ def test_the_mask_ratio_follows_its_schedule():
     config = config_with(model={"mask_ratio": 0.5, "mask_ratio_fn": "cosine2"})
     ratios = [mask_ratio_after(s, 2, config) for s in range(2)]
     assert ratios == pytest.approx([0.5, 0.25])
+
+
+SCHEDULES = [name for name in get_args(MaskSchedule) if name != "constant"]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("lowest", [0.0, 1e-12])
+def test_every_mask_schedule_has_finite_losses_to_its_last_step(schedule, lowest):
+    model = {"mask_ratio": 0.5, "mask_ratio_fn": schedule, "mask_ratio_min": lowest}
+    config, clean, cond = config_with(model=model), torch.randn(2, 4, 8, 8), torch.randn(2, 6)
+    denoiser = small_denoiser()
+    for step in (0, 150_000, 299_000, 299_900, 299_999):
+        ratio = mask_ratio_after(step, 300_000, config)
+        draws = draw_for_loss(denoiser, clean, cond, ratio)
+        assert edm_loss(denoiser, clean, cond, draws, mae_loss_coef=0.1).isfinite().all()
+
+
+@pytest.mark.parametrize(("tokens", "ratio"), [(16, 0.95), (256, 0.999), (1, 0.5), (4, 0.76)])
+def test_a_mask_that_would_hide_every_token_is_refused_before_the_training(tokens, ratio):
+    config = config_with(model={"mask_ratio": ratio})
+    with pytest.raises(UserError, match=rf"model\.mask_ratio: {ratio:g} hides all {tokens} token"):
+        check_mask_ratio(config, tokens)
+    check_mask_ratio(config_with(model={"mask_ratio": 0.99 - 0.99 / tokens}), tokens)
 
 
 def test_the_shorter_of_epochs_and_steps_ends_the_training():

@@ -11,16 +11,21 @@ import pytest
 import torch
 from tiny import DIM, NETWORK
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.choices import PerturbationKind
+from models.distillation import Pieces, distillation_loss
 from models.draws import WHOLE_BATCH, Share
 from models.edm import EDMPrecond, build_denoiser, draw_for_loss, edm_loss
+from models.embedding_prior import EmbeddingPrior, prior_loss
 from models.geometry import towards_images
 from models.perturbation import Perturbation, perturb
 from models.samplers import SamplerSettings, SeededNoise, guided, sample
 from utils.config.load import config_from_dict
 from utils.training.batches import make_condition
 from utils.training.ema import EMA
+from utils.training.step_guard import StepGuard, skip_unless
+from utils.training.step_window import Window
 
 CUDA = torch.device("cuda", 0)
 BATCH, SIDE = 4, 8  # images, and side of their latents
@@ -35,6 +40,18 @@ def fake() -> Iterator[None]:
 
 def on_cuda(*tensors: torch.Tensor) -> bool:
     return all(tensor.device == CUDA for tensor in tensors)
+
+
+class WithoutCopies(TorchDispatchMode):
+    """Fails at a copy between CPU and GPU, for which the host waits; reading a number fails too."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run an operation and compare the devices of its first input and its output."""
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source = args[1] if func is torch.ops.aten.copy_.default else args[0]
+            assert source.device.type == out.device.type, f"{func} waits for the device"
+        return out
 
 
 def network(cond_dim: int = DIM, **options: object) -> EDMPrecond:
@@ -71,7 +88,8 @@ def test_a_training_forward_stays_on_the_device(name, mask_ratio):
     draws = draw_for_loss(denoiser, latents, cond, mask_ratio)
     assert on_cuda(draws.normal, draws.noise)
     encoder = network(**NETWORKS[name]).eval()
-    losses = edm_loss(denoiser, latents, cond, draws, mae_loss_coef=0.1, encoder=encoder)
+    with WithoutCopies():
+        losses = edm_loss(denoiser, latents, cond, draws, mae_loss_coef=0.1, encoder=encoder)
     assert on_cuda(losses) and losses.shape == (BATCH,)
 
 
@@ -80,11 +98,14 @@ def test_a_noise_level_that_is_a_number_goes_to_the_device():
     assert on_cuda(network()(latents, 1.5, cond))
 
 
-# PyTorch's truncated normal reads a number, which no fake tensor has; a network learns the other.
-LEFT_OUT = ("truncated", "learnable")
+def test_a_network_evaluation_does_not_wait_for_a_copy_of_its_noise_level():
+    denoiser, (latents, cond) = network(), data()
+    with WithoutCopies():
+        denoiser(latents, 1.5, cond)
+        denoiser.summary(latents, 80, cond)
 
 
-@pytest.mark.parametrize("kind", [k for k in get_args(PerturbationKind) if k not in LEFT_OUT])
+@pytest.mark.parametrize("kind", [k for k in get_args(PerturbationKind) if k != "learnable"])
 @pytest.mark.parametrize("draws", [WHOLE_BATCH, Share(2, BATCH, 8).draws(None)], ids=str)
 def test_a_perturbed_embedding_stays_on_the_device(kind, draws):
     _, y = data()
@@ -122,9 +143,51 @@ def test_a_sampler_with_guidance_stays_on_the_device(name, scale):
     noise = SeededNoise(range(BATCH), CUDA)
     latents, (_, cond) = noise.randn((4, SIDE, SIDE)), data()
     denoise = guided(network(), cond, scale, (0.1, 50.0))
-    x = sample(denoise, latents, SAMPLERS[name], lambda like: noise.randn(like.shape[1:]))
+    with WithoutCopies():
+        x = sample(denoise, latents, SAMPLERS[name], torch.randn_like)
     assert on_cuda(x) and x.dtype == torch.float64
     assert on_cuda(noise.randint(9))
+
+
+def test_a_distillation_stays_on_the_device_and_waits_for_no_copy():
+    student, teacher, (latents, cond) = network(), network(), data()
+    pieces = Pieces((80.0, 5.0, 1.0), teacher_steps=2)
+    with WithoutCopies():
+        losses = distillation_loss(
+            student,
+            lambda cond: guided(teacher, cond, 2.0),
+            latents,
+            cond,
+            torch.randn_like(latents),
+            pieces,
+            scale=0.1,
+        )
+    assert on_cuda(losses)
+
+
+def test_the_prior_stays_on_the_device_and_waits_for_no_copy():
+    with torch.device(CUDA):
+        prior = EmbeddingPrior(DIM, width=8, depth=1)
+        y, bank = torch.randn(BATCH, DIM), torch.randn(9, DIM)
+    with WithoutCopies():
+        assert on_cuda(prior.draw(y, torch.randn_like(y), freedom=0.7))
+        assert on_cuda(prior_loss(prior, y, bank, (1.0, 10.0)))
+
+
+def test_the_record_of_a_step_waits_for_no_copy():
+    guard, window = StepGuard(CUDA), Window(CUDA)
+    loss, norm = torch.ones((), device=CUDA), torch.ones((), device=CUDA)
+    with WithoutCopies():
+        verdict = guard.judge(loss, norm)
+        window.add(loss, norm, verdict)
+        skip_unless(verdict.good, torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))]))
+
+
+def test_a_copy_that_waits_does_fail():
+    x = torch.ones(2, device=CUDA)
+    for copy in (lambda: torch.as_tensor(1.5, device=CUDA), x.cpu, lambda: x.new_tensor([1.0])):
+        with pytest.raises(AssertionError, match="waits"), WithoutCopies():
+            copy()
 
 
 def test_an_average_of_the_weights_stays_on_the_device(monkeypatch):

@@ -12,6 +12,8 @@ import yaml
 from tiny import DIM, make_tiny_config
 
 import train_prior
+from train_prior import Training
+from utils.config.sections import Prior
 from utils.data.lmdb_writer import LMDBWriter
 from utils.pretrained.priors import read_prior
 
@@ -108,3 +110,86 @@ def test_other_databases_are_refused(tmp_path, script, images, capsys, meta, cou
     assert end.value.code == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and message in error[0]
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-6])
+def test_images_that_are_all_alike_are_refused_before_anything_is_written(
+    tmp_path, script, images, capsys, noise
+):
+    rng, other = np.random.default_rng(0), tmp_path / "other"
+    y = rng.normal(size=DIM) + noise * rng.normal(size=(4, 1, DIM))
+    with LMDBWriter(other, "y", {}, 4) as writer:
+        writer.append(y)
+    with pytest.raises(SystemExit) as end:
+        script(f"data.feat_path={other}")
+    assert end.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and f"{other}: all 4 embeddings are alike" in error[0]
+    assert [path.name for path in other.iterdir()] == ["data.mdb"]
+
+
+def test_one_other_image_among_copies_gives_a_finite_prior(tmp_path, script, images):
+    other, y = tmp_path / "other", np.ones((6, 1, DIM))
+    y[3, 0, :2] = -1
+    with LMDBWriter(other, "y", {}, 6) as writer:
+        writer.append(y)
+    script(f"data.feat_path={other}")
+    prior, _ = read_prior(other / "prior.safetensors")
+    assert prior.draw(torch.randn(3, DIM), torch.randn(3, DIM), freedom=0.8).isfinite().all()
+
+
+def test_a_training_that_diverges_ends_with_one_line_and_writes_nothing(images, script, capsys):
+    with pytest.raises(SystemExit) as end:
+        script("prior.lr=1e38", "prior.max_num_steps=40")
+    assert end.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "holds NaN or infinite numbers" in error and "lower prior.lr" in error
+    assert not (images / "prior.safetensors").exists()
+
+
+OPTIONS = Prior(width=8, depth=1, batchsize=8, bank=16, max_num_steps=40)
+
+
+def trained(y: torch.Tensor, steps: int) -> Training:
+    """Return a training on y after so many steps."""
+    training = Training(y, OPTIONS)
+    for _ in range(steps):
+        training.take_step()
+    return training
+
+
+def went_on(y: torch.Tensor, state: dict, path: Path, steps: int) -> Training:
+    """Return a new training that went on from a state for so many steps."""
+    torch.save(state, path)
+    training = Training(y, OPTIONS)
+    training.restore(path)
+    for _ in range(steps):
+        training.take_step()
+    return training
+
+
+def same(a: Training, b: Training) -> bool:
+    """Return True if two trainings have equal weights."""
+    pairs = zip(a.prior.parameters(), b.prior.parameters(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_a_permutation_of_many_embeddings_serves_many_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr("train_prior.FEW", 50)
+    y = torch.nn.functional.normalize(torch.randn(100, DIM), dim=1)
+    training = Training(y, OPTIONS)
+    taken = torch.cat([training._rows() for _ in range(4)])
+    assert len(taken.unique()) == len(taken) == 96  # four times 24 of 100, none twice
+    continued = went_on(y, trained(y, 3).state(), tmp_path / "partial", 3)
+    assert same(continued, trained(y, 6))
+
+
+def test_few_embeddings_are_permuted_in_each_step_as_before(tmp_path):
+    y = torch.nn.functional.normalize(torch.randn(100, DIM), dim=1)
+    training = Training(y, OPTIONS)
+    expected = torch.Generator().manual_seed(OPTIONS.seed)
+    for _ in range(3):
+        assert torch.equal(training._rows(), torch.randperm(100, generator=expected)[:24])
+    state = trained(y, 3).state()
+    del state["order"]  # earlier versions did not save it
+    assert same(went_on(y, state, tmp_path / "partial", 3), trained(y, 6))

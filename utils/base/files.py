@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +68,21 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write plain values as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """Return plain values as JSON, which has no NaN or infinite numbers: they become null."""
+    return json.dumps(json_values(value), allow_nan=False, **options)
+
+
+def json_values(value: Any) -> Any:
+    """Return plain values with None in place of NaN and infinite numbers."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: json_values(inner) for key, inner in value.items()}
+    return [json_values(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """Types of the configuration's keys, and the base of its sections."""
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,6 +37,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, BeforeValidator(_no_switch), Field(ge=0, lt=SEED_LIMIT)]  # of random numbers
 Guidance = Annotated[float, Field(ge=-MOST_GUIDANCE, le=MOST_GUIDANCE)]
+# Other numbers are finite; the ends of a range may be infinite.
+Bound = Annotated[float, Field(allow_inf_nan=True, ge=-math.inf)]
+PositiveBound = Annotated[float, Field(allow_inf_nan=True, gt=0)]
 SamplerSteps = Annotated[PositiveInt, Field(le=10_000)]  # more would only fill memory with levels
 Amp = Literal["bf16", "fp16", "no"]  # autocast of a network; no = float32
 Precision = Literal["float32", "bf16", "fp16"]  # of a network's weights
@@ -64,7 +68,7 @@ def rate_or_switch(value: Any) -> Any:
         rate = value if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         rate = -1
-    if rate < 0:
+    if not 0 <= rate < math.inf:
         raise ValueError(f"should be a learning rate, true or false, got {value!r:.40}")
     return bool(rate) if rate in (0, 1) else rate
 
@@ -80,7 +84,7 @@ def _low_to_high(value: tuple[float, float]) -> tuple[float, float]:
     return in_order(value, "sigma")
 
 
-SigmaRange = Annotated[tuple[NonNegativeFloat, PositiveFloat], AfterValidator(_low_to_high)]
+SigmaRange = Annotated[tuple[NonNegativeFloat, PositiveBound], AfterValidator(_low_to_high)]
 NoiseLevels = Annotated[tuple[PositiveFloat, ...], AfterValidator(descending)]
 
 
@@ -88,5 +92,9 @@ class Section(BaseModel):
     """A part of the config; unknown keys are faults, and defaults are validated too."""
 
     model_config = ConfigDict(
-        extra="forbid", validate_default=True, coerce_numbers_to_str=True, protected_namespaces=()
+        extra="forbid",
+        validate_default=True,
+        coerce_numbers_to_str=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )

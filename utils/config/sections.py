@@ -33,10 +33,12 @@ from models.choices import (
 from utils.config.fields import (
     Amp,
     BelowOne,
+    Bound,
     Fraction,
     Guidance,
     LocalPath,
     NoiseLevels,
+    PositiveBound,
     Precision,
     SamplerSteps,
     SamplingPreset,
@@ -139,8 +141,8 @@ class Train(Section):
     perturbation: NonNegativeFloat = 0.0  # scale of the noise; 0 = condition as stored
     perturbation_type: Annotated[PerturbationKind, BeforeValidator(perturbation_name)] = "gaussian"
     mean: float = 0.0  # for the truncated perturbation only, as the next two keys are
-    trunc_a: float = -1.0
-    trunc_b: float = 1.0
+    trunc_a: Bound = -1.0
+    trunc_b: Bound = 1.0
     P_mean: float = -1.2  # mean of ln(sigma), the noise level in training
     P_std: PositiveFloat = 1.2  # standard deviation of ln(sigma)
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)  # of AdamW
@@ -318,7 +320,7 @@ class Sampling(Section):
     rho: PositiveFloat = 7.0
     S_churn: NonNegativeFloat = 0.0
     S_min: NonNegativeFloat = 0.0
-    S_max: PositiveFloat = float("inf")
+    S_max: PositiveBound = float("inf")
     S_noise: PositiveFloat = 1.0
     discretization: Discretization | None = None
     schedule: NoiseSchedule | None = None

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from utils.base.errors import UserError, note, refusing
 from utils.base.files import write_whole
+from utils.base.finite import require_finite
 from utils.config.schema import Config
 from utils.data.lmdb_reader import LMDBReader, peek_meta
 from utils.data.make_commands import config_words
@@ -139,6 +140,7 @@ def read_image_mean(path: Path, dim: int) -> torch.Tensor:
         )
     if mean.dtype.kind not in "fiu":
         raise UserError(f"encoders.image_mean: {path} holds {mean.dtype}, not numbers")
+    require_finite({"the mean": mean}, f"encoders.image_mean: {path}", "make it again")
     return torch.from_numpy(mean.astype(np.float32))
 
 

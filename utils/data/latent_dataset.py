@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ import torch
 
 from models.draws import WHOLE_BATCH, BatchDraws
 from models.encoder_files import LDM_SCALE_FACTOR
+from models.finite import is_finite
 from utils.base.errors import UserError
 from utils.base.processes import launch
 from utils.config.schema import Config
@@ -21,6 +24,7 @@ from utils.data.lmdb_reader import LMDBReader, check_same_samples, expect_kind
 from utils.data.make_commands import naming_commands
 
 RAM_SHARE = 0.25  # of the available memory that a dataset may take
+FEW = 64  # samples that are looked at before a training begins
 
 
 class LatentDataset:
@@ -53,8 +57,8 @@ class LatentDataset:
                 labels.
             scale_factor: factor for databases with class labels, whose latents are stored unscaled.
 
-        Raises a UserError if latents and embeddings belong to different images, or if there are no
-        labels for `classes`.
+        Raises a UserError if latents and embeddings belong to different images, if there are no
+        labels for `classes`, or if most samples hold NaN or infinite numbers.
         """
         self._z = LMDBReader(root, channels)
         self._y = LMDBReader(feat_path) if feat_path is not None else None
@@ -87,6 +91,27 @@ class LatentDataset:
         if in_memory is True or (in_memory == "auto" and _fits(sum(r.nbytes for r in readers))):
             for reader in readers:
                 reader.load()
+        self.fault: str | None = None  # of the first sample that held NaN or infinite numbers
+        self._refuse_mostly_not_finite(readers)
+
+    def _refuse_mostly_not_finite(self, readers: Sequence[LMDBReader]) -> None:
+        """Raise a UserError if half of a few samples are not finite: there is nothing to learn."""
+        rows = np.unique(np.linspace(0, self.length - 1, FEW).astype(np.int64))
+        for reader in readers:
+            samples = reader.read(rows, finite=False)
+            bad = sum(not is_finite(sample) for sample in samples)
+            if 2 * bad > len(rows):
+                raise UserError(f"{reader.fault(samples, rows)} ({bad} of {len(rows)} samples)")
+
+    def _checked(
+        self, reader: LMDBReader, rows: np.ndarray, feature: int | np.ndarray = 0
+    ) -> np.ndarray:
+        """Read samples; the first that is not finite is named once, and its steps are skipped."""
+        samples = reader.read(rows, feature, finite=False)
+        if self.fault is None and (fault := reader.fault(samples, rows)):
+            self.fault = fault
+            print(f"WARNING: its steps are skipped: {fault}", file=sys.stderr, flush=True)
+        return samples
 
     @property
     def identity(self) -> str:
@@ -131,7 +156,7 @@ class LatentDataset:
         the latent where the database holds moments.
         """
         rows = indices.numpy()
-        z = torch.from_numpy(self._z.read(rows))
+        z = torch.from_numpy(self._checked(self._z, rows))
         if self._is_moments:
             mean, log_variance = z.chunk(2, dim=1)
             noise = draws.randn(mean.shape)
@@ -144,7 +169,7 @@ class LatentDataset:
             if self._choose:
                 draw = draws.rand((len(rows),)).numpy()
                 feature = (draw * self._counts[rows].astype(np.float32)).astype(np.int64)
-            y.append(self._y.read(rows, feature))
+            y.append(self._checked(self._y, rows, feature))
         return z, torch.from_numpy(y[0] if len(y) == 1 else np.concatenate(y, axis=1))
 
 

@@ -12,6 +12,7 @@ import lmdb
 import numpy as np
 import torch
 
+from models.finite import is_finite
 from utils.base.errors import UserError
 from utils.data.lmdb_layout import (
     CHUNK,
@@ -113,18 +114,40 @@ class LMDBReader:
             features = np.arange(rows) - self._first_row[samples]
             for start in range(0, rows, CHUNK):
                 part = slice(start, start + CHUNK)
-                table[part] = self.read(samples[part], features[part])
+                table[part] = self.read(samples[part], features[part], finite=False)
             self._table = torch.from_numpy(table)
 
     def read(
-        self, indices: Sequence[int] | np.ndarray, feature: int | Sequence[int] | np.ndarray = 0
+        self,
+        indices: Sequence[int] | np.ndarray,
+        feature: int | Sequence[int] | np.ndarray = 0,
+        *,
+        finite: bool = True,
     ) -> np.ndarray:
         """Read (B, C, H, W) latents or (B, D) embeddings, float32, in one transaction.
 
         `feature` chooses among a sample's embeddings: one number for all samples, or one for each.
-        Raises a UserError if a sample is missing or damaged.
+        Raises a UserError if a sample is missing or damaged, or, with `finite`, if one holds NaN or
+        infinite numbers.
         """
         indices = np.asarray(indices)
+        samples = self._read(indices, feature)
+        if finite and (fault := self.fault(samples, indices)):
+            raise UserError(fault)
+        return samples
+
+    def fault(self, samples: np.ndarray, indices: np.ndarray) -> str | None:
+        """Return a line about the first of the samples at `indices` that is not finite, or None."""
+        if is_finite(samples):
+            return None
+        index = next(int(i) for i, one in zip(indices, samples, strict=True) if not is_finite(one))
+        named = f" ({names[index]})" if (names := self.info.meta.get("names")) else ""
+        return (
+            f"{self.path}: sample {index}{named} holds NaN or infinite numbers; delete the "
+            "database and make it again, with encoders.precision=bf16 or float32 if it was fp16"
+        )
+
+    def _read(self, indices: np.ndarray, feature: int | Sequence[int] | np.ndarray) -> np.ndarray:
         if self._table is not None:
             rows = torch.from_numpy(self._first_row[indices] + feature)
             return self._table.index_select(0, rows).numpy()  # faster than NumPy's take

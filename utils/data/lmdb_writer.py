@@ -11,6 +11,7 @@ import lmdb
 import numpy as np
 
 from utils.base.errors import UserError
+from utils.base.finite import OVERFLOW, require_finite
 from utils.base.locks import FolderLock
 from utils.data.file_names import nfc
 from utils.data.lmdb_layout import (
@@ -115,9 +116,13 @@ class LMDBWriter:
 
         `samples`: (B, C, H, W) latents; or the embeddings of B images, each (n, D), n >= 1.
         `records`: (B,) of the files that they were made from, see source_files.py.
-        Raises a UserError if the disk is full; samples written before are kept.
+        Raises a UserError if the disk is full, or a sample holds NaN or infinite numbers; samples
+        written before are kept.
         """
         arrays = [np.ascontiguousarray(sample, "<f4") for sample in samples]
+        names = self._meta.get("names", [])
+        named = {_sample(i, names): array for i, array in enumerate(arrays, self.done)}
+        require_finite(named, self.path, OVERFLOW)
         if not arrays or self.done + len(arrays) > self.length:
             raise ValueError(f"{len(arrays)} samples after {self.done} of {self.length}")
         shape = list(arrays[0].shape if self.kind == "z" else arrays[0].shape[1:])
@@ -201,6 +206,11 @@ def _difference(key: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> s
         ]
         return f"images: {', '.join(said) or 'other order'}"
     return f"{key} {_short(there.get(key))} there, {_short(now.get(key))} now"
+
+
+def _sample(index: int, names: Sequence[str]) -> str:
+    """Return what messages call a sample."""
+    return f"sample {index}" + (f" ({names[index]})" if index < len(names) else "")
 
 
 def _short(value: Any) -> str:

@@ -7,6 +7,7 @@ and its memory does not grow with the number of images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -223,6 +224,8 @@ def _frechet_metrics(stats: NetworkStats, reference: Reference) -> dict[str, flo
     pooled, rows = stats.pooled, stats.sample.rows
     given = (pooled.mu, pooled.sigma, reference.mu, reference.sigma)
     distance = frechet_distance(*given)
+    if not math.isfinite(distance):
+        raise UserError(f"the Fréchet distance to {reference.path} is {distance}; make it again")
     low, high = bootstrap_interval(influences(rows.astype(np.float64), *given), pooled.n)
     return {
         "frechet_distance": distance,

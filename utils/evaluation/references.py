@@ -16,6 +16,7 @@ import numpy as np
 
 from utils.base.errors import UserError, note, refusing
 from utils.base.files import write_whole
+from utils.base.finite import require_finite
 from utils.data.make_commands import config_words
 
 ARRAYS = ("mu", "sigma", "mu_s", "sigma_s", "features")
@@ -40,7 +41,12 @@ class Reference:
 
 
 def save_stats(path: str | Path, reference: Reference) -> None:
-    """Write a reference to an npz file, which pytorch-fid can read too."""
+    """Write a reference to an npz file, which pytorch-fid can read too.
+
+    Raises UserError if a statistic is not finite.
+    """
+    arrays = {key: getattr(reference, key) for key in ARRAYS if getattr(reference, key) is not None}
+    require_finite(arrays, path, "the weights of the feature network may be damaged")
     fields = {key: getattr(reference, key) for key in (*ARRAYS, *FACTS)}
     values = {key: value for key, value in fields.items() if value is not None}
 
@@ -78,6 +84,8 @@ def load_stats(path: str | Path) -> Reference:
         if mean in statistics:
             _check(path, mean, statistics[mean], covariance, statistics.get(covariance))
     features = arrays.get("features")
+    if features is not None:
+        require_finite({"features": features}, path, f"make it again with {SCRIPT}")
     if features is not None and (features.ndim != 2 or features.shape[1] != len(arrays["mu"])):
         raise UserError(f"{path}: features {features.shape} do not go with mu {arrays['mu'].shape}")
     return Reference(**statistics, **facts, features=features, path=Path(path))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.base.errors import note
-from utils.base.files import write_csv
+from utils.base.files import json_text, json_values, write_csv
 from utils.base.text_table import aligned
 from utils.evaluation.metric_names import METRICS
 
@@ -31,7 +31,7 @@ class Results:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
-                self.records.append(dict(json.loads(line)))
+                self.records.append(dict(json_values(json.loads(line))))
             except ValueError:  # written while the disk was full or the power failed
                 note(f"{self.path}:{number}: not a whole record, skipped")
 
@@ -40,7 +40,7 @@ class Results:
 
         Older records lack the hashes of named files (`…_content`), and count for any content.
         """
-        wanted = json.loads(json.dumps(settings))  # with the types that the file would give
+        wanted = json.loads(json_text(settings))  # with the types that the file would give
         for record in reversed(self.records):
             same = (
                 record[key] == value if key in record else key.endswith(CONTENT)
@@ -55,10 +55,10 @@ class Results:
         self.folder.mkdir(parents=True, exist_ok=True)
         torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(("\n" if torn else "") + json.dumps(record) + "\n")
+            file.write(("\n" if torn else "") + json_text(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.records.append(json.loads(json.dumps(record)))
+        self.records.append(json.loads(json_text(record)))
         flat = [{k: v for k, v in r.items() if k != "config"} for r in self.records]
         write_csv(self.folder / "results.csv", flat)
 

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from torch import nn
 
 from utils.base.errors import UserError, one_line, refusing
+from utils.base.finite import require_finite
 from utils.config.load import config_from_dict
 from utils.config.schema import Config
 from utils.config.yaml_files import merged, read_yaml
@@ -160,7 +161,7 @@ def load_weights(
         assign: make the weights the network's own tensors instead of copying them.
         strict: raise UserError for missing and unknown names; otherwise only if all are missing.
 
-    Raises UserError if a weight's shape differs.
+    Raises UserError if a weight's shape differs, or one holds NaN or infinite numbers.
     """
     own = network.state_dict()
     missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
@@ -179,6 +180,7 @@ def load_weights(
     ]
     if faults:
         raise UserError(f"{source} does not fit the configured model: it {'; it '.join(faults)}")
+    require_finite(weights, source, "its training has diverged: name an earlier checkpoint")
     network.load_state_dict(weights, assign=assign, strict=strict)
     return missing, unknown
 

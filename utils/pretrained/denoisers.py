@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from models.edm import EDMPrecond, build_denoiser
 from utils.base.errors import UserError
 from utils.base.files import write_whole
+from utils.base.finite import require_finite
 from utils.config.load import config_from_dict
 from utils.config.schema import Config
 from utils.pretrained.checkpoint_files import load_weights, read_weights
@@ -125,6 +126,16 @@ def load_denoiser(
     return denoiser.to(device).eval().requires_grad_(False), config
 
 
+def in_precision(
+    weights: Mapping[str, torch.Tensor], dtype: torch.dtype, source: object
+) -> dict[str, torch.Tensor]:
+    """Return weights in another type; raise UserError if one of `source` is beyond its range."""
+    converted = {name: tensor.to(dtype).contiguous() for name, tensor in weights.items()}
+    remedy = f"it is beyond the range of {dtype}: the training has diverged; take an earlier one"
+    require_finite(converted, source, remedy)
+    return converted
+
+
 def export_safetensors(
     checkpoint: Path | str, out: Path | str, overrides: Sequence[str] = ()
 ) -> list[str]:
@@ -142,7 +153,7 @@ def export_safetensors(
     denoiser_with(weights, config, checkpoint)  # raises if the weights do not fit
     values, local = shareable_encoders(config.to_dict())
     config = config_from_dict(values, str(checkpoint))
-    half = {name: tensor.half().contiguous() for name, tensor in weights.items()}
+    half = in_precision(weights, torch.float16, checkpoint)
     metadata = {"config": config.to_yaml(), "source": checkpoint.name}
     write_whole(out, lambda temporary: save_file(half, temporary, metadata=metadata))
     return local

@@ -16,6 +16,7 @@ import torch
 from models.encoder_files import embedding_width, hub_place, latent_layout
 from models.weights import looks_like_path
 from utils.base.errors import UserError, note
+from utils.base.finite import OVERFLOW, require_finite
 from utils.config.schema import Config
 from utils.pretrained.assets import advice, local_file, offline_advice
 from utils.pretrained.hub import (
@@ -111,9 +112,11 @@ def load_config_clip(config: Config, device: torch.device | str = "cpu") -> Clip
     from_hub = offline_if_silent() if is_on_hub else contextlib.nullcontext()
     try:
         with from_hub:
-            return load_clip(file or source, device=device, dtype=dtype)
+            clip = load_clip(file or source, device=device, dtype=dtype)
     except (FileNotFoundError, ValueError) as fault:
         raise UserError(f"encoders.clip: {fault}{_remedy(fault, 'clip', source)}") from fault
+    require_finite(dict(clip.model.named_parameters()), f"encoders.clip: {source}", OVERFLOW)
+    return clip
 
 
 def _remedy(fault: Exception, key: str, source: str) -> str:
@@ -149,4 +152,5 @@ def load_config_autoencoder(config: Config, device: torch.device | str = "cpu") 
             f"encoders.vae: {encoders.vae} has latents of {vae.latent_channels} channels, "
             f"but model.in_channels is {model.in_channels}"
         )
+    require_finite(dict(vae.vae.named_parameters()), f"encoders.vae: {encoders.vae}", OVERFLOW)
     return vae

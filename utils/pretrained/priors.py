@@ -9,19 +9,26 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from models.embedding_prior import EmbeddingPrior
+from models.finite import first_not_finite
 from models.weights import read_tensors
 from utils.base.errors import UserError, refusing
 from utils.base.files import write_whole
+from utils.base.finite import require_finite
 from utils.config.schema import Config
 
 TRAIN = "train one with python train_prior.py --config X.yaml"
+DIVERGED_PRIOR = "the prior's training has diverged: start it again with a lower prior.lr"
 CLIP = "clip"  # entry of the metadata: identity of the CLIP that made the embeddings
 MADE_FROM = "embeddings"  # entry of the metadata: identity of the embeddings, where it is known
 
 
 def save_prior(prior: EmbeddingPrior, path: Path, clip: str, made_from: str = "") -> None:
-    """Write a prior's weights as float16, and the identities of the embeddings and their CLIP."""
+    """Write a prior's weights as float16, and the identities of the embeddings and their CLIP.
+
+    Raises UserError if a weight is not finite in float16.
+    """
     half = {name: weight.half().contiguous() for name, weight in prior.state_dict().items()}
+    require_finite(half, path, DIVERGED_PRIOR)
     about = {CLIP: clip, MADE_FROM: made_from}
     write_whole(path, lambda temporary: save_file(half, temporary, metadata=about))
 
@@ -43,6 +50,8 @@ def read_prior(path: Path) -> tuple[EmbeddingPrior, str]:
         with torch.device("meta"):
             prior = EmbeddingPrior(dim, width, depth)
         prior.load_state_dict(weights, assign=True)
+        if (name := first_not_finite(weights)) or not weights["scale"] > 0:
+            raise ValueError(f"{name or 'scale'} is not a usable number")
         with safe_open(path, "pt") as file:
             clip = (file.metadata() or {})[CLIP]
     return prior.eval().requires_grad_(False), clip

@@ -15,8 +15,10 @@ import torch
 
 from models.edm import EDMPrecond
 from models.embedding_prior import EmbeddingPrior
+from models.finite import is_finite
 from models.samplers import Denoise, SamplerSettings, SeededNoise, guided, sample
 from utils.base.errors import UserError
+from utils.base.finite import OVERFLOW
 from utils.base.out_of_memory import Halving
 from utils.base.read_ahead import read_ahead
 from utils.config.sections import Sampling
@@ -84,7 +86,7 @@ def draw_images(
     prior: draws another condition for each seed, with `sampling.freedom`; None = `conds` as given.
     solve: replaces the sampler, e.g. by a scheduler of diffusers.
 
-    Raises UserError if values of `sampling` do not go together.
+    Raises UserError if values of `sampling` do not go together, or an image is not finite.
     """
     settings, amp = sampler_settings(sampling, denoiser.student_sigmas), sampling.amp
     if sampling.freedom and conds is not None:
@@ -99,11 +101,39 @@ def draw_images(
             x = sample(denoise, latents, settings, randn=lambda like: noise.randn(like.shape[1:]))
         else:
             x = solve(denoise, latents, settings)
-    # Stable Diffusion's VAEs overflow in float16.
-    with torch.autocast(latents.device.type, torch.bfloat16, enabled=amp == "bf16"):
+    with _decoding(autoencoder, amp):
         pixels = autoencoder.decode(x.float())  # (B, 3, H, W) in [-1, 1]
-    pixels = (pixels * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).cpu()
+    images = (pixels * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+    images = images.permute(0, 2, 3, 1).cpu()
+    if not is_finite(pixels):  # asked after the images came: it costs no further wait
+        raise UserError(f"sampling: {_cause(conds, x.float(), sampling)}")
+    return images
+
+
+def _decoding(autoencoder: Autoencoder, amp: str) -> torch.autocast:
+    """Return the precision of the decoder: bfloat16 if the network's is, else its weights'.
+
+    Stable Diffusion's VAEs overflow in float16. A CPU normalises no bfloat16 with weights of
+    float16, which `encoders.precision=fp16` asks for.
+    """
+    device, is_half = autoencoder.device.type, autoencoder.dtype == torch.float16
+    enabled = amp == "bf16" and not (is_half and device == "cpu")
+    return torch.autocast(device, torch.bfloat16, enabled=enabled)
+
+
+def _cause(conds: torch.Tensor | None, latents: torch.Tensor, sampling: Sampling) -> str:
+    """Return why images are not finite, and what to change."""
+    if conds is not None and not is_finite(conds):
+        return (
+            "the condition holds NaN or infinite numbers; make the embeddings again, and the prior "
+            f"(encoders.prior) if sampling.freedom is above 0; {OVERFLOW}"
+        )
+    if is_finite(latents):
+        return f"the VAE gave NaN or infinite pixels; {OVERFLOW}"
+    return (
+        "the network gave NaN or infinite latents; bring sampling.cfg_scale "
+        f"({sampling.cfg_scale}) nearer to 1, or set sampling.amp=no"
+    )
 
 
 def generate(

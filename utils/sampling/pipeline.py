@@ -28,7 +28,7 @@ from utils.config.load import config_from_dict
 from utils.config.schema import Config
 from utils.data.embeddings import read_image_mean
 from utils.pretrained.chosen_config import read_config
-from utils.pretrained.denoisers import denoiser_arguments
+from utils.pretrained.denoisers import denoiser_arguments, in_precision
 from utils.pretrained.encoder_copies import copy_clip, is_public_vae, read_source, write_source
 from utils.pretrained.encoder_paths import NEEDED
 from utils.pretrained.encoders import PRECISIONS
@@ -65,7 +65,7 @@ class Denoiser(ModelMixin, EDMPrecond, ConfigMixin):  # type: ignore[misc]
         """Return a denoiser with the weights of another one in a precision."""
         with torch.device("meta"):
             made = cls(denoiser_arguments(config))
-        weights = {name: weight.to(dtype) for name, weight in denoiser.state_dict().items()}
+        weights = in_precision(denoiser.state_dict(), dtype, "the network")
         made.load_state_dict(weights, assign=True)
         return made.requires_grad_(False).eval()
 

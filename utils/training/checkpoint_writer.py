@@ -43,15 +43,18 @@ class CheckpointWriter:
         self._give_up = threading.Event()
         self._pending = False
 
-    def write(self, step: int, state: Mapping[str, Any]) -> None:
+    def write(self, step: int, state: Mapping[str, Any], *, keep_older: bool = False) -> None:
         """Start to write a state, which nobody else may change any more.
 
         Waits for a write in progress. Gives up an older state that waits for its next attempt.
+        keep_older: remove no checkpoint afterwards.
         """
         self._stop_trying()
         self._give_up.clear()
         self._pending = True
-        self._thread = threading.Thread(target=self._try, args=(step, state), name="checkpoint")
+        keep = (None, None) if keep_older else self._keep
+        task = (step, state, keep)
+        self._thread = threading.Thread(target=self._try, args=task, name="checkpoint")
         self._thread.start()
 
     def wait(self, patience: float) -> bool:
@@ -71,14 +74,16 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.join()
 
-    def _try(self, step: int, state: Mapping[str, Any]) -> None:
+    def _try(
+        self, step: int, state: Mapping[str, Any], keep: tuple[int | None, int | None]
+    ) -> None:
         path, pause = checkpoint_path(self._folder, step), 1.0
         while True:
             try:
                 self._log.sync()
                 _expect_room(path.parent, state)
                 save_checkpoint(path, state)
-                remove_old(self._folder, *self._keep)
+                remove_old(self._folder, *keep)
             except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
                 reason = str(error).splitlines()[0]
                 self._log.info(

@@ -100,7 +100,7 @@ def start_accelerator(amp: str, grad_accum: int, all_weights_used: bool) -> Acce
             cpu=not torch.accelerator.is_available(),
         )
     except ValueError as error:
-        raise UserError(f"train.amp: {amp}: {error}") from error
+        raise UserError(f"train.amp: {amp}: {error}; set train.amp=bf16 or no") from error
 
 
 def images_per_forward(batchsize: int, processes: int, grad_accum: int) -> int:

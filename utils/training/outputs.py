@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utils.base.errors import NOT_SAVED
+from utils.base.errors import NOT_SAVED, UserError
 from utils.base.processes import is_main_process
 from utils.config.schema import Config
 from utils.data.latent_dataset import LatentDataset
@@ -93,11 +93,14 @@ class Outputs:
         )
         window.reset()
 
-    def save(self, state: TrainingState) -> Path:
-        """Hand a copy of the state to the checkpoint writer; return where it will lie."""
+    def save(self, state: TrainingState, *, keep_older: bool = False) -> Path:
+        """Hand a copy of the state to the checkpoint writer; return where it will lie.
+
+        keep_older: also those that `log.keep_last` would remove.
+        """
         copied = host_copy(state.to_dict(), keep=is_main_process())
         if is_main_process():
-            self.writer.write(state.step, copied)
+            self.writer.write(state.step, copied, keep_older=keep_older)
         return checkpoint_path(self.checkpoints, state.step)
 
     def draw(self, state: TrainingState) -> None:
@@ -107,8 +110,12 @@ class Outputs:
             path = self.folder / "samples" / f"{state.step:07d}.png"
             is_new = state.first_step == 0 and state.teacher is None
             weights = describe_average(state.initial_share(), is_new=is_new)
-            self.samples.save(network, path, weights)
-            self.log.info(f"step {state.step:>8d}  samples/{path.name}: drawn with the {weights}")
+            try:
+                self.samples.save(network, path, weights)
+                what = f"samples/{path.name}: drawn with the {weights}"
+            except UserError as fault:  # the training itself can go on
+                what = f"WARNING: no samples/{path.name}: {fault}"
+            self.log.info(f"step {state.step:>8d}  {what}")
 
     def evaluate(self, state: TrainingState, checkpoint: Path) -> None:
         """Judge the averaged weights, which the file `checkpoint` holds too."""

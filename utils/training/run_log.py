@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.base.errors import UserError
-from utils.base.files import write_text
+from utils.base.files import json_text, write_text
 from utils.base.processes import is_main_process
 from utils.base.text import printable
 from utils.evaluation.metric_names import metrics_in, metrics_text
@@ -163,7 +163,7 @@ class RunLog:
         """
         if not self.enabled:
             return
-        self.lines.write(json.dumps({"step": step, **values}))
+        self.lines.write(json_text({"step": step, **values}))
         self.info(metrics_line(step, values, pace))
         self.scalars(step, values, "train")
 

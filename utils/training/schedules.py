@@ -6,6 +6,7 @@ import math
 from typing import get_args
 
 from models.choices import MaskSchedule
+from models.maskdit import kept_tokens
 from utils.base.errors import UserError
 from utils.config.schema import Config
 
@@ -95,6 +96,16 @@ def jumps_of_longer(
         f"{'; '.join(jumps)}. A new run from this checkpoint (--ckpt_path and another --exp_name) "
         "has a schedule of its own"
     ]
+
+
+def check_mask_ratio(config: Config, tokens: int) -> None:
+    """Raise UserError if the highest mask ratio hides all `tokens` of an image."""
+    ratio = config.model.mask_ratio
+    if not config.is_distilled and kept_tokens(tokens, ratio) < 1:
+        raise UserError(
+            f"model.mask_ratio: {ratio:g} hides all {tokens} token(s) of an image; set it below "
+            f"{1 - 1 / tokens:g}, or to 0"
+        )
 
 
 def always_masked(config: Config) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from models.edm import EDMPrecond
 from utils.config.load import config_from_dict
@@ -22,7 +24,7 @@ from utils.training.distributed import Processes
 from utils.training.ema import EMA, initial_share
 from utils.training.finetune import start_from
 from utils.training.optimizers import build_optimizer
-from utils.training.schedules import jumps_of_longer, number_of_steps
+from utils.training.schedules import check_mask_ratio, jumps_of_longer, number_of_steps
 from utils.training.sharding import shard_training, whole
 from utils.training.speed import speed_up
 from utils.training.step_guard import StepGuard
@@ -42,11 +44,13 @@ class TrainingState:
         """Make the state of a new training on `images` images; fresh weights follow the seed.
 
         data_identity: of the images, as in LatentDataset.
+        Raises UserError if settings do not go together.
         """
         options, device = config.train, processes.device
         torch.manual_seed(options.seed)
         self.config, self.processes, self.data_identity = config, processes, data_identity
         self.denoiser = denoiser_from_config(config).to(device)
+        check_mask_ratio(config, self.denoiser.model.num_patches)
         self.model: nn.Module = self.denoiser
         self.ema = EMA(self.denoiser)
         self.teacher = Teacher(config, device) if config.is_distilled else None
@@ -122,6 +126,16 @@ class TrainingState:
             options.ema_decay,
             options.ema_rampup,
         )
+
+    def is_finite(self) -> bool:
+        """Return True if weights and averages are; waits for the device; all processes call this.
+
+        Steps without a finite gradient change nothing, but one with a huge rate can overflow.
+        """
+        weights = [*self.trained, *self.ema.module.parameters()]
+        largest = torch.nn.utils.get_total_norm(weights, norm_type=math.inf)
+        largest = largest.full_tensor() if isinstance(largest, DTensor) else largest
+        return bool(largest.isfinite())
 
     def averaged(self) -> EDMPrecond:
         """Return the network with the averaged weights; all processes call this."""

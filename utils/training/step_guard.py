@@ -70,14 +70,29 @@ def skip_unless(good: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
     setattr(optimizer, "found_inf", (~good).float())  # noqa: B010
 
 
-def diverged(bad_steps: int, step: int, checkpoints: Path) -> str:
-    """Return the message after too many bad steps in a row."""
-    latest = next(reversed(list_checkpoints(checkpoints).values()), None)
-    source = latest or "an earlier checkpoint"
+def diverged(bad_steps: int, step: int, saved: Path, fault: str | None) -> str:
+    """Return the message after too many bad steps in a row.
+
+    saved: checkpoint of the weights before them. fault: of the data, if one was met.
+    """
     return (
         f"diverged: {bad_steps} steps in a row, up to step {step}, had no finite loss or gradient. "
-        f"The weights are as before them, and {latest or 'no checkpoint'} is kept. Look for values "
-        f"that are not finite in the data, or start a new run with --ckpt_path {source}, another "
-        "--exp_name, and a lower train.lr (with Muon, train.muon_lr), train.grad_clip=1 or "
-        "train.amp=no"
+        f"{saved} holds the weights of the last good step. {_remedy(saved, fault)}"
+    )
+
+
+def weights_not_finite(step: int, checkpoints: Path) -> str:
+    """Return the message if weights are not finite, so that no checkpoint can be written."""
+    latest = next(reversed(list_checkpoints(checkpoints).values()), None)
+    return (
+        f"diverged: up to step {step}, weights have become NaN or infinite, and are not saved. "
+        f"{latest or 'No checkpoint'} is kept. {_remedy(latest or 'an earlier checkpoint', None)}"
+    )
+
+
+def _remedy(source: Path | str, fault: str | None) -> str:
+    data = "" if fault is None else f"Mend the data first: {fault}. "
+    return data + (
+        f"Start a new run with --ckpt_path {source}, another --exp_name, and a lower train.lr "
+        "(with Muon, train.muon_lr), train.grad_clip=1 or train.amp=no"
     )
