@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -176,13 +175,7 @@ def _refuse_changed_files(writers: Sequence[LMDBWriter], files: SourceFiles) -> 
         elif writer.complete and (renewed != there).any():
             renew_records(writer.path, renewed)
     if stale:
-        paths, changed = list(map(str, stale)), max(stale.values(), key=len)
-        delete = shlex.join(["rm", "-r", *paths])
-        raise UserError(
-            f"{' and '.join(paths)}: {len(changed)} of {len(files)} {files.what} have changed "
-            f"since they were encoded, the first is {files.paths[changed[0]]}; delete what was "
-            f"made from them ({delete}) and start again, or choose another --out"
-        )
+        raise UserError(files.stale(list(stale), max(stale.values(), key=len)))
 
 
 def _merge(job: Job, target: Target, names: list[str], count: int, files: SourceFiles) -> bool:

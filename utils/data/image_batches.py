@@ -61,7 +61,7 @@ class NpzImages:
 
 
 def image_batches(
-    source: Sequence[Path] | NpzImages,
+    source: Sequence[Path] | SourceFiles | NpzImages,
     size: int | None,
     batch_size: int,
     workers: int = 2,
@@ -71,7 +71,7 @@ def image_batches(
     """Yield images with their indices, in batches.
 
     Args:
-        source: image files, or the images of an npz.
+        source: image files, which SourceFiles records, or the images of an npz.
         size: side of the centre crops in pixels; None = every image whole.
         workers: threads that decode files, at most two batches ahead.
         positions: ascending indices of the wanted images; None = all.
@@ -86,12 +86,14 @@ def image_batches(
         arrays = (x for i, x in enumerate(source) if i in wanted)
         pixels = (_crop(Image.fromarray(x), size, enlarge, source.path) for x in arrays)
     else:
-        pixels = read_ahead(
-            lambda path: _crop(load_image(path), size, enlarge, path),
-            source if positions is None else (source[i] for i in positions),
-            workers,
-            2 * batch_size,
-        )
+        files = source if isinstance(source, SourceFiles) else SourceFiles(source)
+
+        def decode(index: int) -> np.ndarray:
+            path = files.paths[index]
+            return _crop(load_image(path, content=files.read(index)), size, enlarge, path)
+
+        numbers = range(len(files)) if positions is None else positions
+        pixels = read_ahead(decode, numbers, workers, 2 * batch_size)
     images = (torch.from_numpy(x).permute(2, 0, 1) for x in pixels)
     while batch := list(itertools.islice(images, batch_size)):
         same = len({image.shape for image in batch}) == 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -81,6 +82,16 @@ class SourceFiles:
         changed = [i for i in suspects if (renewed[i]["digest"] != there[i]["digest"]).any()]
         return changed, renewed
 
+    def stale(self, made: Sequence[Path], changed: Sequence[int]) -> str:
+        """Return the line that refuses to go on with what was `made` of files that `changed`."""
+        paths = list(map(str, made))
+        delete = shlex.join(["rm", "-r", *paths])
+        return (
+            f"{' and '.join(paths)}: {len(changed)} of {len(self)} {self.what} have changed since "
+            f"they were encoded, the first is {self.paths[changed[0]]}; delete what was made from "
+            f"them ({delete}) and start again, or choose another --out"
+        )
+
     def _record(self, index: int) -> np.void:
         if not self.records[index]["state"]:
             self.read(index)
@@ -138,3 +149,13 @@ def content_hash(records: np.ndarray) -> str | None:
     if not len(records) or not records["digest"].any(axis=1).all():
         return None
     return hashlib.sha256(np.ascontiguousarray(records["digest"]).tobytes()).hexdigest()
+
+
+def as_bytes(records: np.ndarray) -> np.ndarray:
+    """Return records as plain numbers, (N, 32) uint8."""
+    return np.ascontiguousarray(records).view(np.uint8).reshape(len(records), -1)
+
+
+def from_bytes(numbers: np.ndarray) -> np.ndarray:
+    """Return the records (N,) that `as_bytes` gave as (N, 32) uint8."""
+    return np.ascontiguousarray(numbers).view(RECORD).reshape(-1)

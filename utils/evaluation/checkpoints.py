@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from utils.base.errors import UserError
 from utils.base.locks import FolderLock
 from utils.base.processes import is_main_process
 from utils.config.schema import Config
+from utils.data.lmdb_reader import LMDBReader
 from utils.evaluation.caption_variety import CaptionVariety
 from utils.evaluation.collective import of_main_process
 from utils.evaluation.draw import Drawn, draw_seeds, seeds_to_judge
@@ -25,6 +26,7 @@ from utils.evaluation.feature_store import FeatureBlocks, Rows
 from utils.evaluation.image_pass import fill_blocks, require_whole
 from utils.evaluation.judge import Judge
 from utils.evaluation.kept_images import KeptImages
+from utils.evaluation.references import Reference
 from utils.evaluation.results import CONTENT, Record, Results, way_names
 from utils.sampling.generate import sampler_settings
 
@@ -225,14 +227,14 @@ def evaluation_settings(config: Config, judge: Judge) -> dict[str, Any]:
         **variety_settings(config),
         "n": config.eval.fid_sample_size,
         "network": judge.network.name,
-        "reference": judge.reference.source or str(judge.ref_path),
+        "reference": judge.reference.identity,
         **reference_settings(judge),
         "captions": captions,
         "norm_feature": config.data.norm_feature,
         **config.encoders.model_dump(
             mode="json", include={"image_mean", "prior"}, exclude_none=True
         ),
-        **content_settings(config),
+        **content_settings(config, judge.captions, judge.references),
         "clip": judge.clip.identity,
         "vae": judge.autoencoder.identity,
         "amp": sampling.amp,
@@ -246,14 +248,21 @@ def variety_settings(config: Config) -> dict[str, int]:
     return config.eval.model_dump(include={"variety_captions", "variety_seeds"})
 
 
-def content_settings(config: Config) -> dict[str, str]:
-    """Return hashes of the files that change the metrics, beside their places.
+def content_settings(
+    config: Config, captions: LMDBReader | None = None, references: Sequence[Reference] = ()
+) -> dict[str, str]:
+    """Return hashes of the files that change the metrics and are known by their places alone.
 
     Records that were made before these entries count for any content.
     """
-    files = {"image_mean": config.encoders.image_mean, "prior": config.encoders.prior}
-    if not config.sampling.freedom:
-        del files["prior"]
+    files: dict[str, Path | None] = {"image_mean": config.encoders.image_mean}
+    if config.sampling.freedom:
+        files["prior"] = config.encoders.prior
+    for i, reference in enumerate(references):
+        if reference.content is None and reference.source is None:
+            files[f"reference{i or ''}"] = reference.path
+    if captions is not None and not {"content_hash", "captions_hash"} & captions.info.meta.keys():
+        files["captions"] = captions.folder / "data.mdb"
     return {
         f"{key}{CONTENT}": file_hash(path)
         for key, path in files.items()
@@ -270,7 +279,7 @@ def reference_settings(judge: Judge) -> dict[str, Any]:
     if judge.reference.features is not None:
         settings["reference_features"] = len(judge.reference.features)
     if others := judge.references[1:]:
-        settings["more_references"] = [f"{r.network} {r.source or r.path}" for r in others]
+        settings["more_references"] = [f"{r.network} {r.identity}" for r in others]
     return settings
 
 

@@ -30,6 +30,11 @@ class FeatureBlocks:
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
 
+    def clear(self) -> None:
+        """Delete all batches."""
+        for path in self.folder.glob("*.safetensors"):
+            path.unlink()
+
     def check(self) -> tuple[list[int], float]:
         """Return the positions that are not judged yet, and the seconds that the others took.
 

@@ -18,10 +18,12 @@ from utils.base.errors import UserError, note, refusing
 from utils.base.files import write_whole
 from utils.base.finite import require_finite
 from utils.data.make_commands import config_words
+from utils.data.source_files import as_bytes, from_bytes
 
 ARRAYS = ("mu", "sigma", "mu_s", "sigma_s", "features")
 SCRIPT = "python preprocess_scripts/fid_ref.py"
-FACTS = {"n": int, "network": str, "resolution": int, "source": str}
+FACTS = {"n": int, "network": str, "resolution": int, "source": str, "content": str}
+FILES = "files"  # entry with a record of each image file, (N, 32) uint8; see source_files.py
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,18 @@ class Reference:
     n: int | None = None  # images
     network: str | None = None  # FeatureNetwork.name
     resolution: int | None = None  # pixels, side of the images; 0 = each has its own size
-    source: str | None = None  # hash that identifies the set of images
+    source: str | None = None  # hash of the images' names
+    content: str | None = None  # hash of the images' contents
+    files: np.ndarray | None = None  # (N,) records of the image files
     mu_s: np.ndarray | None = None  # (2023,) mean of Inception's spatial features
     sigma_s: np.ndarray | None = None  # (2023, 2023) their covariance
     features: np.ndarray | None = None  # (M, D) float32, M at most SAMPLE_LIMIT
     path: Path | None = None  # file that it was read from, for messages
+
+    @property
+    def identity(self) -> str:
+        """Return what identifies the images: a hash, or else the file's path."""
+        return self.content or self.source or str(self.path)
 
 
 def save_stats(path: str | Path, reference: Reference) -> None:
@@ -49,6 +58,8 @@ def save_stats(path: str | Path, reference: Reference) -> None:
     require_finite(arrays, path, "the weights of the feature network may be damaged")
     fields = {key: getattr(reference, key) for key in (*ARRAYS, *FACTS)}
     values = {key: value for key, value in fields.items() if value is not None}
+    if reference.files is not None:
+        values[FILES] = as_bytes(reference.files)
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
@@ -73,6 +84,7 @@ def load_stats(path: str | Path) -> Reference:
                     hint = f"; make one of its images with {SCRIPT} --images {path} --out X.npz"
                 raise UserError(f"{path}: holds no 'mu' and 'sigma', so it is no reference{hint}")
             arrays = {key: file[key] for key in ARRAYS if key in file.files}
+            records = file[FILES] if FILES in file.files else None
             facts = {key: kind(file[key]) for key, kind in FACTS.items() if key in file.files}
             statistics = {k: v.astype(np.float64) for k, v in arrays.items() if k != "features"}
     except FileNotFoundError:
@@ -88,7 +100,8 @@ def load_stats(path: str | Path) -> Reference:
         require_finite({"features": features}, path, f"make it again with {SCRIPT}")
     if features is not None and (features.ndim != 2 or features.shape[1] != len(arrays["mu"])):
         raise UserError(f"{path}: features {features.shape} do not go with mu {arrays['mu'].shape}")
-    return Reference(**statistics, **facts, features=features, path=Path(path))
+    files = None if records is None else from_bytes(records)
+    return Reference(**statistics, **facts, files=files, features=features, path=Path(path))
 
 
 def _check(
