@@ -305,6 +305,7 @@ def main() -> None:
     (name,) = way_names([best])
     processes.print(f"best: {checkpoints[best['step']]}, {name}")
     if is_main_process():
+        results.refresh()  # another evaluation may have ended meanwhile
         plot_curves(results.records, results.folder / "curve.png")
         write_report(results, config, judge.clip)
     processes.print(f"{results.folder}/: report.html, results.jsonl, results.csv, curve.png")

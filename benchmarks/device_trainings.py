@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from utils.base.files import read_json_lines
 from utils.config.load import load_config
 from utils.pretrained.checkpoint_files import load_checkpoint
 
@@ -101,8 +101,7 @@ class Workplace:
 
     def losses(self, name: str) -> list[float]:
         """Return the loss of each step of a training."""
-        lines = (self.folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line)["loss"] for line in lines]
+        return [line["loss"] for line in read_json_lines(self.folder / name / "metrics.jsonl")]
 
     def train_on_from_half(self, source: str, name: str) -> list[float]:
         """Continue a copy of a training, which holds its checkpoint of half way only."""

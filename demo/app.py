@@ -42,6 +42,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in"
     )
+    parser.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        help="another name under which browsers reach the page, e.g. that of a proxy; may be "
+        "repeated. Its addresses and the names of this machine need none",
+    )
     parser.add_argument("--port", type=int, default=7860, help="0 takes any free one")
     limits = Limits()
     parser.add_argument(
@@ -90,8 +97,10 @@ def main() -> None:
         args.ckpt, config=args.config, overrides=args.overrides, device=args.device
     )
     limits = Limits(pictures=args.most_pictures, evaluations=args.most_evaluations)
-    hosts = list(LOCAL) if args.host in LOCAL else ["*"]
-    page = Page(faces, limits, args.batch_size, hosts)
+    names = [*LOCAL, *args.name]
+    if args.host not in LOCAL:
+        names += [args.host, socket.gethostname(), socket.getfqdn()]
+    page = Page(faces, limits, args.batch_size, names)
     for _ in faces.start("a face", num=1).batches():
         pass  # the first picture after a start is slow, so no visitor has to wait for it
     port = listener.getsockname()[1]

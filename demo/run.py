@@ -20,8 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.base.errors import fail
-from utils.base.files import write_json
+from utils.base.errors import fail, note
+from utils.base.files import read_json_lines, write_json
 from utils.base.script import one_line_errors
 from utils.config.command_line import HelpFormatter
 
@@ -47,7 +47,7 @@ class Stage:
 
 def _lines(path: Path) -> list[dict]:
     """Read the records of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_json_lines(path, note)
 
 
 def _faces() -> str:

@@ -41,6 +41,7 @@ import torch
 from utils.base.files import write_text
 from utils.base.locks import FolderLock, writer_of
 from utils.base.progress import progress
+from utils.data.derived_sizes import require_fitting_resolution
 from utils.data.image_batches import NpzImages, image_batches
 from utils.data.lmdb_layout import names_hash
 from utils.data.preprocess_jobs import find_jobs, make_parser
@@ -158,6 +159,8 @@ def main() -> None:
         source, size = NpzImages(job.images), None
         side, identity = source.side, source.checksum
     else:
+        if args.images is None and not args.no_crop:
+            require_fitting_resolution(config)
         samples = find_images(job, args)
         source = SourceFiles([sample.path for sample in samples], threads=args.num_workers)
         size = None if args.no_crop else config.data.resolution

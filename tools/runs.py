@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.base.errors import UserError, note
+from utils.base.files import read_json_lines
 from utils.config.schema import Config
 from utils.evaluation.results import Record, Results, best_of
 from utils.pretrained.chosen_config import experiment_config, read_config
@@ -77,15 +77,11 @@ def _load_run(folder: Path, name: str) -> Run:
 
 def _read_losses(path: Path) -> dict[int, float]:
     """Return step -> loss of a metrics.jsonl; of a step that was done twice, the last one."""
-    losses = {}
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8").splitlines() if path.exists() else [], 1
-    ):
-        try:
-            values = json.loads(line)
-            losses[int(values["step"])] = float(values["loss"])
-        except (ValueError, KeyError, TypeError):  # written while the disk was full
-            note(f"{path}:{number}: not a whole record, skipped")
+    losses = {
+        int(line["step"]): float(line["loss"])
+        for line in read_json_lines(path, note)
+        if None not in (line.get("step"), line.get("loss"))
+    }
     return dict(sorted(losses.items()))
 
 

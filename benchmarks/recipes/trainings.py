@@ -20,7 +20,7 @@ import torch
 from benchmarks.recipes.recipe import Recipe
 from benchmarks.timing import ROOT
 from utils.base.errors import DIVERGED, UserError
-from utils.base.files import write_json
+from utils.base.files import read_json_lines, write_json
 
 PROBES = 3  # short trainings that measure what a step costs
 PROBE_STEPS, PROBE_WINDOWS = 50, 10  # each of so many steps, timed in windows of equal length
@@ -78,10 +78,7 @@ def run_training(recipe: Recipe, folder: Path, overrides: Sequence[str]) -> Line
         raise Diverged
     if code:
         raise UserError(f"the training in {folder} stopped; the same command goes on")
-    return [
-        json.loads(line)
-        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    return read_json_lines(folder / "metrics.jsonl")
 
 
 def cost_of_step(probes: Sequence[Sequence[float]]) -> float:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from demo.page.line import Job, Line
 from demo.page.order import Limits, Order, draw, read_upload
@@ -27,9 +30,54 @@ from utils.config.fields import SamplingPreset
 from utils.config.sections import SAMPLING_PRESETS
 from utils.sampling.text_to_face import TextToFace
 
+ARRIVAL = 60.0  # seconds in which a request has to arrive whole
 FILES = Path(__file__).parent / "files"
 # The browser loads nothing from elsewhere, and shows the page in no other page.
 POLICY = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"
+
+
+class Forbidden(UserError):
+    """A request that the page does not answer, since another site may stand behind it."""
+
+
+class OwnNames:
+    """ASGI middleware that refuses requests to names which are not the page's own.
+
+    A site can give its own name the address of this machine (DNS rebinding), and a visitor's
+    browser then takes the page for a part of that site. An address needs no name: it is let in.
+    """
+
+    def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
+        """`names`: those by which browsers may call the page."""
+        self._app = app
+        self._names = {name.lower() for name in names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass the request on."""
+        app = self._app
+        if scope["type"] == "http":
+            name = _name(Headers(scope=scope).get("host", ""))
+            if name not in self._names and not _is_address(name):
+                line = f"{name}: not a name of this page; give it to demo/app.py with --name"
+                app = JSONResponse({"error": line}, status_code=403)
+        await app(scope, receive, send)
+
+
+def _name(host: str) -> str:
+    """Return the name or address in a Host header, without port."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:  # half an IPv6 address
+        return ""
+
+
+def _is_address(name: str) -> bool:
+    """Return True for an IP address."""
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 class _Files(StaticFiles):
@@ -51,6 +99,7 @@ class Page:
         self.faces, self.limits, self.batch_size = faces, limits, batch_size
         self.line = Line(limits.waiting)
         self.uploads = ThreadPoolExecutor(1, thread_name_prefix="upload")
+        self.uploading = 0  # images that arrive, wait, or are being read
         routes = [
             Route("/settings", self.settings),
             Route("/draw", self.draw, methods=["POST"]),
@@ -59,8 +108,8 @@ class Page:
         ]
         self.app = Starlette(
             routes=routes,
-            middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
-            exception_handlers={UserError: _refuse},
+            middleware=[Middleware(OwnNames, names=hosts)],
+            exception_handlers={UserError: _refuse, Forbidden: _forbid},
             lifespan=self.lifespan,
         )
 
@@ -69,6 +118,7 @@ class Page:
         """Stop all work when the server stops."""
         yield
         self.line.close()
+        self.uploads.shutdown(cancel_futures=True)
 
     async def settings(self, request: Request) -> Response:
         """Answer with the network's own settings, the choices and the limits."""
@@ -98,10 +148,17 @@ class Page:
     async def image(self, request: Request) -> Response:
         """Embed an uploaded image; answer with what the page keeps of it."""
         _require_own_page(request)
-        name = request.query_params.get("name", "image")
-        content = await _read(request, self.limits.upload_bytes, name[:80])
-        read = partial(read_upload, self.faces, name, content, self.limits)
-        return JSONResponse(await asyncio.get_running_loop().run_in_executor(self.uploads, read))
+        if self.uploading >= self.limits.waiting:
+            raise UserError(f"{self.uploading} images are waiting; try again in a minute")
+        self.uploading += 1
+        try:
+            name = request.query_params.get("name", "image")
+            content = await _read(request, self.limits.upload_bytes, name[:80])
+            read = partial(read_upload, self.faces, name, content, self.limits)
+            loop = asyncio.get_running_loop()
+            return JSONResponse(await loop.run_in_executor(self.uploads, read))
+        finally:
+            self.uploading -= 1
 
 
 async def _lines(job: Job, request: Request) -> AsyncIterator[str]:
@@ -111,21 +168,36 @@ async def _lines(job: Job, request: Request) -> AsyncIterator[str]:
 
 
 async def _read(request: Request, most: int, what: str) -> bytes:
-    """Return the body of a request; raise UserError if it has more than `most` bytes."""
+    """Return the body of a request; raise UserError if it is too large or does not arrive."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise UserError(f"{what}: is larger than {most / 1e6:g} MB; make it smaller")
+    try:
+        async with asyncio.timeout(ARRIVAL):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most:
+                    raise UserError(f"{what}: is larger than {most / 1e6:g} MB; make it smaller")
+    except TimeoutError as fault:
+        raise UserError(f"{what}: has not arrived within {ARRIVAL:g} s; try again") from fault
     return bytes(body)
 
 
 def _require_own_page(request: Request) -> None:
-    """Raise UserError if a page of another site sent the request."""
-    if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-        raise UserError("another site sent this request; use the page itself")
+    """Raise Forbidden if a page of another site sent the request.
+
+    Browsers say so in Sec-Fetch-Site; where they leave it out, as over plain HTTP from another
+    machine, their Origin has to be the page's own. Programs such as curl send neither.
+    """
+    site, origin = (request.headers.get(name) for name in ("sec-fetch-site", "origin"))
+    is_own = origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
+    if not is_own or site not in (None, "same-origin", "none"):
+        raise Forbidden("another site sent this request; use the page itself")
 
 
 async def _refuse(request: Request, fault: Exception) -> Response:
     """Answer a user's mistake with its line."""
     return JSONResponse({"error": str(fault)}, status_code=400)
+
+
+async def _forbid(request: Request, fault: Exception) -> Response:
+    """Answer a request that another site may have sent."""
+    return JSONResponse({"error": str(fault)}, status_code=403)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from utils.base.files import write_folder_whole, write_whole
+from utils.base.files import read_json_lines, write_folder_whole, write_whole
 
 WEIGHTS = {"weight": torch.zeros(2)}
 
@@ -41,3 +41,30 @@ def test_after_an_error_nothing_is_left(tmp_path):
     with pytest.raises(ValueError, match="^$"):
         write_whole(tmp_path / "x.txt", write)
     assert not list(tmp_path.iterdir())
+
+
+DAMAGED = {
+    "cut short": b'{"step": 2, "lo',
+    "cut in a character": '{"name": "é"}'.encode()[:11],
+    "zeros of a power cut": b"\0" * 40,
+    "no record": b"[]",
+    "a number": b"17",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_torn_line_of_records_is_reported_and_skipped(tmp_path, damage, end):
+    path, said = tmp_path / "metrics.jsonl", []
+    path.write_bytes(b'{"step": 1}\n' + DAMAGED[damage] + end)
+    assert read_json_lines(path, said.append) == [{"step": 1}]
+    is_whole = DAMAGED[damage] + end == b""
+    assert said == ([] if is_whole else [f"{path}:2: not a whole record, skipped"])
+
+
+def test_records_after_a_torn_line_are_read_and_no_file_has_none(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(b'{"a": "\xe2\x80\xa8"}\n{"b\n{"c": 3}\n')
+    assert read_json_lines(path) == [{"a": "\u2028"}, {"c": 3}]
+    assert read_json_lines(tmp_path / "none.jsonl") == []

@@ -96,6 +96,20 @@ def test_latent_side_given_as_resolution_is_read_as_pixels(write, capsys):
     assert "256 pixels" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("data: {resolution: 32}", []),  # of 32 pixels; no published config leaves in_size out
+        ("model: {in_size: 32}", ["data.resolution=32"]),
+        ("data: {resolution: 32}", ["model.in_size=32"]),
+        ("data: {resolution: 64}\nmodel: {in_size: 8}", []),
+    ],
+)
+def test_a_resolution_of_pixels_stays(write, text, overrides, capsys):
+    resolution = load_config(write(text), overrides).data.resolution
+    assert resolution in (32, 64) and "pixels" not in capsys.readouterr().err
+
+
 def test_defaults_are_the_published_behaviour_but_for_the_ramp_of_the_average(write):
     config = load_config(write("data: {}"))
     assert (config.model.model_type, config.model.decoder_depth) == ("DiT-XL/2", 8)

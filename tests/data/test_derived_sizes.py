@@ -207,3 +207,36 @@ def test_a_config_of_paths_and_encoders_alone_preprocesses_trains_and_draws(
     assert {"num_classes", "in_size"} <= written.model.model_fields_set
     assert list(out.glob("*.png"))
     assert "note: " not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model_type", "resolution", "unit", "advice"),
+    [
+        ("DiT-S/2", 104, 16, "96 or 112"),
+        ("DiT-S/2", 100, 16, "96 or 112"),
+        ("DiT-S/4", 144, 32, "128 or 160"),
+        ("DiT-S/8", 130, 64, "128 or 192"),
+        ("DiT-S/2", 4, 16, "16"),
+    ],
+)
+@pytest.mark.parametrize("uses", [("makes", "none"), ("none", "makes"), ("reads", "reads")])
+def test_a_resolution_that_patches_do_not_tile_is_refused(
+    tmp_path, model_type, resolution, unit, advice, uses
+):
+    config = config_of(tmp_path, {"resolution": resolution}, {"model_type": model_type})
+    (line,) = faults(config, *uses)
+    assert line.startswith(f"data.resolution: {resolution} is no multiple of {unit} pixels")
+    assert model_type in line and line.endswith(f"set it to {advice}")
+
+
+def test_what_only_samples_has_a_network_already_and_is_not_asked(tmp_path):
+    config = config_of(tmp_path, {"resolution": 104})
+    assert with_derived_sizes(config, "none", "none").data.resolution == 104
+
+
+def test_statistics_of_images_that_no_network_could_learn_are_refused_too(
+    tmp_path, monkeypatch, capsys
+):
+    project = Project(tmp_path, monkeypatch)
+    message = project.fails(capsys, "fid_ref", "data.resolution=104")
+    assert "data.resolution: 104 is no multiple of 16 pixels" in message

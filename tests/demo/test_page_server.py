@@ -16,6 +16,7 @@ from PIL import Image
 from tiny import make_tiny_checkpoint, make_tiny_config
 
 from demo.app import LOCAL, listen
+from demo.page import server as server_module
 from demo.page.line import Line
 from demo.page.order import Limits
 from demo.page.server import Page
@@ -147,7 +148,75 @@ def test_an_upload_is_embedded_and_a_hostile_one_is_one_line(page):
 
 def test_other_sites_may_not_use_the_page(page):
     assert "another site" in order(page, LONG, **{"Sec-Fetch-Site": "cross-site"}).json()["error"]
-    assert requests.get(page, headers={"Host": "evil.example"}, timeout=5).status_code == 400
+    assert order(page, LONG, **{"Sec-Fetch-Site": "same-site"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://localhost:1", "https://127.0.0.1"]
+)
+def test_without_sec_fetch_site_the_origin_has_to_be_the_pages_own(page, origin):
+    for path in ("draw", "image"):
+        answer = requests.post(f"{page}/{path}", "a", headers={"Origin": origin}, timeout=5)
+        assert answer.status_code == 403
+        assert answer.json() == {"error": "another site sent this request; use the page itself"}
+
+
+def test_the_page_itself_and_programs_without_a_browser_are_served(page):
+    assert "picture" in list(messages(order(page, "prompt=a+hat", Origin=page)))[-1]
+    assert "picture" in list(messages(order(page, "prompt=a+hat")))[-1]
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil", "[::1"]
+)
+def test_a_name_that_is_not_the_pages_own_is_refused(page, host):
+    answer = requests.get(f"{page}/settings", headers={"Host": host}, timeout=5)
+    assert answer.status_code == 403
+    assert "not a name of this page; give it to demo/app.py with --name" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost:7860", "LOCALHOST", "localhost.", "[::1]:80", "10.1.2.3"]
+)
+def test_the_pages_names_and_every_address_are_let_in(page, host):
+    assert requests.get(f"{page}/settings", headers={"Host": host}, timeout=5).ok
+
+
+def test_uploads_beyond_the_waiting_ones_are_sent_away(served):
+    page, address = served
+
+    def endless():
+        yield b"start"
+        arrives.wait(20)
+
+    arrives = threading.Event()
+    first = threading.Thread(
+        target=lambda: requests.post(f"{address}/image", endless(), timeout=30)
+    )
+    first.start()
+    try:
+        end = time.monotonic() + 20
+        while not page.uploading:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        answer = requests.post(f"{address}/image", b"x", timeout=5)
+        assert answer.json() == {"error": "1 images are waiting; try again in a minute"}
+    finally:
+        arrives.set()
+        first.join()
+    assert "unreadable image" in requests.post(f"{address}/image", b"x", timeout=5).json()["error"]
+
+
+def test_a_request_that_does_not_arrive_is_given_up(served, monkeypatch):
+    monkeypatch.setattr(server_module, "ARRIVAL", 0.2)
+
+    def slow():
+        yield b"start"
+        time.sleep(1)
+
+    answer = requests.post(f"{served[1]}/image?name=me.png", slow(), timeout=30)
+    assert answer.json() == {"error": "me.png: has not arrived within 0.2 s; try again"}
+    assert served[0].uploading == 0
 
 
 def test_the_page_may_load_nothing_from_elsewhere(page):

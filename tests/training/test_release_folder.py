@@ -63,7 +63,8 @@ def experiment(tmp_path_factory) -> Path:
     Results(folder / "evaluation").add({**RECORD, "step": 5, "frechet_distance": 99.9})
     (folder / "images.json").write_text(json.dumps({"count": 1234}))
     log = [{"step": step, "cpu_s": 1800.0} for step in (5, 10, 15)]
-    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in log))
+    torn = '{"step": 20, "cpu'  # as a full disk or a power cut leave it
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in log) + torn)
     return folder
 
 

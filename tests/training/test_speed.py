@@ -1,7 +1,9 @@
 """Speed switches of the training: results equal those without, or one line says why it is off."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -10,11 +12,13 @@ from conftest import ROOT
 from golden_models import small_denoiser
 from losses import loss_of
 from torch._dynamo.utils import counters
+from torch._inductor.exc import InductorError
 from trainings import metrics, run
 
 from benchmarks.train_step import Case, largest_loss_difference
 from models.choices import MlpKind
 from models.maskdit import random_mask
+from utils.base.script import one_line_errors
 from utils.config.load import config_from_dict
 from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.sampling.compile import compile_blocks
@@ -137,6 +141,56 @@ def test_without_a_compiler_auto_says_so_and_true_is_refused(tmp_path):
     assert "train.compile: not compiled, as there is no working compiler" in auto
     assert true.startswith("refused: train.compile: there is no working compiler")
     assert shape == "torch.Size([2, 4, 8, 8])"
+
+
+def in_process(code: str, cache: Path) -> subprocess.CompletedProcess:
+    """Run code in a process of its own, with a cache of the compiler."""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+COMPILE_A_SUM = """
+import torch
+from utils.sampling.compile import compiler_fault
+print(compiler_fault(torch.device("cpu")))
+"""
+
+
+def test_a_damaged_cache_of_the_compiler_is_named_and_another_one_used(tmp_path):
+    cache = tmp_path / "cache"
+    assert in_process(COMPILE_A_SUM, cache).stdout == "None\n"
+    files = [path for path in cache.rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes()[:50])  # as a full disk or a power cut leave it
+    done = in_process(COMPILE_A_SUM, cache)
+    assert done.stdout == "None\n", done.stderr
+    assert (
+        f"note: the cache of torch.compile is damaged: rm -r {cache}; this run uses" in done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        torch._dynamo.exc.InternalTorchDynamoError("cannot import name"),
+        torch._dynamo.exc.TorchDynamoException("file too short"),
+        InductorError(OSError("invalid ELF header"), None),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_a_fault_of_the_compiler_is_one_line_with_the_folder_to_remove(fault, capsys, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/some/cache")
+
+    @one_line_errors
+    def main() -> None:
+        raise fault
+
+    with pytest.raises(SystemExit) as end:
+        main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and "its cache is damaged: rm -r /some/cache; or set" in line
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

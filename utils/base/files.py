@@ -85,6 +85,27 @@ def json_values(value: Any) -> Any:
     return [json_values(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
+def read_json_lines(
+    path: Path, report: Callable[[str], object] = lambda _: None
+) -> list[dict[str, Any]]:
+    """Return the records of a JSON-lines file, none if it is not there.
+
+    A line that is no whole record, as a full disk or a power cut leave it, is reported and skipped.
+    """
+    records = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(json_values(record))
+        else:
+            report(f"{path}:{number}: not a whole record, skipped")
+    return records
+
+
 def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write a line for each record and a column for each key, whole or not at all."""
     columns = list(dict.fromkeys(key for record in records for key in record))

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, ParamSpec, TypeVar
 
-from utils.base.errors import UserError, fail
+from utils.base.errors import UserError, fail, one_line
 from utils.base.processes import launch_fault
 from utils.base.streams import keep_streams
 
@@ -92,8 +92,22 @@ def one_line_errors(main: Callable[P, R], several: bool = False) -> Callable[P, 
             fail(f"{where}{error.strerror}; {PLACE_FAULTS[error.errno]}")
         except KeyboardInterrupt:
             _end_interrupted()
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+                raise
+            fail(_compiler_advice(error))
 
     return wrapper
+
+
+def _compiler_advice(fault: Exception) -> str:
+    """Return the line for a fault of torch.compile; its cache on disk may be damaged."""
+    from torch._inductor.runtime.runtime_utils import cache_dir  # many scripts need no torch
+
+    return (
+        f"torch.compile failed ({one_line(fault)}); if it worked before, its cache is damaged: "
+        f"rm -r {cache_dir()}; or set train.compile=false or sampling.compile=false"
+    )
 
 
 def one_line_errors_of_each(main: Callable[P, R]) -> Callable[P, R]:

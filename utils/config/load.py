@@ -125,7 +125,7 @@ def _validate(
     origins = {key: f"{file}:" for key, file in (places or {}).items()} | dict(overridden)
     replace_none_words(raw)
     forget_replaced(raw, overridden)
-    faults = translate_published_keys(raw, source)
+    faults = translate_published_keys(raw, source, overridden)
     faults += [
         f"{source}: {key}: required key is missing; set it there or add {key}=… to the command"
         for key in require

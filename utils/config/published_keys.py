@@ -3,11 +3,11 @@
 Published configs are those of the text-to-face code and of the MaskDiT code that it is based on.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from utils.base.errors import note, short_repr
 from utils.config.raw_values import remove, section_of
-from utils.config.sections import Model
 from utils.config.text_keys import is_text, may_be_null
 
 # Published sections and keys that have no effect here.
@@ -18,6 +18,7 @@ WITHOUT_EFFECT = (
     "model.cond_mask_ratio",
     "log.fid_every",
 )
+SIDES = {"data.resolution", "model.in_size"}
 WITHOUT_EFFECT_ANYWHERE = ("truncation",)  # keys without effect in every section
 
 
@@ -33,10 +34,13 @@ def replace_none_words(raw: dict[str, Any]) -> None:
                 section[key] = None
 
 
-def translate_published_keys(raw: dict[str, Any], source: str) -> list[str]:
+def translate_published_keys(
+    raw: dict[str, Any], source: str, overridden: Mapping[str, str]
+) -> list[str]:
     """Bring published keys to today's names and forms, in place; return the faults found.
 
-    `source` names the configuration in the faults and in notes on stderr.
+    `source` names the configuration in the faults and in notes on stderr. `overridden`: keys that
+    the command line sets, which always have today's meaning.
     """
     faults = _translate_perturbation(raw, source)
     ignored = [key for key in WITHOUT_EFFECT if remove(raw, key)]
@@ -47,7 +51,7 @@ def translate_published_keys(raw: dict[str, Any], source: str) -> list[str]:
 
     model, data = section_of(raw, "model"), section_of(raw, "data")
     side = data.get("resolution")
-    if isinstance(side, int) and side == model.get("in_size", Model().in_size):
+    if isinstance(side, int) and side == model.get("in_size") and not SIDES & overridden.keys():
         # Published configs give the side of the latents here; their autoencoders reduce 8 times.
         data["resolution"] = 8 * side
         note(f"{source}: data.resolution {side} is the latents' side; read as {8 * side} pixels")

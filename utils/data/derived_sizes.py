@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from models.maskdit import MODEL_SIZES
 from utils.base.errors import UserError, note
 from utils.config.schema import Config
 from utils.data.lmdb_reader import Peek, peek
@@ -100,6 +101,8 @@ def with_derived_sizes(
     Raises UserError with one line for each disagreement, all at once. Prints a note for each if
     none of them stops a caller that makes or reads a database.
     """
+    if {latents, embeddings} != {"none"}:  # else a trained network stands behind the settings
+        require_fitting_resolution(config, may_fetch=latents == "makes")
     sizes = _latent_sizes(config, latents, databases)
     sizes += _embedding_size(config, embeddings, databases)
     lines = [size.line() for size in sizes if not size.agrees(with_encoder=True)]
@@ -118,6 +121,24 @@ def with_derived_sizes(
             "data": config.data.model_copy(update=changes["data"]),
             "model": config.model.model_copy(update=changes["model"]),
         }
+    )
+
+
+def require_fitting_resolution(config: Config, may_fetch: bool = False) -> None:
+    """Raise UserError unless the patches of the network tile the latents of `data.resolution`.
+
+    Nothing is checked while the VAE or the network is unknown. may_fetch: ask the hub for the VAE.
+    """
+    layout = config_latent_layout(config, may_fetch)
+    patch = MODEL_SIZES.get(config.model.model_type, (0, 0, 0, 0))[2]
+    if layout is None or not patch or config.data.resolution % (layout[1] * patch) == 0:
+        return
+    unit = layout[1] * patch
+    lower = config.data.resolution // unit * unit
+    raise UserError(
+        f"data.resolution: {config.data.resolution} is no multiple of {unit} pixels, "
+        f"{layout[1]} for a latent of encoders.vae times {patch} for a patch of "
+        f"{config.model.model_type}; set it to {f'{lower} or ' if lower else ''}{lower + unit}"
     )
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.base.errors import note
-from utils.base.files import json_text, json_values, write_csv
+from utils.base.files import json_text, read_json_lines, write_csv
+from utils.base.locks import FileLock
 from utils.base.text_table import aligned
 from utils.evaluation.metric_names import METRICS
 
@@ -27,19 +28,24 @@ class Results:
         """Read the records in `folder`; a torn line is skipped with a note."""
         self.folder = folder
         self.path = folder / "results.jsonl"
-        self.records: list[Record] = []
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        for number, line in enumerate(lines, 1):
-            try:
-                self.records.append(dict(json_values(json.loads(line))))
-            except ValueError:  # written while the disk was full or the power failed
-                note(f"{self.path}:{number}: not a whole record, skipped")
+        self._said: set[str] = set()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the records again, with those that another process has added."""
+        self.records: list[Record] = read_json_lines(self.path, self._say_once)
+
+    def _say_once(self, message: str) -> None:
+        if message not in self._said:
+            note(message)
+        self._said.add(message)
 
     def find(self, settings: Mapping[str, Any]) -> Record | None:
         """Return the latest record made with exactly these settings, None if there is none.
 
         Older records lack the hashes of named files (`…_content`), and count for any content.
         """
+        self.refresh()
         wanted = json.loads(json_text(settings))  # with the types that the file would give
         for record in reversed(self.records):
             same = (
@@ -51,16 +57,18 @@ class Results:
         return None
 
     def add(self, record: Record) -> None:
-        """Append a record to results.jsonl, and write results.csv anew."""
+        """Append a record to results.jsonl, and write results.csv anew, one process at a time."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(("\n" if torn else "") + json_text(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.records.append(json.loads(json_text(record)))
-        flat = [{k: v for k, v in r.items() if k != "config"} for r in self.records]
-        write_csv(self.folder / "results.csv", flat)
+        with FileLock(self.folder / "results.lock", None):
+            content = self.path.read_bytes() if self.path.exists() else b""
+            torn = bool(content) and not content.endswith(b"\n")
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(("\n" if torn else "") + json_text(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self.refresh()
+            flat = [{k: v for k, v in r.items() if k != "config"} for r in self.records]
+            write_csv(self.folder / "results.csv", flat)
 
 
 def way_names(ways: Sequence[Mapping[str, Any]]) -> list[str]:

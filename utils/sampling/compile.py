@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -54,10 +58,34 @@ def compile_blocks(model: MaskDiT, *, varying_tokens: bool = False) -> None:
 
 
 def compiler_fault(device: torch.device) -> str | None:
-    """Return the reason why torch.compile fails on `device`, or None; tested by compiling a sum."""
+    """Return the reason why torch.compile fails on `device`, or None; tested by compiling a sum.
+
+    If only an empty cache helps, that of the user is damaged: this process goes on with another.
+    """
+    from torch._inductor.runtime.runtime_utils import cache_dir  # only runs that compile need it
+
+    fault = _fault_of_a_sum(device)
+    damaged = Path(cache_dir())
+    if fault is None or not damaged.is_dir() or not any(damaged.iterdir()):
+        return fault
+    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = fresh = tempfile.mkdtemp(prefix="torchinductor_")
+    torch.compiler.reset()
+    if _fault_of_a_sum(device) is None:
+        note(f"the cache of torch.compile is damaged: rm -r {damaged}; this run uses {fresh}")
+        return None
+    shutil.rmtree(fresh, ignore_errors=True)
+    if before is None:
+        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    else:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
+    return fault
+
+
+def _fault_of_a_sum(device: torch.device) -> str | None:
     try:
         torch.compile(torch.add)(torch.zeros(8, device=device), 1)
-    except (RuntimeError, OSError, ImportError) as error:
+    except (RuntimeError, OSError, ImportError, SyntaxError) as error:
         lines = str(error).strip().splitlines()
         return f"there is no working compiler ({lines[0] if lines else type(error).__name__})"
     return None

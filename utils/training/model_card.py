@@ -10,6 +10,8 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from utils.base.errors import note
+from utils.base.files import read_json_lines
 from utils.config.schema import Config
 from utils.evaluation.metric_names import MetricInfo, metrics_in, network_name
 from utils.evaluation.results import Record, Results, evaluation_of
@@ -47,13 +49,11 @@ def read_run(checkpoint: Path, results_dir: Path = Path("results")) -> Run:
     evaluation = evaluation_of(checkpoint, results_dir)
     records = [r for r in Results(evaluation).records if r.get("step") == step]
     seen = load_checkpoint(checkpoint).get("images_seen") if checkpoint.suffix == ".pt" else None
-    folder, listed, log = evaluation.parent, {}, []
+    folder, listed = evaluation.parent, {}
     if (folder / "images.json").is_file():
         listed = json.loads((folder / "images.json").read_text(encoding="utf-8"))
-    if (folder / "metrics.jsonl").is_file():
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        log = [json.loads(line) for line in lines]
-    spent = [line["cpu_s"] for line in log if line["step"] <= step and "cpu_s" in line]
+    log = read_json_lines(folder / "metrics.jsonl", note)
+    spent = [line["cpu_s"] for line in log if line.get("step", 0) <= step and "cpu_s" in line]
     return Run(step, listed.get("count"), seen, sum(spent) or None, records)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 import threading
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.base.errors import UserError
-from utils.base.files import json_text, write_text
+from utils.base.files import json_text, read_json_lines, write_text
 from utils.base.processes import is_main_process
 from utils.base.text import printable
 from utils.evaluation.metric_names import metrics_in, metrics_text
@@ -73,15 +72,8 @@ def cut_after(path: Path, step: int) -> None:
     """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    content = "".join(line + "\n" for line in kept)
-    write_text(path, content)
+    kept = [record for record in read_json_lines(path) if record.get("step", step + 1) <= step]
+    write_text(path, "".join(json_text(record) + "\n" for record in kept))
 
 
 class LineFile:
