@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from preprocessing import IMG, N_TEST, Project, Z, forget
+from preprocessing import IMG, N_TEST, TXT, Project, Z, forget
+from tiny import make_tiny_clip, make_tiny_vae
 
 from utils.base.errors import UserError
 from utils.config.load import load_config
 from utils.data.latent_dataset import open_data
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.source_files import RECORDS, read_records
+from utils.evaluation.neighbours import training_image_paths
+from utils.training.sample_grid import SampleGrid
 
 
 @pytest.fixture
@@ -204,3 +207,28 @@ def test_an_unreadable_image_that_was_repaired_is_named(project, images, capsys)
     assert f"lists {images / '000002.png'}, which can be read now" in capsys.readouterr().err
     (project.test / "skipped.txt").unlink()
     assert "images: 1 added, the first is 000002" in project.fails(capsys, Z, "--split", "test")
+
+
+@pytest.mark.parametrize("network", ["vae", "clip"])
+def test_training_refuses_data_of_replaced_weights(project, network):
+    project.run(Z, "--split", "train", "--with_clip")
+    other = project.folder / "other"
+    (make_tiny_vae if network == "vae" else make_tiny_clip)(other, seed=7)
+    shutil.rmtree(project.folder / network)
+    other.rename(project.folder / network)
+    project.run(TXT, "--split", "test")
+    with pytest.raises(UserError, match=rf"holds .* of {network}-.*, but encoders\.{network} is "):
+        SampleGrid.from_config(load_config(project.yaml), "cpu")
+
+
+def test_a_training_image_that_was_replaced_is_not_shown_as_a_neighbour(project):
+    project.run(IMG, "--split", "train")
+    config, reader = load_config(project.yaml), LMDBReader(project.train / "clip_img")
+    images = project.folder / "train" / "images"
+    assert training_image_paths(config, reader, [2, 1]) == [
+        images / "000002.png",
+        images / "000001.png",
+    ]
+    change_a_pixel(images)
+    assert training_image_paths(config, reader, [2, 1]) is None
+    assert training_image_paths(config, reader, [1]) == [images / "000001.png"]

@@ -18,6 +18,7 @@ from utils.data.embeddings import (
     check_image_mean,
     check_prior,
     mean_made_from,
+    other_encoders,
     read_directions,
     read_image_mean,
     write_image_mean,
@@ -181,3 +182,17 @@ def test_a_record_counts_for_the_content_of_the_named_files(config, script, tmp_
     results.add({"n": 8})  # as older versions did
     assert results.find({"n": 8, **content_settings(config)}) is not None
     assert results.find({"n": 9, **content_settings(config)}) is None
+
+
+def test_training_data_of_other_encoders_are_named(config):
+    assert other_encoders(config, "vae-1", "clip-a") == []
+    assert other_encoders(config, None, None) == []
+    (line,) = other_encoders(config, "vae-1", "clip-b")
+    assert line.startswith(
+        f"{config.data.feat_path}: holds embeddings of clip-a, but encoders.clip"
+    )
+    config.data.root.parent.mkdir(parents=True, exist_ok=True)
+    with LMDBWriter(config.data.root, "z", {"encoder": "vae-1"}, 2) as writer:
+        writer.append(np.ones((2, 4, 2, 2)))
+    (line,) = other_encoders(config, "vae-2", "clip-a")
+    assert "holds latents of vae-1, but encoders.vae is vae-2; make them again" in line

@@ -105,6 +105,23 @@ def check_prior(config: Config) -> None:
         _check_embeddings(config, "prior", path, trained_on, PRIOR_SCRIPT)
 
 
+def other_encoders(config: Config, vae: str | None, clip: str | None) -> list[str]:
+    """Return a line for each training database that other weights made than those in use.
+
+    vae, clip: identities of the networks that decode latents and embed sentences; None = unknown.
+    """
+    used = (
+        ("encoders.vae", vae, config.data.root, "latents"),
+        ("encoders.clip", clip, config.data.feat_path, "embeddings"),
+    )
+    return [
+        f"{path}: holds {what} of {there}, but {key} is {now}; make them again with this network, "
+        f"or set {key} to the one that made them"
+        for key, now, path, what in used
+        if path is not None and now and (there := peek_meta(path).get("encoder", now)) != now
+    ]
+
+
 def _check_embeddings(config: Config, key: str, path: Path, made: str, script: str) -> None:
     beside = made_from(peek_meta(path.parent))
     there = config.data.feat_path

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from models.samplers import SeededNoise
-from utils.base.errors import UserError
+from utils.base.errors import UserError, note
 from utils.base.out_of_memory import Halving
 from utils.config.schema import Config
-from utils.data.embeddings import check_image_mean, check_prior
+from utils.data.embeddings import check_image_mean, check_prior, other_encoders
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.make_commands import naming_commands
 from utils.evaluation.feature_networks import FeatureNetwork, kind_of, load_feature_network
@@ -68,6 +68,8 @@ class Judge:
                     "make them again with python preprocess_scripts/clip_encode_text.py"
                 )
         self.autoencoder = load_config_autoencoder(config, device)
+        for line in other_encoders(config, self.autoencoder.identity, self.clip.identity):
+            note(line)
         check_image_mean(config, self.clip.identity)
         check_prior(config)
         self.prior = load_config_prior(config, self.clip.identity, device)

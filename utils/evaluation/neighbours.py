@@ -14,6 +14,7 @@ from utils.data.embeddings import BATCH, some_samples
 from utils.data.file_names import numbered
 from utils.data.images import list_images
 from utils.data.lmdb_reader import LMDBReader
+from utils.data.source_files import SourceFiles, read_records
 
 COMPARED = 256  # training images in the median of `usual_cosine`
 
@@ -65,7 +66,7 @@ def usual_cosine(reader: LMDBReader, seed: int = 0) -> float | None:
 def training_image_paths(
     config: Config, reader: LMDBReader, indices: Sequence[int] | np.ndarray
 ) -> list[Path] | None:
-    """Return the files of training images by their index; None if the images are gone."""
+    """Return the files of training images by their index; None if one is gone or was replaced."""
     folder, names = config.data.image_dir, reader.info.meta.get("names")
     if folder is None or not folder.exists():
         return None
@@ -76,4 +77,9 @@ def training_image_paths(
     by_name = dict(zip(there, (sample.path for sample in samples), strict=True))
     recorded = numbered(names)
     found = [path for i in indices if (path := by_name.get(recorded[i])) is not None]
-    return found if len(found) == len(indices) else None
+    if len(found) < len(indices):
+        return None
+    records = read_records(reader.folder)
+    if len(records) == reader.info.length and SourceFiles(found).compare(records[indices])[0]:
+        return None
+    return found

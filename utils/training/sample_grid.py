@@ -9,9 +9,10 @@ import torch
 
 from models.edm import EDMPrecond
 from models.embedding_prior import EmbeddingPrior
+from utils.base.errors import UserError
 from utils.config.parsing import seeds_from
 from utils.config.schema import Config
-from utils.data.embeddings import check_image_mean, check_prior
+from utils.data.embeddings import check_image_mean, check_prior, other_encoders
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.make_commands import naming_commands
 from utils.pretrained.encoders import load_config_autoencoder
@@ -50,9 +51,10 @@ class SampleGrid:
     def from_config(cls, config: Config, device: torch.device | str) -> SampleGrid | None:
         """Prepare the grid; return None without embeddings of captions, or if `log.sample_every=0`.
 
-        Raises UserError if a file that the config names is not there.
+        Raises UserError if a file that the config names is not there, or if other encoders made the
+        training data.
         """
-        conds = captions = prior = None
+        conds = captions = prior = clip = None
         if config.log.sample_every == 0:
             return None
         if config.samples_classes:
@@ -73,7 +75,10 @@ class SampleGrid:
             check_image_mean(config, clip)
             check_prior(config)
             prior = load_config_prior(config, clip, device)
-        return cls(config, load_config_autoencoder(config, device), conds, captions, device, prior)
+        vae = load_config_autoencoder(config, device)
+        if faults := other_encoders(config, vae.identity, clip):
+            raise UserError("\n".join(faults))
+        return cls(config, vae, conds, captions, device, prior)
 
     def save(self, denoiser: EDMPrecond, path: Path, weights: str) -> None:
         """Draw with the configured sampler and write the PNG `path`.
