@@ -34,6 +34,7 @@ from utils.data.image_batches import image_batches
 from utils.evaluation.feature_networks import FeatureNetwork, Outputs, load_feature_network
 from utils.evaluation.frechet import frechet_distance
 from utils.evaluation.image_set import ImageSet
+from utils.evaluation.metric_names import distance_of
 from utils.evaluation.references import Reference
 
 INCEPTION = 2048  # dimensions of the distance
@@ -73,7 +74,7 @@ def evaluation(count: int) -> timing.Work:
         images = ImageSet([CheapFeatures()])
         for start in range(0, count, BATCH):
             images.update(images_of(start), range(start, start + BATCH))
-        return float(images.metrics([reference])["frechet_distance"])
+        return distance_of(images.metrics([reference]))
 
     return work
 

@@ -66,7 +66,7 @@ def _training() -> str:
 def _evaluation() -> str:
     """Sum up the evaluation."""
     records = sorted(_lines(RESULTS / "evaluation" / "results.jsonl"), key=lambda r: r["step"])
-    distances = " → ".join(f"{r['frechet_distance']:.3f}" for r in records)
+    distances = " → ".join(f"{r['frechet_distance_clip']:.3f}" for r in records)
     return f"Fréchet distance (CLIP) {distances}, CLIP score {records[-1]['clip_score']:.1f}"
 
 

@@ -40,7 +40,7 @@ from utils.evaluation.html_report import (
     table_rows,
     write_page,
 )
-from utils.evaluation.metric_names import MetricInfo, metrics_in
+from utils.evaluation.metric_names import MetricInfo, end_key, metrics_in
 from utils.evaluation.plots import style_axis
 from utils.evaluation.results import way_names
 from utils.pretrained.checkpoint_files import list_checkpoints
@@ -101,7 +101,7 @@ def plot_metric(axis: Axes, runs: Sequence[Run], key: str, about: MetricInfo) ->
         records = best_of_each_step(run.records)
         values, low, high = (
             np.array([record.get(name) for record in records.values()], float)  # None is nan
-            for name in (key, f"{key}_low", f"{key}_high")
+            for name in (key, end_key(key, "low"), end_key(key, "high"))
         )
         axis.plot(list(records), values, color=colour(number), marker="o", markersize=4, lw=1.8)
         axis.fill_between(list(records), low, high, color=colour(number), alpha=0.12, linewidth=0)

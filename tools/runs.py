@@ -10,6 +10,7 @@ from typing import Any
 from utils.base.errors import UserError, note
 from utils.base.files import read_json_lines
 from utils.config.schema import Config
+from utils.evaluation.metric_names import distance_of
 from utils.evaluation.results import Record, Results, best_of
 from utils.pretrained.chosen_config import experiment_config, read_config
 from utils.training.comparison import flat_settings
@@ -109,6 +110,6 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, list[str]]:
 def best_of_each_step(records: Sequence[Record]) -> dict[int, Record]:
     """Return step -> its record with the lowest Fréchet distance, over all ways to sample."""
     found: dict[int, Record] = {}
-    for record in sorted(records, key=lambda record: (record["step"], record["frechet_distance"])):
+    for record in sorted(records, key=lambda record: (record["step"], distance_of(record))):
         found.setdefault(record["step"], record)
     return found

@@ -20,6 +20,7 @@ from models.edm import EDMPrecond
 from utils.config.schema import Config
 from utils.evaluation.image_set import ImageSet
 from utils.evaluation.judge import load_judges
+from utils.evaluation.metric_names import key_of
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions
@@ -138,7 +139,7 @@ class Jury:
         return {
             "variety": open_ended["ratio"],
             "stated": open_ended["stated"],
-            **{key: metrics[key] for key in KEPT},
+            **{key: metrics[key_of(key, metrics["network"])] for key in KEPT},
             "attributes": shown.pop("mean"),
             "coarse": shown.pop("coarse mean"),
             "loss": sum(losses) / len(losses),

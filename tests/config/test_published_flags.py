@@ -247,8 +247,8 @@ def test_evaluation_judges_the_images_of_the_given_seeds(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["eval", *map(str, [*where, *flags])])
         eval_latent_t2f.main()
     listed, counted, others = Results(folder / "evaluation").records
-    assert listed["n"] == 20 and listed["frechet_distance"] == counted["frechet_distance"]
-    assert others["frechet_distance"] != listed["frechet_distance"]
+    assert listed["n"] == 20 and listed["frechet_distance_clip"] == counted["frechet_distance_clip"]
+    assert others["frechet_distance_clip"] != listed["frechet_distance_clip"]
 
 
 def test_without_a_folder_evaluation_looks_where_the_training_would_have_written(

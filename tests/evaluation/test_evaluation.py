@@ -84,7 +84,7 @@ def test_metrics_are_those_of_the_images_and_captions_themselves(config, tmp_pat
     )
     metrics = evaluate_checkpoint(denoiser, config, judge, tmp_path / "partial")
     assert metrics["n"] == 24
-    assert metrics["frechet_distance"] == pytest.approx(expected, rel=1e-3)
+    assert metrics["frechet_distance_clip"] == pytest.approx(expected, rel=1e-3)
     score = float(clip_similarities(embeddings, captions).mean())
     assert metrics["clip_score"] == pytest.approx(score, rel=1e-3)
     assert metrics["network"].startswith("clip")
@@ -98,7 +98,7 @@ def test_metrics_do_not_depend_on_the_batch_size(config, tmp_path):
         )
         for size in (1, 5, 24)
     ]
-    for key in ("frechet_distance", "clip_score"):
+    for key in ("frechet_distance_clip", "clip_score"):
         values = [found[key] for found in metrics]
         assert values == pytest.approx(values[:1] * 3, rel=1e-9)
 
@@ -147,19 +147,19 @@ def test_a_sweep_gives_records_table_and_curve(experiment, monkeypatch, capsys):
     assert [(r["step"], r["cfg_scale"]) for r in records] == [
         (step, scale) for step in (10, 20, 30) for scale in (3, None)
     ]
-    assert all(math.isfinite(r["frechet_distance"]) and r["n"] == 24 for r in records)
+    assert all(math.isfinite(r["frechet_distance_clip"]) and r["n"] == 24 for r in records)
     with open(experiment / "evaluation" / "results.csv", newline="") as file:
         assert [float(row["clip_score"]) for row in csv.DictReader(file)] == [
             r["clip_score"] for r in records
         ]
     assert Image.open(experiment / "evaluation" / "curve.png").width > 800
-    best = min(records, key=lambda r: r["frechet_distance"])
+    best = min(records, key=lambda r: r["frechet_distance_clip"])
     assert f"best: {experiment}/checkpoints/{best['step']:07d}.pt" in capsys.readouterr().out
 
 
 def test_different_weights_and_guidance_give_different_metrics(experiment, monkeypatch):
     run(monkeypatch, experiment, "--cfg_scale", "3,None")
-    assert len({r["frechet_distance"] for r in records_of(experiment)}) == 6
+    assert len({r["frechet_distance_clip"] for r in records_of(experiment)}) == 6
 
 
 def test_only_checkpoints_in_the_range_are_evaluated(experiment, monkeypatch):
@@ -191,7 +191,7 @@ def test_a_checkpoint_written_anew_is_computed_anew(experiment, config, monkeypa
     make_tiny_checkpoint(experiment / "checkpoints" / "0000010.pt", config, seed=77)
     run(monkeypatch, experiment, "--ckpt_id_end", 10)
     first, second = records_of(experiment)
-    assert first["frechet_distance"] != second["frechet_distance"]
+    assert first["frechet_distance_clip"] != second["frechet_distance_clip"]
 
 
 def test_a_record_torn_by_a_crash_is_made_again(experiment, monkeypatch):
@@ -238,7 +238,7 @@ def test_models_without_captions_are_judged_by_their_images_alone(tmp_path, clas
     denoiser, judge = make_tiny_denoiser(cond_dim=classes), Judge(config)
     metrics = evaluate_checkpoint(denoiser, config, judge, tmp_path / "partial")
     assert metrics["clip_score"] is None
-    assert math.isfinite(metrics["frechet_distance"])
+    assert math.isfinite(metrics["frechet_distance_clip"])
     assert metrics_text(metrics).count(",") == 0
     images = draw_from_captions(denoiser, config, judge, SeededNoise([7])).images
     noise = SeededNoise([7])

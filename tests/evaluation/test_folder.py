@@ -57,8 +57,8 @@ def test_a_folder_compared_with_itself_has_no_distance(
     run(monkeypatch, tmp_path, *flags)
     metrics = json.loads(out.read_text())
     assert metrics["n"] == 24
-    assert metrics["frechet_distance"] == pytest.approx(0, abs=1e-6)
-    assert metrics["precision"] == metrics["coverage"] == 1
+    assert metrics["frechet_distance_clip"] == pytest.approx(0, abs=1e-6)
+    assert metrics["precision_clip"] == metrics["coverage_clip"] == 1
     assert metrics["clip_score"] is not None
     said = capsys.readouterr()
     assert "Fréchet distance" in said.out and "24 images are few" in said.err
@@ -87,8 +87,8 @@ def test_images_are_cropped_as_those_of_the_reference_were(config, faces, tmp_pa
     ref = make_reference(monkeypatch, tmp_path, images, "ref.npz")
     assert load_stats(ref).resolution == 16
     metrics = evaluate_folder(config, images, [ref])
-    assert metrics["frechet_distance"] == pytest.approx(0, abs=1e-6)
-    assert metrics["precision"] is None  # the reference has no features
+    assert metrics["frechet_distance_clip"] == pytest.approx(0, abs=1e-6)
+    assert metrics["precision_clip"] is None  # the reference has no features
 
 
 def test_features_are_added_to_a_reference_that_has_none(
@@ -150,7 +150,7 @@ def test_grey_images_are_judged_like_others(config, tmp_path, monkeypatch, tiny_
     grey.mkdir()
     for path in images.iterdir():
         Image.open(path).convert("L").save(grey / path.name)
-    assert evaluate_folder(config, grey, [ref])["frechet_distance"] > 0
+    assert evaluate_folder(config, grey, [ref])["frechet_distance_clip"] > 0
 
 
 def test_adm_references_keep_their_statistics(config, tmp_path, monkeypatch, capsys):

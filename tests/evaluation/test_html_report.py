@@ -77,7 +77,11 @@ def test_the_table_holds_every_result_and_tints_the_best(made):
 
 
 def test_every_metric_has_a_column_and_a_curve_and_its_spread_stands_below(made):
-    more = {"frechet_distance_low": 226.0, "frechet_distance_high": 255.4, "recall_dinov2": 0.25}
+    more = {
+        "frechet_distance_low_clip": 226.0,
+        "frechet_distance_high_clip": 255.4,
+        "recall_dinov2": 0.25,
+    }
     made.results.add(record(900, 1.5, 200.0, kid=0.0123, kid_std=0.0041, cmmd=None, **more))
     text = write_report(made.results, made.config, made.clip).read_text()
     page = Page(text)

@@ -1,5 +1,6 @@
 """An image set: batches in, all metrics out, for any batches and any number of processes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from utils.evaluation.feature_store import FeatureBlocks
 from utils.evaluation.frechet import frechet_distance
 from utils.evaluation.image_set import ImageSet, few_samples_note
 from utils.evaluation.judge import load_judges
+from utils.evaluation.metric_names import distance_of
 from utils.evaluation.references import Reference, save_stats
+from utils.evaluation.results import Results
 from utils.pretrained.encoders import load_config_clip
 
 N = 130  # enough for R-precision
@@ -79,10 +82,10 @@ def assert_same(found: dict, expected: dict) -> None:
 def test_all_metrics_that_can_be_computed_are_there(whole, references):
     metrics = whole.metrics(references)
     absent = {key for key, value in metrics.items() if value is None}
-    assert absent == {"inception_score", "inception_score_std", "sfid"}  # CLIP has no classes
+    assert absent == {"inception_score_clip", "inception_score_std_clip", "sfid_clip"}  # no classes
     assert metrics["n"] == N and metrics["network"].startswith("clip-")
-    low, high = metrics["frechet_distance_low"], metrics["frechet_distance_high"]
-    assert low < metrics["frechet_distance"] < high
+    low, high = metrics["frechet_distance_low_clip"], metrics["frechet_distance_high_clip"]
+    assert low < metrics["frechet_distance_clip"] < high
     assert metrics["sfid_inception"] > 0 and metrics["inception_score_inception"] > 1
 
 
@@ -94,7 +97,7 @@ def test_the_distance_is_that_of_the_features_themselves(whole, clip, images, re
         references[0].mu,
         references[0].sigma,
     )
-    assert whole.metrics(references)["frechet_distance"] == pytest.approx(expected, rel=1e-5)
+    assert whole.metrics(references)["frechet_distance_clip"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
@@ -140,7 +143,7 @@ def test_without_captions_and_features_of_the_reference_the_rest_is_there(networ
     there = {key for key, value in metrics.items() if value is not None}
     assert there == {
         *("n", "network"),
-        *("frechet_distance", "frechet_distance_low", "frechet_distance_high"),
+        *("frechet_distance_clip", "frechet_distance_low_clip", "frechet_distance_high_clip"),
     }
 
 
@@ -171,7 +174,7 @@ def test_pictures_that_are_all_the_same_are_remarked(networks, images, reference
     grey = torch.full((20, 3, RESOLUTION, RESOLUTION), 128, dtype=torch.uint8)
     made.update(grey, range(20))
     metrics = made.metrics(references[:1])
-    assert metrics["frechet_distance"] > 0
+    assert metrics["frechet_distance_clip"] > 0
     assert "all 20 images have the same clip features" in capsys.readouterr().err
 
 
@@ -192,3 +195,25 @@ def test_more_references_are_judged_by_as_well(tmp_path: Path, clip):
         changed = config.eval.model_copy(update={"more_ref_paths": [path]})
         with pytest.raises(UserError, match=message):
             load_judges(config.model_copy(update={"eval": changed}))
+
+
+@pytest.mark.parametrize(
+    ("network", "key"),
+    [
+        ("inception-2015", "frechet_distance"),
+        ("inception-tf-2015", "frechet_distance"),
+        ("clip-0123", "frechet_distance_clip"),
+        ("dinov2-small", "frechet_distance_dinov2"),
+    ],
+)
+def test_distances_of_a_network_are_never_under_the_key_of_another(network, key, tmp_path):
+    older = {"network": network, "frechet_distance": 5.0, "kid": 0.1, "clip_score": 3.0}
+    (tmp_path / "results.jsonl").write_text(json.dumps(older) + "\n")
+    results = Results(tmp_path)
+    results.add({"network": "inception-2015", "frechet_distance": 7.0, "clip_score": 4.0})
+    first, second = results.records
+    assert first[key] == distance_of(first) == 5.0 and first["clip_score"] == 3.0
+    assert second["frechet_distance"] == distance_of(second) == 7.0
+    assert ("kid" in first) == (key == "frechet_distance")
+    header = (tmp_path / "results.csv").read_text().splitlines()[0].split(",")
+    assert {key, "frechet_distance"} <= set(header)

@@ -21,7 +21,7 @@ from utils.sampling.pictures import png_text
 
 SCRIPT = "eval_latent_t2f.py"
 # Settings and metrics that a repeated run must give again; the seconds differ.
-SAME = ("step", "cfg_scale", "num_steps", "solver", "frechet_distance", "clip_score", "n")
+SAME = ("step", "cfg_scale", "num_steps", "solver", "frechet_distance_clip", "clip_score", "n")
 
 
 @pytest.fixture

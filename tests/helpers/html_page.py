@@ -44,7 +44,7 @@ def record(step: int, scale: float | None, distance: float, **more) -> dict:
         "num_steps": 10,
         "solver": "dpmpp_2m",
         "amp": "no",
-        "frechet_distance": distance,
+        "frechet_distance_clip": distance,
         "clip_score": 20 + (scale or 1) - distance / 100,
         "n": 256,
         "network": "clip-0123",

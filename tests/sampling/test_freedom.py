@@ -97,7 +97,7 @@ def test_a_network_is_evaluated_with_freedom(checkpoint, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["eval_latent_t2f.py", *words])
         eval_latent_t2f.main()
         records.append(json.loads((tmp_path / freedom / "results.jsonl").read_text()))
-    assert records[0]["frechet_distance"] != records[1]["frechet_distance"]
+    assert records[0]["frechet_distance_clip"] != records[1]["frechet_distance_clip"]
     assert records[1]["freedom"] == 0.8 and "freedom" not in records[0]
 
 

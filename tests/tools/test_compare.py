@@ -26,7 +26,10 @@ def make_run(folder: Path, losses: list[float], distances: dict[int, float], **k
     (folder / "metrics.jsonl").write_text("\n".join([*lines, "{torn"]) + "\n")
     results = Results(folder / "evaluation")
     for step, distance in distances.items():
-        ends = {"frechet_distance_low": distance - 5, "frechet_distance_high": distance + 5}
+        ends = {
+            "frechet_distance_low_clip": distance - 5,
+            "frechet_distance_high_clip": distance + 5,
+        }
         results.add(record(step, 1.5, distance, **ends))
         results.add(record(step, 3.0, distance + 40, **ends))
         shade = np.full((RESOLUTION, RESOLUTION, 3), step, np.uint8)

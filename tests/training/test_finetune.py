@@ -317,7 +317,7 @@ def test_a_published_checkpoint_goes_through_training_evaluation_and_drawing(tmp
 
     output = script("eval_latent_t2f.py", f"--experiment_dir {tmp_path}/old {sampling}")
     (record,) = Results(tmp_path / "old" / "evaluation").records
-    assert record["frechet_distance"] == records[0]["frechet_distance"]
+    assert record["frechet_distance_clip"] == records[0]["frechet_distance_clip"]
     assert "best: " in output
 
     out = tmp_path / "drawn"

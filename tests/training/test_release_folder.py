@@ -226,7 +226,7 @@ def test_the_card_says_how_it_was_trained_and_how_good_it_is(released):
     assert metadata["license"] == "mit"
     results = metadata["model-index"][0]["results"][0]["metrics"]
     assert {metric["type"]: metric["value"] for metric in results} == {
-        "frechet_distance": 12.345,
+        "frechet_distance_clip": 12.345,
         "clip_score": 31.5,
     }
     assert "on images only, without any caption" in text

@@ -22,7 +22,13 @@ from utils.config.schema import Config
 from utils.data.images import load_image, to_uint8_array
 from utils.evaluation.image_set import few_samples_note
 from utils.evaluation.kept_images import FEW, variety_folder
-from utils.evaluation.metric_names import MetricInfo, metrics_in, network_name
+from utils.evaluation.metric_names import (
+    MetricInfo,
+    end_key,
+    key_of,
+    metrics_in,
+    network_name,
+)
 from utils.evaluation.neighbours import (
     nearest,
     open_training_embeddings,
@@ -78,6 +84,7 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
     records.sort(key=lambda record: record["step"])
     best = best_of(records)
     metrics = metrics_in(records)
+    highlights = [key_of(key, best["network"]) for key in HIGHLIGHTS]
     folder = results.folder / best.get("images", "-")
     images = kept_pictures(folder)
     path = results.folder / "report.html"
@@ -90,7 +97,7 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
         best_way=dict(zip(map(id, records), way_names(records), strict=True))[id(best)],
         header=[about.label for about in metrics.values()],
         rows=table_rows(records, metrics),
-        highlights={key: metrics[key] for key in HIGHLIGHTS if best.get(key) is not None},
+        highlights={key: metrics[key] for key in highlights if best.get(key) is not None},
         curves=[curve_chart(records, key, CHARTS[len(metrics) <= 4]) for key in metrics],
         legend=[(name, to_hex(f"C{i % 10}")) for i, name in enumerate(lines)],
         trade_off=trade_off_chart(records),
@@ -161,9 +168,9 @@ def table_rows(records: Sequence[Record], metrics: dict[str, MetricInfo]) -> lis
         cells = []
         for key, about in metrics.items():
             value = record.get(key)
-            low, high = (record.get(f"{key}_{end}") for end in ("low", "high"))
+            low, high = (record.get(end_key(key, end)) for end in ("low", "high"))
             interval = "" if low is None else f"{about.show(low)} – {about.show(high)}"
-            if spread := record.get(f"{key}_std"):
+            if spread := record.get(end_key(key, "std")):
                 interval = f"± {about.show(spread)}"
             cells.append((about.show(value), interval, value == leaders[key]))
         rows.append({"record": record, "cells": cells, "is_best": record is best})

@@ -26,6 +26,7 @@ from utils.evaluation.frechet import (
     frechet_infinity,
     influences,
 )
+from utils.evaluation.metric_names import key_of
 from utils.evaluation.metrics import (
     clip_similarities,
     cmmd,
@@ -139,11 +140,11 @@ class ImageSet:
     def metrics(self, references: Sequence[Reference]) -> dict[str, Any]:
         """Compute all metrics against the references, one for each network, in order.
 
-        Metrics of the first network have plain names. Names of the others end with the kind of
-        network, for example `frechet_distance_dinov2`. A metric is None if it cannot be computed:
-        kernel and manifold metrics without the reference's features, `sfid` and `inception_score`
-        without an Inception network, `fid_infinity` with fewer than 4 images a dimension,
-        `clip_score` and `r_precision` without captions.
+        Metrics of the first network have plain names if it is Inception. Names of all others end
+        with the kind of network, for example `frechet_distance_dinov2`. A metric is None
+        if it cannot be computed: kernel and manifold metrics without the reference's features,
+        `sfid` and `inception_score` without an Inception network, `fid_infinity` with fewer than 4
+        images a dimension, `clip_score` and `r_precision` without captions.
 
         Raises UserError with fewer than two images, or if a reference is of another dimension.
         """
@@ -157,7 +158,10 @@ class ImageSet:
             metrics = _metrics_of(stats, reference, kind)
             cmmd_here = metrics.pop("cmmd")
             found["cmmd"] = cmmd_here if found["cmmd"] is None else found["cmmd"]
-            found |= {f"{key}_{kind}" if i else key: value for key, value in metrics.items()}
+            found |= {
+                f"{key}_{kind}" if i else key_of(key, network.name): value
+                for key, value in metrics.items()
+            }
         found |= {"clip_score": None, "r_precision": None}
         if self.similarity.n:
             images, captions = torch.from_numpy(self.pairs.rows).chunk(2, dim=1)

@@ -37,6 +37,12 @@ METRICS = {
     "variety": MetricInfo("Variety", "higher", ".3f"),
     "vendi_score": MetricInfo("Vendi score", "higher", ".2f"),
 }
+# Those that depend on the feature network, whose kind their keys name; see `key_of`.
+OF_NETWORK = {
+    *("frechet_distance", "frechet_distance_low", "frechet_distance_high", "fid_infinity", "sfid"),
+    *("kid", "kid_std", "inception_score", "inception_score_std"),
+    *("precision", "recall", "density", "coverage"),
+}
 NETWORKS: dict[FeatureNetworkKind, str] = {
     "clip": "CLIP",
     "dinov2": "DINOv2",
@@ -71,21 +77,57 @@ def metric_info(key: str) -> MetricInfo | None:
     return None
 
 
+def key_of(metric: str, network: str) -> str:
+    """Return the key of a metric in the features of a network, `FeatureNetwork.name`.
+
+    With Inception it is the metric's name, and `frechet_distance` is FID. Otherwise it ends with
+    the kind of network, for example `frechet_distance_clip`, which no table mixes with FID.
+    """
+    kind = kind_of_network(network)
+    is_plain = metric not in OF_NETWORK or kind in (None, "inception", "inception-tf")
+    return metric if is_plain else f"{metric}_{kind}"
+
+
+def distance_of(record: Mapping[str, Any]) -> float:
+    """Return the Fréchet distance of a record, in the features of its network."""
+    return float(record[key_of("frechet_distance", record["network"])])
+
+
+def end_key(key: str, end: str) -> str:
+    """Return the key of the `low` or `high` end, or of the `std`, of a metric."""
+    base, _, suffix = key.rpartition("_")
+    return f"{base}_{end}_{suffix}" if key not in METRICS and base in METRICS else f"{key}_{end}"
+
+
+def with_network_names(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record with today's keys; older ones have plain keys whatever their network."""
+    return {key_of(key, str(record.get("network"))): value for key, value in record.items()}
+
+
 def metrics_in(records: Iterable[Mapping[str, Any]]) -> dict[str, MetricInfo]:
-    """Return key -> facts of the metrics that at least one record has, in the order of tables."""
+    """Return key -> facts of the metrics that at least one record has, in the order of tables.
+
+    Metrics of further networks come after those of the records' own ones.
+    """
+    records = list(records)
+    own = {kind_of_network(str(record.get("network"))) for record in records}
     keys = {key for record in records for key, value in record.items() if value is not None}
     found = {key: info for key in keys if (info := metric_info(key))}
     order = list(METRICS)
 
     def rank(key: str) -> tuple[str, int]:
         base, _, suffix = key.rpartition("_")
-        return ("", order.index(key)) if key in METRICS else (suffix, order.index(base))
+        if key in METRICS:
+            return "", order.index(key)
+        return "" if suffix in own else suffix, order.index(base)
 
     return {key: found[key] for key in sorted(found, key=rank)}
 
 
 def metrics_text(record: Mapping[str, Any]) -> str:
     """Format Fréchet distance and CLIP score of a record in one short line."""
-    text = f"Fréchet distance {record['frechet_distance']:.4g}"
+    key = key_of("frechet_distance", str(record.get("network")))
+    about = metric_info(key) or METRICS["frechet_distance"]
+    text = f"{about.label} {record[key]:.4g}"
     score = record["clip_score"]
     return text if score is None else f"{text}, CLIP score {score:.2f}"

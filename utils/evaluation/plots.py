@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.base.files import write_whole
-from utils.evaluation.metric_names import metric_info, network_name
+from utils.evaluation.metric_names import distance_of, end_key, key_of, metric_info, network_name
 from utils.evaluation.results import Record, comparable, curves
 
 
@@ -36,7 +36,9 @@ def plot_curve(axis: Axes, records: Sequence[Record], key: str) -> None:
     for label, line in curves(records).items():
         values = np.array([record.get(key) for record in line.values()], float)  # None is nan
         axis.plot(list(line), values, marker="o", markersize=4, linewidth=1.8, label=label)
-        ends = [[record.get(f"{key}_{end}") for record in line.values()] for end in ("low", "high")]
+        ends = [
+            [record.get(end_key(key, end)) for record in line.values()] for end in ("low", "high")
+        ]
         axis.fill_between(list(line), *np.array(ends, float), alpha=0.1, linewidth=0)
     about = metric_info(key)
     if about is None:
@@ -57,7 +59,8 @@ def plot_curves(records: Sequence[Record], path: Path) -> None:
     records = comparable(records)
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     axes = figure.subplots(1, 2)
-    for axis, key in zip(axes, ("frechet_distance", "clip_score"), strict=True):
+    distance = key_of("frechet_distance", records[-1]["network"])
+    for axis, key in zip(axes, (distance, "clip_score"), strict=True):
         plot_curve(axis, records, key)
     axes[0].set_title(f"Fréchet distance ({network_name(records[-1]['network'])})", loc="left")
     labels = axes[0].get_legend_handles_labels()
@@ -82,7 +85,7 @@ def plot_trade_off(axis: Axes, records: Sequence[Record]) -> None:
             label = f"step {step:,}"
             if len(samplers) > 1:
                 label += f", {sampler[0]} {sampler[1]} steps"
-            x, y = ([record[key] for record in line] for key in ("clip_score", "frechet_distance"))
+            x, y = [record["clip_score"] for record in line], [distance_of(r) for r in line]
             style = ("-", "--", ":", "-.")[number % 4]
             axis.plot(x, y, style, color=colour, marker="o", markersize=6, lw=1.8, label=label)
             _write_scales(axis, line)
@@ -103,7 +106,7 @@ def _write_scales(axis: Axes, line: Sequence[Record]) -> None:
         shift, align = {0: ((-9, 0), "right"), last: ((9, 0), "left")}.get(i, ((0, -13), "center"))
         axis.annotate(
             text,
-            (record["clip_score"], record["frechet_distance"]),
+            (record["clip_score"], distance_of(record)),
             shift,
             textcoords="offset points",
             ha=align,

@@ -12,7 +12,7 @@ from utils.base.errors import note
 from utils.base.files import json_text, read_json_lines, write_csv
 from utils.base.locks import FileLock
 from utils.base.text_table import aligned
-from utils.evaluation.metric_names import METRICS
+from utils.evaluation.metric_names import METRICS, distance_of, network_name, with_network_names
 
 Record = dict[str, Any]
 CONTENT = "_content"  # ends the key of the hash of a file that another key names
@@ -33,7 +33,8 @@ class Results:
 
     def refresh(self) -> None:
         """Read the records again, with those that another process has added."""
-        self.records: list[Record] = read_json_lines(self.path, self._say_once)
+        read = read_json_lines(self.path, self._say_once)
+        self.records: list[Record] = [with_network_names(record) for record in read]
 
     def _say_once(self, message: str) -> None:
         if message not in self._said:
@@ -58,6 +59,7 @@ class Results:
 
     def add(self, record: Record) -> None:
         """Append a record to results.jsonl, and write results.csv anew, one process at a time."""
+        record = with_network_names(record)
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / "results.lock", None):
             content = self.path.read_bytes() if self.path.exists() else b""
@@ -95,12 +97,14 @@ def comparable(records: Sequence[Record]) -> list[Record]:
 
 def best_of(records: Sequence[Record]) -> Record:
     """Return the record with the lowest Fréchet distance."""
-    return min(records, key=lambda record: record["frechet_distance"])
+    return min(records, key=distance_of)
 
 
 def table(records: Sequence[Record]) -> str:
     """Format the main metrics as aligned text; a star marks the best record."""
-    header = ("step", "guidance", "steps", "solver", "Fréchet", "CLIP score", "images", "time", "")
+    networks = " or ".join(dict.fromkeys(network_name(record["network"]) for record in records))
+    distance = f"Fréchet ({networks})"
+    header = ("step", "guidance", "steps", "solver", distance, "CLIP score", "images", "time", "")
     rows = [header]
     for record in records:
         rows.append(
@@ -109,7 +113,8 @@ def table(records: Sequence[Record]) -> str:
                 "none" if record["cfg_scale"] is None else f"{record['cfg_scale']:g}",
                 str(record["num_steps"]),
                 record["solver"],
-                *(METRICS[key].show(record[key]) for key in ("frechet_distance", "clip_score")),
+                METRICS["frechet_distance"].show(distance_of(record)),
+                METRICS["clip_score"].show(record["clip_score"]),
                 str(record["n"]),
                 f"{record['seconds']:.0f} s",
                 "*" if record is best_of(records) else "",

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from utils.base.errors import note
 from utils.base.files import read_json_lines
 from utils.config.schema import Config
-from utils.evaluation.metric_names import MetricInfo, metrics_in, network_name
+from utils.evaluation.metric_names import MetricInfo, end_key, metrics_in, network_name
 from utils.evaluation.results import Record, Results, evaluation_of
 from utils.pretrained.checkpoint_files import load_checkpoint, step_of
 from utils.pretrained.encoder_copies import is_public_vae
@@ -154,7 +154,7 @@ def metric_rows(records: Sequence[Record], metrics: Mapping[str, MetricInfo]) ->
             str(record.get("n")),
         ]
         for key, about in metrics.items():
-            low, high, spread = (record.get(f"{key}_{end}") for end in ("low", "high", "std"))
+            low, high, spread = (record.get(end_key(key, end)) for end in ("low", "high", "std"))
             interval = "" if low is None else f" ({about.show(low)} to {about.show(high)})"
             interval = f" (± {about.show(spread)})" if spread else interval
             row.append(about.show(record.get(key)) + interval)
