@@ -185,13 +185,12 @@ def test_a_student_stays_one_in_a_saved_pipeline(tmp_path):
         loaded("red hair", cfg_scale=2)
 
 
-def test_lower_precision_is_taken_from_the_weights(pipe, faces, tmp_path):
-    wanted = faces.draw("red hair", amp="bf16").images
+@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_lower_precision_is_taken_from_the_weights(pipe, faces, tmp_path, amp, dtype):
+    wanted = faces.draw("red hair", amp=amp).images
     pipe.save_pretrained(tmp_path)
-    half = DiffusionPipeline.from_pretrained(
-        tmp_path, torch_dtype=torch.bfloat16, trust_remote_code=True
-    )
-    assert half.denoiser.dtype == half.vae.dtype == torch.bfloat16
+    half = DiffusionPipeline.from_pretrained(tmp_path, torch_dtype=dtype, trust_remote_code=True)
+    assert half.denoiser.dtype == half.vae.dtype == dtype
     found = half("red hair").images
     assert np.abs(pixels(found).astype(int) - pixels(wanted)).mean() < 8
 
