@@ -24,6 +24,8 @@ from utils.base.errors import fail, note
 from utils.base.files import read_json_lines, write_json
 from utils.base.script import one_line_errors
 from utils.config.command_line import HelpFormatter
+from utils.evaluation.metric_names import distance_of
+from utils.evaluation.results import Results
 
 RESULTS = Path("results/demo")
 RECORD = RESULTS / "stages.json"
@@ -65,8 +67,8 @@ def _training() -> str:
 
 def _evaluation() -> str:
     """Sum up the evaluation."""
-    records = sorted(_lines(RESULTS / "evaluation" / "results.jsonl"), key=lambda r: r["step"])
-    distances = " → ".join(f"{r['frechet_distance_clip']:.3f}" for r in records)
+    records = sorted(Results(RESULTS / "evaluation").records, key=lambda r: int(r["step"]))
+    distances = " → ".join(f"{distance_of(record):.3f}" for record in records)
     return f"Fréchet distance (CLIP) {distances}, CLIP score {records[-1]['clip_score']:.1f}"
 
 
