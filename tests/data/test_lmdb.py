@@ -259,3 +259,12 @@ def test_a_bad_database_is_named(tmp_path, make: Callable[[Path], None], said):
     make(tmp_path / "z")
     with pytest.raises(UserError, match=f"{tmp_path / 'z'}: {said}"):
         LMDBReader(tmp_path / "z").read([2, 3])
+
+
+@pytest.mark.parametrize("name", ["été 日本", "caf\udce9", "a #1"], ids=ascii)
+def test_a_folder_of_any_name_holds_a_database(tmp_path, name):
+    with LMDBWriter(tmp_path / name / "train", "z", META, len(Z)) as writer:
+        writer.append(Z)
+    reader = LMDBReader(tmp_path / name)
+    assert reader.folder == tmp_path / name / "train"
+    assert np.array_equal(reader.read([0]), Z[:1])

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -86,14 +87,18 @@ def count_embeddings(txn: lmdb.Transaction[bytes], sample: int) -> int:
 _environments: weakref.WeakValueDictionary[Path, lmdb.Environment] = weakref.WeakValueDictionary()
 
 
+def database_folder(path: Path) -> Path:
+    """Return the folder of a database; published configs name the parent of the training split."""
+    is_parent = not (path / "data.mdb").is_file() and (path / "train" / "data.mdb").is_file()
+    return path / "train" if is_parent else path
+
+
 def open_database(path: Path) -> lmdb.Environment:
     """Open a database for reading.
 
     Raises a UserError if there is none at `path`, if it is damaged, or if it is being written.
     """
-    # Published configs name the parent of the training split.
-    if not (path / "data.mdb").is_file() and (path / "train" / "data.mdb").is_file():
-        path = path / "train"
+    path = database_folder(path)
     key = path.resolve()
     environment = _environments.get(key)
     if environment is None:
@@ -107,7 +112,7 @@ def open_database(path: Path) -> lmdb.Environment:
             )
         try:
             # No lock file: folders may be read-only, and nothing writes to a complete database.
-            environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+            environment = lmdb.open(os.fsencode(path), readonly=True, lock=False, readahead=False)
         except lmdb.Error as error:
             raise UserError(f"{path}: not a readable database ({error})") from error
         check_whole(path, environment)

@@ -22,6 +22,7 @@ from utils.data.lmdb_layout import (
     DatabaseKind,
     UnmadeDatabase,
     count_embeddings,
+    database_folder,
     first_missing,
     open_database,
     read_labels,
@@ -98,7 +99,7 @@ class LMDBReader:
     @property
     def folder(self) -> Path:
         """Return the folder of the database; `path` may be its parent."""
-        return Path(self._env.path())
+        return database_folder(self.path)
 
     @property
     def nbytes(self) -> int:

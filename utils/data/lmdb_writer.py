@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class LMDBWriter:
             if env is None:
                 self._lock = FolderLock(self.path, "database")
                 # LMDB would map its own lock file: a full disk would end the process (SIGBUS).
-                env = lmdb.open(str(self.path), map_size=1 << 26, lock=False)
+                env = lmdb.open(os.fsencode(self.path), map_size=1 << 26, lock=False)
                 check_whole(self.path, env)
             self._env = env
             self._resume()
