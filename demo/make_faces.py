@@ -20,7 +20,7 @@ import random
 import sys
 from functools import cache
 from importlib.resources import files
-from multiprocessing import Pool, cpu_count
+from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from PIL import Image
 from demo.captions import make_caption
 from utils.base.files import write_text
 from utils.base.progress import progress
+from utils.base.threads import processors
 from utils.config.command_line import HelpFormatter
 
 SIZE = 128  # side of the pictures, pixels
@@ -274,7 +275,7 @@ def main() -> None:
     parser.add_argument("--num_train", type=int, default=10_000, help="training faces")
     parser.add_argument("--num_test", type=int, default=1_000, help="held-out faces")
     parser.add_argument("--num_captions", type=int, default=6, help="captions per face")
-    parser.add_argument("--workers", type=int, default=cpu_count(), help="processes that render")
+    parser.add_argument("--workers", type=int, default=processors(), help="processes that render")
     args = parser.parse_args()
     for name in ("num_train", "num_test", "num_captions", "workers"):
         if getattr(args, name) < 1:

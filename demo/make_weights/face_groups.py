@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import Pool, cpu_count
+from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from demo.make_faces import ATTRIBUTES, draw_attributes, encode_attributes, hide, render
 from utils.base.progress import progress
+from utils.base.threads import processors
 
 GROUP = 4  # faces
 # Writes a text about shown attributes; the last argument names one that it has to state.
@@ -65,7 +66,7 @@ def render_all(cache: Path, groups: int) -> np.ndarray:
         images: np.ndarray = np.load(cache, mmap_mode="r", allow_pickle=False)
         if len(images) >= groups:
             return images[:groups]
-    with Pool(cpu_count()) as pool:
+    with Pool(processors()) as pool:
         stream = pool.imap(render_group, range(groups), chunksize=32)
         bar = progress(stream, desc="faces in groups", total=groups, unit="group")
         images = np.stack(list(bar))

@@ -15,6 +15,7 @@ import psutil
 
 from utils.base.errors import LostProcessError, UserError, one_line
 from utils.base.processes import ADDRESS, launch
+from utils.base.threads import environment_of_user
 
 SAVING_SECONDS = 120  # time after a signal in which processes finish their step and save
 MEETING_SECONDS = 300  # time in which all nodes and processes of a job have to come
@@ -77,8 +78,9 @@ def relaunch(args: argparse.Namespace) -> None:
         command += ["--nnodes", str(args.num_proc_node), "--node_rank", str(args.node_rank)]
         command += ["--master_addr", args.master_address, "--master_port", str(args.master_port)]
         command += ["--rdzv_conf", f"timeout={MEETING_SECONDS}"]
-    # A cluster's defaults for torchrun would change what this command line asks for.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PET_")}
+    # Each process chooses its threads by itself. A cluster's defaults for torchrun would change what
+    # this command line asks for.
+    environment = {k: v for k, v in environment_of_user().items() if not k.startswith("PET_")}
     sys.stdout.flush()
     os.execve(sys.executable, command + sys.argv, environment)
 

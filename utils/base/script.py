@@ -1,4 +1,4 @@
-"""How a script ends, and how it prints; only scripts import this, and first of all.
+"""How a script ends, prints and uses threads; only scripts import this, and first of all.
 
 From then on Ctrl-C ends the script with one line and exit code 130, and no print fails. A notebook
 or program that imports this keeps its own hooks and streams.
@@ -16,6 +16,7 @@ from typing import NoReturn, ParamSpec, TypeVar
 from utils.base.errors import UserError, fail, one_line
 from utils.base.processes import launch_fault
 from utils.base.streams import keep_streams
+from utils.base.threads import prepare_threads
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,6 +67,7 @@ def _end_lost_interrupt(lost: "sys.UnraisableHookArgs") -> None:
 
 
 if _is_running():
+    prepare_threads()
     sys.excepthook, sys.unraisablehook = _end_by_exception, _end_lost_interrupt
     keep_streams()
 

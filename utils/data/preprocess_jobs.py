@@ -13,6 +13,7 @@ import torch
 from utils.base.errors import UserError, note
 from utils.base.launch import add_launch_arguments, relaunch
 from utils.base.processes import launch
+from utils.base.threads import processors
 from utils.config.command_line import HelpFormatter, add_config_arguments
 from utils.config.schema import Config
 from utils.pretrained.encoders import load_config_clip
@@ -53,7 +54,7 @@ READERS = {
     "eval.feat_path": "sample grids and evaluation need it",
 }
 SKIPPED = "skipped.txt"
-WORKERS = min(8, os.cpu_count() or 1)
+WORKERS = min(8, processors())
 
 
 def make_parser(
