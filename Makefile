@@ -3,6 +3,7 @@
 
 PYTHON ?= python3.11
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo app test lint coverage soak check gpu-check clean
 
@@ -18,17 +19,17 @@ help:
 	@echo "make clean     remove the demo's data and results (not .venv)"
 
 # A stamp for each requirements file: set-up is skipped while the file stays as it is.
-.venv/.run: requirements.txt
+.venv/.run: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	@touch $@
 
 .venv/.app: requirements-app.txt .venv/.run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-app.txt
+	$(INSTALL) -r requirements-app.txt
 	@touch $@
 
 .venv/.dev: requirements.txt requirements-app.txt requirements-onnx.txt requirements-dev.txt .venv/.run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(INSTALL) -r requirements-dev.txt
 	@touch $@
 
 demo: .venv/.run

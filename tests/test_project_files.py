@@ -5,6 +5,8 @@ import tomllib
 
 import yaml
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -21,10 +23,29 @@ def test_dependencies_are_read_from_the_file_that_the_readme_installs():
     dynamic = PROJECT["tool"]["setuptools"]["dynamic"]
     assert dynamic == {"dependencies": {"file": ["requirements.txt"]}}
     assert "dependencies" not in PROJECT["project"]
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    pins = [line for line in lines if line and not line.startswith("#")]
-    assert all(re.fullmatch(r"[\w-]+==[\w.]+", pin) for pin in pins)
     assert (ROOT / "requirements-dev.txt").read_text().startswith("-r requirements.txt\n")
+
+
+def versions(name: str) -> dict[str, SpecifierSet]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    listed = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {each.name: each.specifier for each in listed}
+
+
+def test_make_installs_the_highest_version_of_each_tested_range():
+    ranges, pins = versions("requirements.txt"), versions("constraints.txt")
+    for name, tested in ranges.items():
+        operators = {each.operator: each.version for each in tested}
+        if operators.keys() == {"=="}:  # the only version that was tested
+            assert name not in pins
+        else:
+            assert operators.keys() == {">=", "<="}
+            assert pins.pop(name) == SpecifierSet(f"=={operators['<=']}")
+    assert pins == {}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.findall(r"pip install.*", makefile) == [
+        "pip install --quiet --disable-pip-version-check -c constraints.txt"
+    ]
 
 
 def test_hooks_run_without_network_and_are_the_checks_of_make_lint():
