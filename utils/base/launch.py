@@ -78,8 +78,8 @@ def relaunch(args: argparse.Namespace) -> None:
         command += ["--nnodes", str(args.num_proc_node), "--node_rank", str(args.node_rank)]
         command += ["--master_addr", args.master_address, "--master_port", str(args.master_port)]
         command += ["--rdzv_conf", f"timeout={MEETING_SECONDS}"]
-    # Each process chooses its threads by itself. A cluster's defaults for torchrun would change what
-    # this command line asks for.
+    # Each process chooses its threads by itself, and a cluster's defaults for torchrun would change
+    # what this command line asks for.
     environment = {k: v for k, v in environment_of_user().items() if not k.startswith("PET_")}
     sys.stdout.flush()
     os.execve(sys.executable, command + sys.argv, environment)
