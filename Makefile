@@ -5,12 +5,13 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo app test lint coverage soak check gpu-check clean
+.PHONY: help demo app test test-machines lint coverage soak check gpu-check clean
 
 help:
 	@echo "make demo      render faces, train, evaluate, sample (15 minutes on 2 cores; resumes)"
 	@echo "make app       serve a page: type a sentence, see faces (http://127.0.0.1:7860)"
 	@echo "make test      install, lint, run the whole test suite"
+	@echo "make test-machines  run the tests that compare bits as other processors compute (minutes)"
 	@echo "make lint      check style, format, layers of imports, types"
 	@echo "make coverage  run the quick tests and print the share of lines that they reach"
 	@echo "make check     measure how often the shipped network draws what the sentence asks for"
@@ -41,6 +42,9 @@ app: .venv/.app
 # Two processes of one thread each: two cores, and memory for two full-size networks.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-machines: .venv/.dev
+	$(BIN)/python tests/machines.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -22,6 +22,21 @@ from models.draws import WHOLE_BATCH, BatchDraws
 STEPS = 16  # Heun steps from noise to an embedding
 
 
+class RowLinear(nn.Linear):
+    """A linear layer whose result for a row depends on that row alone when a CPU samples.
+
+    A product of several rows rounds each of them by its place and by their number. Half-precision
+    networks turn that into visible differences of images.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (N, in) -> (N, out)."""
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            return super().forward(x)
+        weight = self.weight.t().expand(len(x), -1, -1)  # a product of its own for each row
+        return torch.bmm(x[:, None], weight)[:, 0] + self.bias
+
+
 class EmbeddingPrior(nn.Module):
     """Flow from noise to image embeddings of unit length, given the mean of those that fit.
 
@@ -36,11 +51,11 @@ class EmbeddingPrior(nn.Module):
 
     def __init__(self, dim: int, width: int = 384, depth: int = 4):
         super().__init__()
-        self.embed_x = nn.Linear(dim, width)
-        self.embed_mean = nn.Linear(dim, width)
+        self.embed_x = RowLinear(dim, width)
+        self.embed_mean = RowLinear(dim, width)
         self.embed_time = TimestepEmbedder(width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
-        self.output = nn.Linear(width, dim)
+        self.output = RowLinear(width, dim)
         nn.init.zeros_(self.output.weight)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(()))
@@ -67,7 +82,7 @@ class EmbeddingPrior(nn.Module):
         return self._velocity(x, self._condition(time, self.embed_mean(away / self.scale)))
 
     def _condition(self, time: Tensor, mean: Tensor) -> Tensor:
-        """Return what the blocks read of times (N,) and of embedded means (N, W), (N, W)."""
+        """Return what the blocks read of times (N,) or (1,) and embedded means (N, W), (N, W)."""
         # Times are stretched to the range of the noise levels that the embedder was made for.
         return F.silu(mean + self.embed_time(1000 * time))
 
@@ -85,7 +100,7 @@ class EmbeddingPrior(nn.Module):
         image does.
         """
         y, direction = F.normalize(y, dim=1), F.normalize(self.mean, dim=0)
-        away = (y - (y @ direction)[:, None] * direction) / freedom
+        away = (y - (y * direction).sum(dim=1, keepdim=True) * direction) / freedom
         return away * (self.reach / away.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp(max=1)
 
     @torch.no_grad()
@@ -98,7 +113,7 @@ class EmbeddingPrior(nn.Module):
         away, x = self.away_from_mean(y.float(), freedom), noise.float()
         times = torch.linspace(0, 1, steps + 1, device=x.device)
         mean = self.embed_mean(away / self.scale)
-        at = [self._condition(time.expand(len(x)), mean) for time in times]
+        at = [self._condition(time[None], mean) for time in times]
         for k, (now, then) in enumerate(zip(times[:-1], times[1:], strict=True)):
             slope = self._velocity(x, at[k])
             guess = x + (then - now) * slope
@@ -113,9 +128,9 @@ class _Block(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.condition = nn.Linear(width, width)
-        self.hidden = nn.Linear(width, width)
-        self.output = nn.Linear(width, width)
+        self.condition = RowLinear(width, width)
+        self.hidden = RowLinear(width, width)
+        self.output = RowLinear(width, width)
         nn.init.zeros_(self.output.weight)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:

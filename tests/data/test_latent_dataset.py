@@ -14,6 +14,8 @@ from utils.data.latent_dataset import LatentDataset
 from utils.data.lmdb_layout import names_hash
 from utils.data.lmdb_reader import LMDBReader
 
+pytestmark = pytest.mark.bits  # of `make test-machines`
+
 
 @pytest.fixture
 def pair(tmp_path) -> tuple[Path, Path]:

@@ -17,6 +17,8 @@ from utils.base.errors import UserError
 from utils.pretrained.denoisers import export_safetensors
 from utils.sampling.text_to_face import TextToFace
 
+pytestmark = pytest.mark.bits  # of `make test-machines`
+
 LIMITS = Limits()
 
 

@@ -20,6 +20,8 @@ from utils.evaluation.feature_networks import DinoFeatures, kind_of, load_featur
 from utils.evaluation.image_set import ImageSet
 from utils.evaluation.references import Reference, load_stats, save_stats
 
+pytestmark = pytest.mark.bits  # of `make test-machines`
+
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):

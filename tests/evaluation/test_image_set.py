@@ -19,6 +19,8 @@ from utils.evaluation.references import Reference, save_stats
 from utils.evaluation.results import Results
 from utils.pretrained.encoders import load_config_clip
 
+pytestmark = pytest.mark.bits  # of `make test-machines`
+
 N = 130  # enough for R-precision
 
 

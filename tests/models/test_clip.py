@@ -23,6 +23,8 @@ from models.clip import _quietly, _set_openai_preprocessing, _tokenizer_of, load
 from models.weights import read_tensors
 from utils.pretrained.encoders import load_config_clip
 
+pytestmark = pytest.mark.bits  # of `make test-machines`
+
 TINY = {
     "embed_dim": 16,
     "vision_cfg": {"layers": 2, "width": 64, "image_size": 32, "patch_size": 8, "head_width": 64},

@@ -18,6 +18,8 @@ from models.edm import (
 )
 from models.maskdit import random_mask
 
+pytestmark = pytest.mark.bits  # of `make test-machines`
+
 
 @pytest.mark.parametrize("name", GOLDEN_MODELS)
 def test_masked_loss_and_its_gradient_meet_the_published_code(golden, name):

@@ -12,6 +12,8 @@ from models.maskdit import random_mask, restore
 from models.samplers import guided
 from utils.training.schedules import mask_ratio_at
 
+pytestmark = pytest.mark.bits  # of `make test-machines`
+
 
 @pytest.mark.parametrize("name", GOLDEN_MODELS)
 @torch.no_grad()

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from models.draws import BatchDraws
 from models.perturbation import LearnedLevel, Perturbation, perturb, turn
 
+pytestmark = pytest.mark.bits  # of `make test-machines`
+
 
 def angles_deg(before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
     """Return the angles (N,) in degrees between embeddings (N, D) and unit vectors (N, D)."""

@@ -12,6 +12,8 @@ from torch import Tensor
 from models.noise_levels import formulation
 from models.samplers import SamplerSettings, SeededNoise, guided, nfe, sample
 
+pytestmark = pytest.mark.bits  # of `make test-machines`
+
 GOLDEN_SAMPLERS = (
     "edm_18",
     "edm_18_churn",

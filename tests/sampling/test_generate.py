@@ -2,16 +2,24 @@
 
 import pytest
 import torch
+from alike import assert_alike
 from tiny import DIM, RESOLUTION, make_tiny_config, make_tiny_denoiser
 
 from models.autoencoder import Autoencoder
 from models.edm import EDMPrecond
+from models.embedding_prior import EmbeddingPrior
 from utils.base.errors import UserError
 from utils.config.parsing import parse_scale, parse_seeds
 from utils.config.sections import Sampling
 from utils.pretrained.encoders import load_config_autoencoder
 from utils.sampling.compile import compile_for_sampling
-from utils.sampling.generate import generate, sampler_settings
+from utils.sampling.generate import (
+    CPU_TOKENS,
+    block_size,
+    generate,
+    in_blocks,
+    sampler_settings,
+)
 
 HEUN = Sampling(num_steps=4)
 GUIDED = Sampling(num_steps=4, cfg_scale=2.0)
@@ -38,17 +46,47 @@ def images_of(*args, **kwargs) -> torch.Tensor:
     return torch.cat([images for _, images in generate(*args, **kwargs)]).int()
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("solver", [{}, {"S_churn": 4}, {"solver": "dpmpp_2m"}])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_images_do_not_depend_on_the_batch_size(denoiser, autoencoder, conds, solver, batch_size):
+def test_the_batch_size_changes_images_by_rounding_alone(
+    denoiser, autoencoder, conds, solver, batch_size
+):
     args = denoiser, autoencoder, conds, SEEDS, GUIDED.model_copy(update=solver)
     whole = images_of(*args, batch_size=8)
-    parts = images_of(*args, batch_size=batch_size)
     assert whole.shape == (8, RESOLUTION, RESOLUTION, 3)
-    assert (whole - parts).abs().max() <= 1
-    assert (whole - parts).float().mean().abs() < 0.01
+    assert_alike(images_of(*args, batch_size=batch_size), whole)
 
 
+@pytest.mark.bits
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+@pytest.mark.parametrize("order", [[3], [6, 0], [7, 6, 5, 4, 3, 2, 1, 0], [0] * 19], ids=str)
+@pytest.mark.parametrize("freedom", [0.0, 0.7])
+def test_in_half_precision_no_other_image_of_a_batch_changes_a_bit(
+    denoiser, autoencoder, conds, amp, order, freedom
+):
+    sampling = GUIDED.model_copy(update={"amp": amp, "freedom": freedom})
+    torch.manual_seed(0)
+    prior = EmbeddingPrior(DIM, width=48, depth=2).eval()
+    for weight in prior.parameters():  # fresh ones are zero in places
+        torch.nn.init.normal_(weight, std=0.2)
+    options = {"sampling": sampling, "prior": prior if freedom else None}
+    whole = images_of(denoiser, autoencoder, conds, SEEDS, **options)
+    some = images_of(
+        denoiser, autoencoder, conds[order], [SEEDS[k] for k in order], **options, batch_size=3
+    )
+    assert torch.equal(whole[order], some)
+
+
+def test_a_cpu_fills_up_blocks_of_a_fixed_number_of_tokens(denoiser):
+    half = HEUN.model_copy(update={"amp": "bf16"})
+    assert block_size(denoiser, half) == CPU_TOKENS // denoiser.model.num_patches > 1
+    assert block_size(denoiser, HEUN) is None
+    assert in_blocks(5, 4) == [[0, 1, 2, 3], [4, 4, 4, 4]]
+    assert in_blocks(3, None) == [[0, 1, 2]]
+
+
+@pytest.mark.bits
 @pytest.mark.parametrize("sampling", [HEUN, CHURN])
 def test_an_image_depends_on_its_own_seed_and_condition_only(
     denoiser, autoencoder, conds, sampling
@@ -58,7 +96,7 @@ def test_an_image_depends_on_its_own_seed_and_condition_only(
     others = images_of(
         denoiser, autoencoder, conds[order], [SEEDS[k] for k in order], sampling, batch_size=2
     )
-    assert (images[order] - others).abs().max() <= 1
+    assert_alike(others, images[order])
 
 
 @pytest.mark.parametrize(

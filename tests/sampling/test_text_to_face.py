@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from alike import assert_alike
 from conftest import draw_face
 from PIL import Image
 from tiny import DIM, RESOLUTION, make_tiny_checkpoint, make_tiny_config
@@ -18,6 +19,8 @@ from utils.config.sections import Sampling
 from utils.pretrained.denoisers import export_safetensors
 from utils.pretrained.hub import answers
 from utils.sampling.text_to_face import DEMO, DEMO_STUDENT, TextToFace
+
+pytestmark = pytest.mark.bits  # of `make test-machines`
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +133,7 @@ def test_a_caller_stops_after_a_batch_and_goes_on_later(faces):
     assert len(drawing.pictures) == 2 and len(drawing) == 5
     rest = list(drawing.batches(batch_size=2))
     assert [len(batch) for batch in rest] == [2, 1]
-    np.testing.assert_array_equal(pixels(drawing.images), pixels(whole.images))
+    assert_alike(drawing.images, whole.images)
 
 
 def test_a_bar_is_shown_on_request(faces, capsys):

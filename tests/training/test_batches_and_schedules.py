@@ -27,6 +27,8 @@ from utils.training.schedules import (
     number_of_steps,
 )
 
+pytestmark = pytest.mark.bits  # of `make test-machines`
+
 
 def config_with(**sections) -> Config:
     """Return a config with these sections, otherwise with defaults."""

@@ -17,6 +17,8 @@ from utils.pretrained.denoisers import load_denoiser
 from utils.training.batches import make_condition
 from utils.training.checkpoint import list_checkpoints
 
+pytestmark = pytest.mark.bits  # of `make test-machines`
+
 CLASSES = 3
 OPTIONS = {
     "learned_and_fixed_perturbation": {

@@ -17,6 +17,8 @@ from utils.config.sections import Prior
 from utils.data.lmdb_writer import LMDBWriter
 from utils.pretrained.priors import read_prior
 
+pytestmark = pytest.mark.bits  # of `make test-machines`
+
 LONG = "prior.max_num_steps=520"
 
 

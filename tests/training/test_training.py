@@ -25,6 +25,8 @@ from utils.pretrained.checkpoint_files import list_checkpoints
 from utils.pretrained.denoisers import load_denoiser
 from utils.training.batches import DataOrder, training_batches
 
+pytestmark = pytest.mark.bits  # of `make test-machines`
+
 
 @pytest.fixture(scope="module")
 def finished(faces) -> Path:

@@ -15,7 +15,7 @@ from utils.config.parsing import parse_seeds, seeds_from
 from utils.config.schema import Config
 from utils.evaluation.judge import Judge
 from utils.sampling.conditions import caption_conditions
-from utils.sampling.generate import draw_images, latent_shape
+from utils.sampling.generate import draw_images, in_blocks, latent_shape
 
 # A CPU rounds matrix products of another size differently, so that some pixels change by one.
 # Groups of a fixed size make images independent of the batch size, and cost a CPU no time.
@@ -72,8 +72,7 @@ def draw_seeds(
 
     A group that does not fit into memory is drawn in halves. `chosen`: see `draw_from_captions`.
     """
-    group = CPU_GROUP if judge.device.type == "cpu" else len(seeds)
-    rows = [*range(len(seeds)), *[len(seeds) - 1] * (-len(seeds) % group)]
+    group = CPU_GROUP if judge.device.type == "cpu" else None
 
     def draw(part: list[int]) -> Drawn:
         noise = SeededNoise([seeds[row] for row in part], judge.device)
@@ -81,8 +80,8 @@ def draw_seeds(
         return draw_from_captions(denoiser, config, judge, noise, own)
 
     parts: list[Drawn] = []
-    for start in range(0, len(rows), group):
-        parts += judge.in_memory(draw, rows[start : start + group])
+    for rows in in_blocks(len(seeds), group):
+        parts += judge.in_memory(draw, rows)
     return _joined(parts, len(seeds))
 
 

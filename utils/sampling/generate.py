@@ -1,7 +1,9 @@
 """From seeds and conditions to images, in batches.
 
 An image depends only on its seed, its condition, the weights and the `sampling` section of the
-config. Each seed has its own generator: it draws the latent first, then what the caller asks for,
+config. CPUs and GPUs round sums of another batch size differently, by at most 1 of 255 in float32;
+docs/use.md states the bounds. In half precision a CPU samples blocks of a fixed size, so that the
+batch changes nothing. Each seed has its own generator: it draws the latent first, then what the caller asks for,
 then the noise of the prior if there is one, then the churn noise.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
 # (denoiser with its guidance, unit normal latents, settings) -> images, all (B, C, h, w).
 Solve = Callable[[Denoise, torch.Tensor, SamplerSettings], torch.Tensor]
+# A CPU rounds half-precision products of few rows differently, by up to 55 of 255 in an image. So
+# many tokens at once cost it little time, and one image of the demo waits for three others.
+CPU_TOKENS = 256
 AMP_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -61,6 +67,23 @@ def latent_shape(denoiser: EDMPrecond) -> tuple[int, int, int]:
     """Return the shape (C, h, w) of one latent of a denoiser."""
     model = denoiser.model
     return model.in_channels, model.img_size, model.img_size
+
+
+def block_size(denoiser: EDMPrecond, sampling: Sampling) -> int | None:
+    """Return the images that a CPU samples together, or None if that may be any number."""
+    if sampling.amp == "no" or next(denoiser.parameters()).device.type != "cpu":
+        return None
+    return max(1, CPU_TOKENS // denoiser.model.num_patches)
+
+
+def in_blocks(count: int, size: int | None) -> list[list[int]]:
+    """Cut 0 … count - 1 into blocks of `size`; the last number fills up the last block.
+
+    None = one block of them all.
+    """
+    size = size or max(count, 1)
+    filled = [*range(count), *[count - 1] * (-count % size)]
+    return [filled[start : start + size] for start in range(0, len(filled), size)]
 
 
 @torch.inference_mode()
@@ -152,22 +175,26 @@ def generate(
     conds: (N, D), one for each seed, or None for a model without condition.
     prior: of utils.pretrained.priors.load_config_prior.
     sampling, solve: see `draw_images`.
-    A batch that does not fit into memory is drawn in halves.
+    batch_size: images; a CPU in half precision samples whole blocks of `block_size`.
+    A batch that does not fit into memory is sampled in halves.
 
     Raises UserError if values of `sampling` do not go together.
     """
     in_memory, device = Halving("sampling"), next(denoiser.parameters()).device
+    block = block_size(denoiser, sampling)
 
-    def draw(positions: range) -> torch.Tensor:
+    def sample_block(positions: list[int]) -> torch.Tensor:
         noise = SeededNoise([seeds[p] for p in positions], device)
         latents = noise.randn(latent_shape(denoiser))
-        batch = None if conds is None else conds[positions.start : positions.stop].to(device)
+        batch = None if conds is None else conds[positions].to(device)
         return draw_images(denoiser, autoencoder, noise, latents, batch, sampling, prior, solve)
 
-    def draw_in_memory(positions: range) -> torch.Tensor:
-        return torch.cat(in_memory(draw, positions))
+    def sample_batch(positions: range) -> torch.Tensor:
+        blocks = in_blocks(len(positions), block)
+        parts = [in_memory(sample_block, [positions[row] for row in rows]) for rows in blocks]
+        return torch.cat(list(chain(*parts)))[: len(positions)]
 
-    everything = range(len(seeds))
-    batches = [everything[start : start + batch_size] for start in everything[::batch_size]]
+    everything, size = range(len(seeds)), -(-batch_size // (block or 1)) * (block or 1)
+    batches = [everything[start : start + size] for start in everything[::size]]
     # A thread draws the next batch while the caller saves or judges this one.
-    yield from zip(batches, read_ahead(draw_in_memory, batches, threads=1, ahead=1), strict=True)
+    yield from zip(batches, read_ahead(sample_batch, batches, threads=1, ahead=1), strict=True)

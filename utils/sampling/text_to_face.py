@@ -148,7 +148,7 @@ class TextToFace:
     ) -> Drawing:
         """Draw, and return the drawing when all its pictures are finished.
 
-        batch_size: pictures drawn at once.
+        batch_size: images sampled at once, see `generate`.
         progress: show a bar.
         The other arguments and faults are those of `start`.
         """
