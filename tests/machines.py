@@ -40,7 +40,16 @@ MACHINES: dict[str, dict[str, str]] = {
 
 def run(variables: dict[str, str], processes: int) -> tuple[bool, str]:
     """Run the marked tests with variables; return if they pass, and pytest's last words."""
-    command = [sys.executable, "-m", "pytest", "-m", "bits", "-v", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "bits and not e2e",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
     command += ["-n", str(processes), "--tb=short"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -19,8 +19,6 @@ import eval_latent_t2f
 from utils.evaluation.feature_store import FeatureBlocks
 from utils.sampling.pictures import png_text
 
-pytestmark = pytest.mark.bits  # of `make test-machines`
-
 SCRIPT = "eval_latent_t2f.py"
 # Settings and metrics that a repeated run must give again; the seconds differ.
 SAME = ("step", "cfg_scale", "num_steps", "solver", "frechet_distance_clip", "clip_score", "n")

@@ -3,8 +3,8 @@
 An image depends only on its seed, its condition, the weights and the `sampling` section of the
 config. CPUs and GPUs round sums of another batch size differently, by at most 1 of 255 in float32;
 docs/use.md states the bounds. In half precision a CPU samples blocks of a fixed size, so that the
-batch changes nothing. Each seed has its own generator: it draws the latent first, then what the caller asks for,
-then the noise of the prior if there is one, then the churn noise.
+batch changes nothing. Each seed has its own generator: it draws the latent first, then what the
+caller asks for, then the noise of the prior if there is one, then the churn noise.
 """
 
 from __future__ import annotations
