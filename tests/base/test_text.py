@@ -77,6 +77,11 @@ def test_a_prompt_that_is_not_utf_8_is_one_line(text):
         text_prompt(text)
 
 
+@pytest.mark.parametrize("text", ["une femme âgée", "日本", "😀", "a man"])
+def test_a_prompt_in_utf_8_is_read_under_an_ascii_locale(text):
+    assert text_prompt(text.encode().decode("ascii", "surrogateescape")).value == text
+
+
 def test_names_that_are_not_utf_8_are_written_with_escapes(tmp_path):
     name = "caf\udce9.png"
     assert printable(name) == image_prompt(name).label == "caf\\udce9.png"

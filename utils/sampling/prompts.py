@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -51,6 +52,8 @@ class Row:
 
 def text_prompt(text: str) -> Source:
     """Return a sentence as a source; UserError if it shows nothing, or is not UTF-8 text."""
+    with contextlib.suppress(UnicodeError):  # UTF-8 on the command line of an ASCII locale
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8")
     if "\0" in text or printable(text) != text:
         raise UserError(
             f"the prompt {short_repr(text)} is not UTF-8 text; set the terminal to UTF-8, or write "
