@@ -63,8 +63,7 @@ def test_images_and_a_grid_are_written_for_every_prompt(run, capsys):
 def test_settings_stand_in_the_png(run):
     out = run("--prompt", "red hair", "--seeds", "4,7", "--num_steps", 2, "--cfg_scale", "None")
     text = Image.open(out / "00_007.png").text
-    assert text["prompt"] == "red hair"
-    assert text["seed"] == "7"
+    assert (text["prompt"], text["seed"]) == ("red hair", "7")
     assert (text["cfg_scale"], text["num_steps"], text["solver"]) == ("None", "2", "heun")
     assert text["checkpoint"].endswith("dit.safetensors")
 
