@@ -61,7 +61,7 @@ def needed_packages() -> list[str]:
     """Return the lines of requirements.txt that the packed modules need."""
     names = {NAME_IN_PIP.get(name, name) for name in _packages(needed_modules(ROOT))}
     lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if re.match(r"[\w-]*", line)[0] in names]
+    return [line for line in lines if re.split("[=<>]", line)[0] in names]
 
 
 def _packages(sources: Mapping[str, str]) -> list[str]:
