@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,13 @@ class Workplace:
 
     deadline: of time.monotonic(); a command that would end later is stopped.
     faces: number of faces to train on.
+    variables: further environment variables of the commands.
     """
 
     folder: Path
     deadline: float
     faces: int
+    variables: dict[str, str] = field(default_factory=dict)
 
     def run(self, script: str, *options: object) -> str:
         """Run a script of the project and return its output.
@@ -51,7 +53,14 @@ class Workplace:
         command = [sys.executable, str(ROOT / script), *map(str, options)]
         left = max(self.deadline - time.monotonic(), 1)
         try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=left)
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=os.environ | self.variables,
+                capture_output=True,
+                text=True,
+                timeout=left,
+            )
         except subprocess.TimeoutExpired as fault:
             raise RuntimeError(f"{script} was stopped: the time is over") from fault
         if done.returncode:

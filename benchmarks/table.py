@@ -39,8 +39,8 @@ The command above each table wrote it. A table compares with a plain, honest bas
 measured in the same run: repetitions take turns, and medians are shown. Run a command on your
 machine and then `python benchmarks/table.py`, and this page holds your measurements. Ratios carry
 over to other machines better than rates.
-`benchmarks/metrics.py` needs `requirements-dev.txt` (pytorch-fid). All was measured on CPUs. On a
-GPU, `make gpu-check` checks results, speed and memory in ten minutes; with
+`benchmarks/metrics.py` needs `requirements-dev.txt` (pytorch-fid). Tables name the processor.
+On a GPU, `make gpu-check` checks results, speed and memory in ten minutes; with
 `--out docs/benchmarks/gpu_check.json` its table joins this page.
 """
 

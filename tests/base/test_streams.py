@@ -1,11 +1,14 @@
 """A console that is gone or full costs no work; real processes with real descriptors."""
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from utils.base.streams import keep_streams
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = """
@@ -63,3 +66,11 @@ def test_help_may_be_cut_by_a_reader(script):
     words = ["bash", "-c", command, "bash", sys.executable]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_stream_of_a_notebook_or_test_stays(monkeypatch):
+    memory = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, memory)
+    keep_streams()
+    assert sys.stdout is sys.stderr is memory

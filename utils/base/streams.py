@@ -42,7 +42,7 @@ def keep_streams() -> None:
         if stream is None:
             _open_nothing(number)  # else the next file, e.g. a log, would get this number
             setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
-        elif number and isinstance(stream, io.TextIOWrapper):
+        elif number and isinstance(stream, io.TextIOWrapper) and _is_descriptor(stream):
             console = _Console(stream.fileno(), "wb", closefd=False)
             is_unbuffered = isinstance(stream.buffer, io.RawIOBase)  # python -u
             text = io.TextIOWrapper(
@@ -53,6 +53,11 @@ def keep_streams() -> None:
                 write_through=stream.write_through,
             )
             setattr(sys, name, text)
+
+
+def _is_descriptor(stream: io.TextIOWrapper) -> bool:
+    """Return False for a stream that writes into memory, as those of tests and notebooks do."""
+    return isinstance(getattr(stream.buffer, "raw", stream.buffer), io.FileIO)
 
 
 def _open_nothing(number: int) -> None:
