@@ -73,3 +73,27 @@ def test_keys_of_text_are_told_from_words_of_a_list_and_switches():
         map(is_text, ("encoders.vae", "log.tag", "data.root", "eval.seeds", "model.model_type"))
     )
     assert not any(map(is_text, ("train.lr", "train.compile", "sampling.preset", "eval.solvers")))
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "number"),
+    [
+        ("train.max_num_steps", "010", 8),
+        ("data.resolution", "0400", 256),
+        ("train.seed", "1:30", 90),
+    ],
+)
+def test_a_number_that_yaml_reads_in_another_base_is_refused(tmp_path, key, text, number):
+    said = f"YAML reads {text} as {number}; write plain digits"
+    with pytest.raises(UserError, match=said):
+        config_from_dict({}, overrides=[f"{key}={text}"])
+    section, name = key.split(".")
+    (tmp_path / "c.yaml").write_text(f"{section}:\n  {name}: {text}\n")
+    with pytest.raises(UserError, match=said):
+        load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("text", ["0", "+8", "1_000", "0x10", "0b11", "007"])
+def test_other_whole_numbers_of_yaml_stay(text):
+    config = config_from_dict({}, overrides=[f"train.seed={text}"])
+    assert config.train.seed == int(text, 16 if "x" in text else 2 if "b" in text else 10)

@@ -61,6 +61,8 @@ SYSTEM = [
     "a/__MACOSX/1.png",
     "a/._1.png",
     "lost+found/1.png",
+    "@Recently-Snapshot/GMT+01/1.png",
+    "~snapshot/hourly.0/1.png",
     "$RECYCLE.BIN/1.png",
     "a/Thumbs.db",
 ]
@@ -91,7 +93,16 @@ def pack(folder: Path, form: str) -> Path:
 def test_thumbnails_of_storage_devices_and_desktops_are_no_images(tmp_path, form, capfd):
     source = pack(touch(tmp_path / "x", "1.png", "a/2.png", *SYSTEM), form)
     assert names_in(source) == ["1.png", "a/2.png"]
-    assert "left out: 5 of the system (thumbnails and the like), 3 hidden" in capfd.readouterr().err
+    assert "left out: 7 of the system (thumbnails and the like), 3 hidden" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("below", ["more", "a/b"])
+def test_archives_below_a_folder_of_shards_are_named(tmp_path, below, capfd):
+    shards = touch(tmp_path / "shards", "index.json", f"{below}/notes.pdf")
+    pack(touch(tmp_path / "x", "1.png", "2.pdf"), "zip").rename(shards / "0.zip")
+    pack(touch(tmp_path / "y", "2.png"), "tar").rename(shards / below / "1.tar")
+    assert names_in(shards) == ["1.png"]
+    assert "left out: 2 .pdf, 1 .tar, 1 .json\n" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["folder", "zip", "tar"])

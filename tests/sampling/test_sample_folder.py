@@ -13,7 +13,7 @@ import t2f
 from utils.base.errors import UserError
 from utils.pretrained.denoisers import export_safetensors
 from utils.sampling.pictures import save_png
-from utils.sampling.sample_folder import single_pictures
+from utils.sampling.sample_folder import other_runs_fault, single_pictures
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +123,14 @@ def test_a_folder_of_several_runs_is_not_evaluated(tmp_path, text):
     shutil.make_archive(str(tmp_path / "x"), "zip", tmp_path / "x")
     with pytest.raises(UserError, match="holds images of several runs"):
         single_pictures(tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize("place", ["results/" + "a-long-name/" * 8, "", "x" * 39])
+def test_two_long_values_are_shown_where_they_differ(tmp_path, place):
+    write(tmp_path, "00_000.png", checkpoint=f"{place}0000004.pt")
+    write(tmp_path, "00_001.png", checkpoint=f"{place}0000006.pt")
+    with pytest.raises(UserError, match=r"0000004\.pt', that of 00_001\.png '.*0000006\.pt'"):
+        single_pictures(tmp_path)
+    texts = {name: {"checkpoint": f"{place}0000006.pt"} for name in ("00_000.png", "00_001.png")}
+    fault = other_runs_fault(tmp_path, texts, {})
+    assert fault.count("0000004.pt") == fault.count("0000006.pt") == 1

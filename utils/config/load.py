@@ -75,7 +75,9 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         try:
             parsed = _read_value(f"{section}.{name}", value)
         except yaml.YAMLError as error:
-            raise UserError(f"override {short_repr(text)}: the value is not valid YAML") from error
+            problem = getattr(error, "problem", None) or "no value"
+            said = f"override {short_repr(text)}: not valid YAML: {problem}"
+            raise UserError(said) from error
         set_value(raw, f"{section}.{name}", parsed)
         overridden[f"{section}.{name}"] = "override"
     return overridden

@@ -15,8 +15,8 @@ from utils.config.text_keys import keep_text
 BASE = "base"  # the key that names the file to start from
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML loader that refuses a second key of one name, where YAML takes it in silence."""
+class _StrictLoader(yaml.SafeLoader):
+    """YAML loader that refuses what YAML takes in silence: a second key, numbers of other bases."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping; raise YAMLError if a key is given twice or is not text."""
@@ -30,6 +30,17 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Return the number; raise YAMLError if YAML reads `010` as 8, or `1:30` as 90."""
+        number, text = super().construct_yaml_int(node), node.value.replace("_", "")
+        if ":" in text or (text.lstrip("+-").isdigit() and int(text) != number):
+            problem = f"YAML reads {node.value} as {number}; write plain digits, no leading zeros"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return number
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
+
 
 def load_yaml(text: str, prepare: Callable[[yaml.Node], None] = lambda _: None) -> Any:
     """Return the plain values of a YAML text; raise YAMLError for every fault.
@@ -37,7 +48,7 @@ def load_yaml(text: str, prepare: Callable[[yaml.Node], None] = lambda _: None) 
     prepare: may change the node of the whole text before its values are made.
     """
     try:
-        loader = _UniqueKeyLoader(text)
+        loader = _StrictLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None

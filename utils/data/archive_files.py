@@ -69,20 +69,18 @@ def list_files(
     else:
         found = list_folder(folder, left_out)
         if not found:
-            shards_left_out = LeftOut(suffixes, beside)
-            if found := _list_shards(folder, shards_left_out):
-                left_out = shards_left_out
+            found = _list_shards(folder, left_out)
     left_out.say(folder, list(found), what)
     return found
 
 
 def _list_shards(folder: Path, left_out: LeftOut) -> dict[str, Path]:
+    """List the files in the archives of a folder, which were all left out so far."""
     found: dict[str, Path] = {}
     for archive in sorted(folder.iterdir()):
         if archive_of(archive) != archive or archive.name.startswith("."):
-            if not archive.is_dir():
-                left_out.is_wanted(archive.name)
             continue
+        left_out.take_back(archive.name)
         members = _list_archive(archive, "", left_out)
         if twice := found.keys() & members.keys():
             name = min(twice)

@@ -12,8 +12,9 @@ from utils.base.errors import note
 
 # Folders and files that storage devices and desktops keep beside images, above all thumbnails.
 SYSTEM_NAMES = {
-    "@eadir", "@recycle", "#recycle", "#snapshot", "__macosx", "lost+found", "$recycle.bin",
-    "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini",
+    "@eadir", "@recycle", "#recycle", "@recently-snapshot", "#snapshot", "~snapshot", "__macosx",
+    "lost+found", "recycler", "$recycle.bin", "system volume information", "thumbs.db",
+    "ehthumbs.db", "desktop.ini",
 }  # fmt: skip
 HIDDEN, SYSTEM, NO_SUFFIX = "hidden", "of the system (thumbnails and the like)", "without suffix"
 NO_FILE, BROKEN_LINK = "no regular file(s)", "broken link(s)"
@@ -60,6 +61,12 @@ class LeftOut:
     def add(self, reason: str, name: str) -> None:
         """Leave out a file or folder."""
         self.by_reason.setdefault(reason, set()).add(name)
+
+    def take_back(self, name: str) -> None:
+        """Leave out a file or folder no longer."""
+        for names in self.by_reason.values():
+            names.discard(name)
+        self.by_reason = {reason: names for reason, names in self.by_reason.items() if names}
 
     def is_wanted(self, name: str) -> bool:
         """Return True if a file counts by its path below the folder; leave it out otherwise."""

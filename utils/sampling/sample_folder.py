@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,8 +40,16 @@ def other_runs_fault(folder: Path, texts: Texts, grid: Mapping[str, str]) -> str
         for key in keys:
             ours = printable(wanted[key]) if key in wanted else None
             if found.get(key) != ours:
-                return f"{name}, whose {key} is {found.get(key)!r:.60}, here {ours!r:.60}"
+                theirs, ours = _shortened(found.get(key), ours)
+                return f"{name}, whose {key} is {theirs}, here {ours}"
     return ""
+
+
+def _shortened(*values: str | None) -> list[str]:
+    """Return two different values for a message, without most of the text before they differ."""
+    start = max(0, len(os.path.commonprefix([value or "" for value in values])) - 20)
+    ends = [value if value is None or not start else f"…{value[start:]}" for value in values]
+    return [f"{end!r:.60}" for end in ends]
 
 
 def free_folder(folder: Path, texts: Texts, grid: Mapping[str, str]) -> Path:
@@ -81,8 +90,8 @@ def _require_one_run(folder: Path, samples: Sequence[Sample]) -> None:
             first = name, settings
         for key in dict.fromkeys([*first[1], *settings]):
             if first[1].get(key) != settings.get(key):
+                one, other = _shortened(first[1].get(key), settings.get(key))
                 raise UserError(
-                    f"{folder}: holds images of several runs: the {key} of {first[0]} is "
-                    f"{first[1].get(key)!r:.60}, that of {name} {settings.get(key)!r:.60}; give "
-                    "each run a folder of its own"
+                    f"{folder}: holds images of several runs: the {key} of {first[0]} is {one}, "
+                    f"that of {name} {other}; give each run a folder of its own"
                 )
