@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+import numpy as np
 import pytest
 
 from tools.angle import parse_args as parse_angle_args
@@ -58,10 +59,15 @@ def test_seeds_that_follow_the_first_one_stay_below_the_limit_too():
             ask()
 
 
-@pytest.mark.parametrize("seeds", [2**32, [0, 2**32], -1, [1.5], [True, 2**64]])
+@pytest.mark.parametrize("seeds", [2**32, [0, 2**32], -1, 1.5, [1.5], np.int64(-1), [True, 2**64]])
 def test_seeds_of_a_call_have_the_same_limit(seeds):
     with pytest.raises(UserError, match="should be whole numbers from 0 to"):
         chosen_seeds(seeds, 1, Config().sampling)
+
+
+@pytest.mark.parametrize("seeds", [5, np.int64(5), (5,), np.array([5]), range(5, 6)])
+def test_a_seed_is_any_whole_number_or_some_of_them(seeds):
+    assert chosen_seeds(seeds, 1, Config().sampling) == [5]
 
 
 def read_flags(*words: str) -> dict:

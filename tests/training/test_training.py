@@ -193,6 +193,15 @@ def test_another_run_in_the_same_folder_is_refused_and_changes_nothing(faces, co
     assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize("moved", ["checkpoints/0000012.pt", "checkpoints"])
+def test_a_run_whose_checkpoints_are_gone_says_where_it_begins(faces, copy, moved):
+    (copy / moved).rename(copy / "elsewhere")
+    run(faces, copy)
+    lines = (copy / "log.txt").read_text()
+    assert (f"{copy} holds no checkpoint; the run" in lines) == (moved == "checkpoints")
+    assert (f"continuing {copy} from step 6" in lines) == (moved != "checkpoints")
+
+
 def test_a_finished_run_can_be_made_longer(faces, copy):
     run(faces, copy, "train.max_num_steps=16", "log.log_every=2")
     assert [line["step"] for line in metrics(copy)] == [4, 8, 12, 14, 16]

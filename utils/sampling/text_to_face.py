@@ -252,7 +252,10 @@ def chosen_seeds(
         if not 1 <= num <= MOST_PICTURES:
             raise UserError(f"num is {num}; should be at least 1 and at most {MOST_PICTURES}")
         return list(seeds_from(sampling.seed, num))
-    given = [seeds] if isinstance(seeds, int) else list(seeds)
+    try:
+        given: list[Any] = list(seeds)  # type: ignore[arg-type]
+    except TypeError:
+        given = [seeds]
     chosen = [int(seed) for seed in given if isinstance(seed, Integral)]
     if not chosen or len(chosen) < len(given) or not 0 <= min(chosen) <= max(chosen) < SEED_LIMIT:
         raise UserError(f"seeds {short_repr(seeds)}: should be whole numbers from 0 to 2^32 - 1")

@@ -102,13 +102,16 @@ def saved_state(
 ) -> tuple[dict[str, Any], Path] | None:
     """Return the latest complete checkpoint of the run in `folder` and its file, or None.
 
-    Adds notes about damaged checkpoints, and files that are none. Raises UserError as `claim` does.
+    Adds notes about damaged or missing checkpoints, and files that are none. Raises UserError as
+    `claim` does.
     """
     if (foreign := foreign_files(folder / "checkpoints")) is not None:
         notes.append(f"note: {foreign}")
     latest = latest_checkpoint(folder / "checkpoints", notes.append)
     saved = load_checkpoint(latest) if latest else None
     claim(folder, config, saved, images, data_identity)
+    if latest is None and (folder / "metrics.jsonl").exists():
+        notes.append(f"note: {folder} holds no checkpoint; the run and metrics.jsonl begin anew")
     return None if saved is None or latest is None else (saved, latest)
 
 
