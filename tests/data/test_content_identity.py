@@ -121,6 +121,19 @@ def test_equal_content_elsewhere_or_at_another_time_is_compared_once(
     assert (project.test / "y" / "data.mdb").read_bytes() == stored
 
 
+@pytest.mark.parametrize("content", [None, b"", b"garbage", bytes(70)])
+def test_a_database_that_has_lost_its_records_says_so(project, capsys, content):
+    project.run(Z, "--split", "test")
+    for written in (content, (project.test / "z" / RECORDS).read_bytes()):
+        capsys.readouterr()
+        (project.test / "z" / RECORDS).unlink(missing_ok=True)
+        if written is not None:
+            (project.test / "z" / RECORDS).write_bytes(written)
+        project.run(Z, "--split", "test")
+        said = f"note: {project.test / 'z'}: {RECORDS} lacks images"
+        assert (said in capsys.readouterr().err) == (written == content)
+
+
 def test_an_image_added_and_one_removed_are_named(project, images, capsys):
     project.run(Z, "--split", "test")
     (images / "000003.png").rename(images / "000009.png")
@@ -174,7 +187,7 @@ def test_a_database_that_recorded_no_contents_goes_on(project, images, capsys):
 def test_a_database_is_read_without_the_records_of_its_files(project):
     project.run(Z, "--split", "test")
     whole = LMDBReader(project.test / "z").read(range(N_TEST))
-    (project.test / "z" / RECORDS).unlink()
+    (project.test / "z" / RECORDS).unlink(missing_ok=True)
     np.testing.assert_array_equal(LMDBReader(project.test / "z").read(range(N_TEST)), whole)
 
 

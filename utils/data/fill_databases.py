@@ -26,10 +26,11 @@ from utils.base.progress import progress
 from utils.config.schema import Config
 from utils.data.image_batches import iterate_batches
 from utils.data.lmdb_layout import DatabaseKind, names_hash
-from utils.data.lmdb_reader import LMDBReader, is_complete
+from utils.data.lmdb_reader import LMDBReader, is_complete, peek_meta
 from utils.data.lmdb_writer import LMDBWriter
 from utils.data.preprocess_jobs import Job
 from utils.data.source_files import (
+    RECORDS,
     SEEN_IN_CONTENT,
     SourceFiles,
     content_hash,
@@ -170,6 +171,9 @@ def _refuse_changed_files(writers: Sequence[LMDBWriter], files: SourceFiles) -> 
     for writer in writers:
         there = read_records(writer.path)[: min(writer.done, len(files))]
         changed, renewed = files.compare(there)
+        # An older database never knew its content; of this one, files.bin was lost or cut.
+        if len(there) < len(files) and peek_meta(writer.path).get("content_hash"):
+            note(f"{writer.path}: {RECORDS} lacks images; whether these have changed is not known")
         if changed:
             stale[writer.path] = changed
         elif writer.complete and (renewed != there).any():
