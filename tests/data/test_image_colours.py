@@ -1,4 +1,4 @@
-"""What a file says about its colours counts: every image is read as sRGB."""
+"""Profiles and gamma of a file count: every image is read as sRGB."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""What stands beside the pixels of a file never stops reading them; the rest is UnreadableImage."""
+"""Metadata beside the pixels never stops reading them; other damage is UnreadableImage."""
 
 import io
 import random

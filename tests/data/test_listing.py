@@ -1,4 +1,4 @@
-"""Which files of a folder or archive are its images, and the note about those that are not."""
+"""A folder or archive lists its images, and a note counts the files that are none."""
 
 import os
 import shutil

@@ -44,7 +44,7 @@ def test_other_texts_keep_their_tokens(clip, text):
 
 
 class HubTokenizer:
-    """What open_clip makes of a tokenizer of transformers."""
+    """Tokenizer of transformers, as open_clip wraps it."""
 
     def __init__(self) -> None:
         vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "man", "[", "]", "SEP", "PAD"]

@@ -146,7 +146,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 class Index(NamedTuple):
-    """What an archive holds."""
+    """Members of an archive."""
 
     members: dict[str, Member]  # its files
     others: dict[str, str]  # what is no file, but looks like one in a folder -> reason
