@@ -20,8 +20,6 @@ from utils.evaluation.feature_networks import DinoFeatures, kind_of, load_featur
 from utils.evaluation.image_set import ImageSet
 from utils.evaluation.references import Reference, load_stats, save_stats
 
-pytestmark = pytest.mark.bits  # of `make test-machines`
-
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
@@ -112,6 +110,7 @@ def test_spatial_features_are_seven_channels_of_an_early_map(tmp_path, inception
     torch.testing.assert_close(found.permute(2, 0, 1)[None], channels, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.bits
 def test_features_do_not_depend_on_the_batch_in_which_an_image_came(tmp_path: Path):
     network = load_feature_network(config_with(tmp_path, "clip"))
     images = random_images(21, 40)

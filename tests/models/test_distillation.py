@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from models.distillation import Pieces, distillation_loss, euler_target, pseudo_huber
 from models.samplers import SamplerSettings, sample
 
-pytestmark = pytest.mark.bits  # of `make test-machines`
-
 DEVIATION = 0.5  # of the images, which are normal
 SIGMAS = (80.0, 5.0, 1.0)
 

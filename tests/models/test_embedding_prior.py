@@ -7,8 +7,6 @@ import torch.nn.functional as F
 from models.draws import BatchDraws
 from models.embedding_prior import EmbeddingPrior, posterior_mean, prior_loss
 
-pytestmark = pytest.mark.bits  # of `make test-machines`
-
 DIM = 12
 TRAITS = 2  # of an image, each with three values
 

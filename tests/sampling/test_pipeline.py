@@ -27,8 +27,6 @@ from utils.sampling.pipeline import TextToFacePipeline
 from utils.sampling.schedulers import solve_with
 from utils.sampling.text_to_face import TextToFace
 
-pytestmark = pytest.mark.bits  # of `make test-machines`
-
 BOUND = 1  # largest difference of a pixel, of 255, between a scheduler of diffusers and ours
 
 
