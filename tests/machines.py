@@ -29,7 +29,7 @@ MACHINES: dict[str, dict[str, str]] = {
     "ATen AVX2": {"ATEN_CPU_CAPABILITY": "avx2"},
     "ATen AVX512": {"ATEN_CPU_CAPABILITY": "avx512"},
     "oneDNN AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
-    "all AVX2, 2 threads": {
+    "all AVX2 with 2 threads": {
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         "ATEN_CPU_CAPABILITY": "avx2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -40,17 +40,8 @@ MACHINES: dict[str, dict[str, str]] = {
 
 def run(variables: dict[str, str], processes: int) -> tuple[bool, str]:
     """Run the marked tests with variables; return if they pass, and pytest's last words."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "bits and not e2e",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-    ]
-    command += ["-n", str(processes), "--tb=short"]
+    command = [sys.executable, "-m", "pytest", "-m", "bits and not e2e", "-v", "--tb=short"]
+    command += ["-n", str(processes), "-p", "no:cacheprovider"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
