@@ -65,7 +65,7 @@ soak: .venv/.dev
 
 check: .venv/.run
 	$(BIN)/python demo/make_faces.py
-	$(BIN)/python demo/check_prompts.py
+	$(BIN)/python research/attributes/check_prompts.py
 
 gpu-check: .venv/.run
 	$(BIN)/python benchmarks/gpu_check.py

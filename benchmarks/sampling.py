@@ -9,7 +9,7 @@
 All variants draw with guidance (both halves in one batch) from seeds to pixels, decoding included.
 `paper` is the baseline: 40 Heun steps of the eager network in float32. One row decodes alone.
 Processor seconds count all threads, and are those of the last repetition.
-benchmarks/sampling_quality.py measures the quality of the pictures.
+research/sampling_quality/compare.py measures the quality of the pictures.
 """
 
 from __future__ import annotations

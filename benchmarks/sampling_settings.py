@@ -1,4 +1,4 @@
-"""The settings that benchmarks/sampling_quality.py compares, and what each of them costs."""
+"""The settings that research/sampling_quality/compare.py compares, and what each of them costs."""
 
 from __future__ import annotations
 

@@ -232,7 +232,7 @@ def report(
     command: str | None = None,
     data: Mapping[str, Any] | None = None,
 ) -> None:
-    """Print a table, and write it to the JSON file `out` that benchmarks/table.py reads.
+    """Print a table, and write it to the JSON file `out` that research/tables.py reads.
 
     Args:
         out: the file; None = print only.

@@ -16,15 +16,16 @@ FOLDERS = (
     ".",
     "preprocess_scripts",
     "demo",
-    "demo/make_weights",
     "tools",
     "benchmarks",
+    "research",
+    "research/*",
     "tests/parity",
 )
 SCRIPTS = [
     path.relative_to(ROOT)
     for folder in FOLDERS
-    for path in sorted((ROOT / folder).glob("*.py"))
+    for path in sorted(ROOT.glob(f"{folder}/*.py"))
     if "\n    main()" in path.read_text()
 ]
 

@@ -61,7 +61,7 @@ def test_a_program_that_imports_from_the_project_keeps_its_hooks_and_streams(tmp
     program = tmp_path / "notebook.py"
     program.write_text(
         "import sys\nbefore = sys.excepthook, sys.unraisablehook, sys.stdout.errors\n"
-        "import utils.sampling.text_to_face, utils.base.script, tools.angle, t2f\n"
+        "import utils.sampling.text_to_face, utils.base.script, research.gap.angle, t2f\n"
         "print(before == (sys.excepthook, sys.unraisablehook, sys.stdout.errors))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from tools.angle import parse_args as parse_angle_args
+from research.gap.angle import parse_args as parse_angle_args
 from utils.base.errors import UserError
 from utils.config.command_line import add_config_arguments
 from utils.config.load import config_from_dict

@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from demo.captions import make_caption
-from demo.check_prompts import agreement, choose_captions
-from demo.classifier import SIZES, attribute_loss, predict
 from demo.make_faces import (
     ATTRIBUTES,
     draw_attributes,
@@ -21,8 +19,10 @@ from demo.make_faces import (
     make_split,
     render,
 )
-from demo.make_weights.clip_losses import contrastive_loss, truth
-from demo.make_weights.face_groups import make_group
+from research.attributes.check_prompts import agreement, choose_captions
+from research.attributes.classifier import SIZES, attribute_loss, predict
+from research.demo_weights.clip_losses import contrastive_loss, truth
+from research.demo_weights.face_groups import make_group
 from utils.base.errors import UserError
 
 

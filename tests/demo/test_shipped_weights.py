@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from handwritten_sentences import SENTENCES
 
-from demo.check_prompts import agreement, choose_captions
-from demo.classifier import codes_of, predict, train_probe
 from demo.make_faces import ATTRIBUTES, make_face, render
-from demo.make_weights.train_clip import retrieval
-from demo.make_weights.train_vae import held_out_psnr
 from models.clip import ClipEncoder, load_clip
+from research.attributes.check_prompts import agreement, choose_captions
+from research.attributes.classifier import codes_of, predict, train_probe
+from research.demo_weights.train_clip import retrieval
+from research.demo_weights.train_vae import held_out_psnr
 from utils.config.command_line import DEFAULT_CONFIG
 from utils.config.load import load_config
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip

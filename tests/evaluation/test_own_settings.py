@@ -9,9 +9,9 @@ from conftest import draw_face
 from tiny import RESOLUTION, make_tiny_checkpoint, make_tiny_config, make_tiny_evaluation_data
 
 import eval_latent_t2f
-from demo import check_prompts
 from preprocess_scripts import fid_ref
-from tools import angle
+from research.attributes import check_prompts
+from research.gap import angle
 from utils.config.schema import Config
 from utils.evaluation.references import load_stats
 from utils.pretrained.denoisers import export_safetensors

@@ -12,7 +12,8 @@ from PIL import Image
 from tiny import RESOLUTION, make_tiny_clip, make_tiny_config, make_tiny_evaluation_data
 
 from models.clip import load_clip
-from tools import angle, clip_similarity, modality_gap
+from research.gap import angle, modality_gap
+from tools import clip_similarity
 from utils.data.lmdb_writer import LMDBWriter
 from utils.sampling.pictures import save_png
 

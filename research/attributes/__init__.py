@@ -1,0 +1,1 @@
+"""How often a network shows what sentences and captions state."""

@@ -1,0 +1,163 @@
+"""Trainings of recipes: processes of train_latent_t2f.py, their cost, and the steps that fit in.
+
+Time is processor seconds of the training's process, all threads together, so that other programs of
+the machine disturb less. On a GPU it is wall-clock seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.timing import ROOT
+from research.recipes.recipe import Recipe
+from utils.base.errors import DIVERGED, UserError
+from utils.base.files import read_json_lines, write_json
+
+PROBES = 3  # short trainings that measure what a step costs
+PROBE_STEPS, PROBE_WINDOWS = 50, 10  # each of so many steps, timed in windows of equal length
+EQUAL = (  # for all trainings
+    "train.epochs=null",
+    "log.sample_every=0",
+    "log.ckpt_after=0",
+    "log.keep_last=null",
+    "log.use_tensorboard=false",
+)
+Lines = list[dict[str, Any]]  # of a metrics.jsonl
+
+
+class Diverged(Exception):
+    """The training stopped because its loss was not finite any more."""
+
+
+def unit() -> str:
+    """Return the unit of all times of a comparison."""
+    return "s" if torch.cuda.is_available() else "processor s"
+
+
+def seconds_of(line: Mapping[str, Any], steps: int, batchsize: int) -> float:
+    """Return the time of the `steps` that a line of metrics.jsonl is about, in `unit()`."""
+    if torch.cuda.is_available():
+        return float(steps * batchsize / line["images_per_s"])
+    return float(line["cpu_s"])
+
+
+def clock(lines: Lines, batchsize: int) -> dict[int, float]:
+    """Return step -> seconds of training until then, without evaluation and sample grids."""
+    found, seconds, before = {}, 0.0, 0
+    for line in lines:
+        seconds += seconds_of(line, line["step"] - before, batchsize)
+        before = line["step"]
+        found[before] = seconds
+    return found
+
+
+def run_training(recipe: Recipe, folder: Path, overrides: Sequence[str]) -> Lines:
+    """Train a recipe in `folder`, or go on there; return the lines of its metrics.jsonl.
+
+    SIGTERM is passed on, so that the training saves before it ends. Raise Diverged if the loss is
+    not finite, and UserError if the training stops for another reason.
+    """
+    command = [sys.executable, "train_latent_t2f.py", "--config", str(recipe.file.resolve())]
+    command += ["--results_dir", str(folder.parent.resolve()), "--exp_name", folder.name]
+    with subprocess.Popen([*command, *EQUAL, *overrides], cwd=ROOT) as training:
+        before = signal.signal(signal.SIGTERM, lambda number, _: training.send_signal(number))
+        try:
+            code = training.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    if code == DIVERGED:
+        raise Diverged
+    if code:
+        raise UserError(f"the training in {folder} stopped; the same command goes on")
+    return read_json_lines(folder / "metrics.jsonl")
+
+
+def cost_of_step(probes: Sequence[Sequence[float]]) -> float:
+    """Return the seconds of a recipe's mean step, from the windows of its probes.
+
+    A probe runs through the whole schedule, masked steps and unmasked tail, in PROBE_STEPS steps.
+    Each part of the schedule counts with the fastest of its windows, because other programs only
+    make them slower. The first window also pays for the start and counts like the second one.
+    """
+    least = [min(windows) for windows in zip(*probes, strict=True)]
+    return sum([least[1], *least[1:]]) / PROBE_STEPS
+
+
+def steps_within(seconds: float, cost: float) -> int:
+    """Return the number of steps, at least one, that take `seconds` at a `cost` of each."""
+    return max(round(seconds / cost), 1)
+
+
+class Costs:
+    """Costs of the recipes' steps; those that were measured are kept in the folder `work`."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+
+    def measure(self, recipes: Sequence[Recipe]) -> dict[str, float]:
+        """Return name -> seconds of a step. Recipes take turns, so that they meet equal conditions.
+
+        Raise UserError if a recipe has changed since it was measured, or fails.
+        """
+        probes = {recipe.name: self.kept(recipe) for recipe in recipes}
+        for number in range(PROBES):
+            for recipe in recipes:
+                if len(probes[recipe.name]) <= number:
+                    probes[recipe.name].append(self._probe(recipe))
+                    kept = {"settings": recipe.settings, "probes": probes[recipe.name]}
+                    write_json(self._file(recipe), kept)
+        return {name: cost_of_step(windows) for name, windows in probes.items()}
+
+    def steps(self, recipe: Recipe, recipes: Sequence[Recipe], seconds: float) -> int:
+        """Return the steps of a recipe that take `seconds`.
+
+        The first of `recipes` whose steps cost as much is measured, so that all of them take
+        equally many; a recipe that was measured itself keeps its own number.
+        """
+        measured = recipe if self.kept(recipe) else next(r for r in recipes if recipe.costs_like(r))
+        return steps_within(seconds, self.measure([measured])[measured.name])
+
+    def kept(self, recipe: Recipe) -> list[list[float]]:
+        """Return the windows of the probes that were run.
+
+        Raise UserError if the recipe has changed since then.
+        """
+        file = self._file(recipe)
+        if not file.exists():
+            return []
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["settings"] != recipe.settings:
+            before, now = content["settings"], recipe.settings
+            changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
+            raise UserError(
+                f"{recipe.file}: {', '.join(changed)} changed after it was measured; give the "
+                f"changed recipe another name, or remove {file.parent} to measure it anew"
+            )
+        return list(content["probes"])
+
+    def _file(self, recipe: Recipe) -> Path:
+        return self.work / recipe.name / "probes.json"
+
+    def _probe(self, recipe: Recipe) -> list[float]:
+        """Train for PROBE_STEPS steps; return the seconds of each window."""
+        folder, every = self.work / recipe.name / "probe", PROBE_STEPS // PROBE_WINDOWS
+        shutil.rmtree(folder, ignore_errors=True)
+        lengths = [f"train.max_num_steps={PROBE_STEPS}", f"log.log_every={every}"]
+        try:
+            lines = run_training(recipe, folder, lengths)
+        except Diverged:
+            raise UserError(
+                f"{recipe.file}: the loss is not finite within {PROBE_STEPS} steps; lower "
+                "train.lr, or take the recipe out"
+            ) from None
+        shutil.rmtree(folder)  # its checkpoints are of no use
+        return [seconds_of(line, every, recipe.config.train.batchsize) for line in lines]

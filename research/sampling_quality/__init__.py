@@ -1,0 +1,1 @@
+"""How good images are against the time to sample them: docs/sampling.md."""

@@ -1,0 +1,1 @@
+"""What trainings learn from images, captions and perturbations: docs/study.md."""

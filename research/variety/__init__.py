@@ -1,0 +1,1 @@
+"""How varied the images of a short sentence are: docs/freedom.md."""
