@@ -21,8 +21,8 @@ from utils.base.errors import UserError, note
 from utils.base.script import one_line_errors
 from utils.config.command_line import HelpFormatter, add_config_arguments
 from utils.pretrained.assets import ASSETS, BY_NAME, Asset, fetch, fetch_from_hub, needed_by
-from utils.pretrained.chosen_config import load_chosen_config
 from utils.pretrained.downloads import Patience
+from utils.pretrained.effective_config import load_effective_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -87,7 +87,7 @@ def main() -> None:
     if args.all_needed:
         if args.dest:
             raise UserError("--dest: with --all-needed, the config says where things belong")
-        needs = needed_by(load_chosen_config(args))
+        needs = needed_by(load_effective_config(args))
         todo, hub = needs.files, needs.hub
         for key, source in needs.unknown:
             note(f"{key}: {source} is not there, and is no file that can be fetched")

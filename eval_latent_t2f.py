@@ -1,4 +1,4 @@
-"""Judge the checkpoints of an experiment by images from captions: Fréchet distance, CLIP score, …
+"""Evaluate the checkpoints of an experiment on test captions: Fréchet distance, CLIP score, …
 
 The demo:           python eval_latent_t2f.py
 Another experiment: python eval_latent_t2f.py --experiment_dir results/X
@@ -47,9 +47,9 @@ from utils.config.published_flags import (
 from utils.config.schema import Config
 from utils.data.derived_sizes import with_derived_sizes
 from utils.evaluation.checkpoints import Evaluation, file_hash, ways_of_sampling
-from utils.evaluation.folder import add_folder_arguments, judge_folder
+from utils.evaluation.evaluator import Evaluator
+from utils.evaluation.folder import add_folder_arguments, report_folder
 from utils.evaluation.html_report import write_report
-from utils.evaluation.judge import Judge
 from utils.evaluation.metric_names import metrics_text
 from utils.evaluation.plots import plot_curves
 from utils.evaluation.results import (
@@ -67,8 +67,8 @@ from utils.pretrained.checkpoint_files import (
     read_weights,
     step_of,
 )
-from utils.pretrained.chosen_config import config_file, experiment_config, read_config
 from utils.pretrained.denoisers import load_denoiser
+from utils.pretrained.effective_config import config_file, experiment_config, read_config
 from utils.sampling.compile import compile_for_sampling
 from utils.training.experiment import experiment_name
 
@@ -178,7 +178,7 @@ def note_other_files(results: Results, checkpoint: Path) -> None:
         note(f"{results.folder} holds results of other files too; --out keeps them apart")
 
 
-def checkpoints_to_judge(
+def checkpoints_to_evaluate(
     folder: Path, first: int | None, last: int | None, listed: str | None = None
 ) -> dict[int, Path]:
     """Return step -> file of the checkpoints from `first` to `last` that `listed` names.
@@ -212,7 +212,7 @@ def checkpoints_to_judge(
     return chosen
 
 
-def what_to_judge(args: argparse.Namespace, experiment: Path) -> tuple[dict[int, Path], Path]:
+def what_to_evaluate(args: argparse.Namespace, experiment: Path) -> tuple[dict[int, Path], Path]:
     """Return step -> file of the checkpoints to judge, and the folder for the results.
 
     They are the file of `--ckpt`, or those of the experiment that the command line lists.
@@ -221,7 +221,7 @@ def what_to_judge(args: argparse.Namespace, experiment: Path) -> tuple[dict[int,
         folder = args.out or evaluation_of(args.ckpt, args.results_dir)
         return {step_of(args.ckpt): args.ckpt}, folder
     steps = args.ckpt_id_start, args.ckpt_id_end, args.ckpt_ids
-    found = checkpoints_to_judge(experiment / "checkpoints", *steps)
+    found = checkpoints_to_evaluate(experiment / "checkpoints", *steps)
     return found, args.out or experiment / "evaluation"
 
 
@@ -271,28 +271,28 @@ def main() -> None:
     config = with_derived_sizes(load_settings(args), "none", "none")
     if args.images:
         relaunch(args)
-        judge_folder(args, config)
+        report_folder(args, config)
         return leave_processes()
     ways = ways_of_sampling(config)
     experiment = experiment or args.results_dir / experiment_name(config)
-    checkpoints, folder = what_to_judge(args, experiment)
+    checkpoints, folder = what_to_evaluate(args, experiment)
     relaunch(args)
     if not is_given:
         note(f"the settings are those of {args.config}, as --config is not given")
     note_void_flags(args)
     join_processes()
     processes = PartialState(cpu=not torch.accelerator.is_available())
-    judge = Judge(config, processes.device)
+    evaluator = Evaluator(config, processes.device)
     results = Results(folder)
     if args.ckpt and not is_of_experiment(args.ckpt):
         note_other_files(results, args.ckpt)
-    processes.print(f"judged by {judge.network.name} against {judge.reference.n} images")
+    processes.print(f"judged by {evaluator.network.name} against {evaluator.reference.n} images")
 
     records: list[Record] = []
     for step, path in checkpoints.items():
         denoiser = None  # loaded if there is something to do
         for name, way in ways.items():
-            evaluation = Evaluation(results, path, way, judge, step=step)
+            evaluation = Evaluation(results, path, way, evaluator, step=step)
             record, remark = evaluation.recorded(), " (there already)"
             if record is None:
                 denoiser = denoiser or denoiser_of(path, config, processes.device)
@@ -307,7 +307,7 @@ def main() -> None:
     if is_main_process():
         results.refresh()  # another evaluation may have ended meanwhile
         plot_curves(results.records, results.folder / "curve.png")
-        write_report(results, config, judge.clip)
+        write_report(results, config, evaluator.clip)
     processes.print(f"{results.folder}/: report.html, results.jsonl, results.csv, curve.png")
     leave_processes()
 

@@ -116,7 +116,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def rows_to_draw(args: argparse.Namespace) -> list[Row]:
+def rows_to_generate(args: argparse.Namespace) -> list[Row]:
     """Return the conditions that the command line asks for; raises UserError if there are none."""
     sources = list(args.sources or [])
     if args.prompts_file:
@@ -146,7 +146,7 @@ def main() -> None:
     """Draw what the command line asks for, and save the pictures and their grid."""
     started = time.perf_counter()
     args = parse_args()
-    rows = rows_to_draw(args)
+    rows = rows_to_generate(args)
     faces = TextToFace.load(
         args.ckpt,
         config=args.config,
@@ -154,17 +154,17 @@ def main() -> None:
         device=args.device,
         flags=sampler_flags(args),
     )
-    drawing = faces.start(rows, num=args.num, seeds=args.seeds)
-    out = args.out or drawing.free_folder(default_out(rows[0].label))
-    drawing.check_folder(out)
-    with progress(desc="draw", total=len(drawing), unit="image") as bar:
-        for pictures in drawing.batches(args.batch_size):
+    generation = faces.start(rows, num=args.num, seeds=args.seeds)
+    out = args.out or generation.free_folder(default_out(rows[0].label))
+    generation.check_folder(out)
+    with progress(desc="draw", total=len(generation), unit="image") as bar:
+        for pictures in generation.batches(args.batch_size):
             for picture in pictures:
                 picture.save(out / picture.file_name)
             bar.update(len(pictures))
-    drawing.save_grid(out / GRID)
+    generation.save_grid(out / GRID)
     seconds = time.perf_counter() - started
-    print(f"{len(drawing)} images in {seconds:.1f} s: {out / GRID}")
+    print(f"{len(generation)} images in {seconds:.1f} s: {out / GRID}")
 
 
 if __name__ == "__main__":

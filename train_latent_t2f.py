@@ -131,7 +131,7 @@ def train(
             outputs.log_step(state, rates, means)
 
         checkpoint_due = state.step % every.ckpt_every == 0 and state.step >= every.ckpt_after
-        draw_due = every.sample_every and (state.step % every.sample_every == 0 or finished)
+        grid_due = every.sample_every and (state.step % every.sample_every == 0 or finished)
         bad = state.guard.in_a_row() if log_due or checkpoint_due else 0
         has_diverged = bad >= options.max_bad_steps
         if checkpoint_due or finished or signal or has_diverged:
@@ -145,11 +145,11 @@ def train(
         if signal:
             message = f"stopped after step {state.step}; the same command continues this run"
             return outputs.close(128 + signal, message)
-        if draw_due:
-            outputs.draw(state)
+        if grid_due:
+            outputs.save_grid(state)
         if enable_eval and (checkpoint_due or finished):
             outputs.evaluate(state, checkpoint)
-        if checkpoint_due or draw_due:
+        if checkpoint_due or grid_due:
             processes.wait()  # for work that one process did alone
 
     message = f"finished: {folder} holds the weights of step {max_steps}"

@@ -31,7 +31,7 @@ from utils.base.script import one_line_errors
 import torch
 from torch import Tensor
 
-from models.draws import BatchDraws
+from models.batch_random import BatchRandom
 from models.embedding_prior import EmbeddingPrior, prior_loss
 from utils.base.files import write_whole
 from utils.base.finite import require_finite
@@ -43,7 +43,7 @@ from utils.config.sections import Prior
 from utils.data.embeddings import made_from, read_directions
 from utils.data.lmdb_reader import LMDBReader, expect_kind
 from utils.data.make_commands import naming_commands
-from utils.pretrained.chosen_config import config_file, read_config
+from utils.pretrained.effective_config import config_file, read_config
 from utils.pretrained.encoders import usable_device
 from utils.pretrained.priors import DIVERGED_PRIOR, save_prior
 
@@ -123,7 +123,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         batch, bank = self._rows().tensor_split([options.batchsize])
-        loss = self.losses(batch, bank, BatchDraws(self.generator)).mean()
+        loss = self.losses(batch, bank, BatchRandom(self.generator)).mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -138,9 +138,9 @@ class Training:
         rows, self.order = self.order[:count], self.order[count:]
         return rows
 
-    def losses(self, batch: Tensor, bank: Tensor, draws: BatchDraws) -> Tensor:
+    def losses(self, batch: Tensor, bank: Tensor, rng: BatchRandom) -> Tensor:
         """Return the losses (B,) of the embeddings at `batch` (B,); those at `bank` are others."""
-        return prior_loss(self.prior, self.y[batch], self.y[bank], self.options.levels, draws)
+        return prior_loss(self.prior, self.y[batch], self.y[bank], self.options.levels, rng)
 
     def state(self) -> dict[str, Any]:
         """Return all that a later process needs to go on, bit for bit."""

@@ -31,7 +31,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.timing import add_arguments, compare, report, start
-from models.draws import BatchDraws, Share
+from models.batch_random import BatchRandom, Share
 from utils.config.command_line import HelpFormatter
 from utils.config.load import config_from_dict
 from utils.data.latent_dataset import LatentDataset
@@ -93,11 +93,11 @@ def our_batches(
     folder: Path, in_memory: bool, perturbed: bool, threads: int, batch: int
 ) -> Batches:
     """Yield batches of this project's reader, without end."""
-    config, draws = config_from_dict(CONFIG, "benchmark"), BatchDraws(torch.Generator())
+    config, rng = config_from_dict(CONFIG, "benchmark"), BatchRandom(torch.Generator())
     data = LatentDataset(folder / "z", folder / "y", in_memory=in_memory)
     order = DataOrder(data.length, seed=0)
     for z, y in training_batches(data, order, 0, Share.whole(batch), threads=threads):
-        yield z, make_condition(y, config, draws) if perturbed else y
+        yield z, make_condition(y, config, rng) if perturbed else y
 
 
 def make_database(folder: Path, length: int, side: int, kind: str) -> None:
@@ -218,7 +218,7 @@ def main() -> None:
         "the processor always. 2 threads: train.num_workers=2.",
     ]
     if args.moments:
-        notes.append("'Fresh latents' draws them from stored moments in every epoch.")
+        notes.append("'Fresh latents' samples them from stored moments in every epoch.")
     report(args.out, args.title, rows, notes)
 
 

@@ -82,17 +82,17 @@ def reference_values(device: Device) -> Iterator[Finding]:
 def pictures(device: Device) -> Iterator[Finding]:
     """Draw the shipped network's pictures on the device in three types, and on the CPU."""
     allow_tf32(False)
-    expected = drawn("cpu", "no")
+    expected = generated("cpu", "no")
     for amp, limit in (("no", 0.05), ("bf16", 4.0), ("fp16", 1.0)):
         if amp == "fp16" and not device.is_gpu:
             yield Finding(amp, "not on a CPU")
             continue
-        difference = (drawn(device.name, amp) - expected).abs().mean().item()
+        difference = (generated(device.name, amp) - expected).abs().mean().item()
         value = f"pixels differ from the CPU's in float32 by {difference:.3f} of 255 on average"
         yield Finding(amp.replace("no", "float32"), value, difference < limit)
 
 
-def drawn(device: str, amp: str) -> torch.Tensor:
+def generated(device: str, amp: str) -> torch.Tensor:
     """Draw PROMPTS with the shipped networks, (N, H, W, 3) float32 from 0 to 255."""
     denoiser, config = load_denoiser(ROOT / "assets" / "demo" / "dit.safetensors", device)
     y = load_config_clip(config, device).encode_texts(PROMPTS)

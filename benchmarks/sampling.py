@@ -33,8 +33,8 @@ from models.encoder_files import LDM_SCALE_FACTOR
 from models.samplers import nfe
 from utils.config.command_line import HelpFormatter
 from utils.config.sections import Sampling
-from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import load_denoiser
+from utils.pretrained.effective_config import read_config
 from utils.pretrained.encoders import load_config_autoencoder
 from utils.pretrained.priors import read_prior
 from utils.sampling.generate import generate, latent_shape, sampler_settings

@@ -9,7 +9,7 @@ from pathlib import Path
 from models.choices import Solver
 from utils.base.errors import UserError
 from utils.config.sections import Sampling
-from utils.pretrained.chosen_config import read_config
+from utils.pretrained.effective_config import read_config
 from utils.sampling.generate import sampler_settings
 
 # Solvers with noise levels of their own; guidance ends at 0.3.

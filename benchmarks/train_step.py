@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain_network import PlainMaskDiT, PlainTraining
 from benchmarks.timing import add_arguments, compare, matmul_rate, report, start
-from models.edm import EDMPrecond, build_denoiser, draw_for_loss, edm_loss
+from models.edm import EDMPrecond, build_denoiser, edm_loss, random_for_loss
 from models.maskdit import MODEL_SIZES
 from utils.config.command_line import HelpFormatter
 from utils.config.load import config_from_dict
@@ -74,8 +74,8 @@ class Case:
 
     def loss(self, denoiser: EDMPrecond, latents: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         """Compute the loss of each image with draws of the default generator, (N,)."""
-        draws = draw_for_loss(denoiser, latents, cond, self.mask_ratio)
-        return edm_loss(denoiser, latents, cond, draws, mae_loss_coef=self.mae_loss_coef)
+        random = random_for_loss(denoiser, latents, cond, self.mask_ratio)
+        return edm_loss(denoiser, latents, cond, random, mae_loss_coef=self.mae_loss_coef)
 
     def plain(self, attention: str = "explicit") -> PlainMaskDiT:
         """Build the plain network."""

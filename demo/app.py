@@ -52,7 +52,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=7860, help="0 takes any free one")
     limits = Limits()
     parser.add_argument(
-        "--most_pictures", type=int, default=limits.pictures, help="of one order of a visitor"
+        "--max_images", type=int, default=limits.pictures, help="of one order of a visitor"
     )
     parser.add_argument(
         "--most_evaluations",
@@ -65,8 +65,8 @@ def parse_args() -> argparse.Namespace:
         "--device", default=default_device(), help="where to compute, e.g. cpu or cuda:1"
     )
     args = parser.parse_intermixed_args()
-    if min(args.batch_size, args.most_pictures, args.most_evaluations) < 1:
-        raise UserError("--batch_size, --most_pictures and --most_evaluations: at least 1 each")
+    if min(args.batch_size, args.max_images, args.most_evaluations) < 1:
+        raise UserError("--batch_size, --max_images and --most_evaluations: at least 1 each")
     return args
 
 
@@ -96,7 +96,7 @@ def main() -> None:
     faces = TextToFace.load(
         args.ckpt, config=args.config, overrides=args.overrides, device=args.device
     )
-    limits = Limits(pictures=args.most_pictures, evaluations=args.most_evaluations)
+    limits = Limits(pictures=args.max_images, evaluations=args.most_evaluations)
     names = [*LOCAL, *args.name]
     if args.host not in LOCAL:
         names += [args.host, socket.gethostname(), socket.getfqdn()]

@@ -133,7 +133,7 @@ ATTRIBUTES = {
 LONG_HAIR = {"long straight", "long wavy", "bob"}
 
 
-def draw_attributes(rng: random.Random) -> dict[str, str]:
+def random_attributes(rng: random.Random) -> dict[str, str]:
     """Draw the attributes of one face: uniform, but less headwear (1 in 3), glasses and beards."""
     face = {name: rng.choice(values) for name, values in ATTRIBUTES.items()}
     if rng.random() < 0.58:
@@ -174,7 +174,7 @@ def _style() -> Style:
 
 
 def render(face: dict[str, str], size: int = SIZE) -> Image.Image:
-    """Draw a face, `size`×`size` RGB, from the attributes of `draw_attributes`."""
+    """Draw a face, `size`×`size` RGB, from the attributes of `random_attributes`."""
     mouth, eyebrows = EXPRESSION[face["expression"]]
     options = {
         "seed": "face",
@@ -206,7 +206,7 @@ def render(face: dict[str, str], size: int = SIZE) -> Image.Image:
 def make_face(split: str, index: int, num_captions: int) -> tuple[dict[str, str], dict[str, Any]]:
     """Return the attributes to draw and the record to write for face `index` of a split."""
     rng = random.Random(f"{split}-{index}")
-    face = draw_attributes(rng)
+    face = random_attributes(rng)
     shown = hide(face)
     captions = [make_caption(shown, rng) for _ in range(num_captions)]
     return face, {"id": index, "attributes": shown, "captions": captions}

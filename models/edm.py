@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.draws import WHOLE_BATCH, BatchDraws
+from models.batch_random import WHOLE_BATCH, BatchRandom
 from models.maskdit import MODEL_SIZES, Architecture, MaskDiT, TokenMask, random_mask
 
 
@@ -109,8 +109,8 @@ def build_denoiser(
 
 
 @dataclass(frozen=True)
-class LossDraws:
-    """Random numbers of one training loss; `draw_for_loss` draws them.
+class LossRandom:
+    """Random numbers of one training loss; `random_for_loss` draws them.
 
     normal: (N, 1, 1, 1), unit normal; gives the noise levels.
     noise: (N, C, H, W), unit normal.
@@ -124,26 +124,26 @@ class LossDraws:
     directions: Tensor | None = None
 
 
-def draw_for_loss(
+def random_for_loss(
     denoiser: nn.Module,
     clean: Tensor,
     cond: Tensor | None,
     mask_ratio: float = 0.0,
-    draws: BatchDraws = WHOLE_BATCH,
-) -> LossDraws:
+    rng: BatchRandom = WHOLE_BATCH,
+) -> LossRandom:
     """Draw what the loss of `clean` (N, C, H, W) and `cond` needs, on the device of `clean`.
 
-    The order is that of LossDraws' fields.
+    The order is that of LossRandom' fields.
     """
     n, device, network = len(clean), clean.device, unwrapped(denoiser).model
-    normal = draws.randn((n, 1, 1, 1), device)
-    noise = draws.randn(clean.shape, device)
+    normal = rng.randn((n, 1, 1, 1), device)
+    noise = rng.randn(clean.shape, device)
     mask = directions = None
     if mask_ratio > 0:
-        mask = random_mask(n, network.num_patches, mask_ratio, device, draws)
+        mask = random_mask(n, network.num_patches, mask_ratio, device, rng)
     if cond is not None and network.architecture.perturbation and network.training:
-        directions = draws.randn((n, network.cond_dim), device)
-    return LossDraws(normal, noise, mask, directions)
+        directions = rng.randn((n, network.cond_dim), device)
+    return LossRandom(normal, noise, mask, directions)
 
 
 def unwrapped(denoiser: nn.Module) -> EDMPrecond:
@@ -157,7 +157,7 @@ def edm_loss(
     denoiser: nn.Module,
     clean: Tensor,
     cond: Tensor | None,
-    draws: LossDraws,
+    random: LossRandom,
     *,
     mae_loss_coef: float = 0.0,
     P_mean: float = -1.2,
@@ -176,11 +176,11 @@ def edm_loss(
     """
     inner = unwrapped(denoiser)
     patch_size, sigma_data = inner.model.patch_size, inner.sigma_data
-    mask = None if draws.mask is None or draws.mask.hides_nothing else draws.mask
-    sigma = (P_mean + P_std * draws.normal).exp()
+    mask = None if random.mask is None or random.mask.hides_nothing else random.mask
+    sigma = (P_mean + P_std * random.normal).exp()
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
-    noised = clean + sigma * draws.noise
-    options = {} if draws.directions is None else {"cond_noise": draws.directions}
+    noised = clean + sigma * random.noise
+    options = {} if random.directions is None else {"cond_noise": random.directions}
     if inner.model.architecture.self_cond and encoder is not None:
         with torch.no_grad():
             options["summary"] = encoder.summary(noised, sigma, cond)

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.batch_random import WHOLE_BATCH, BatchRandom
 from models.blocks import TimestepEmbedder
-from models.draws import WHOLE_BATCH, BatchDraws
 
 STEPS = 16  # Heun steps from noise to an embedding
 
@@ -104,7 +104,7 @@ class EmbeddingPrior(nn.Module):
         return away * (self.reach / away.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp(max=1)
 
     @torch.no_grad()
-    def draw(self, y: Tensor, noise: Tensor, freedom: float, steps: int = STEPS) -> Tensor:
+    def sample(self, y: Tensor, noise: Tensor, freedom: float, steps: int = STEPS) -> Tensor:
         """Draw an image embedding of unit length for each condition y (N, D) -> (N, D).
 
         noise: (N, D) unit normal; an embedding depends on nothing else that is random.
@@ -156,7 +156,7 @@ def prior_loss(
     y: Tensor,
     bank: Tensor,
     levels: tuple[float, float],
-    draws: BatchDraws = WHOLE_BATCH,
+    rng: BatchRandom = WHOLE_BATCH,
 ) -> Tensor:
     """Return the flow-matching loss of embeddings y (N, D) without text -> (N,).
 
@@ -167,15 +167,15 @@ def prior_loss(
         trait of the image in the condition, long noise leaves none.
     """
     low, high = torch.tensor(levels).log()
-    position = draws.rand((len(y), 1), y.device)
+    position = rng.rand((len(y), 1), y.device)
     sigma = (low + (high - low) * position).exp() / y.shape[1] ** 0.5
-    noised = y + sigma * draws.randn(y.shape, y.device)
+    noised = y + sigma * rng.randn(y.shape, y.device)
     away = posterior_mean(noised, sigma, torch.cat([bank, y])) - prior.mean
-    return flow_loss(prior, y, away, draws)
+    return flow_loss(prior, y, away, rng)
 
 
 def flow_loss(
-    prior: EmbeddingPrior, y: Tensor, away: Tensor, draws: BatchDraws = WHOLE_BATCH
+    prior: EmbeddingPrior, y: Tensor, away: Tensor, rng: BatchRandom = WHOLE_BATCH
 ) -> Tensor:
     """Return the flow-matching loss of y (N, D) -> (N,) (Lipman 2023, equation 23).
 
@@ -184,7 +184,7 @@ def flow_loss(
 
     y: (N, D), of unit length. away: (N, D), the condition, as `EmbeddingPrior.forward` reads it.
     """
-    target, noise = (y - prior.mean) / prior.scale, draws.randn(y.shape, y.device)
-    time = draws.randn((len(y),), y.device).sigmoid()
+    target, noise = (y - prior.mean) / prior.scale, rng.randn(y.shape, y.device)
+    time = rng.randn((len(y),), y.device).sigmoid()
     x = noise.lerp(target, time[:, None])
     return (prior(x, time, away) - (target - noise)).square().mean(dim=1)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.batch_random import WHOLE_BATCH, BatchRandom
 from models.blocks import (
     Block,
     ConditionEmbedder,
@@ -20,7 +21,6 @@ from models.blocks import (
     sincos_2d,
 )
 from models.choices import MlpKind
-from models.draws import WHOLE_BATCH, BatchDraws
 
 # name -> (depth, hidden size, patch size, heads)
 MODEL_SIZES: dict[str, tuple[int, int, int, int]] = {
@@ -65,7 +65,7 @@ def random_mask(
     length: int,
     ratio: float,
     device: torch.device | str = "cpu",
-    draws: BatchDraws = WHOLE_BATCH,
+    rng: BatchRandom = WHOLE_BATCH,
 ) -> TokenMask:
     """Hide a random share `ratio` of `length` tokens, drawn for each of `n` images.
 
@@ -75,7 +75,7 @@ def random_mask(
     kept = kept_tokens(length, ratio)
     if not 0 < kept <= length:
         raise ValueError(f"mask ratio {ratio} keeps {kept} of {length} tokens; use 0 <= ratio < 1")
-    order = draws.rand((n, length), device).argsort(dim=1)
+    order = rng.rand((n, length), device).argsort(dim=1)
     ids_restore = order.argsort(dim=1)
     return TokenMask((ids_restore >= kept).float(), order[:, :kept], ids_restore)
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.batch_random import WHOLE_BATCH, BatchRandom
 from models.choices import PerturbationKind
-from models.draws import WHOLE_BATCH, BatchDraws
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Perturbation:
         around = f", mean {self.mean:g}" if self.mean else ""
         return f"truncated {self.scale:g} [{self.trunc_a:g}, {self.trunc_b:g}]{around}"
 
-    def draw_level(self, y: Tensor, draws: BatchDraws) -> Tensor:
+    def random_scale(self, y: Tensor, rng: BatchRandom) -> Tensor:
         """Draw a level for each row of y (N, D) -> (N, 1), of the dtype and device of y.
 
         Raises ValueError for the learnable kind, whose level a network gives.
@@ -58,13 +58,13 @@ class Perturbation:
         if self.kind == "fixed":
             return torch.full(shape, self.scale, device=y.device, dtype=y.dtype)
         if self.kind == "gaussian":
-            return self.scale * draws.randn(shape, y.device, y.dtype)
+            return self.scale * rng.randn(shape, y.device, y.dtype)
         if self.kind == "uniform":
-            return self.scale * draws.rand(shape, y.device, y.dtype)
+            return self.scale * rng.rand(shape, y.device, y.dtype)
         if self.kind == "truncated":
             # Apple's GPUs have no float64.
             dtype = torch.float32 if y.device.type == "mps" else torch.float64
-            return self._truncated(draws.rand(shape, y.device, dtype)).to(y.dtype)
+            return self._truncated(rng.rand(shape, y.device, dtype)).to(y.dtype)
         raise ValueError("the learnable perturbation needs the level that a LearnedLevel gives")
 
     def _truncated(self, uniform: Tensor) -> Tensor:
@@ -81,13 +81,13 @@ class Perturbation:
         return level.clamp(self.trunc_a, self.trunc_b)
 
 
-def perturb(y: Tensor, perturbation: Perturbation, draws: BatchDraws = WHOLE_BATCH) -> Tensor:
+def perturb(y: Tensor, perturbation: Perturbation, rng: BatchRandom = WHOLE_BATCH) -> Tensor:
     """Turn each row of y (N, D) by a random direction and level -> (N, D) of unit length.
 
-    `draws` gives the directions, then the levels. Raises ValueError for the learnable kind.
+    `rng` gives the directions, then the levels. Raises ValueError for the learnable kind.
     """
-    directions = draws.randn(y.shape, device=y.device, dtype=y.dtype)
-    return turn(y, directions, perturbation.draw_level(y, draws))
+    directions = rng.randn(y.shape, device=y.device, dtype=y.dtype)
+    return turn(y, directions, perturbation.random_scale(y, rng))
 
 
 def turn(y: Tensor, directions: Tensor, level: Tensor) -> Tensor:

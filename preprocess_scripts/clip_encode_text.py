@@ -35,14 +35,14 @@ from utils.data.preprocess_jobs import (
     shard_of,
 )
 from utils.data.split_images import find_images
-from utils.pretrained.chosen_config import load_chosen_config
+from utils.pretrained.effective_config import load_effective_config
 
 
 @one_line_errors_of_each
 def main() -> None:
     """Embed the captions of each split."""
     args = make_parser(__doc__, "clip_txt", batch_size=64).parse_intermixed_args()
-    config = load_chosen_config(args)
+    config = load_effective_config(args)
     config = with_derived_sizes(config, "none", "makes", databases=args.out is None)
     shard = shard_of(args)
     todo = []

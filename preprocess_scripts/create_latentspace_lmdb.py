@@ -45,7 +45,7 @@ from utils.data.preprocess_jobs import (
 )
 from utils.data.source_files import SourceFiles
 from utils.data.split_images import find_images
-from utils.pretrained.chosen_config import load_chosen_config
+from utils.pretrained.effective_config import load_effective_config
 from utils.pretrained.encoders import ENCODERS, load_config_autoencoder, require_encoders
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def check_size(config: Config, vae: Autoencoder) -> None:
 def main() -> None:
     """Encode the images of each split into its databases."""
     args = parse_args()
-    config = load_chosen_config(args)
+    config = load_effective_config(args)
     embeddings: Use = "makes" if args.with_clip else "none"
     config = with_derived_sizes(config, "makes", embeddings, databases=args.out is None)
     shard = shard_of(args)

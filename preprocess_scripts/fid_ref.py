@@ -51,7 +51,7 @@ from utils.evaluation.feature_networks import FeatureNetwork, load_feature_netwo
 from utils.evaluation.feature_store import FeatureBlocks
 from utils.evaluation.image_set import ImageSet
 from utils.evaluation.references import FILES, Reference, load_stats, save_stats
-from utils.pretrained.chosen_config import load_chosen_config
+from utils.pretrained.effective_config import load_effective_config
 
 
 class Facts(TypedDict):
@@ -151,7 +151,7 @@ def main() -> None:
         help="use images as they are, like pytorch-fid, not crops of data.resolution",
     )
     args = parser.parse_intermixed_args()
-    config = load_chosen_config(args)
+    config = load_effective_config(args)
     (job,) = find_jobs(args, config, "ref")
     source: SourceFiles | NpzImages
     size: int | None

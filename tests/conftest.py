@@ -27,7 +27,7 @@ def golden() -> Path:
     return ROOT / "tests" / "golden"
 
 
-def draw_face(index: int, size: int) -> Image.Image:
+def crude_face(index: int, size: int) -> Image.Image:
     """Draw a crude face; its colours and smile depend on the index alone."""
     rng = np.random.default_rng(index)
     skin, hair, back = (colours[rng.integers(4)] for colours in (SKIN, HAIR, BACK))
@@ -54,7 +54,7 @@ def tiny_faces(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
         images.mkdir(parents=True)
         captions.mkdir()
         for i in range(n):
-            draw_face(i, size).save(images / f"{i:06d}.png")
+            crude_face(i, size).save(images / f"{i:06d}.png")
             (captions / f"{i:06d}.txt").write_text(f"a drawn face\nface number {i}\n")
         return images, captions
 

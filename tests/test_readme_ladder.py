@@ -88,8 +88,8 @@ class Workplace:
         results = self.folder / "results" / name
         losses = [record["loss"] for record in records_in(results / "metrics.jsonl")]
         assert len(losses) == LAST_STEP // 2 and np.isfinite(losses).all()
-        judged = records_in(results / "evaluation" / "results.jsonl")
-        assert {record["cfg_scale"] for record in judged} >= {None, 1.5, 2.0}
+        evaluated = records_in(results / "evaluation" / "results.jsonl")
+        assert {record["cfg_scale"] for record in evaluated} >= {None, 1.5, 2.0}
         report = (results / "evaluation" / "report.html").read_text(encoding="utf-8")
         assert "a robot with a" in report and "ein Roboter mit" in report
         for grid in (

@@ -27,12 +27,12 @@ from utils.base.script import one_line_errors
 # isort: split
 import torch
 
-from tools.prompt_similarity import find_pictures, side_by_side, similarities, summarise
+from tools.prompt_similarity import find_images, side_by_side, similarities, summarise
 from utils.base.files import write_csv, write_json
 from utils.base.text_table import aligned
 from utils.config.command_line import HelpFormatter, add_config_option
 from utils.evaluation.results import Record
-from utils.pretrained.chosen_config import load_chosen_config
+from utils.pretrained.effective_config import load_effective_config
 from utils.pretrained.encoders import load_config_clip, usable_device
 from utils.sampling.prompts import read_prompts
 
@@ -69,9 +69,9 @@ def main() -> None:
         raise UserError("--batch_size must be at least 1")
     device = usable_device(args.device)
     prompts = read_prompts(args.prompts) if args.prompts else None
-    found = [find_pictures(folder, prompts) for folder in dict.fromkeys(args.folders)]
+    found = [find_images(folder, prompts) for folder in dict.fromkeys(args.folders)]
     args.overrides = [f"encoders.clip={args.clip}"] if args.clip else []
-    clip = load_config_clip(load_chosen_config(args), device)
+    clip = load_config_clip(load_effective_config(args), device)
 
     records: list[Record] = []
     for pictures in found:

@@ -140,7 +140,9 @@ def grids(runs: Sequence[Run]) -> tuple[list[Picture], bool]:
     return pictures, len({step for _, step in chosen}) > 1
 
 
-def drawn_by(run: Run, prompts: Sequence[Source], seeds: Sequence[int], device: str) -> list[str]:
+def generated_by(
+    run: Run, prompts: Sequence[Source], seeds: Sequence[int], device: str
+) -> list[str]:
     """Draw prompts with a run's last checkpoint; return a row of pictures for each as data URI.
 
     Raises UserError if the run has no checkpoint, or its network takes other conditions.
@@ -149,8 +151,8 @@ def drawn_by(run: Run, prompts: Sequence[Source], seeds: Sequence[int], device: 
     if not checkpoints:
         raise UserError(f"{run.folder}: holds no checkpoint to draw from; leave --prompt out")
     *_, path = checkpoints.values()
-    drawing = TextToFace.load(path, device=device).draw(list(prompts), seeds=list(seeds))
-    pictures = np.stack([np.asarray(image) for image in drawing.images])  # (P x S, H, W, 3)
+    generation = TextToFace.load(path, device=device).generate(list(prompts), seeds=list(seeds))
+    pictures = np.stack([np.asarray(image) for image in generation.images])  # (P x S, H, W, 3)
     strips = np.split(pictures, len(prompts))
     return [png_uri(np.concatenate(list(strip), axis=1)) for strip in strips]
 
@@ -162,18 +164,18 @@ def main() -> None:
     device = str(usable_device(args.device))
     runs = load_runs(args.runs)
     names = [run.name for run in runs]
-    judged = [(number, run.best) for number, run in enumerate(runs)]
-    best = [(number, record) for number, record in judged if record is not None]
+    evaluated = [(number, run.best) for number, run in enumerate(runs)]
+    best = [(number, record) for number, record in evaluated if record is not None]
     records = [record for _, record in best]
     metrics = metrics_in(records)
     rows = table_rows(records, metrics) if records else []
     for row, (number, _), way in zip(rows, best, way_names(records), strict=True):
         row |= {"name": names[number], "colour": colour(number), "way": way}
-    drawn: dict[str, list[Picture]] = {}
+    generated: dict[str, list[Picture]] = {}
     if args.prompts:
-        strips = [drawn_by(run, args.prompts, args.seeds, device) for run in runs]
+        strips = [generated_by(run, args.prompts, args.seeds, device) for run in runs]
         for prompt, uris in zip(args.prompts, zip(*strips, strict=True), strict=True):
-            drawn[prompt.label] = [Picture(*pair) for pair in zip(uris, names, strict=True)]
+            generated[prompt.label] = [Picture(*pair) for pair in zip(uris, names, strict=True)]
     pictures, steps_differ = grids(runs)
     write_page(
         args.out,
@@ -183,10 +185,10 @@ def main() -> None:
         header=[about.label for about in metrics.values()],
         rows=rows,
         counts_differ=len({record["n"] for record in records}) > 1,
-        unjudged=[run.name for run in runs if not run.records],
+        not_evaluated=[run.name for run in runs if not run.records],
         settings=differing_settings(runs),
         charts=charts(runs, metrics),
-        drawn=drawn,
+        generated=generated,
         seeds=", ".join(map(str, args.seeds)),
         grids=pictures,
         steps_differ=steps_differ,

@@ -42,8 +42,8 @@ from utils.config.command_line import HelpFormatter, add_config_arguments
 from utils.config.schema import Config
 from utils.data.derived_sizes import with_derived_sizes
 from utils.data.embeddings import read_image_mean
-from utils.pretrained.chosen_config import config_file, read_config
 from utils.pretrained.denoisers import load_denoiser
+from utils.pretrained.effective_config import config_file, read_config
 from utils.pretrained.encoder_paths import here_or_in_project
 from utils.pretrained.encoders import (
     load_config_autoencoder,
@@ -52,7 +52,7 @@ from utils.pretrained.encoders import (
 )
 from utils.sampling.conditions import embed_rows
 from utils.sampling.generate import latent_shape, sampler_settings
-from utils.sampling.pictures import labelled_grid
+from utils.sampling.image_files import labelled_grid
 from utils.sampling.prompts import Row, text_prompt
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def settings_of(config: Config, denoiser: EDMPrecond) -> dict[str, Any]:
     }
 
 
-def draw_with_torch(
+def sample_with_torch(
     denoiser: EDMPrecond,
     autoencoder: Autoencoder,
     clip: ClipEncoder,
@@ -147,9 +147,9 @@ def compare(
     jobs = [(PROMPTS[i % len(PROMPTS)], i) for i in range(count)]
     sampler = Sampler(folder)
     started = time.perf_counter()
-    ours = draw_with_torch(denoiser, autoencoder, clip, config, jobs)
+    ours = sample_with_torch(denoiser, autoencoder, clip, config, jobs)
     between = time.perf_counter()
-    theirs = sampler.draw([prompt for prompt, _ in jobs], [seed for _, seed in jobs])
+    theirs = sampler.generate([prompt for prompt, _ in jobs], [seed for _, seed in jobs])
     seconds = between - started, time.perf_counter() - between
     latents, pixels = (float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
     images = np.concatenate([ours[1], theirs[1]]).transpose(0, 2, 3, 1)

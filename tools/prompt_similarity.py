@@ -16,8 +16,8 @@ from utils.data.image_batches import iterate_batches
 from utils.data.images import load_image
 from utils.evaluation.metrics import clip_similarities
 from utils.evaluation.results import Record
-from utils.sampling.pictures import png_text
-from utils.sampling.sample_folder import single_pictures
+from utils.sampling.image_files import png_text
+from utils.sampling.sample_folder import single_images
 
 if TYPE_CHECKING:
     from models.clip import ClipEncoder
@@ -34,7 +34,7 @@ class Pictures:
     prompts: list[str]  # one for each
 
 
-def find_pictures(folder: Path, prompts: Sequence[str] | None) -> Pictures:
+def find_images(folder: Path, prompts: Sequence[str] | None) -> Pictures:
     """Find all pictures below `folder` but the grid, each with its prompt.
 
     `prompts` are the lines of the file that the pictures were drawn from; prompt_number finds the
@@ -42,7 +42,7 @@ def find_pictures(folder: Path, prompts: Sequence[str] | None) -> Pictures:
     drawn from images or mixtures have no prompt; they are left out with a note.
     Raise UserError if the prompt of a picture cannot be found, or if there is no picture.
     """
-    paths = [path for _, path in single_pictures(folder)]
+    paths = [path for _, path in single_images(folder)]
     if prompts is not None:
         found = [prompts[prompt_number(path, folder, len(prompts))] for path in paths]
         return Pictures(folder, paths, found)

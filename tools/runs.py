@@ -12,7 +12,7 @@ from utils.base.files import read_json_lines
 from utils.config.schema import Config
 from utils.evaluation.metric_names import distance_of
 from utils.evaluation.results import Record, Results, best_of
-from utils.pretrained.chosen_config import experiment_config, read_config
+from utils.pretrained.effective_config import experiment_config, read_config
 from utils.training.comparison import flat_settings
 
 # Keys that say where things lie and not how a run was made.
@@ -53,10 +53,10 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
     runs = [_load_run(folder, name) for folder, name in zip(folders, names, strict=True)]
-    judged = next((run.records[-1] for run in runs if run.records), None)
-    if judged is None:
+    evaluated = next((run.records[-1] for run in runs if run.records), None)
+    if evaluated is None:
         return runs
-    return [_comparable(run, judged, runs) for run in runs]
+    return [_comparable(run, evaluated, runs) for run in runs]
 
 
 def _load_run(folder: Path, name: str) -> Run:
@@ -86,10 +86,10 @@ def _read_losses(path: Path) -> dict[int, float]:
     return dict(sorted(losses.items()))
 
 
-def _comparable(run: Run, judged: Record, runs: Sequence[Run]) -> Run:
-    """Leave out evaluations by another network, or against another reference, than `judged`."""
+def _comparable(run: Run, evaluated: Record, runs: Sequence[Run]) -> Run:
+    """Leave out evaluations by another network, or against another reference, than `evaluated`."""
     keys = ("network", "reference")
-    kept = [r for r in run.records if all(r[key] == judged[key] for key in keys)]
+    kept = [r for r in run.records if all(r[key] == evaluated[key] for key in keys)]
     if left_out := len(run.records) - len(kept):
         first = next(other.name for other in runs if other.records)
         note(

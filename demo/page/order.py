@@ -24,9 +24,9 @@ from models.samplers import nfe
 from utils.base.errors import UserError, short_repr
 from utils.config.parsing import parse_scale
 from utils.data.images import center_crop, opened_image, upright_rgb
-from utils.sampling.drawing import Drawing, Picture
 from utils.sampling.generate import sampler_settings
-from utils.sampling.pictures import png_bytes
+from utils.sampling.generation import GeneratedImage, Generation
+from utils.sampling.image_files import png_bytes
 from utils.sampling.prompts import Row, Source, arrange, text_prompt
 from utils.sampling.sample_folder import GRID
 from utils.sampling.text_to_face import TextToFace
@@ -98,18 +98,18 @@ class Order:
             )
         return cls(rows, range(seed, seed + num), sampling, limits)
 
-    def start(self, faces: TextToFace) -> Drawing:
+    def start(self, faces: TextToFace) -> Generation:
         """Embed the rows; raise UserError if a setting is wrong or the drawing costs too much."""
-        drawing = faces.start(self.rows, seeds=self.seeds, **self.sampling)
-        settings = drawing.sampling
+        generation = faces.start(self.rows, seeds=self.seeds, **self.sampling)
+        settings = generation.sampling
         each = nfe(sampler_settings(settings)) * (1 if settings.cfg_scale is None else 2)
-        if each * len(drawing) > self.limits.evaluations:
+        if each * len(generation) > self.limits.evaluations:
             raise UserError(
-                f"{len(drawing)} pictures of {settings.num_steps} steps ({settings.solver}) run "
-                f"the network {each * len(drawing)} times; the page allows "
+                f"{len(generation)} pictures of {settings.num_steps} steps ({settings.solver}) run "
+                f"the network {each * len(generation)} times; the page allows "
                 f"{self.limits.evaluations}: ask for fewer pictures or steps"
             )
-        return drawing
+        return generation
 
     def notes(self, faces: TextToFace) -> list[str]:
         """Return a line for each sentence whose end CLIP does not read."""
@@ -136,17 +136,17 @@ def draw(faces: TextToFace, order: Order, batch_size: int) -> Generator[dict[str
     A picture's PNG holds its settings, and under `link` the query string that repeats it.
     Raises UserError like `Order.start`.
     """
-    drawing = order.start(faces)
-    labels = [row.label for row in drawing.rows]
-    yield {"rows": labels, "seeds": drawing.seeds, "notes": order.notes(faces)}
-    for pictures in drawing.batches(batch_size):
+    generation = order.start(faces)
+    labels = [row.label for row in generation.rows]
+    yield {"rows": labels, "seeds": generation.seeds, "notes": order.notes(faces)}
+    for pictures in generation.batches(batch_size):
         for picture in pictures:
             yield {"picture": _message(order, picture)}
-    if len(drawing) > 1:
-        yield {"grid": {"name": GRID, "png": _text(png_bytes(drawing.grid(), drawing.text))}}
+    if len(generation) > 1:
+        yield {"grid": {"name": GRID, "png": _text(png_bytes(generation.grid(), generation.text))}}
 
 
-def _message(order: Order, picture: Picture) -> dict[str, Any]:
+def _message(order: Order, picture: GeneratedImage) -> dict[str, Any]:
     """Return a picture as the page takes it."""
     link = order.link(picture.row, picture.seed)
     png = png_bytes(picture.image, {**picture.text, "link": f"?{link}"})

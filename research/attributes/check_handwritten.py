@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from demo.make_faces import ATTRIBUTES
-from research.attributes.check_prompts import DRAWN_AT_ONCE
+from research.attributes.check_prompts import BATCH_SIZE
 from research.attributes.classifier import classify, load_classifier
 from utils.base.files import write_json
 from utils.base.progress import progress
@@ -127,9 +127,9 @@ def main() -> None:
     count = len(conditions)
     prior = load_config_prior(config, clip.identity)
     batches = generate(
-        denoiser, vae, conditions, range(count), sampling, prior=prior, batch_size=DRAWN_AT_ONCE
+        denoiser, vae, conditions, range(count), sampling, prior=prior, batch_size=BATCH_SIZE
     )
-    bar = progress(batches, "pictures", -(-count // DRAWN_AT_ONCE), "batch")
+    bar = progress(batches, "pictures", -(-count // BATCH_SIZE), "batch")
     pictures = torch.cat([images for _, images in bar]).permute(0, 3, 1, 2)
     shown = classify(classifier, pictures).unflatten(0, (len(texts), args.seeds))
     table = share_shown(shown, stated)

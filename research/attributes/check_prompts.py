@@ -52,8 +52,8 @@ from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
 from utils.config.parsing import parse_scale
 from utils.config.schema import Config
-from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import load_denoiser
+from utils.pretrained.effective_config import read_config
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions
@@ -62,7 +62,7 @@ from utils.sampling.generate import generate
 COARSE = ("hair_style", "hair_color", "headwear", "skin", "background", "clothes_color")
 PROBE_LEVEL = 1.0  # perturbation of the probe, for a network that was trained without
 CHUNK = 200  # images encoded at a time
-DRAWN_AT_ONCE = 50  # pictures
+BATCH_SIZE = 50  # pictures
 
 Chain = dict[str, dict[str, float]]  # label of a link → agreement of each attribute, percent
 
@@ -92,7 +92,7 @@ def choose_captions(records: list[dict]) -> tuple[list[str], Tensor]:
     return [caption["text"] for caption in chosen], torch.tensor(stated)
 
 
-def draw_chain(chain: Chain, path: Path, title: str) -> None:
+def plot_chain(chain: Chain, path: Path, title: str) -> None:
     """Plot the table: a row for each attribute, a column for each link."""
     names = [*ATTRIBUTES, "mean", "coarse mean"]
     values = [[row[name] for row in chain.values()] for name in names]
@@ -199,9 +199,9 @@ def model_chain(
         for source, conditions in conditions_of.items():
             seeds = range(len(records))
             batches = generate(
-                denoiser, vae, conditions, seeds, sampling, prior=prior, batch_size=DRAWN_AT_ONCE
+                denoiser, vae, conditions, seeds, sampling, prior=prior, batch_size=BATCH_SIZE
             )
-            total = -(-len(records) // DRAWN_AT_ONCE)
+            total = -(-len(records) // BATCH_SIZE)
             label = f"pictures from\n{source}, w={scale}"
             bar = progress(batches, desc=label.replace("\n", " "), total=total, unit="batch")
             pictures = torch.cat([batch for _, batch in bar]).permute(0, 3, 1, 2)
@@ -232,7 +232,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def scales_to_draw(args: argparse.Namespace, config: Config) -> list[float | None]:
+def scales_to_sample(args: argparse.Namespace, config: Config) -> list[float | None]:
     """Return the guidance scales of `--cfg_scale`, or the config's one."""
     if not args.cfg_scale:
         return [config.sampling.cfg_scale]
@@ -246,7 +246,7 @@ def report(chain: Chain, count: int, network: str, out: Path) -> None:
     print_chain(chain)
     out.mkdir(parents=True, exist_ok=True)
     (out / "chain.json").write_text(json.dumps(chain, indent=2) + "\n")
-    draw_chain(chain, out / "chain.png", f"{what}, {network}")
+    plot_chain(chain, out / "chain.png", f"{what}, {network}")
     print(f"plot: {out / 'chain.png'}")
 
 
@@ -268,7 +268,7 @@ def main() -> None:
             sampling = config.sampling.model_copy(update={"num_steps": args.num_steps})
             config = config.model_copy(update={"sampling": sampling})
         embeddings = {"image": of_images, "caption": of_captions}
-        scales = scales_to_draw(args, config)
+        scales = scales_to_sample(args, config)
         chain |= model_chain(denoiser, config, classifier, records, embeddings, scales)
     report(chain, len(records), "encoders" if denoiser is None else str(args.ckpt), args.out)
 

@@ -13,7 +13,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from demo.make_faces import ATTRIBUTES, draw_attributes, hide, make_face
+from demo.make_faces import ATTRIBUTES, hide, make_face, random_attributes
 from models.clip import MERGES_NAME, ClipEncoder
 from research.demo_weights.free_captions import write_free_caption
 from utils.base.errors import UserError
@@ -27,7 +27,7 @@ def sample_words(count: int) -> set[str]:
     uses: dict[str, int] = {}
     for index in range(count):
         rng = random.Random(f"words-{index}")
-        shown = hide(draw_attributes(rng))
+        shown = hide(random_attributes(rng))
         name = rng.choice(list(ATTRIBUTES))
         texts = [write_free_caption(shown, rng, name)["text"] for _ in range(8)]
         texts += [c["text"] for c in make_face("words", index, 1)[1]["captions"]]

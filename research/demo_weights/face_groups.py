@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from demo.make_faces import ATTRIBUTES, draw_attributes, encode_attributes, hide, render
+from demo.make_faces import ATTRIBUTES, encode_attributes, hide, random_attributes, render
 from utils.base.progress import progress
 from utils.base.threads import processors
 
@@ -36,7 +36,7 @@ ATTRIBUTE_WEIGHTS = {
 def make_group(index: int) -> tuple[list[dict[str, str]], str]:
     """Return four faces that differ in one attribute, and the attribute's name."""
     rng = random.Random(f"clip-{index}")
-    face = draw_attributes(rng)
+    face = random_attributes(rng)
     names = list(ATTRIBUTES)
     name = rng.choices(names, [ATTRIBUTE_WEIGHTS.get(n, 1) for n in names])[0]
     # The attribute must be visible.
@@ -60,7 +60,7 @@ def render_group(index: int) -> np.ndarray:
 def render_all(cache: Path, groups: int) -> np.ndarray:
     """Draw all training faces, (groups, 4, 128, 128, 3) uint8, or read them from the file `cache`.
 
-    Drawn faces are written to `cache`.
+    Generated faces are written to `cache`.
     """
     if cache.exists():
         images: np.ndarray = np.load(cache, mmap_mode="r", allow_pickle=False)
@@ -103,7 +103,7 @@ class Batch:
     stated: np.ndarray  # (N, A) bool, the attributes that the texts state
 
 
-def draw_batch(faces: TrainingFaces, step: int, groups: int, write: Writer) -> Batch:
+def random_batch(faces: TrainingFaces, step: int, groups: int, write: Writer) -> Batch:
     """Draw so many groups and their texts, by the number of the training step alone.
 
     write: `make_caption` or another writer with its arguments.

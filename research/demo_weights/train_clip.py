@@ -50,8 +50,8 @@ from research.demo_weights.face_groups import (
     GROUP,
     Batch,
     TrainingFaces,
-    draw_batch,
     load_training_faces,
+    random_batch,
     read_pixels,
 )
 from research.demo_weights.free_captions import write_free_caption
@@ -189,7 +189,7 @@ def train(
     parts = nn.ModuleDict({"clip": model, "teacher": teacher})
 
     def loss_of_images(step: int) -> Tensor:
-        batch = draw_batch(faces, step, args.batch, write_nothing)
+        batch = random_batch(faces, step, args.batch, write_nothing)
         return image_loss(model, teacher, batch, read_pixels(faces, batch))
 
     model.train()
@@ -199,7 +199,7 @@ def train(
     teacher.fit(embeddings.flatten(0, 1), torch.from_numpy(faces.codes).flatten(0, 1))
 
     def loss_of_texts(step: int) -> Tensor:
-        batch = draw_batch(faces, step, args.batch, write_text)
+        batch = random_batch(faces, step, args.batch, write_text)
         group, place = torch.from_numpy(batch.faces).unbind(1)
         return text_loss(model, teacher, batch, tokenize(batch.texts), embeddings[group, place])
 

@@ -82,7 +82,7 @@ def face_weight() -> Tensor:
     return weight / weight.mean()
 
 
-def draw_pixels(faces: np.ndarray, seed: int, count: int) -> Tensor:
+def random_pixels(faces: np.ndarray, seed: int, count: int) -> Tensor:
     """Draw so many of the faces (N, 128, 128, 3) uint8; return (count, 3, 128, 128) in [-1, 1]."""
     picked = np.sort(np.random.default_rng(seed).choice(len(faces), count, replace=False))
     pixels = torch.from_numpy(faces[picked]).permute(0, 3, 1, 2)
@@ -158,7 +158,7 @@ def main() -> None:
     for step in steps:
         set_lr(optimizer, args.lr, step, args.steps)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(vae, draw_pixels(faces, step, args.batch), weight)
+            loss = loss_of(vae, random_pixels(faces, step, args.batch), weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -168,7 +168,7 @@ def main() -> None:
             print(f"step {step + 1} loss {loss.item():.4f} {pace:.2f} s/step", flush=True)
         if (step + 1) % 250 == 0 or step + 1 == args.steps:
             save(checkpoint, vae, optimizer, step + 1)
-    factor = scaling_factor(vae, draw_pixels(faces, 0, 256))
+    factor = scaling_factor(vae, random_pixels(faces, 0, 256))
     vae.register_to_config(scaling_factor=round(factor, 5))
     vae.half().save_pretrained(args.out)
     print(f"held-out PSNR over 500 faces: {held_out_psnr(args.out):.2f} dB")

@@ -32,14 +32,14 @@ from matplotlib.figure import Figure
 
 from research.gap.embeddings import open_embeddings, random_directions, read_some
 from research.gap.perturbations import PUBLISHED, distribution, parse_perturbation, turning_angles
-from research.gap.plots import draw_histograms
+from research.gap.plots import plot_histograms
 from utils.base.files import write_csv, write_json
 from utils.base.text_table import aligned
 from utils.config.command_line import HelpFormatter, add_config_option
 from utils.config.parsing import parse_seed
 from utils.data.embeddings import some_samples
 from utils.evaluation.plots import save_plot, style_axis
-from utils.pretrained.chosen_config import load_chosen_config
+from utils.pretrained.effective_config import load_effective_config
 
 HEADER = ("perturbation", "mean", "std", "5 %", "50 %", "95 %", "min", "max", "two draws")
 
@@ -69,7 +69,7 @@ def load(args: argparse.Namespace) -> tuple[torch.Tensor, str]:
     generator = torch.Generator().manual_seed(args.seed)
     if args.dim is not None:
         return random_directions(args.num, args.dim, generator), f"random, {args.dim} dimensions"
-    path = args.embeddings or load_chosen_config(args).data.feat_path
+    path = args.embeddings or load_effective_config(args).data.feat_path
     reader = open_embeddings(path, "--embeddings", "data.feat_path")
     y = read_some(reader, some_samples(reader, args.num, generator), generator)
     return y, f"{path}, {y.shape[1]} dimensions"
@@ -96,7 +96,7 @@ def main() -> None:
 
     figure = Figure(figsize=(8, 1.2 + 0.75 * len(angles)), layout="constrained")
     axis = figure.subplots()
-    draw_histograms(axis, angles, digits=1)
+    plot_histograms(axis, angles, digits=1)
     style_axis(axis, "Angle to the perturbed embedding", source)
     axis.set_xlabel("degrees; a dot is the median, a line spans 5 to 95 %")
     axis.set_xlim(left=0)

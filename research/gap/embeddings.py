@@ -38,8 +38,8 @@ def read_some(
     samples: (N,) int64, rows of the database.
     """
     rows = samples.numpy()
-    drawn = torch.rand(len(samples), generator=generator).numpy()
-    which = (drawn * reader.info.counts[rows]).astype(int)
+    generated = torch.rand(len(samples), generator=generator).numpy()
+    which = (generated * reader.info.counts[rows]).astype(int)
     return torch.from_numpy(reader.read(rows, which))
 
 

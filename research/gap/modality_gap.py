@@ -33,14 +33,14 @@ from models.geometry import Gap, gaussian_for_angle, level_for_angle, modality_g
 from models.perturbation import Perturbation
 from research.gap.embeddings import open_embeddings, read_pairs
 from research.gap.perturbations import PUBLISHED, distribution, parse_perturbation, turning_angles
-from research.gap.plots import draw_histograms, draw_shares_above
+from research.gap.plots import plot_fractions_above, plot_histograms
 from utils.base.files import write_csv, write_json
 from utils.base.text_table import aligned
 from utils.config.command_line import HelpFormatter, add_config_option
 from utils.config.parsing import parse_seed
 from utils.data.lmdb_reader import LMDBReader
 from utils.evaluation.plots import save_plot, style_axis
-from utils.pretrained.chosen_config import load_chosen_config
+from utils.pretrained.effective_config import load_effective_config
 
 KEYS = {  # split → config keys of its image embeddings and its text embeddings
     "train": ("data.feat_path", "data.text_feat_path"),
@@ -84,7 +84,7 @@ def open_databases(args: argparse.Namespace) -> list[LMDBReader]:
     """Return the databases of image and text embeddings; raise UserError if one is not named."""
     paths = [args.images, args.texts]
     if None in paths:
-        config = load_chosen_config(args)
+        config = load_effective_config(args)
         for i, key in enumerate(KEYS[args.split]):
             section, name = key.split(".")
             paths[i] = paths[i] or getattr(getattr(config, section), name)
@@ -114,12 +114,12 @@ def draw(gap: Gap, angles: dict[str, np.ndarray], path: Path) -> None:
     figure = Figure(figsize=(12.5, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     by_kind = {label: values.numpy() for label, values in cosines(gap).items()}
-    draw_histograms(left, by_kind, digits=2)
+    plot_histograms(left, by_kind, digits=2)
     style_axis(left, "Cosine", f"means {gap.distance:.2f} apart")
     left.set_xlabel("cosine; a dot is the median, a line spans 5 to 95 %")
 
     low, median, high = np.percentile(gap.angle.numpy(), (5, 50, 95))
-    draw_shares_above(right, angles)
+    plot_fractions_above(right, angles)
     right.axvspan(
         low, high, color="0.5", alpha=0.2, linewidth=0, label="image to its\ntext, 5–95 %"
     )

@@ -8,8 +8,8 @@ from typing import get_args
 import numpy as np
 import torch
 
+from models.batch_random import BatchRandom
 from models.choices import SEED_LIMIT, PerturbationKind
-from models.draws import BatchDraws
 from models.geometry import angle_deg
 from models.perturbation import Perturbation, perturb
 from utils.base.errors import UserError
@@ -49,8 +49,8 @@ def turning_angles(
     two versions. The draws depend on `seed` alone, not on other perturbations.
     """
     # A stream of its own: that of embeddings drawn with the same seed must not be repeated.
-    draws = BatchDraws(torch.Generator().manual_seed((seed + OWN_STREAM) % SEED_LIMIT))
-    first, second = (perturb(y, perturbation, draws) for _ in range(2))
+    rng = BatchRandom(torch.Generator().manual_seed((seed + OWN_STREAM) % SEED_LIMIT))
+    first, second = (perturb(y, perturbation, rng) for _ in range(2))
     return angle_deg(y, first).numpy(), angle_deg(first, second).numpy()
 
 

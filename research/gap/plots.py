@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 MOST_BINS = 120
 
 
-def draw_histograms(axis: Axes, values: Mapping[str, np.ndarray], digits: int) -> None:
+def plot_histograms(axis: Axes, values: Mapping[str, np.ndarray], digits: int) -> None:
     """Draw a histogram of (N,) values for each label, one below the other, on one x axis.
 
     Each histogram is as high as its row. Below it a line marks the 5 to 95 % points and a dot the
@@ -47,7 +47,7 @@ def histogram_edges(numbers: np.ndarray) -> np.ndarray:
     return np.linspace(low - margin, high + margin, bins + 1)
 
 
-def draw_shares_above(axis: Axes, values: Mapping[str, np.ndarray]) -> None:
+def plot_fractions_above(axis: Axes, values: Mapping[str, np.ndarray]) -> None:
     """Draw a curve for each label: the share of its (N,) values above x, in percent."""
     for label, numbers in values.items():
         ordered = np.sort(numbers)

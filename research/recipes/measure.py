@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import machine
-from research.recipes.jury import Jury
+from research.recipes.evaluation import Evaluation
 from research.recipes.recipe import Recipe
 from research.recipes.trainings import Diverged, clock, run_training
 from utils.base.files import write_json
@@ -44,7 +44,7 @@ class Plan:
         return -(-self.steps // self.points)
 
 
-def measure(plan: Plan, jury: Jury) -> list[dict[str, Any]]:
+def measure(plan: Plan, evaluation: Evaluation) -> list[dict[str, Any]]:
     """Train and judge as planned; return a run for each kind of weights.
 
     A run is a record of the JSON of all results: recipe, label, seed, steps, machine, images that
@@ -52,14 +52,14 @@ def measure(plan: Plan, jury: Jury) -> list[dict[str, Any]]:
     a judged checkpoint.
     """
     own = "" if plan.training is plan.recipe else f"_{plan.recipe.name}"
-    kept = plan.folder / f"judged_{len(jury.records)}{own}.json"
+    kept = plan.folder / f"judged_{len(evaluation.records)}{own}.json"
     runs = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     if not all(_is_complete(runs.get(which), plan.steps) for which in plan.weights):
         for which in plan.weights:
             runs.setdefault(which, _new_run(plan, which))
         seconds = _train(plan, runs)
         for which in plan.weights:
-            _judge(plan, which, runs, jury, seconds, kept)
+            _evaluate(plan, which, runs, evaluation, seconds, kept)
         for checkpoint in list(list_checkpoints(plan.folder / "checkpoints").values())[:-1]:
             checkpoint.unlink()  # it is judged, and large
     return [runs[which] for which in plan.weights]
@@ -104,15 +104,15 @@ def _train(plan: Plan, runs: dict[str, dict[str, Any]]) -> dict[int, float]:
     return seconds
 
 
-def _judge(
+def _evaluate(
     plan: Plan,
     which: str,
     runs: dict[str, dict[str, Any]],
-    jury: Jury,
+    evaluation: Evaluation,
     seconds: dict[int, float],
     kept: Path,
 ) -> None:
-    """Judge the weights `which` at the planned checkpoints; write `runs` to `kept` after each."""
+    """Evaluate the weights `which` at the planned checkpoints; write `runs` after each."""
     points, label = runs[which]["points"], runs[which]["label"]
     done = {point["step"] for point in points}
     checkpoints = list_checkpoints(plan.folder / "checkpoints")
@@ -120,8 +120,8 @@ def _judge(
     for step in progress(due, f"judge {label}", len(due), "checkpoint"):
         if step in done:
             continue
-        denoiser, _ = load_denoiser(checkpoints[step], jury.device, which)
-        metrics = jury.judge(denoiser, plan.recipe.config)
+        denoiser, _ = load_denoiser(checkpoints[step], evaluation.device, which)
+        metrics = evaluation.evaluate(denoiser, plan.recipe.config)
         points.append({"step": step, "seconds": seconds[step], **metrics})
         write_json(kept, runs)
     write_json(kept, runs)

@@ -17,9 +17,9 @@ FOLDER = ROOT / "configs" / "demo" / "recipes"
 # Sections that make a recipe; `eval` and `log` change neither the training nor the pictures.
 SECTIONS = ("data", "encoders", "model", "train", "sampling")
 # Keys that change the pictures of a trained network, not its training.
-OF_PICTURES = ("sampling.", "encoders.image_mean", "encoders.prior")
+OF_IMAGES = ("sampling.", "encoders.image_mean", "encoders.prior")
 # Keys that change neither the size of the network nor the work of a step.
-OF_DATA = (*OF_PICTURES, "data.", "encoders.", "train.perturbation")
+OF_DATA = (*OF_IMAGES, "data.", "encoders.", "train.perturbation")
 SET_BY_US = ("train.max_num_steps", "train.epochs", "train.seed")
 # Keys in which all recipes agree: otherwise their metrics could not be compared.
 SHARED = (
@@ -55,7 +55,7 @@ class Recipe:
 
     def trains_like(self, other: Recipe) -> bool:
         """Return True if both recipes train equal networks, so that one training serves both."""
-        return self._agrees(other, OF_PICTURES)
+        return self._agrees(other, OF_IMAGES)
 
     def costs_like(self, other: Recipe) -> bool:
         """Return True if a step of both costs the same: equal networks and optimizers."""

@@ -30,7 +30,7 @@ from utils.base.script import one_line_errors
 
 # isort: split
 from benchmarks.timing import add_arguments, report, start
-from research.recipes.jury import Jury, add_jury_arguments
+from research.recipes.evaluation import Evaluation, add_evaluation_arguments
 from research.recipes.measure import Plan, measure
 from research.recipes.plot import draw
 from research.recipes.recipe import read_recipes
@@ -74,7 +74,7 @@ def parse_args() -> argparse.Namespace:
         "is still close to the random start",
     )
     parser.add_argument("--work", type=Path, default=RESULTS, help="folder of the trainings")
-    add_jury_arguments(parser)
+    add_evaluation_arguments(parser)
     parser.add_argument(
         "--plot", type=Path, metavar="PNG", help="plot to write; None = beside the file of --out"
     )
@@ -90,8 +90,8 @@ def parse_args() -> argparse.Namespace:
 def compare(args: argparse.Namespace) -> None:
     """Measure what steps cost, then train and judge run by run; table and plot grow with each."""
     recipes, seeds = read_recipes(args.recipes), parse_seeds(args.seeds)
-    jury = Jury(recipes[0].config, args.data, args.num, args.judge)
-    setup = {"seconds": args.seconds, "unit": unit(), **jury.identity}
+    evaluation = Evaluation(recipes[0].config, args.data, args.num, args.evaluator)
+    setup = {"seconds": args.seconds, "unit": unit(), **evaluation.identity}
     results = Results(args.out, setup)
     picture = args.plot or args.out.with_suffix(".png")
     # Recipes that differ in their pictures alone share the training of the first of them.
@@ -114,7 +114,7 @@ def compare(args: argparse.Namespace) -> None:
                 ("ema", "model") if is_raw_too else ("ema",),
                 curve=seed == seeds[0],
             )
-            results.add(recipe, measure(plan, jury))
+            results.add(recipe, measure(plan, evaluation))
             report(args.out, TITLE, rows(results), notes(results), data=results.to_dict())
             draw(results, picture)
     print(f"plot: {picture}")

@@ -41,7 +41,7 @@ from benchmarks.sampling_settings import Setting, settings_to_compare, student_s
 from demo.make_faces import ATTRIBUTES
 from research.attributes.check_prompts import COARSE, choose_captions
 from research.attributes.classifier import classify, codes_of, load_classifier, load_faces
-from research.sampling_quality.plot import draw_plot
+from research.sampling_quality.plot import plot
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
 from utils.evaluation.feature_statistics import FeatureStats
@@ -52,14 +52,14 @@ from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions
 from utils.sampling.generate import generate
-from utils.sampling.pictures import labelled_grid, save_png
+from utils.sampling.image_files import labelled_grid, save_png
 
 CHUNK = 50  # images drawn and kept at a time
 DRAWS = 200  # of the bootstrap
 GRID_COLUMNS = 8  # pictures of each setting in --grid
 
 
-class Judged(NamedTuple):
+class Evaluated(NamedTuple):
     """Properties of N pictures."""
 
     features: torch.Tensor  # (N, D) CLIP image embeddings
@@ -73,7 +73,7 @@ class Pictures:
     def __init__(self, args: argparse.Namespace) -> None:
         """Load the networks and the test faces; raises UserError if something is missing."""
         self.folder, self.num, self.freedom = args.out_dir, args.num, args.freedom
-        self.judge_file = args.judge or args.out_dir / "classifier.safetensors"
+        self.evaluator_file = args.evaluator or args.out_dir / "classifier.safetensors"
         self.train_faces = args.data / "train"
         self.denoiser, self.config = load_denoiser(args.ckpt)
         self.vae = load_config_autoencoder(self.config)
@@ -95,7 +95,7 @@ class Pictures:
     @cached_property
     def classifier(self) -> torch.nn.Module:
         """Classifier of attributes, trained on first use."""
-        return load_classifier(self.judge_file, self.train_faces)
+        return load_classifier(self.evaluator_file, self.train_faces)
 
     def draw(self, name: str, setting: Setting) -> torch.Tensor:
         """Return a setting's pictures (N, H, W, 3) uint8; draw those that are not kept yet."""
@@ -124,34 +124,34 @@ class Pictures:
             torch.save(images, file)
         return images[: self.num]
 
-    def judge(self, images: torch.Tensor, reference: torch.Tensor) -> Judged:
+    def evaluate(self, images: torch.Tensor, reference: torch.Tensor) -> Evaluated:
         """Run CLIP and the classifier on pictures (N, H, W, 3) uint8, and compare with others."""
         apart = (images.float() - reference.float()).square().flatten(1).mean(dim=1).sqrt()
         images = images.permute(0, 3, 1, 2)
         features = torch.cat([self.clip.encode_images(part) for part in images.split(CHUNK)])
-        return Judged(features, classify(self.classifier, images) == self.codes, apart)
+        return Evaluated(features, classify(self.classifier, images) == self.codes, apart)
 
-    def metrics(self, judged: Judged, rows: np.ndarray) -> np.ndarray:
+    def metrics(self, evaluated: Evaluated, rows: np.ndarray) -> np.ndarray:
         """Measure the pictures `rows`.
 
         Returns Fréchet distance, CLIP score, % of stated attributes, of coarse ones, distance to
         the reference.
         """
-        features = judged.features[rows]
+        features = evaluated.features[rows]
         ours = FeatureStats()
         ours.update(features)
         distance = frechet_distance(ours.mu, ours.sigma, self.real.mu, self.real.sigma)
         score = clip_similarities(features, self.texts[rows]).mean()
         stated = self.stated[rows]
-        right = judged.right[rows] & stated
+        right = evaluated.right[rows] & stated
         shown = 100 * right.sum() / stated.sum()
         coarse = 100 * right[:, self.coarse].sum() / stated[:, self.coarse].sum()
-        apart = judged.apart[rows].mean()
+        apart = evaluated.apart[rows].mean()
         return np.array([distance, *(float(x) for x in (score, shown, coarse, apart))])
 
-    def recall(self, judged: Judged) -> float:
+    def recall(self, evaluated: Evaluated) -> float:
         """Return the share of the test images that lie among the pictures."""
-        ours, real = judged.features.double(), self.real_features.double()
+        ours, real = evaluated.features.double(), self.real_features.double()
         return manifold_metrics(ours, real)["recall"]
 
 
@@ -194,7 +194,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chosen_settings(args: argparse.Namespace) -> dict[str, Setting]:
+def selected_settings(args: argparse.Namespace) -> dict[str, Setting]:
     """Return the settings of `--only`; `--reference` comes first, the others are compared with it.
 
     Raises UserError for an unknown name.
@@ -211,13 +211,13 @@ def chosen_settings(args: argparse.Namespace) -> dict[str, Setting]:
     return {name: settings[name] for name in names}
 
 
-def bootstrap(pictures: Pictures, judged: Mapping[str, Judged]) -> dict[str, np.ndarray]:
+def bootstrap(pictures: Pictures, evaluated: Mapping[str, Evaluated]) -> dict[str, np.ndarray]:
     """Return the metrics (DRAWS, 5) of each setting, for images drawn again with replacement."""
     rng = np.random.default_rng(0)
     draws = [rng.integers(pictures.num, size=pictures.num) for _ in range(DRAWS)]
     return {
         name: np.stack([pictures.metrics(found, draw) for draw in draws])
-        for name, found in judged.items()
+        for name, found in evaluated.items()
     }
 
 
@@ -256,34 +256,37 @@ def main() -> None:
     """Draw the pictures of all settings, judge them, and write the table and the plot."""
     args = parse_args()
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    settings = chosen_settings(args)
+    settings = selected_settings(args)
     pictures = Pictures(args)
-    drawn = {name: pictures.draw(name, setting) for name, setting in settings.items()}
+    generated = {name: pictures.draw(name, setting) for name, setting in settings.items()}
     if args.only_draw:
         return
-    judged = {name: pictures.judge(images, drawn[args.reference]) for name, images in drawn.items()}
+    evaluated = {
+        name: pictures.evaluate(images, generated[args.reference])
+        for name, images in generated.items()
+    }
     if args.grid:
-        shown = torch.cat([images[:GRID_COLUMNS] for images in drawn.values()]).numpy()
-        captions = [name for name in drawn for _ in range(GRID_COLUMNS)]
+        shown = torch.cat([images[:GRID_COLUMNS] for images in generated.values()]).numpy()
+        captions = [name for name in generated for _ in range(GRID_COLUMNS)]
         save_png(labelled_grid(shown, captions, GRID_COLUMNS), args.grid)
 
-    resampled, everything = bootstrap(pictures, judged), np.arange(args.num)
+    resampled, everything = bootstrap(pictures, evaluated), np.arange(args.num)
     rows = []
     for name, setting in settings.items():
-        metrics = pictures.metrics(judged[name], everything)
+        metrics = pictures.metrics(evaluated[name], everything)
         differences = resampled[name] - resampled[args.reference]
-        recall = pictures.recall(judged[name])
+        recall = pictures.recall(evaluated[name])
         rows.append(table_row(name, setting, metrics, differences, recall))
     band = interval(rows[0]["Fréchet distance"], resampled[args.reference][:, 0])
     scale = pictures.config.sampling.cfg_scale
     guidance = "no guidance" if scale is None else f"guidance {scale:g}"
-    drawn_with = f"{guidance}, freedom {args.freedom:g}" if args.freedom else guidance
-    title = f"{args.num} pictures of test captions, {drawn_with}, shipped network"
+    generated_with = f"{guidance}, freedom {args.freedom:g}" if args.freedom else guidance
+    title = f"{args.num} pictures of test captions, {generated_with}, shipped network"
     notes = [f"Distance of {args.reference}, 95 %: {band[0]:.1f} … {band[1]:.1f} (bootstrap)."]
     timing.report(args.out, f"Quality of sampling: {title}", rows, notes)
     if args.plot:
         with_curves = [{**row, "curve": settings[row["setting"]].curve} for row in rows]
-        draw_plot(with_curves, band, args.plot, title)
+        plot(with_curves, band, args.plot, title)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
-def draw_plot(
-    rows: list[dict[str, Any]], band: tuple[float, float], path: Path, title: str
-) -> None:
+def plot(rows: list[dict[str, Any]], band: tuple[float, float], path: Path, title: str) -> None:
     """Plot Fréchet distance and attributes shown against the cost of a picture.
 
     rows: the reference comes first. band: 95 % interval of its distance.

@@ -30,7 +30,7 @@ import numpy as np
 
 from benchmarks.timing import ROOT
 from demo.captions import make_caption
-from demo.make_faces import draw_attributes, hide, make_face, render
+from demo.make_faces import hide, make_face, random_attributes, render
 from research.study.pairs_prior import train_pairs_prior
 from utils.base.errors import UserError
 from utils.base.files import write_text, write_whole
@@ -107,7 +107,7 @@ def wrong_captions(index: int) -> list[str]:
     face, _ = make_face("train", index, 1)
     rng, texts = random.Random(f"wrong-{index}"), []
     for _ in range(CAPTIONS):
-        other = draw_attributes(rng)
+        other = random_attributes(rng)
         mixed = {n: other[n] if rng.random() < WRONG else value for n, value in face.items()}
         texts.append(make_caption(hide(mixed), rng)["text"])
     return texts
@@ -122,7 +122,7 @@ def more_captions(index: int) -> list[str]:
 def narrow_face(index: int) -> dict[str, str]:
     """Return the attributes of face `index` of the narrow set."""
     rng = random.Random(f"narrow-{index}")
-    face = draw_attributes(rng)
+    face = random_attributes(rng)
     return face | {name: rng.choice(values) for name, values in NARROW.items()}
 
 
@@ -150,7 +150,7 @@ def _make_database(path: Path, data: Path) -> None:
         options.append(_clip_of(path.parent))
     elif name == "narrow":
         images = path.parent / "images"
-        _draw_narrow(images)
+        _render_narrow(images)
     elif (count := name.removeprefix("first_")).isdigit():
         names = path.parent / "names.txt"
         write_text(names, "".join(f"{index:06d}\n" for index in range(int(count))))
@@ -199,16 +199,16 @@ def _write_captions(folder: Path, writer: Callable[[int], list[str]], count: int
         (folder / f"{index:06d}.txt").write_text("\n".join(writer(index)) + "\n")
 
 
-def _draw_narrow(folder: Path) -> None:
+def _render_narrow(folder: Path) -> None:
     """Render the narrow set into `folder`; faces that are there are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     with Pool() as pool:
-        stream = pool.imap(partial(_draw_face, folder), range(NARROW_FACES), chunksize=64)
+        stream = pool.imap(partial(_render_face, folder), range(NARROW_FACES), chunksize=64)
         for _ in progress(stream, "narrow faces", NARROW_FACES, "face"):
             pass
 
 
-def _draw_face(folder: Path, index: int) -> None:
+def _render_face(folder: Path, index: int) -> None:
     image, part = folder / f"{index:06d}.png", folder / f"{index:06d}.part"
     if not image.exists():
         render(narrow_face(index)).save(part, "png", compress_level=3)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.draws import BatchDraws
+from models.batch_random import BatchRandom
 from models.embedding_prior import flow_loss
 from train_prior import MOST, Training, train
 from utils.config.sections import Prior
@@ -29,12 +29,12 @@ class PairsTraining(Training):
         super().__init__(y, options)
         self.captions = captions
 
-    def losses(self, batch: Tensor, bank: Tensor, draws: BatchDraws) -> Tensor:
+    def losses(self, batch: Tensor, bank: Tensor, rng: BatchRandom) -> Tensor:
         """Return the losses (B,) of the images at `batch`; `bank` is not used."""
-        chosen = draws.rand((len(batch),)) * self.captions.info.n_features
+        chosen = rng.rand((len(batch),)) * self.captions.info.n_features
         texts = torch.from_numpy(self.captions.read(batch.numpy(), chosen.long().numpy()))
         away = self.prior.away_from_mean(texts, FREEDOM)
-        return flow_loss(self.prior, self.y[batch], away, draws)
+        return flow_loss(self.prior, self.y[batch], away, rng)
 
 
 def train_pairs_prior(images: Path, captions: Path, out: Path) -> None:

@@ -32,7 +32,7 @@ from utils.base.script import one_line_errors
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from benchmarks.timing import add_arguments, report, start
-from research.recipes.jury import Jury, add_jury_arguments
+from research.recipes.evaluation import Evaluation, add_evaluation_arguments
 from research.recipes.measure import Plan, measure
 from research.recipes.recipe import Recipe, read_recipes
 from research.recipes.results import Results
@@ -103,8 +103,8 @@ class Runs:
         }
         first = next(iter(self.recipes.values()))
         prepare(_networks(first), args.data)
-        self.jury = Jury(first.config, args.data, study.pictures, args.judge)
-        setup = {"seconds": study.seconds, "unit": unit(), **self.jury.identity}
+        self.evaluation = Evaluation(first.config, args.data, study.pictures, args.evaluator)
+        setup = {"seconds": study.seconds, "unit": unit(), **self.evaluation.identity}
         self.results, self.costs = Results(args.out, setup), Costs(args.work)
 
     def run(self, name: str, seed: int) -> None:
@@ -126,7 +126,7 @@ class Runs:
             training,
             start=self._start(name),
         )
-        self.results.add(recipe, measure(plan, self.jury))
+        self.results.add(recipe, measure(plan, self.evaluation))
         rows, remarks = study_rows(self.results), notes(self.results)
         report(self.args.out, TITLE, rows, remarks, data=self.results.to_dict())
 
@@ -184,7 +184,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--work", type=Path, default=Path("results/study"), help="folder of the trainings"
     )
-    add_jury_arguments(parser)
+    add_evaluation_arguments(parser)
     add_arguments(parser)
     parser.set_defaults(out=Path("docs/benchmarks/study.json"))
     return parser.parse_intermixed_args()

@@ -40,12 +40,12 @@ from research.variety.measures import (
     AT_ONCE,
     PROMPTS,
     Draw,
-    Judge,
+    Evaluator,
+    classify_generated,
     closeness,
     data_codes,
     faces_that_show,
     figures,
-    judge_draws,
     wanted_codes,
 )
 from utils.base.files import write_json
@@ -55,8 +55,8 @@ from utils.config.command_line import HelpFormatter
 from utils.config.parsing import seeds_from
 from utils.config.schema import Config
 from utils.data.lmdb_reader import LMDBReader
-from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import load_denoiser
+from utils.pretrained.effective_config import read_config
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions
@@ -100,7 +100,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def drawing(ckpt: Path, overrides: list[str]) -> tuple[Draw, Config]:
+def generation(ckpt: Path, overrides: list[str]) -> tuple[Draw, Config]:
     """Return the method that a model and its settings are: sentences and seeds → (B, 3, S, S)."""
     denoiser, config = load_denoiser(ckpt, config=read_config(ckpt, overrides))
     vae, clip = load_config_autoencoder(config), load_config_clip(config)
@@ -126,7 +126,7 @@ def held_out_embeddings(config: Config) -> Tensor:
 
 def check_captions(
     draw: Draw,
-    name: Judge,
+    name: Evaluator,
     records: list[dict],
     reference: Tensor,
     config: Config,
@@ -183,7 +183,7 @@ def main() -> None:
     texts, stated = read_captions(args.prompts)
     for states in wanted_codes(stated):
         faces_that_show(states, data_codes())  # raises now rather than after the drawing
-    draw, config = drawing(args.ckpt, args.overrides)
+    draw, config = generation(args.ckpt, args.overrides)
     records, reference = [], torch.empty(0)
     if args.captions:
         records = load_records(args.data / "test", args.captions)
@@ -194,7 +194,7 @@ def main() -> None:
         "strength": args.strength,
         "model": str(args.ckpt),
         "settings": args.overrides,
-        **figures(judge_draws(draw, name, texts, args.seeds, config.sampling.seed), stated),
+        **figures(classify_generated(draw, name, texts, args.seeds, config.sampling.seed), stated),
         "captions": None,
     }
     if args.captions:

@@ -5,12 +5,12 @@ that a sentence leaves open should vary as they do among the faces of which the 
 `make_faces.py` gives that distribution.
 
     texts, stated = read_captions(PROMPTS)
-    codes = judge_draws(draw, name, texts, num_seeds=48)   # (P, K, A)
+    codes = classify_generated(draw, name, texts, num_seeds=48)   # (P, K, A)
     figures(codes, stated)                                 # stated, variety, ratio, …
 
 `draw(texts, seeds)` is any method: it returns a row for each sentence and its seed. `name` names
 the attributes of these rows: `partial(classify, classifier)` for pictures (B, 3, 128, 128) uint8,
-`embedding_judge(…)` for embeddings (B, D), without drawing a picture.
+`embedding_classifier(…)` for embeddings (B, D), without drawing a picture.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from scipy.stats import binom
 from torch import Tensor
 
-from demo.make_faces import ATTRIBUTES, draw_attributes, encode_attributes, hide
+from demo.make_faces import ATTRIBUTES, encode_attributes, hide, random_attributes
 from research.attributes.classifier import codes_of, load_probe, predict
 from utils.base.errors import UserError
 from utils.base.progress import progress
@@ -41,7 +41,7 @@ MIN_FACES = 200  # of which a sentence is true, to know how they vary
 AT_ONCE = 48  # rows that a method draws at a time
 
 Draw = Callable[[list[str], list[int]], Tensor]  # sentences and seeds of B rows → (B, …)
-Judge = Callable[[Tensor], Tensor]  # (B, …) → attributes (B, A) int64
+Evaluator = Callable[[Tensor], Tensor]  # (B, …) → attributes (B, A) int64
 States = Mapping[str, str]  # name of an attribute → the value that a sentence states
 
 
@@ -62,7 +62,7 @@ def visible(codes: Tensor) -> Tensor:
 def data_codes(count: int = FACES) -> Tensor:
     """Return the visible attributes of `count` faces as the demo draws them, (count, A) int64."""
     rng = random.Random("variety")
-    return torch.tensor([encode_attributes(hide(draw_attributes(rng))) for _ in range(count)])
+    return torch.tensor([encode_attributes(hide(random_attributes(rng))) for _ in range(count)])
 
 
 def wanted_codes(stated: Sequence[States]) -> Tensor:
@@ -130,7 +130,7 @@ def faces_that_show(stated: Tensor, data: Tensor) -> Tensor:
     return found
 
 
-def variety_of(drawn: Tensor, data: Tensor, stated: Tensor) -> dict[str, Tensor]:
+def variety_of(generated: Tensor, data: Tensor, stated: Tensor) -> dict[str, Tensor]:
     """Compare the attributes of one sentence's draws with those of the faces that it is true of.
 
     Args:
@@ -139,15 +139,15 @@ def variety_of(drawn: Tensor, data: Tensor, stated: Tensor) -> dict[str, Tensor]
         stated: (A,) int64 of `wanted_codes`.
 
     Returns:
-        For each attribute that the sentence leaves open, (O,) float64: `drawn` and `data`, the
+        For each attribute that the sentence leaves open, (O,) float64: `generated` and `data`, the
         entropies divided by the logarithm of the number of values that faces show; `overlap`,
         1 − total variation distance of both distributions; `data_overlap`. The data's figures are
         those of K faces, on average.
     """
     possible = (shares(data) > 0).sum(dim=1).double()
-    p, q = shares(faces_that_show(stated, data)), shares(drawn)
+    p, q = shares(faces_that_show(stated, data)), shares(generated)
     is_open = (stated < 0) & (p.amax(dim=1) < 1)  # a stated bun leaves no choice of a hat
-    k = len(drawn)
+    k = len(generated)
     found = {
         "drawn": entropies(q) / possible.log(),
         "data": expected_entropies(p, k) / possible.log(),
@@ -176,8 +176,8 @@ def figures(codes: Tensor, stated: Sequence[States], data: Tensor | None = None)
     hits = (codes == wanted[:, None]).double().mean(dim=1)  # (P, A)
     says = wanted >= 0
     of_prompts = [
-        variety_of(visible(drawn), data, states)
-        for drawn, states in zip(codes, wanted, strict=True)
+        variety_of(visible(generated), data, states)
+        for generated, states in zip(codes, wanted, strict=True)
     ]
     rows = []
     for hit, said, found in zip(hits, says, of_prompts, strict=True):
@@ -203,8 +203,8 @@ def _summary(found: Mapping[str, Tensor]) -> dict[str, float]:
     }
 
 
-def judge_draws(
-    draw: Draw, name: Judge, texts: Sequence[str], num_seeds: int, first_seed: int = 0
+def classify_generated(
+    draw: Draw, name: Evaluator, texts: Sequence[str], num_seeds: int, first_seed: int = 0
 ) -> Tensor:
     """Let a method draw each sentence `num_seeds` times, and name the attributes: (P, K, A) int64.
 
@@ -219,7 +219,7 @@ def judge_draws(
     return torch.cat(codes).unflatten(0, (len(texts), num_seeds))
 
 
-def embedding_judge(embeddings: LMDBReader, records: list[dict], cache: Path) -> Judge:
+def embedding_classifier(embeddings: LMDBReader, records: list[dict], cache: Path) -> Evaluator:
     """Return a judge of CLIP image embeddings (B, D) of any length; its probe is kept in `cache`.
 
     embeddings, records: of the training faces, in the same order.

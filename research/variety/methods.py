@@ -43,19 +43,19 @@ from research.variety.check import add_point, check_captions, held_out_embedding
 from research.variety.measures import (
     PROMPTS,
     Draw,
-    Judge,
+    Evaluator,
+    classify_generated,
     closeness,
-    embedding_judge,
+    embedding_classifier,
     figures,
-    judge_draws,
 )
 from research.variety.plot import plot_trade, read_points
 from utils.config.command_line import HelpFormatter
 from utils.config.schema import Config
 from utils.data.embeddings import read_directions
 from utils.data.lmdb_reader import LMDBReader
-from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import load_denoiser
+from utils.pretrained.effective_config import read_config
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.pretrained.priors import read_prior
 from utils.sampling.conditions import caption_conditions
@@ -91,15 +91,15 @@ def ways(images: Tensor, config: Config) -> dict[str, Callable[[float], Way]]:
     def noisy(y: Tensor, noise: SeededNoise, level: float) -> Tensor:
         return F.normalize(y + level * F.normalize(noise.randn(y.shape[1:]), dim=1), dim=1)
 
-    def drawn(y: Tensor, noise: SeededNoise, freedom: float) -> Tensor:
-        return prior.draw(y, noise.randn(y.shape[1:]), freedom)
+    def generated(y: Tensor, noise: SeededNoise, freedom: float) -> Tensor:
+        return prior.sample(y, noise.randn(y.shape[1:]), freedom)
 
     return {
         "literal": lambda _: lambda y, noise: y,
         "noise": lambda level: partial(noisy, level=level),
         "a near image": lambda count: partial(near, count=count),
         "mixed with a near image": lambda count: partial(mixed, count=count),
-        "prior": lambda freedom: partial(drawn, freedom=freedom),
+        "prior": lambda freedom: partial(generated, freedom=freedom),
     }
 
 
@@ -121,11 +121,11 @@ class Comparison:
         if args.pictures:
             self.denoiser, _ = load_denoiser(CHECKPOINT, config=self.config)
             self.vae = load_config_autoencoder(self.config)
-            judge = load_classifier(args.judges / "classifier.safetensors", args.data / "train")
-            self.name: Judge = partial(classify, judge)
+            evaluator = load_classifier(args.judges / "classifier.safetensors", args.data / "train")
+            self.name: Evaluator = partial(classify, evaluator)
         else:
             records, probe = load_records(args.data / "train"), args.judges / "probe.safetensors"
-            self.name = embedding_judge(train, records, probe)
+            self.name = embedding_classifier(train, records, probe)
 
     def draw(self, way: Way, texts: list[str], seeds: list[int]) -> Tensor:
         """Return the embeddings (B, D) of a way, or its pictures (B, 3, S, S)."""
@@ -140,7 +140,7 @@ class Comparison:
     def measure(self, method: str, strength: float) -> dict[str, Any]:
         """Return the figures of a way at one strength, as research/variety/check.py writes them."""
         draw = partial(self.draw, self.ways[method](strength))
-        codes = judge_draws(draw, self.name, self.texts, self.args.seeds)
+        codes = classify_generated(draw, self.name, self.texts, self.args.seeds)
         return {
             "method": method,
             "strength": strength,

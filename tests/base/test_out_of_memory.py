@@ -17,8 +17,8 @@ from utils.data.fill_databases import Target, fill
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.preprocess_jobs import Job
 from utils.evaluation.checkpoints import evaluate_checkpoint
+from utils.evaluation.evaluator import Evaluator
 from utils.evaluation.folder import evaluate_folder
-from utils.evaluation.judge import Judge
 from utils.pretrained.encoders import load_config_autoencoder
 from utils.sampling.generate import generate
 
@@ -89,26 +89,26 @@ def test_images_drawn_in_scarce_memory_are_the_same(tmp_path, capsys):
 def test_a_checkpoint_judged_in_scarce_memory_has_the_same_metrics(tmp_path, capsys):
     config = make_tiny_config(tmp_path)
     make_tiny_evaluation_data(config)
-    denoiser, judge = make_tiny_denoiser(), Judge(config)
-    expected = evaluate_checkpoint(denoiser, config, judge, tmp_path / "ample")
+    denoiser, evaluator = make_tiny_denoiser(), Evaluator(config)
+    expected = evaluate_checkpoint(denoiser, config, evaluator, tmp_path / "ample")
     with scarce_memory():
-        metrics = evaluate_checkpoint(denoiser, config, judge, tmp_path / "scarce")
+        metrics = evaluate_checkpoint(denoiser, config, evaluator, tmp_path / "scarce")
     assert_same(metrics, expected)
     printed = capsys.readouterr().err
     assert printed.count("note: sampling: 8 at once do not fit into memory; now 4") == 1
-    assert printed.count(f"features of {judge.network.name}: 16 at once do not fit") == 1
+    assert printed.count(f"features of {evaluator.network.name}: 16 at once do not fit") == 1
 
 
 def test_a_folder_judged_in_scarce_memory_has_the_same_metrics(tmp_path, tiny_faces, capsys):
     config, (images, captions) = make_tiny_config(tmp_path), tiny_faces(20)
     make_tiny_evaluation_data(config)
 
-    def judge() -> dict[str, object]:
+    def evaluate() -> dict[str, object]:
         return evaluate_folder(config, images, [config.eval.ref_path], captions=captions)
 
-    expected = judge()
+    expected = evaluate()
     with scarce_memory():
-        assert_same(judge(), expected)
+        assert_same(evaluate(), expected)
     assert capsys.readouterr().err.count("16 at once do not fit into memory; now 8") == 1
 
 

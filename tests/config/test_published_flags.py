@@ -12,7 +12,7 @@ from tiny import DIM, make_tiny_checkpoint, make_tiny_config, make_tiny_evaluati
 
 import eval_latent_t2f
 import train_latent_t2f
-from models.draws import BatchDraws, Share
+from models.batch_random import BatchRandom, Share
 from utils.base.errors import UserError
 from utils.config.command_line import DEFAULT_CONFIG
 from utils.config.load import load_config
@@ -20,7 +20,7 @@ from utils.config.published_flags import flag_settings, note_void_flags
 from utils.config.schema import Config
 from utils.data.latent_dataset import LatentDataset, open_data
 from utils.data.lmdb_writer import LMDBWriter
-from utils.evaluation.draw import seeds_to_judge
+from utils.evaluation.generated import seeds_to_evaluate
 from utils.evaluation.results import Results
 from utils.training.batches import DataOrder, training_batches
 from utils.training.run_log import RunLog, require_wandb
@@ -202,12 +202,12 @@ def captioned(tmp_path) -> Config:
 
 
 @pytest.mark.parametrize(("limit", "drawn"), [(None, {0, 1, 2, 3}), (2, {0, 1}), (1, {0})])
-def test_embeddings_are_drawn_among_the_first_so_many(captioned, limit, drawn):
+def test_embeddings_are_drawn_among_the_first_so_many(captioned, limit, generated):
     paths = captioned.data
     data = LatentDataset(paths.root, paths.feat_path, num_features=limit)
     generator = torch.Generator().manual_seed(0)
-    _, y = data.batch(torch.arange(12).repeat(10), BatchDraws(generator))
-    assert {int(row[0]) for row in y} == drawn
+    _, y = data.batch(torch.arange(12).repeat(10), BatchRandom(generator))
+    assert {int(row[0]) for row in y} == generated
 
 
 def test_more_embeddings_than_there_are_cannot_be_drawn_from(captioned):
@@ -228,8 +228,8 @@ def test_the_number_of_reading_threads_changes_no_batch(captioned):
 
 def test_fewer_seeds_than_images_are_refused(configured):
     with pytest.raises(UserError, match=r"fid_sample_size: 65 .* eval\.seeds lists 64"):
-        seeds_to_judge(configured("--seeds 0-63 --num_expected 65"))
-    assert list(seeds_to_judge(configured("--seeds 7,3-5 --num_expected 3"))) == [7, 3, 4]
+        seeds_to_evaluate(configured("--seeds 0-63 --num_expected 65"))
+    assert list(seeds_to_evaluate(configured("--seeds 7,3-5 --num_expected 3"))) == [7, 3, 4]
 
 
 def test_evaluation_judges_the_images_of_the_given_seeds(tmp_path, monkeypatch):

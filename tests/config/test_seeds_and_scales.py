@@ -13,8 +13,8 @@ from utils.config.load import config_from_dict
 from utils.config.parsing import parse_scale, parse_seed, parse_seeds
 from utils.config.published_flags import SAMPLING, add_published_flags, flag_settings
 from utils.config.schema import Config
-from utils.evaluation.draw import seeds_to_judge
-from utils.sampling.text_to_face import chosen_seeds
+from utils.evaluation.generated import seeds_to_evaluate
+from utils.sampling.text_to_face import resolve_seeds
 
 BAD_SEEDS = [
     "4294967296", "18446744073709551616", "-1", "1.5", "1e3", "nan", "true", "x", "9" * 5000
@@ -52,9 +52,9 @@ def test_a_seed_beyond_the_limit_is_one_line_for_flags(text, monkeypatch):
 def test_seeds_that_follow_the_first_one_stay_below_the_limit_too():
     values = {"sampling": {"seed": 2**32 - 4}, "eval": {"fid_sample_size": 4}}
     config = config_from_dict(values)
-    assert list(seeds_to_judge(config)) == chosen_seeds(None, 4, config.sampling)
+    assert list(seeds_to_evaluate(config)) == resolve_seeds(None, 4, config.sampling)
     over = config_from_dict({**values, "eval": {"fid_sample_size": 5}})
-    for ask in (lambda: seeds_to_judge(over), lambda: chosen_seeds(None, 5, over.sampling)):
+    for ask in (lambda: seeds_to_evaluate(over), lambda: resolve_seeds(None, 5, over.sampling)):
         with pytest.raises(UserError, match=r"^seeds 4294967292 and the 4 after it: should be"):
             ask()
 
@@ -62,12 +62,12 @@ def test_seeds_that_follow_the_first_one_stay_below_the_limit_too():
 @pytest.mark.parametrize("seeds", [2**32, [0, 2**32], -1, 1.5, [1.5], np.int64(-1), [True, 2**64]])
 def test_seeds_of_a_call_have_the_same_limit(seeds):
     with pytest.raises(UserError, match="should be whole numbers from 0 to"):
-        chosen_seeds(seeds, 1, Config().sampling)
+        resolve_seeds(seeds, 1, Config().sampling)
 
 
 @pytest.mark.parametrize("seeds", [5, np.int64(5), (5,), np.array([5]), range(5, 6)])
 def test_a_seed_is_any_whole_number_or_some_of_them(seeds):
-    assert chosen_seeds(seeds, 1, Config().sampling) == [5]
+    assert resolve_seeds(seeds, 1, Config().sampling) == [5]
 
 
 def read_flags(*words: str) -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_face
+from conftest import crude_face
 
 from utils.base.errors import UserError
 from utils.data.archive_files import read_bytes
@@ -40,7 +40,7 @@ def make_tar(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
 
 def face(i: int) -> bytes:
     file = io.BytesIO()
-    draw_face(i, 32).save(file, "PNG")
+    crude_face(i, 32).save(file, "PNG")
     return file.getvalue()
 
 
@@ -264,5 +264,5 @@ def test_a_name_of_no_image_or_of_several_is_named(wanted):
 
 def test_batches_from_an_archive_are_those_of_the_folder(source, files):
     (batch,) = iterate_batches(paths_in(source), 16, 100, workers=4)
-    expected = [np.asarray(draw_face(i, 32).resize((16, 16), 4)) for i in range(12)]  # 4 = box
+    expected = [np.asarray(crude_face(i, 32).resize((16, 16), 4)) for i in range(12)]  # 4 = box
     np.testing.assert_array_equal(batch.permute(0, 2, 3, 1), np.stack(expected))

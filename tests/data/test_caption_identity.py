@@ -11,7 +11,7 @@ from preprocessing import TXT, forget
 from utils.base.errors import UserError
 from utils.config.load import load_config
 from utils.data.lmdb_reader import LMDBReader
-from utils.evaluation.judge import Judge
+from utils.evaluation.evaluator import Evaluator
 from utils.evaluation.kept_images import KeptImages
 from utils.sampling.conditions import captions_of, check_test_captions
 from utils.training.sample_grid import SampleGrid
@@ -122,7 +122,7 @@ def test_captions_that_published_databases_have_and_files_lack_are_refused(proje
 def test_evaluation_and_sample_grids_refuse_changed_captions(project, captions):
     rewrite(captions)
     config = load_config(project.yaml)
-    for make in (Judge, lambda c: SampleGrid.from_config(c, "cpu")):
+    for make in (Evaluator, lambda c: SampleGrid.from_config(c, "cpu")):
         with pytest.raises(UserError, match="1 of 5 caption files .*clip_encode_text.py"):
             make(config)
 

@@ -9,7 +9,7 @@ import torch
 from published_labels import write_published
 from tiny import make_tiny_config
 
-from models.draws import BatchDraws
+from models.batch_random import BatchRandom
 from utils.base.errors import UserError
 from utils.data.latent_dataset import LatentDataset, open_data
 from utils.data.lmdb_layout import one_hot
@@ -43,7 +43,7 @@ def test_labels_are_one_hot_conditions(root, in_memory):
 def test_latents_are_drawn_from_the_moments_and_scaled(root):
     data = LatentDataset(root, classes=4, scale_factor=0.18215)
     rows = torch.arange(6).repeat(2000)
-    z, _ = data.batch(rows, BatchDraws(torch.Generator().manual_seed(0)))
+    z, _ = data.batch(rows, BatchRandom(torch.Generator().manual_seed(0)))
     z = z.view(2000, 6, 4, 2, 2)
     mean, log_variance = torch.from_numpy(MOMENTS).chunk(2, dim=1)
     torch.testing.assert_close(z.mean(dim=0), 0.18215 * mean, atol=0.05, rtol=0)

@@ -202,7 +202,7 @@ def test_a_config_of_paths_and_encoders_alone_preprocesses_trains_and_draws(
             Image.new("RGB", (20, 30), (30 * i, 99, 0)).save(tmp_path / split / f"images/{i}.png")
             (tmp_path / split / f"captions/{i}.txt").write_text(f"face {i}\n")
     project.without_sizes()
-    written, out = project.train_and_draw("face")
+    written, out = project.train_and_generate("face")
     assert sizes(written) == sizes(project.config) == (DIM, DIM, 4, 4, LATENT_SIZE)
     assert {"num_classes", "in_size"} <= written.model.model_fields_set
     assert list(out.glob("*.png"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_face
+from conftest import crude_face
 from preprocessing import IMG, N_TEST
 from test_archive_files import make_tar, make_zip
 from tiny import make_tiny_config
@@ -29,7 +29,7 @@ FORMS = [(NFC, NFD), (NFD, NFC)]
 def test_captions_belong_to_images_whose_names_read_alike(tmp_path, image, caption, form):
     files = {f"{caption}/{caption}.txt": b"a caption", "b.txt": b"another"}
     (tmp_path / "images" / image).mkdir(parents=True)
-    draw_face(0, 8).save(tmp_path / "images" / image / f"{image}.png")
+    crude_face(0, 8).save(tmp_path / "images" / image / f"{image}.png")
     if form == "folder":
         source = tmp_path / "captions"
         (source / caption).mkdir(parents=True)

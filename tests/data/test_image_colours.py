@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import draw_face
+from conftest import crude_face
 from image_files import (
     SPACES,
     cmyk_profile,
@@ -27,7 +27,7 @@ RAMP = np.arange(256, dtype=np.uint8)
 @pytest.fixture(scope="module")
 def face() -> Image.Image:
     """An image of many colours, saturated and dark ones among them."""
-    pixels = np.asarray(draw_face(2, 48)).copy()
+    pixels = np.asarray(crude_face(2, 48)).copy()
     pixels[:16] = np.random.default_rng(0).integers(0, 256, (16, 48, 3))
     return Image.fromarray(pixels)
 
@@ -230,16 +230,16 @@ def test_the_transparent_colour_is_found_at_every_depth(tmp_path):
     assert read(tmp_path, png)[0, :, 0].tolist() == [0, 255, 170, 255]
 
 
-GREY = np.asarray(draw_face(1, 32).convert("L"))
+GREY = np.asarray(crude_face(1, 32).convert("L"))
 DEEP = GREY.astype(np.uint16) * 257
-RGB = np.asarray(draw_face(1, 32))
+RGB = np.asarray(crude_face(1, 32))
 LAB = np.asarray(
     ImageCms.profileToProfile(
-        draw_face(1, 32), SRGB, ImageCms.createProfile("LAB"), outputMode="LAB"
+        crude_face(1, 32), SRGB, ImageCms.createProfile("LAB"), outputMode="LAB"
     )
 )
-YCC = np.asarray(draw_face(1, 32).convert("YCbCr"))
-CMYK = np.asarray(draw_face(1, 32).convert("CMYK"))
+YCC = np.asarray(crude_face(1, 32).convert("YCbCr"))
+CMYK = np.asarray(crude_face(1, 32).convert("CMYK"))
 
 
 def twelve_bits() -> bytes:

@@ -8,16 +8,16 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import draw_face
+from conftest import crude_face
 from image_files import encoded, icc_profile, png_chunk, with_chunks, write_tiff
 from PIL import Image, ImageOps, PngImagePlugin
 
 from utils.data import images
 from utils.data.images import UnreadableImage, load_image
-from utils.sampling.pictures import png_text
+from utils.sampling.image_files import png_text
 from utils.sampling.prompts import as_source
 
-FACE = draw_face(3, 24)
+FACE = crude_face(3, 24)
 TURNED = np.asarray(FACE.transpose(Image.Transpose.ROTATE_270))
 XMP = b'<rdf:Description xmlns:tiff="t" tiff:Orientation="6"/>'
 
@@ -85,7 +85,7 @@ def test_the_orientation_of_xmp_counts_without_exif(tmp_path, form):
 def test_every_orientation_is_that_of_pillow(tmp_path, form, orientation):
     tags = Image.Exif()
     tags[0x0112] = orientation
-    content = encoded(draw_face(1, 32).crop((0, 0, 32, 20)), form, exif=tags)
+    content = encoded(crude_face(1, 32).crop((0, 0, 32, 20)), form, exif=tags)
     with Image.open(io.BytesIO(content)) as image:
         expected = ImageOps.exif_transpose(image).convert("RGB")
     assert (read(tmp_path, content) == np.asarray(expected)).all()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_face
+from conftest import crude_face
 from PIL import Image
 
 from utils.base.errors import UserError
@@ -17,7 +17,7 @@ from utils.data.images import (
     load_image,
     to_uint8_array,
 )
-from utils.sampling.pictures import labelled_grid, save_png
+from utils.sampling.image_files import labelled_grid, save_png
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -105,7 +105,7 @@ def test_transparent_pixels_lie_on_white(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not an image", "cut"])
 def test_broken_image_is_named(tmp_path, content):
     path = tmp_path / "bad.png"
-    draw_face(0, 64).save(path)
+    crude_face(0, 64).save(path)
     path.write_bytes(path.read_bytes()[:300] if content == "cut" else content)
     with pytest.raises(UserError, match=f"{path}: unreadable image"):
         load_image(path)

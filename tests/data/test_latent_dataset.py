@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_databases import Y, Z, write
 
-from models.draws import BatchDraws
+from models.batch_random import BatchRandom
 from utils.base.errors import UserError
 from utils.data.latent_dataset import LatentDataset
 from utils.data.lmdb_layout import names_hash
@@ -27,7 +27,7 @@ def test_a_batch_holds_latents_and_one_embedding_of_each(pair, in_memory):
     data = LatentDataset(*pair, in_memory=in_memory)
     assert (data.length, data.latent_shape, data.cond_dim) == (12, (4, 2, 2), 16)
     indices = torch.tensor([3, 0, 3, 9])
-    z, y = data.batch(indices, BatchDraws(torch.Generator().manual_seed(0)))
+    z, y = data.batch(indices, BatchRandom(torch.Generator().manual_seed(0)))
     np.testing.assert_array_equal(z.numpy(), Z[indices])
     for row, i in zip(y.numpy(), indices, strict=True):
         assert (row == Y[i]).all(axis=1).sum() == 1
@@ -36,7 +36,7 @@ def test_a_batch_holds_latents_and_one_embedding_of_each(pair, in_memory):
 def test_memory_or_disk_makes_no_difference(pair):
     batches = [
         LatentDataset(*pair, in_memory=where).batch(
-            torch.arange(12), BatchDraws(torch.Generator().manual_seed(3))
+            torch.arange(12), BatchRandom(torch.Generator().manual_seed(3))
         )
         for where in (True, False)
     ]
@@ -49,7 +49,7 @@ def test_every_embedding_is_drawn(tmp_path):
     data = LatentDataset(write(tmp_path / "z", "z", Z), write(tmp_path / "y", "y", ragged))
     generator = torch.Generator().manual_seed(0)
     seen = torch.cat(
-        [data.batch(torch.arange(12), BatchDraws(generator))[1] for _ in range(60)]
+        [data.batch(torch.arange(12), BatchRandom(generator))[1] for _ in range(60)]
     ).unique(dim=0)
     assert len(seen) == sum(len(ys) for ys in ragged)
 

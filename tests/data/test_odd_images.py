@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_face
+from conftest import crude_face
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -33,7 +33,7 @@ from utils.data.lmdb_layout import names_hash
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.lmdb_writer import LMDBWriter
 
-FACE = draw_face(1, 40)
+FACE = crude_face(1, 40)
 
 
 def palette_with_alpha(path: Path) -> None:
@@ -46,7 +46,7 @@ def palette_with_alpha(path: Path) -> None:
 
 
 def animated(path: Path) -> None:
-    frames = [draw_face(i, 40) for i in (1, 2, 3)]
+    frames = [crude_face(i, 40) for i in (1, 2, 3)]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=50, lossless=True)
 
 

@@ -7,13 +7,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import draw_face
+from conftest import crude_face
 from preprocessing import IMG, N_TEST, N_TRAIN, TXT, Z, paths_in, pixels
 from tiny import DIM, RESOLUTION, make_tiny_clip
 
 from models.autoencoder import load_autoencoder
+from models.batch_random import BatchRandom
 from models.clip import load_clip
-from models.draws import BatchDraws
 from utils.data.image_batches import iterate_batches
 from utils.data.images import load_image
 from utils.data.latent_dataset import LatentDataset
@@ -155,10 +155,10 @@ def test_stored_moments_are_those_of_the_scaled_latents(project):
     vae = load_autoencoder(project.folder / "vae")
     moments = vae.encode_moments(pixels(project.folder / "test" / "images") / 127.5 - 1)
     data = LatentDataset(project.test / "z")
-    draw, same_draw = (torch.Generator().manual_seed(7) for _ in range(2))
-    z, _ = data.batch(torch.arange(N_TEST), BatchDraws(draw))
+    draw, same_random = (torch.Generator().manual_seed(7) for _ in range(2))
+    z, _ = data.batch(torch.arange(N_TEST), BatchRandom(draw))
     torch.testing.assert_close(
-        z, vae.sample_latents(moments, same_draw).float(), rtol=1e-4, atol=1e-5
+        z, vae.sample_latents(moments, same_random).float(), rtol=1e-4, atol=1e-5
     )
 
 
@@ -254,7 +254,7 @@ def test_jpeg_draft_decodes_large_photos_small_and_is_recorded(project):
     folder = project.folder / "photos"
     folder.mkdir()
     for i in range(2):
-        draw_face(i, 8 * RESOLUTION).save(folder / f"{i}.jpg", quality=95)
+        crude_face(i, 8 * RESOLUTION).save(folder / f"{i}.jpg", quality=95)
     paths = paths_in(folder)
     whole, draft = (next(iterate_batches(paths, RESOLUTION, 2, draft=d)) for d in (False, True))
     assert load_image(paths[0], 2 * RESOLUTION).size == (2 * RESOLUTION,) * 2

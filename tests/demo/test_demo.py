@@ -12,11 +12,11 @@ import torch
 from demo.captions import make_caption
 from demo.make_faces import (
     ATTRIBUTES,
-    draw_attributes,
     encode_attributes,
     hide,
     make_face,
     make_split,
+    random_attributes,
     render,
 )
 from research.attributes.check_prompts import agreement, choose_captions
@@ -27,7 +27,7 @@ from utils.base.errors import UserError
 
 
 def faces(count: int) -> list[dict[str, str]]:
-    return [draw_attributes(random.Random(i)) for i in range(count)]
+    return [random_attributes(random.Random(i)) for i in range(count)]
 
 
 def test_a_face_depends_on_its_split_and_index_only():

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlparse
 
 import numpy as np
 import pytest
-from conftest import ROOT, draw_face
+from conftest import ROOT, crude_face
 from PIL import Image
 
 pytestmark = pytest.mark.e2e
@@ -86,7 +86,7 @@ def downloaded(page: Page, name: str) -> Image.Image:
 
 @pytest.fixture
 def face(tmp_path) -> Path:
-    draw_face(3, 200).save(tmp_path / "my face.png")
+    crude_face(3, 200).save(tmp_path / "my face.png")
     return tmp_path / "my face.png"
 
 

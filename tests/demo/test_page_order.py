@@ -7,7 +7,7 @@ from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
-from conftest import draw_face
+from conftest import crude_face
 from PIL import Image
 from tiny import CONTEXT_LENGTH, DIM, RESOLUTION, make_tiny_checkpoint, make_tiny_config
 
@@ -37,7 +37,7 @@ def faces(released) -> TextToFace:
 
 def png_file(size=(48, 48)) -> bytes:
     file = io.BytesIO()
-    draw_face(3, 48).resize(size).save(file, format="PNG")
+    crude_face(3, 48).resize(size).save(file, format="PNG")
     return file.getvalue()
 
 
@@ -54,8 +54,8 @@ def decoded(text: str) -> Image.Image:
 def pictures(faces, query: str, batch_size: int = 4) -> list[dict]:
     """Draw an order; return its pictures, each with the decoded `image`."""
     messages = list(draw(faces, Order.read(query, LIMITS), batch_size))
-    drawn = [message["picture"] for message in messages if "picture" in message]
-    return [{**picture, "image": decoded(picture["png"])} for picture in drawn]
+    generated = [message["picture"] for message in messages if "picture" in message]
+    return [{**picture, "image": decoded(picture["png"])} for picture in generated]
 
 
 def refusal(query: str, limits: Limits = LIMITS) -> str:
@@ -74,9 +74,9 @@ def test_the_page_draws_the_pictures_of_the_command_line(faces, released, tmp_pa
     t2f.main()
     image = read_upload(faces, "face.png", png_file(), LIMITS)["image"]
     query = f"prompt=red+hair&image={image}&mix=0.3,0.7&num=3&seed=5"
-    drawn = pictures(faces, query + "&cfg_scale=3&num_steps=4&preset=paper")
-    assert [picture["name"] for picture in drawn] == ["00_005.png", "00_006.png", "00_007.png"]
-    for picture in drawn:
+    generated = pictures(faces, query + "&cfg_scale=3&num_steps=4&preset=paper")
+    assert [picture["name"] for picture in generated] == ["00_005.png", "00_006.png", "00_007.png"]
+    for picture in generated:
         theirs = Image.open(tmp_path / "out" / picture["name"])
         np.testing.assert_array_equal(np.asarray(picture["image"]), np.asarray(theirs))
         for key in ("prompt", "seed", "cfg_scale", "num_steps", "solver", "checkpoint"):
@@ -131,7 +131,7 @@ def test_an_image_is_shown_as_clip_sees_it_and_named_in_the_png(faces, face):
 
 def test_two_images_of_one_name_are_two_sources(faces, face):
     other = io.BytesIO()
-    draw_face(8, 48).save(other, format="PNG")
+    crude_face(8, 48).save(other, format="PNG")
     second = read_upload(faces, "face.png", other.getvalue(), LIMITS)["image"]
     order = Order.read(f"image={face}&image={second}", LIMITS)
     a, b = order.start(faces).embeddings

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import pytest
 import requests
 import uvicorn
-from conftest import draw_face
+from conftest import crude_face
 from image_files import encoded
 from PIL import Image
 from tiny import make_tiny_checkpoint, make_tiny_config
@@ -116,7 +116,7 @@ def test_an_upload_with_odd_exif_is_turned_and_embedded(page):
     """Phones write such tags; Pillow raises exceptions of many types on them."""
     tags = b"\x01\x12\0\3\0\0\0\1\0\6\0\0" + b"\x01\x1a\0\2\0\0\0\x0372\0\0"
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\2" + tags + bytes(4)
-    face = draw_face(1, 32)
+    face = crude_face(1, 32)
     contents = [
         encoded(face.transpose(Image.Transpose.ROTATE_270), "PNG"),
         encoded(face, "PNG", exif=exif),
@@ -128,7 +128,7 @@ def test_an_upload_with_odd_exif_is_turned_and_embedded(page):
 
 def test_an_upload_is_embedded_and_a_hostile_one_is_one_line(page):
     file = io.BytesIO()
-    draw_face(1, 32).save(file, format="JPEG")
+    crude_face(1, 32).save(file, format="JPEG")
     kept = requests.post(f"{page}/image?name=me.jpg", file.getvalue(), timeout=30).json()
     assert kept["name"] == "me.jpg"
     _, picture = messages(order(page, urlencode({"image": kept["image"]})))

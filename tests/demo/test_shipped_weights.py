@@ -100,8 +100,8 @@ def test_shipped_networks_draw_the_faces_that_sentences_describe(network, sampli
     faces = TextToFace.load(ASSETS / network, device="cpu")
     records = [make_face("test", index, num_captions=6)[1] for index in range(40)]
     fullest = [max(r["captions"], key=lambda c: len(c["states"]))["text"] for r in records]
-    drawing = faces.draw(fullest, **sampling)
-    pictures = torch.stack([torch.from_numpy(np.array(image)) for image in drawing.images])
+    generation = faces.generate(fullest, **sampling)
+    pictures = torch.stack([torch.from_numpy(np.array(image)) for image in generation.images])
     texts = F.normalize(faces.clip.encode_texts(fullest), dim=1)
     images = F.normalize(faces.clip.encode_images(pictures.permute(0, 3, 1, 2)), dim=1)
     found = ((texts @ images.T).argmax(dim=1) == torch.arange(40)).float().mean()

@@ -24,12 +24,12 @@ from utils.base.errors import UserError
 from utils.config.schema import Config
 from utils.evaluation import image_pass
 from utils.evaluation.checkpoints import evaluate_checkpoint
-from utils.evaluation.draw import draw_from_captions
+from utils.evaluation.evaluator import Evaluator
 from utils.evaluation.frechet import frechet_distance
-from utils.evaluation.judge import Judge
+from utils.evaluation.generated import generate_from_captions
 from utils.evaluation.metric_names import metrics_text
 from utils.evaluation.metrics import clip_similarities
-from utils.sampling.generate import draw_images, latent_shape
+from utils.sampling.generate import latent_shape, sample_images
 
 
 @pytest.fixture
@@ -72,17 +72,19 @@ def records_of(experiment: Path) -> list[dict]:
 
 
 def test_metrics_are_those_of_the_images_and_captions_themselves(config, tmp_path):
-    denoiser, judge = make_tiny_denoiser(), Judge(config)
-    images, captions, *_ = draw_from_captions(denoiser, config, judge, SeededNoise(range(24)))
-    embeddings = judge.clip.encode_images(images.permute(0, 3, 1, 2))
+    denoiser, evaluator = make_tiny_denoiser(), Evaluator(config)
+    images, captions, *_ = generate_from_captions(
+        denoiser, config, evaluator, SeededNoise(range(24))
+    )
+    embeddings = evaluator.clip.encode_images(images.permute(0, 3, 1, 2))
     features = embeddings.double().numpy()
     expected = frechet_distance(
         features.mean(axis=0),
         torch.cov(embeddings.double().T).numpy(),
-        judge.reference.mu,
-        judge.reference.sigma,
+        evaluator.reference.mu,
+        evaluator.reference.sigma,
     )
-    metrics = evaluate_checkpoint(denoiser, config, judge, tmp_path / "partial")
+    metrics = evaluate_checkpoint(denoiser, config, evaluator, tmp_path / "partial")
     assert metrics["n"] == 24
     assert metrics["frechet_distance_clip"] == pytest.approx(expected, rel=1e-3)
     score = float(clip_similarities(embeddings, captions).mean())
@@ -91,10 +93,10 @@ def test_metrics_are_those_of_the_images_and_captions_themselves(config, tmp_pat
 
 
 def test_metrics_do_not_depend_on_the_batch_size(config, tmp_path):
-    denoiser, judge = make_tiny_denoiser(), Judge(config)
+    denoiser, evaluator = make_tiny_denoiser(), Evaluator(config)
     metrics = [
         evaluate_checkpoint(
-            denoiser, with_eval(config, batchsize=size), judge, tmp_path / str(size)
+            denoiser, with_eval(config, batchsize=size), evaluator, tmp_path / str(size)
         )
         for size in (1, 5, 24)
     ]
@@ -104,41 +106,41 @@ def test_metrics_do_not_depend_on_the_batch_size(config, tmp_path):
 
 
 def test_metrics_are_the_same_if_the_next_batch_is_drawn_meanwhile(config, tmp_path, monkeypatch):
-    denoiser, judge = make_tiny_denoiser(), Judge(config)
+    denoiser, evaluator = make_tiny_denoiser(), Evaluator(config)
     config = with_eval(config, batchsize=8)
     metrics = []
     for ahead in (True, False):
-        monkeypatch.setattr(image_pass, "draws_ahead", lambda device, ahead=ahead: ahead)
-        metrics.append(evaluate_checkpoint(denoiser, config, judge, tmp_path / str(ahead)))
+        monkeypatch.setattr(image_pass, "generates_ahead", lambda device, ahead=ahead: ahead)
+        metrics.append(evaluate_checkpoint(denoiser, config, evaluator, tmp_path / str(ahead)))
         del metrics[-1]["seconds"]
     assert metrics[0] == metrics[1]
 
 
 def test_a_seed_draws_latent_then_image_then_caption(config):
-    judge, shape = Judge(config), latent_shape(make_tiny_denoiser())
+    evaluator, shape = Evaluator(config), latent_shape(make_tiny_denoiser())
     noise = SeededNoise([3, 8])
     noise.randn(shape)
-    chosen = judge.choose_captions(noise)
-    captions = torch.from_numpy(judge.captions.read(*chosen.T.numpy()))
+    chosen = evaluator.choose_captions(noise)
+    captions = torch.from_numpy(evaluator.captions.read(*chosen.T.numpy()))
     for seed, caption in zip((3, 8), captions, strict=True):
         generator = torch.Generator().manual_seed(seed)
         torch.randn(shape, generator=generator)
         image = int(torch.randint(10, (1,), generator=generator))
         line = int(torch.randint(2, (1,), generator=generator))
         text = [f"face {image}", f"a face with the number {image}"][line]
-        torch.testing.assert_close(caption, judge.clip.encode_texts([text])[0])
+        torch.testing.assert_close(caption, evaluator.clip.encode_texts([text])[0])
 
 
 def test_what_is_needed_but_not_configured_is_named(config):
     with pytest.raises(UserError, match=r"eval\.ref_path: required"):
-        Judge(with_eval(config, ref_path=None))
+        Evaluator(with_eval(config, ref_path=None))
 
 
 def test_captions_of_another_clip_are_refused(config, tmp_path):
     make_tiny_clip(tmp_path / "other", seed=1)
     encoders = config.encoders.model_copy(update={"clip": str(tmp_path / "other")})
     with pytest.raises(UserError, match="other"):
-        Judge(config.model_copy(update={"encoders": encoders}))
+        Evaluator(config.model_copy(update={"encoders": encoders}))
 
 
 def test_a_sweep_gives_records_table_and_curve(experiment, monkeypatch, capsys):
@@ -228,24 +230,26 @@ def test_mistakes_give_one_clear_line(experiment, monkeypatch, capsys, flags, me
 def test_models_without_captions_are_judged_by_their_images_alone(tmp_path, classes, wanted):
     config = make_tiny_config(tmp_path)
     make_tiny_evaluation_data(config)
-    drawn_of = {"num_classes": classes}
+    generated_of = {"num_classes": classes}
     config = make_tiny_config(
         tmp_path,
-        model=drawn_of,
+        model=generated_of,
         data={"feat_path": None},
         eval={"feat_path": None, "class_idx": wanted},
     )
-    denoiser, judge = make_tiny_denoiser(cond_dim=classes), Judge(config)
-    metrics = evaluate_checkpoint(denoiser, config, judge, tmp_path / "partial")
+    denoiser, evaluator = make_tiny_denoiser(cond_dim=classes), Evaluator(config)
+    metrics = evaluate_checkpoint(denoiser, config, evaluator, tmp_path / "partial")
     assert metrics["clip_score"] is None
     assert math.isfinite(metrics["frechet_distance_clip"])
     assert metrics_text(metrics).count(",") == 0
-    images = draw_from_captions(denoiser, config, judge, SeededNoise([7])).images
+    images = generate_from_captions(denoiser, config, evaluator, SeededNoise([7])).images
     noise = SeededNoise([7])
     latents = noise.randn(latent_shape(denoiser))
     conds = None
     if classes:
-        drawn = noise.randint(classes)
-        conds = torch.eye(classes)[drawn if wanted is None else [wanted]]
-    expected = draw_images(denoiser, judge.autoencoder, noise, latents, conds, config.sampling)
+        generated = noise.randint(classes)
+        conds = torch.eye(classes)[generated if wanted is None else [wanted]]
+    expected = sample_images(
+        denoiser, evaluator.autoencoder, noise, latents, conds, config.sampling
+    )
     assert torch.equal(images, expected)

@@ -42,7 +42,7 @@ def random_images(n: int, size: int) -> torch.Tensor:
     return torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
 
 
-def drawings(folder: Path, n: int) -> list[Path]:
+def generations(folder: Path, n: int) -> list[Path]:
     """Smooth random pictures, each of its own size, grey ones among them."""
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def test_fid_and_its_statistics_are_those_of_pytorch_fid(
 ):
     config = config_with(tmp_path, "inception", inception=inception_weights)
     published = published_network(inception_weights, monkeypatch)
-    paths = drawings(tmp_path / "images", 24)
+    paths = generations(tmp_path / "images", 24)
 
     def theirs(some: list[Path]) -> tuple[np.ndarray, np.ndarray]:
         return pytorch_fid.fid_score.calculate_activation_statistics(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_face
+from conftest import crude_face
 from PIL import Image
 from tiny import DIM, make_tiny_config
 
@@ -119,7 +119,7 @@ def test_bad_input_gives_one_clear_line(config, faces, tmp_path, monkeypatch, ca
     single, torn = tmp_path / "single", tmp_path / "torn"
     for folder in (single, torn):
         folder.mkdir()
-        draw_face(0, 32).save(folder / "a.png")
+        crude_face(0, 32).save(folder / "a.png")
     (torn / "b.png").write_bytes((torn / "a.png").read_bytes()[:90])
     np.savez(tmp_path / "text.npz", arr_0=np.zeros((3, 4)))
     cases = [
@@ -179,7 +179,7 @@ def test_two_processes_give_the_metrics_of_one(config, faces, tmp_path, monkeypa
     moved = tmp_path / "other"
     moved.mkdir()
     for i in range(40, 63):
-        draw_face(i, 40).save(moved / f"{i}.png")
+        crude_face(i, 40).save(moved / f"{i}.png")
     alone = evaluate_folder(config, moved, [ref])
     out = tmp_path / "metrics.json"
     flags = ["--config", tmp_path / "config.yaml", "--images", moved, "--ref", ref]

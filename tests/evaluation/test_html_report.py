@@ -24,7 +24,7 @@ from utils.evaluation.kept_images import variety_folder
 from utils.evaluation.neighbours import nearest, usual_cosine
 from utils.evaluation.results import Results
 from utils.pretrained.encoders import load_config_clip
-from utils.sampling.pictures import save_png
+from utils.sampling.image_files import save_png
 
 CAPTION = 'a "drawn" face <b>& more</b>'
 
@@ -150,7 +150,7 @@ def test_the_page_does_without_training_images_captions_and_several_scales(made,
     results = Results(tmp_path / "other" / "evaluation")
     results.add(record(300, None, 5.0, clip_score=None))
     page = Page(write_report(results, made.config, made.clip).read_text())
-    assert "No images were kept" in page.text and "Judge several guidance scales" in page.text
+    assert "No images were kept" in page.text and "Evaluator several guidance scales" in page.text
     gone = without(made.config, image_dir=tmp_path / "gone")
     page = Page(write_report(made.results, gone, made.clip).read_text())
     assert page.text.count("image not there") == 6
@@ -173,5 +173,5 @@ def test_a_browser_shows_the_page(made, tmp_path):
     assert pixels.shape == (3000, 1366, 3)
     is_tinted = (pixels == (0xEE, 0xF5, 0xFB)).all(axis=2)  # the best checkpoint's card and line
     assert is_tinted.any(axis=1).sum() > 60
-    drawn_faces = (np.abs(pixels.astype(int) - (0x65, 0xC9, 0xFF)) < 12).all(axis=2)
-    assert drawn_faces.sum() > 1000  # the sky behind some of them: embedded images are decoded
+    generated_faces = (np.abs(pixels.astype(int) - (0x65, 0xC9, 0xFF)) < 12).all(axis=2)
+    assert generated_faces.sum() > 1000  # the sky behind some of them: embedded images are decoded

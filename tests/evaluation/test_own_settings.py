@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import draw_face
+from conftest import crude_face
 from tiny import RESOLUTION, make_tiny_checkpoint, make_tiny_config, make_tiny_evaluation_data
 
 import eval_latent_t2f
@@ -151,14 +151,14 @@ def test_mistakes_give_one_clear_line(evaluate, capsys, flags, message):
 def test_the_overview_among_drawn_pictures_is_not_judged(
     evaluate, experiment, config, tmp_path, capsys
 ):
-    drawn = tmp_path / "drawn"
-    drawn.mkdir()
+    generated = tmp_path / "drawn"
+    generated.mkdir()
     for seed in range(5):
-        draw_face(seed, RESOLUTION).save(drawn / f"00_{seed:03d}.png")
-    flags = ("--images", drawn, "--experiment_dir", experiment, "--metrics_out")
+        crude_face(seed, RESOLUTION).save(generated / f"00_{seed:03d}.png")
+    flags = ("--images", generated, "--experiment_dir", experiment, "--metrics_out")
     evaluate(*flags, tmp_path / "without.json")
     assert "left out" not in capsys.readouterr().err
-    draw_face(9, 4 * RESOLUTION).save(drawn / "grid.png")
+    crude_face(9, 4 * RESOLUTION).save(generated / "grid.png")
     evaluate(*flags, tmp_path / "with.json")
     assert "drawn: left out grid.png, an overview" in capsys.readouterr().err
     without, beside = (

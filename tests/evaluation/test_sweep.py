@@ -17,7 +17,7 @@ from tiny import RESOLUTION, make_tiny_checkpoint, make_tiny_config, make_tiny_e
 
 import eval_latent_t2f
 from utils.evaluation.feature_store import FeatureBlocks
-from utils.sampling.pictures import png_text
+from utils.sampling.image_files import png_text
 
 SCRIPT = "eval_latent_t2f.py"
 # Settings and metrics that a repeated run must give again; the seconds differ.
@@ -66,7 +66,7 @@ def metrics_of(records: list[dict]) -> list[dict]:
     return [{key: record[key] for key in SAME} for record in records]
 
 
-def drawn_so_far(experiment: Path) -> int:
+def generated_so_far(experiment: Path) -> int:
     """Images that evaluations have begun, while they may be writing."""
     folder, begun = experiment / "evaluation", 0
     for file in (folder / "partial").glob("*/drawn-*.txt"):
@@ -74,7 +74,7 @@ def drawn_so_far(experiment: Path) -> int:
             begun += sum(map(int, file.read_text().split()))
     results = folder / "results.jsonl"
     records = results.read_text().split("\n")[:-1] if results.exists() else []
-    return begun + sum(json.loads(record)["images_drawn"] for record in records)
+    return begun + sum(json.loads(record)["images_generated"] for record in records)
 
 
 # --- What is judged
@@ -98,7 +98,7 @@ def test_a_record_says_with_which_config_and_file_it_was_made(sweep):
     (record,) = sweep("--ckpt_ids", "10-15", "--num_expected", 8)
     assert record["config"]["eval"]["fid_sample_size"] == 8
     assert len(record["checkpoint_sha256"]) == 16 and record["seconds"] > 0
-    assert record["images_drawn"] == record["n"] == 8
+    assert record["images_generated"] == record["n"] == 8
 
 
 @pytest.mark.parametrize(
@@ -171,16 +171,16 @@ def test_a_sweep_killed_at_any_moment_goes_on_and_gives_the_same(sweep, experime
     flags = ("--cfg_scale", "None,2", "--num_expected", count, "--ckpt_ids", 10)
     kills = 0
     for _ in range(KILLS):
-        goal = drawn_so_far(experiment) + 8 * rng.randrange(1, 10)
+        goal = generated_so_far(experiment) + 8 * rng.randrange(1, 10)
         with Run(SCRIPT, arguments(experiment, *flags), tmp_path / "said.txt") as run:
-            there = run.wait_until(lambda goal=goal: drawn_so_far(experiment) >= goal)
+            there = run.wait_until(lambda goal=goal: generated_so_far(experiment) >= goal)
             if there:
                 kills += run.signal_within(0.05, rng, signal.SIGKILL) == -signal.SIGKILL
     print(f"killed {kills} times")
     assert kills > 0
     resumed = sweep(*flags)
-    drawn = sum(record["images_drawn"] for record in resumed)
-    assert drawn <= 2 * count + 8 * kills  # at most a batch of eight is lost each time
+    generated = sum(record["images_generated"] for record in resumed)
+    assert generated <= 2 * count + 8 * kills  # at most a batch of eight is lost each time
     assert not list((experiment / "evaluation" / "partial").iterdir())
     (experiment / "evaluation" / "results.jsonl").unlink()
     assert metrics_of(resumed) == metrics_of(sweep(*flags))
@@ -193,13 +193,13 @@ def test_another_number_of_processes_may_finish_and_gives_the_same(sweep, experi
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     said = tmp_path / "said.txt"
     with Run(SCRIPT, arguments(experiment, *flags), said, launcher=launcher) as run:
-        assert run.wait_until(lambda: drawn_so_far(experiment) >= 40), run.said()
+        assert run.wait_until(lambda: generated_so_far(experiment) >= 40), run.said()
         workers = psutil.Process(run.pid).children(recursive=True)
         for worker in workers:
             worker.kill()
         psutil.wait_procs(workers, timeout=30)  # a dying process still holds its locks
     (alone,) = sweep(*flags)
-    assert 120 <= alone["images_drawn"] <= 120 + 2 * 8
+    assert 120 <= alone["images_generated"] <= 120 + 2 * 8
     (experiment / "evaluation" / "results.jsonl").unlink()
     with Run(SCRIPT, arguments(experiment, *flags), said, launcher=launcher) as run:
         assert run.wait() == 0, run.said()
@@ -231,7 +231,7 @@ def test_a_damaged_part_is_named_and_made_again(sweep, experiment, monkeypatch, 
     (record,) = sweep("--ckpt_ids", 10, "--num_expected", 40)
     notes = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
     assert [str(path) in line for path, line in zip((cut, changed), notes, strict=True)] == [1, 1]
-    assert record["images_drawn"] == 40 + 16
+    assert record["images_generated"] == 40 + 16
     (experiment / "evaluation" / "results.jsonl").unlink()
     assert metrics_of([record]) == metrics_of(sweep("--ckpt_ids", 10, "--num_expected", 40))
 
@@ -243,10 +243,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(sweep, experiment, capsys):
             sweep("--ckpt_ids", 10, "--num_expected", 400)
         assert stop.value.code == 2
         assert "No space left on device); make room" in capsys.readouterr().err
-        before = drawn_so_far(experiment)
+        before = generated_so_far(experiment)
         filler.unlink()
         (record,) = sweep("--ckpt_ids", 10, "--num_expected", 400)
-        assert before >= 16 and record["images_drawn"] <= 400 + 8
+        assert before >= 16 and record["images_generated"] <= 400 + 8
 
 
 def test_blocks_come_back_in_order_whatever_the_order_in_which_they_were_made(tmp_path):

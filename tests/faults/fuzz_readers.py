@@ -29,7 +29,7 @@ from PIL import Image, PngImagePlugin
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
 
-from conftest import draw_face
+from conftest import crude_face
 from image_files import icc_profile
 from tiny import make_tiny_checkpoint, make_tiny_config
 
@@ -121,10 +121,10 @@ def write_images(folder: Path) -> None:
     text.add_itxt("XML:com.adobe.xmp", xmp.decode(), zip=True)
     text.add(b"gAMA", (100_000).to_bytes(4, "big"))
     more = {"exif": exif, "icc_profile": icc_profile("Display P3"), "xmp": xmp, "pnginfo": text}
-    frames = {"save_all": True, "append_images": [draw_face(4, 24)]}
+    frames = {"save_all": True, "append_images": [crude_face(4, 24)]}
     for suffix, form in IMAGES.items():
         options = more | (frames if form in ("MPO", "GIF") else {}) | {"comment": "a face"}
-        draw_face(3, 24).save(folder / f"face.{suffix}", form, **options)
+        crude_face(3, 24).save(folder / f"face.{suffix}", form, **options)
 
 
 def make_readers(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object], type[Exception]]]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import lmdb
 import pytest
-from conftest import draw_face
+from conftest import crude_face
 from harness import KILLS, Run, called, count_calls, die_after, seeded, signal_all_within
 from tiny import make_tiny_config
 
@@ -54,7 +54,7 @@ def faces(tmp_path_factory) -> Path:
     images.mkdir(parents=True)
     captions.mkdir()
     for i in range(COUNT):
-        draw_face(i, 32).save(images / f"{i}.png")
+        crude_face(i, 32).save(images / f"{i}.png")
         (captions / f"{i}.txt").write_text("".join(f"face {i}, {j}\n" for j in range(1 + i % 3)))
     (folder / "config.yaml").write_text(make_tiny_config(folder).to_yaml())
     # The first start imports everything and takes longer than those that tests measure.

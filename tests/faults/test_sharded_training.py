@@ -25,7 +25,7 @@ def shapes(value: dict) -> dict:
 
 
 @torch.inference_mode()
-def drawn_by(checkpoint: Path) -> torch.Tensor:
+def generated_by(checkpoint: Path) -> torch.Tensor:
     """Sample latents (2, 4, 8, 8) from a checkpoint in one process, with guidance."""
     denoiser, _ = load_denoiser(checkpoint)
     generator = torch.Generator().manual_seed(0)
@@ -51,7 +51,9 @@ def test_a_sharded_training_equals_one_process_and_its_checkpoint_goes_on_alone(
         assert shapes(state[name]) == shapes(expected[name])
         for key, tensor in state[name].items():
             torch.testing.assert_close(tensor, expected[name][key], rtol=0.02, atol=2e-3)
-    torch.testing.assert_close(drawn_by(folder / last), drawn_by(whole / last), rtol=0, atol=0.05)
+    torch.testing.assert_close(
+        generated_by(folder / last), generated_by(whole / last), rtol=0, atol=0.05
+    )
     longer = f"train.max_num_steps={STEPS + 4}"
     for done in (folder, whole):
         with start(faces, done, longer) as training:

@@ -11,7 +11,7 @@ GERMAN = {"red": "rotem", "blue": "blauem", "green": "grünem", "yellow": "gelbe
 SHAPES = [(72, 96), (110, 80), (64, 64), (150, 70)]  # width, height
 
 
-def draw_robot(index: int) -> tuple[Image.Image, list[str]]:
+def robot(index: int) -> tuple[Image.Image, list[str]]:
     """Draw a robot's face of odd shape; return it with two captions, one English, one German."""
     rng = np.random.default_rng(index)
     colour, eyes = list(COLOURS)[index % 4], 1 + int(rng.integers(3))
@@ -66,7 +66,7 @@ def write_robots(folder: Path, count: int, first: int = 0) -> None:
     `first`: the number of the first robot; others look different.
     """
     for index in range(first, first + count):
-        image, lines = draw_robot(index)
+        image, lines = robot(index)
         suffix, save = KINDS[index % len(KINDS)]
         name = f"my robots/Nr. {index} grün" if index % 5 == 0 else f"robot_{index}"
         picture = folder / "images" / f"{name}.{suffix}"

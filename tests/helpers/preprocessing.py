@@ -52,7 +52,7 @@ class Project:
         values["encoders"] |= {name: str(source) for name, source in encoders.items()}
         self.yaml.write_text(yaml.safe_dump(values))
 
-    def train_and_draw(self, *prompts: str) -> tuple[Config, Path]:
+    def train_and_generate(self, *prompts: str) -> tuple[Config, Path]:
         """Encode the images, train for two steps, draw; return the run's config, the pictures."""
         self.run(Z, "--with_clip")
         self.run(TXT, "--split", "test")

@@ -12,7 +12,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from conftest import draw_face
+from conftest import crude_face
 from openai_clip import openai_tensors, random_clip, save_archive
 from PIL import Image
 from plain_clip import TEXTS, as_tensor, assert_same_as, open_clip_embeddings
@@ -53,8 +53,8 @@ def name(tmp_path_factory) -> str:
 
 def face(size: int) -> Image.Image:
     noise = np.random.default_rng(0).integers(-20, 20, (size, size, 3))
-    drawn = np.asarray(draw_face(1, size)).astype(int) + noise
-    return Image.fromarray(drawn.clip(0, 255).astype(np.uint8))
+    generated = np.asarray(crude_face(1, size)).astype(int) + noise
+    return Image.fromarray(generated.clip(0, 255).astype(np.uint8))
 
 
 @pytest.mark.parametrize("size", [32, 50, 128])

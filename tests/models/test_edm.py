@@ -10,11 +10,11 @@ from torch import nn
 
 from models.edm import (
     EDMPrecond,
-    LossDraws,
-    draw_for_loss,
+    LossRandom,
     edm_loss,
     normalised_patches,
     patchify,
+    random_for_loss,
 )
 from models.maskdit import random_mask
 
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.bits  # of `make test-machines`
 @pytest.mark.parametrize("name", GOLDEN_MODELS)
 def test_masked_loss_and_its_gradient_meet_the_published_code(golden, name):
     denoiser, t = golden_denoiser(golden, name)
-    draws = LossDraws(t["loss/rnd_normal"], t["loss/noise"], golden_mask(t))
+    random = LossRandom(t["loss/rnd_normal"], t["loss/noise"], golden_mask(t))
     coef = GOLDEN_MODELS[name].get("mae_loss_coef", 0.1)
-    loss = edm_loss(denoiser, t["loss/clean"], t["labels"], draws, mae_loss_coef=coef)
+    loss = edm_loss(denoiser, t["loss/clean"], t["labels"], random, mae_loss_coef=coef)
     assert_golden(loss, t["loss/per_sample_masked"])
     loss.mean().backward()
     norms = [p.grad.norm() for p in denoiser.parameters() if p.grad is not None]
@@ -36,8 +36,8 @@ def test_masked_loss_and_its_gradient_meet_the_published_code(golden, name):
 @pytest.mark.parametrize("name", ["maskdit_decoder_mae", "maskdit_cls_token"])
 def test_unmasked_loss_meets_the_published_code(golden, name):
     denoiser, t = golden_denoiser(golden, name)
-    draws = LossDraws(t["loss/rnd_normal"], t["loss/noise"])
-    loss = edm_loss(denoiser, t["loss/clean"], t["labels"], draws, mae_loss_coef=0.1)
+    random = LossRandom(t["loss/rnd_normal"], t["loss/noise"])
+    loss = edm_loss(denoiser, t["loss/clean"], t["labels"], random, mae_loss_coef=0.1)
     assert_golden(loss, t["loss/per_sample_unmasked"])
 
 
@@ -90,8 +90,8 @@ def test_noise_levels_are_log_normal(levels):
     """The network is F = 0 and there is no noise, so that the loss depends on sigma alone."""
     clean = torch.ones(20000, 1, 2, 2)
     generator = torch.Generator().manual_seed(0)
-    draws = LossDraws(torch.randn(20000, 1, 1, 1, generator=generator), torch.zeros_like(clean))
-    loss = edm_loss(EDMPrecond(Constant(0.0)), clean, None, draws, **levels)
+    random = LossRandom(torch.randn(20000, 1, 1, 1, generator=generator), torch.zeros_like(clean))
+    loss = edm_loss(EDMPrecond(Constant(0.0)), clean, None, random, **levels)
     # weight * (1 - c_skip)² = sigma² / (sigma_data² (sigma² + sigma_data²))
     ratio = 0.25 * loss  # sigma² / (sigma² + sigma_data²)
     log_sigma = 0.5 * (0.25 * ratio / (1 - ratio)).log()
@@ -107,21 +107,21 @@ def test_the_target_has_unit_variance_where_sigma_data_is_that_of_the_latents(si
     noise, level = torch.randn(clean.shape, generator=generator), torch.tensor([-2.0, 0.0, 2.0])
     denoiser = EDMPrecond(Constant(0.0), sigma_data)
     for normal in level:
-        draws = LossDraws(normal.expand(20000, 1, 1, 1), noise)
-        assert edm_loss(denoiser, clean, None, draws).mean().item() == pytest.approx(1, abs=0.02)
+        random = LossRandom(normal.expand(20000, 1, 1, 1), noise)
+        assert edm_loss(denoiser, clean, None, random).mean().item() == pytest.approx(1, abs=0.02)
 
 
 def test_hidden_patches_count_only_through_the_reconstruction_term():
     denoiser, clean, cond = EDMPrecond(Constant(0.0)), torch.randn(2, 4, 8, 8), torch.randn(2, 3)
     mask = random_mask(2, 16, 0.5)
     hidden = mask.mask.view(2, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    draws = LossDraws(torch.zeros(2, 1, 1, 1), torch.randn_like(clean), mask)
+    random = LossRandom(torch.zeros(2, 1, 1, 1), torch.randn_like(clean), mask)
     other = clean + hidden * torch.randn_like(clean)
     torch.testing.assert_close(
-        edm_loss(denoiser, clean, cond, draws), edm_loss(denoiser, other, cond, draws)
+        edm_loss(denoiser, clean, cond, random), edm_loss(denoiser, other, cond, random)
     )
-    with_term = edm_loss(denoiser, clean, cond, draws, mae_loss_coef=0.1)
-    assert (with_term > edm_loss(denoiser, clean, cond, draws)).all()
+    with_term = edm_loss(denoiser, clean, cond, random, mae_loss_coef=0.1)
+    assert (with_term > edm_loss(denoiser, clean, cond, random)).all()
 
 
 def test_reconstruction_target_has_zero_mean_and_unit_variance_in_each_patch():
@@ -139,11 +139,11 @@ def test_patches_are_in_the_order_of_the_tokens():
 @pytest.mark.parametrize("coef", [0.0, 0.1])
 def test_a_mask_that_hides_nothing_gives_the_unmasked_loss_bit_for_bit(ratio, coef):
     denoiser, clean, cond = small_denoiser(), torch.randn(2, 4, 8, 8), torch.randn(2, 6)
-    draws = draw_for_loss(denoiser, clean, cond, ratio)
-    assert draws.mask is not None
-    unmasked = LossDraws(draws.normal, draws.noise)
-    loss = edm_loss(denoiser, clean, cond, draws, mae_loss_coef=coef)
+    random = random_for_loss(denoiser, clean, cond, ratio)
+    assert random.mask is not None
+    unmasked = LossRandom(random.normal, random.noise)
+    loss = edm_loss(denoiser, clean, cond, random, mae_loss_coef=coef)
     without = edm_loss(denoiser, clean, cond, unmasked, mae_loss_coef=coef)
-    hides_nothing = not draws.mask.mask.any()
+    hides_nothing = not random.mask.mask.any()
     assert hides_nothing == (ratio < 1e-16)
     assert torch.equal(loss, without) == hides_nothing and loss.isfinite().all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.draws import BatchDraws
+from models.batch_random import BatchRandom
 from models.embedding_prior import EmbeddingPrior, posterior_mean, prior_loss
 
 DIM = 12
@@ -43,8 +43,8 @@ def trained(bank):
     generator = torch.Generator().manual_seed(0)
     for _ in range(800):
         y = y[torch.randperm(len(y), generator=generator)]
-        draws = BatchDraws(generator)
-        loss = prior_loss(prior, y[:256], y[256:], (0.5, 8.0), draws).mean()
+        rng = BatchRandom(generator)
+        loss = prior_loss(prior, y[:256], y[256:], (0.5, 8.0), rng).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -71,25 +71,25 @@ def test_draws_keep_what_the_condition_states_and_vary_in_the_rest_as_the_images
     for value in range(3):  # a sentence that states the first trait alone
         condition = y[traits[:, 0] == value].mean(dim=0, keepdim=True).expand(600, -1)
         noise = torch.randn(600, DIM, generator=generator)
-        drawn = trained.draw(condition, noise, freedom=0.8)
-        found = read_traits(drawn)
+        generated = trained.sample(condition, noise, freedom=0.8)
+        found = read_traits(generated)
         assert (found[:, 0] == value).float().mean() > 0.97
         shares = torch.bincount(found[:, 1], minlength=3) / 600
         assert shares.min() > 0.2 and shares.max() < 0.5  # about 1/3 each among the images
-        assert (drawn @ y.T).max(dim=1).values.median() > 0.97  # draws are images, no means
+        assert (generated @ y.T).max(dim=1).values.median() > 0.97  # draws are images, no means
 
 
 def test_a_condition_that_states_all_gives_its_own_image(bank, trained):
     y, traits = bank
     noise = torch.randn(len(y), DIM, generator=torch.Generator().manual_seed(2))
-    assert (read_traits(trained.draw(y, noise, freedom=0.8)) == traits).float().mean() > 0.95
+    assert (read_traits(trained.sample(y, noise, freedom=0.8)) == traits).float().mean() > 0.95
 
 
 def test_the_mean_of_all_images_states_nothing(bank, trained):
     noise = torch.randn(900, DIM, generator=torch.Generator().manual_seed(3))
-    drawn = read_traits(trained.draw(trained.mean.expand(900, -1), noise, freedom=0.8))
+    generated = read_traits(trained.sample(trained.mean.expand(900, -1), noise, freedom=0.8))
     for t in range(TRAITS):
-        assert (torch.bincount(drawn[:, t], minlength=3) / 900).min() > 0.2
+        assert (torch.bincount(generated[:, t], minlength=3) / 900).min() > 0.2
 
 
 def test_less_freedom_takes_a_vague_condition_more_literally(bank, trained):
@@ -98,7 +98,7 @@ def test_less_freedom_takes_a_vague_condition_more_literally(bank, trained):
     vague = F.normalize(0.4 * stated + 0.6 * y.mean(dim=0), dim=0).expand(600, -1)
     noise = torch.randn(600, DIM, generator=torch.Generator().manual_seed(4))
     followed = [
-        float((read_traits(trained.draw(vague, noise, freedom))[:, 0] == 0).float().mean())
+        float((read_traits(trained.sample(vague, noise, freedom))[:, 0] == 0).float().mean())
         for freedom in (2.0, 0.8, 0.3)
     ]
     assert followed[0] < followed[1] < followed[2]
@@ -115,18 +115,18 @@ def test_conditions_reach_no_farther_than_images_do(bank, trained):
 def test_a_draw_depends_on_its_own_noise_and_condition_alone(bank, trained):
     y, _ = bank
     noise = torch.randn(8, DIM, generator=torch.Generator().manual_seed(5))
-    together = trained.draw(y[:8], noise, 0.8)
-    alone = torch.cat([trained.draw(y[i : i + 1], noise[i : i + 1], 0.8) for i in range(8)])
+    together = trained.sample(y[:8], noise, 0.8)
+    alone = torch.cat([trained.sample(y[i : i + 1], noise[i : i + 1], 0.8) for i in range(8)])
     torch.testing.assert_close(together, alone)
     torch.testing.assert_close(together.norm(dim=1), torch.ones(8))
-    assert not torch.allclose(together[0], trained.draw(y[:1], noise[1:2], 0.8)[0], atol=1e-3)
+    assert not torch.allclose(together[0], trained.sample(y[:1], noise[1:2], 0.8)[0], atol=1e-3)
 
 
 def test_a_fresh_prior_predicts_no_velocity_so_that_its_loss_is_known(bank):
     y, _ = bank
     prior = EmbeddingPrior(DIM, width=16, depth=1)
     prior.measure(y)
-    loss = prior_loss(prior, y, y, (1.0, 8.0), BatchDraws(torch.Generator().manual_seed(0)))
+    loss = prior_loss(prior, y, y, (1.0, 8.0), BatchRandom(torch.Generator().manual_seed(0)))
     assert loss.shape == (len(y),)
     # Target and noise both have variance 1 in each dimension, and do not depend on each other.
     assert loss.mean().item() == pytest.approx(2.0, rel=0.1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.draws import BatchDraws
+from models.batch_random import BatchRandom
 from models.geometry import (
     angle_deg,
     gaussian_for_angle,
@@ -108,7 +108,7 @@ def test_a_gap_needs_pairs():
 
 def test_the_suggested_fixed_level_turns_by_the_angle():
     y = torch.randn(4000, 512, generator=seeded())
-    turned = perturb(y, Perturbation("fixed", level_for_angle(70)), BatchDraws(seeded(1)))
+    turned = perturb(y, Perturbation("fixed", level_for_angle(70)), BatchRandom(seeded(1)))
     assert angle_deg(y, turned).median().item() == pytest.approx(70, abs=0.2)
 
 
@@ -116,7 +116,7 @@ def test_the_suggested_fixed_level_turns_by_the_angle():
 def test_the_suggested_gaussian_passes_the_angle_with_the_share(share):
     y = torch.randn(10000, 512, generator=seeded())
     turned = perturb(
-        y, Perturbation("gaussian", gaussian_for_angle(70, share)), BatchDraws(seeded(1))
+        y, Perturbation("gaussian", gaussian_for_angle(70, share)), BatchRandom(seeded(1))
     )
     above = (angle_deg(y, turned) > 70).double().mean().item()
     assert above == pytest.approx(share, abs=0.02)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden_models import GOLDEN_MODELS, assert_golden, golden_denoiser, golden_mask, small_denoiser
 
-from models.draws import BatchDraws
+from models.batch_random import BatchRandom
 from models.edm import build_denoiser
 from models.maskdit import random_mask, restore
 from models.samplers import guided
@@ -78,7 +78,7 @@ def test_untrained_network_predicts_zero():
 @torch.no_grad()
 def test_hidden_patches_do_not_reach_the_encoder():
     denoiser, x, cond = small_denoiser(), torch.randn(2, 4, 8, 8), torch.randn(2, 6)
-    mask = random_mask(2, 16, 0.5, draws=BatchDraws(torch.Generator().manual_seed(1)))
+    mask = random_mask(2, 16, 0.5, rng=BatchRandom(torch.Generator().manual_seed(1)))
     hidden = mask.mask.view(2, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
     t = torch.zeros(2)
     changed = denoiser.model(x + 10 * hidden, t, cond, mask)
@@ -136,7 +136,7 @@ def test_gradients_under_bfloat16_autocast_stay_close_to_float32():
 
 
 def test_random_mask_keeps_the_stated_share_and_is_consistent():
-    mask = random_mask(50, 16, 0.4, draws=BatchDraws(torch.Generator().manual_seed(0)))
+    mask = random_mask(50, 16, 0.4, rng=BatchRandom(torch.Generator().manual_seed(0)))
     kept = int(16 * 0.6)
     assert mask.ids_keep.shape == (50, kept)
     assert (mask.mask.sum(dim=1) == 16 - kept).all()

@@ -9,7 +9,7 @@ from losses import loss_of
 from reference_network import denoised
 
 from models.blocks import Mlp
-from models.edm import build_denoiser, draw_for_loss, edm_loss
+from models.edm import build_denoiser, edm_loss, random_for_loss
 from models.maskdit import Architecture, random_mask
 from models.samplers import guided
 from utils.config.sections import Model
@@ -130,7 +130,7 @@ def test_the_learned_perturbation_acts_in_training_only():
     def losses(count: int) -> list[torch.Tensor]:
         """Return losses that differ in the draws of the learned perturbation alone."""
         zeros = {"normal": torch.zeros(2, 1, 1, 1), "noise": torch.zeros_like(x)}
-        draws = [replace(draw_for_loss(denoiser, x, cond), **zeros) for _ in range(count)]
+        draws = [replace(random_for_loss(denoiser, x, cond), **zeros) for _ in range(count)]
         return [edm_loss(denoiser, x, cond, draw) for draw in draws]
 
     first, second = losses(2)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.draws import BatchDraws
+from models.batch_random import BatchRandom
 from models.perturbation import LearnedLevel, Perturbation, perturb, turn
 
 pytestmark = pytest.mark.bits  # of `make test-machines`
@@ -22,17 +22,17 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def seeded_draws(seed: int = 0) -> BatchDraws:
+def seeded_random(seed: int = 0) -> BatchRandom:
     """Return draws for one process with a seed."""
-    return BatchDraws(seeded(seed))
+    return BatchRandom(seeded(seed))
 
 
 def test_processes_that_share_a_batch_draw_what_one_draws():
     y = torch.randn(6, 8)
     for kind in ("gaussian", "uniform", "truncated"):
-        alone = perturb(y, Perturbation(kind, 0.8), seeded_draws())
+        alone = perturb(y, Perturbation(kind, 0.8), seeded_random())
         shares = [
-            perturb(y[first : first + 2], Perturbation(kind, 0.8), BatchDraws(seeded(), first, 6))
+            perturb(y[first : first + 2], Perturbation(kind, 0.8), BatchRandom(seeded(), first, 6))
             for first in (0, 2, 4)
         ]
         torch.testing.assert_close(torch.cat(shares), alone, rtol=0, atol=1e-6)
@@ -58,7 +58,7 @@ def test_given_draws_meet_the_published_formula(golden):
 def test_angles_are_distributed_as_published(golden, name, kind, scale):
     expected = np.load(golden / "perturbation.npz")[f"angle_deg_mean_std_p5_p50_p95/{name}"]
     y = torch.randn(5000, 512, generator=seeded())
-    angle = angles_deg(y, perturb(y, Perturbation(kind, scale), seeded_draws(1)))
+    angle = angles_deg(y, perturb(y, Perturbation(kind, scale), seeded_random(1)))
     ours = [angle.mean(), angle.std(), *np.percentile(angle, (5, 50, 95))]
     assert ours == pytest.approx(expected.tolist(), abs=1.2)
 
@@ -75,7 +75,7 @@ def test_truncated_levels_stay_inside_the_interval():
     y = torch.tensor([[1.0, 0.0]]).repeat(5000, 1)
     noise = torch.tensor([[0.0, 1.0]]).repeat(5000, 1)
     bounded = Perturbation("truncated", 1.0, mean=0.5, trunc_a=0.2, trunc_b=0.6)
-    x = turn(y, noise, bounded.draw_level(y, seeded_draws()))
+    x = turn(y, noise, bounded.random_scale(y, seeded_random()))
     level = x[:, 1] / x[:, 0]
     assert 0.2 - 1e-5 <= level.min() < 0.21
     assert 0.59 < level.max() <= 0.6 + 1e-5
@@ -83,7 +83,7 @@ def test_truncated_levels_stay_inside_the_interval():
 
 def test_same_generator_turns_the_same_way():
     y = torch.randn(4, 16)
-    first, second = (perturb(y, Perturbation("gaussian", 1.2), seeded_draws(5)) for _ in range(2))
+    first, second = (perturb(y, Perturbation("gaussian", 1.2), seeded_random(5)) for _ in range(2))
     assert torch.equal(first, second)
 
 

@@ -50,8 +50,8 @@ from parity_checks import (
     vae_rows,
 )
 
-from models.draws import BatchDraws
-from models.edm import build_denoiser, draw_for_loss, edm_loss
+from models.batch_random import BatchRandom
+from models.edm import build_denoiser, edm_loss, random_for_loss
 from models.perturbation import Perturbation, perturb
 from models.samplers import SamplerSettings, guided, sample
 from utils.base.files import write_json, write_text
@@ -72,7 +72,7 @@ def angle_lines(golden: Golden) -> Iterator[str]:
             kind, scale = key.removeprefix(prefix).replace("p", ".").split("_")
             generator = torch.Generator().manual_seed(0)
             y = torch.nn.functional.normalize(torch.randn(20000, 512, generator=generator))
-            turned = perturb(y, Perturbation(kind, float(scale)), BatchDraws(generator))
+            turned = perturb(y, Perturbation(kind, float(scale)), BatchRandom(generator))
             angle = torch.rad2deg((y * turned).sum(dim=1).clamp(-1, 1).acos()).numpy()
             ours = [angle.mean(), angle.std(), *np.percentile(angle, (5, 50, 95))]
             pairs = [f"{a:.1f} / {b:.1f}" for a, b in zip(ours, stored[key], strict=True)]
@@ -116,8 +116,8 @@ def run_xl() -> dict[str, Any]:
     before = denoiser.model.final_layer.linear.weight.detach().clone()
     started = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16):
-        draws = draw_for_loss(denoiser, clean, cond, mask_ratio=0.5)
-        loss = edm_loss(denoiser, clean, cond, draws, mae_loss_coef=0.1).mean()
+        random = random_for_loss(denoiser, clean, cond, mask_ratio=0.5)
+        loss = edm_loss(denoiser, clean, cond, random, mae_loss_coef=0.1).mean()
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -22,7 +22,7 @@ from golden_models import GOLDEN_MODELS, golden_denoiser, golden_mask, small_den
 from reference_network import denoised as plain_denoised
 
 from models.autoencoder import load_autoencoder
-from models.edm import LossDraws, edm_loss
+from models.edm import LossRandom, edm_loss
 from models.maskdit import random_mask
 from models.perturbation import turn
 from models.samplers import SamplerSettings, SeededNoise, guided, nfe, sample
@@ -94,9 +94,9 @@ def golden_loss(
 ) -> torch.Tensor:
     """Return the training loss of each image, (N,), with the reference's draws."""
     mask = golden_mask(t) if masked else None
-    draws = LossDraws(t["loss/rnd_normal"], t["loss/noise"], mask)
+    random = LossRandom(t["loss/rnd_normal"], t["loss/noise"], mask)
     coef = GOLDEN_MODELS[name].get("mae_loss_coef", 0.1)
-    return edm_loss(denoiser, t["loss/clean"], t["labels"], draws, mae_loss_coef=coef)
+    return edm_loss(denoiser, t["loss/clean"], t["labels"], random, mae_loss_coef=coef)
 
 
 def network_values(
@@ -173,8 +173,8 @@ def noise_rows(golden: Golden) -> Iterator[Row]:
         for what in ("first", "second"):
             expected = t[f"{what}_randn_4x8x8"]
             yield compared(f"{what} normal draw", noise.randn((4, 8, 8)), expected, exact=True)
-        drawn = noise.randint(100)
-        yield compared("integer draw", drawn, t["then_randint_100"].flatten(), exact=True)
+        generated = noise.randint(100)
+        yield compared("integer draw", generated, t["then_randint_100"].flatten(), exact=True)
 
 
 def vae_rows(golden: Golden) -> Iterator[Row]:

@@ -10,13 +10,13 @@ from utils.base.errors import UserError
 from utils.config.command_line import DEFAULT_CONFIG
 from utils.config.schema import Config
 from utils.pretrained.checkpoint_files import read_weights, step_of
-from utils.pretrained.chosen_config import (
+from utils.pretrained.denoisers import export_safetensors
+from utils.pretrained.effective_config import (
     config_file,
     experiment_config,
-    load_chosen_config,
+    load_effective_config,
     read_config,
 )
-from utils.pretrained.denoisers import export_safetensors
 from utils.pretrained.encoder_paths import PROJECT, find_encoders, shareable_encoders
 
 
@@ -37,7 +37,7 @@ def test_the_experiments_own_file_counts_before_its_checkpoints(experiment, tmp_
     write_config(experiment, make_tiny_config(tmp_path, train={"seed": 7}))
     assert experiment_config(experiment) == experiment / "config.yaml"
     args = Namespace(config=None, experiment_dir=experiment, overrides=["train.lr=0.5"])
-    config = load_chosen_config(args)
+    config = load_effective_config(args)
     assert (config.train.seed, config.train.lr) == (7, 0.5)
     assert args.config == str(experiment / "config.yaml")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from conftest import draw_face
+from conftest import crude_face
 from diffusers import AutoencoderKL
 from ldm_vae import ldm_names
 from openai_clip import openai_tensors, random_clip, save_archive
@@ -47,7 +47,7 @@ def test_stable_diffusion_vae_from_an_ldm_file(tmp_path: Path):
     assert size_of(plain) == 83_653_863
     torch.save(ldm_names(plain), tmp_path / "autoencoder_kl.pth")
     vae = load_autoencoder(tmp_path / "autoencoder_kl.pth")
-    small, image = (as_tensor(draw_face(0, side)) / 127.5 - 1 for side in (64, 256))
+    small, image = (as_tensor(crude_face(0, side)) / 127.5 - 1 for side in (64, 256))
     with torch.inference_mode():
         expected = plain.encode(small).latent_dist.parameters
         decoded = plain.decode(expected[:, :4]).sample.clamp(-1, 1)
@@ -66,7 +66,7 @@ def test_vit_b_32_from_openais_archive(tmp_path: Path):
     assert size_of(clip.model) == 151_277_313
     assert (clip.dim, clip.image_size, clip.context_length) == (512, 224, 77)
     plain = open_clip.load_openai_model(str(path), precision="fp32", device="cpu")
-    assert_same_as(clip, plain, draw_face(0, 256))
+    assert_same_as(clip, plain, crude_face(0, 256))
 
 
 def test_vit_b_32_from_an_open_clip_checkpoint(tmp_path: Path):
@@ -76,4 +76,4 @@ def test_vit_b_32_from_an_open_clip_checkpoint(tmp_path: Path):
     clip = load_clip(f"ViT-B-32:{path}")
     assert size_of(clip.model) == 151_277_313
     plain = open_clip.create_model("ViT-B-32", pretrained=str(path)).eval()
-    assert_same_as(clip, plain, draw_face(1, 256))
+    assert_same_as(clip, plain, crude_face(1, 256))

@@ -10,7 +10,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from conftest import draw_face
+from conftest import crude_face
 from diffusers import AutoencoderDC, AutoencoderKL
 from PIL import Image
 from plain_clip import as_tensor
@@ -120,7 +120,7 @@ def embedded_by_open_clip(folder: Path, image: Image.Image) -> tuple[torch.Tenso
 
 @pytest.mark.parametrize("kind", ["siglip", "eva"])
 def test_an_image_and_a_text_are_embedded_as_open_clip_does(kind, request):
-    folder, image = request.getfixturevalue(kind), draw_face(0, 300).crop((0, 0, 300, 200))
+    folder, image = request.getfixturevalue(kind), crude_face(0, 300).crop((0, 0, 300, 200))
     clip = load_clip(folder)
     expected_image, expected_texts = embedded_by_open_clip(folder, image)
     torch.testing.assert_close(clip.encode_images(as_tensor(image)), expected_image)
@@ -137,7 +137,7 @@ def test_weights_of_a_named_architecture_bring_its_own_pixels_and_tokenizer(sigl
     name = registered.stem
     open_clip.pretrained._PRETRAINED[name] = open_clip.pretrained._PRETRAINED["ViT-B-16-SigLIP"]
     by_name = load_clip(f"{name}:{siglip / 'open_clip_model.safetensors'}")
-    by_folder, image = load_clip(siglip), as_tensor(draw_face(1, 224))
+    by_folder, image = load_clip(siglip), as_tensor(crude_face(1, 224))
     assert torch.equal(by_name.encode_images(image), by_folder.encode_images(image))
     assert torch.equal(by_name.encode_texts(TEXTS), by_folder.encode_texts(TEXTS))
 
@@ -159,7 +159,7 @@ STATISTICS = {"latents_mean": [0.1 * i for i in range(16)], "latents_std": [2.0]
 )
 def test_latents_are_shifted_and_scaled_as_their_vae_states(tmp_path, options):
     vae = load_autoencoder(save_vae(tmp_path / "vae", **options))
-    moments = vae.encode_moments(as_tensor(draw_face(0, 32)) / 127.5 - 1)
+    moments = vae.encode_moments(as_tensor(crude_face(0, 32)) / 127.5 - 1)
     mean, log_variance = moments.chunk(2, dim=1)
     shift, deviation = options.get("shift_factor", 0), 1
     if "latents_std" in options:
@@ -220,7 +220,7 @@ def test_a_width_that_is_stated_and_wrong_is_one_line_with_the_encoders_own(sigl
 def test_encoders_in_two_keys_go_from_image_to_training_to_picture(kind, project, request):
     vae = save_vae(project.folder / "pipeline" / "vae", scaling_factor=1.5, shift_factor=0.1)
     project.without_sizes(clip=request.getfixturevalue(kind), vae=vae.parent)
-    config, out = project.train_and_draw("a face", "the man with red hair")
+    config, out = project.train_and_generate("a face", "the man with red hair")
     data, model = config.data, config.model
     assert (data.feat_dim, model.num_classes) == (WIDTH, WIDTH)
     assert (data.num_channels, model.in_channels) == (16, 16)

@@ -69,8 +69,8 @@ def test_sentences_and_captions_are_drawn_and_judged(check, capsys):
 def test_settings_on_the_command_line_change_the_pictures(check):
     plain = check("--captions", "0")
     assert plain["captions"] is None
-    pictures, _ = check_variety.drawing(check_variety.parse_args().ckpt, plain["settings"])
-    other, _ = check_variety.drawing(
+    pictures, _ = check_variety.generation(check_variety.parse_args().ckpt, plain["settings"])
+    other, _ = check_variety.generation(
         check_variety.parse_args().ckpt, [*plain["settings"], "sampling.cfg_scale=4"]
     )
     first = pictures(["a beard"], [3])

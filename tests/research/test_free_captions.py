@@ -8,7 +8,7 @@ import re
 import pytest
 
 from demo.captions import make_caption
-from demo.make_faces import ATTRIBUTES, draw_attributes, hide, make_face
+from demo.make_faces import ATTRIBUTES, hide, make_face, random_attributes
 from research.demo_weights import free_face_words, free_words
 from research.demo_weights.free_captions import gather_facts, write_free_caption
 from research.demo_weights.free_frames import PEOPLE, misspell
@@ -41,7 +41,7 @@ def texts_of(count: int, name: str = "") -> list[tuple[dict[str, str], dict]]:
     written = []
     for index in range(count):
         rng = random.Random(index)
-        shown = hide(draw_attributes(rng))
+        shown = hide(random_attributes(rng))
         written.append((shown, write_free_caption(shown, rng, name)))
     return written
 
@@ -77,7 +77,7 @@ def test_no_gap_stays_open():
 
 def test_a_colour_that_is_not_stated_is_not_in_the_text():
     purple = {"purple", "violet", "plum", "mauve", "aubergine", "grape", "amethyst", "purplish"}
-    face = draw_attributes(random.Random(0)) | {"headwear": "hat", "headwear_color": "purple"}
+    face = random_attributes(random.Random(0)) | {"headwear": "hat", "headwear_color": "purple"}
     shown = hide(face | {"background": "white", "clothes_color": "red"})
     named = 0
     for index in range(300):
@@ -118,7 +118,7 @@ def test_typing_errors_change_few_letters():
 
 def test_a_fact_with_a_colour_names_it_in_every_part_of_speech():
     """A beard that alone shows the colour of the hair names it too."""
-    face = draw_attributes(random.Random(0)) | {"headwear": "hat", "facial_hair": "beard"}
+    face = random_attributes(random.Random(0)) | {"headwear": "hat", "facial_hair": "beard"}
     shown = hide(face | {"glasses": "none"})
     wanted = {"hair_color", "facial_hair", "clothes", "clothes_color", "headwear_color"}
     facts = gather_facts(shown, wanted, random.Random(0))

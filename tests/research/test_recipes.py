@@ -12,8 +12,8 @@ from PIL import Image
 from tiny import DIM, LATENT_SIZE, make_tiny_denoiser
 
 from benchmarks.timing import report
-from models.edm import LossDraws, edm_loss
-from research.recipes.jury import LOSS_LEVELS, held_out_losses
+from models.edm import LossRandom, edm_loss
+from research.recipes.evaluation import LOSS_LEVELS, held_out_losses
 from research.recipes.plot import draw
 from research.recipes.recipe import FOLDER, read_recipe, read_recipes
 from research.recipes.results import Results
@@ -131,8 +131,8 @@ def test_the_held_out_loss_is_the_training_loss_without_mask_at_each_level():
         noise = torch.randn(latents.shape, generator=generator)
         normal = sigma.log().expand(6, 1, 1, 1)
         with torch.no_grad():
-            draws = LossDraws(normal, noise)
-            loss = edm_loss(denoiser, latents, cond, draws, P_mean=0.0, P_std=1.0)
+            random = LossRandom(normal, noise)
+            loss = edm_loss(denoiser, latents, cond, random, P_mean=0.0, P_std=1.0)
         assert found == pytest.approx(float(loss.mean()), rel=1e-5)
     assert losses == held_out_losses(denoiser, latents, cond)
 

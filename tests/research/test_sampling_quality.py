@@ -7,7 +7,7 @@ import pytest
 from tiny import make_tiny_checkpoint, make_tiny_config
 
 from benchmarks.sampling_settings import settings_to_compare, student_settings
-from research.sampling_quality.compare import chosen_settings
+from research.sampling_quality.compare import selected_settings
 from utils.base.errors import UserError
 from utils.pretrained.denoisers import export_safetensors
 
@@ -51,7 +51,7 @@ def test_the_reference_comes_first_and_students_are_named_together(student):
     args = argparse.Namespace(
         student=[student], only="fast;students", only_draw=False, reference="heun 20"
     )
-    assert list(chosen_settings(args)) == ["heun 20", "fast", "student 80, 1.5"]
+    assert list(selected_settings(args)) == ["heun 20", "fast", "student 80, 1.5"]
     args.only = "fast;no such"
     with pytest.raises(UserError, match="there is no setting 'no such', only: paper; fast"):
-        chosen_settings(args)
+        selected_settings(args)

@@ -151,8 +151,8 @@ def test_a_prior_of_pairs_learns_which_images_belong_to_a_caption(tmp_path):
     training = PairsTraining(y, reader, Prior(width=32, depth=1, batchsize=64, max_num_steps=300))
     while training.step < 300:
         training.take_step()
-    drawn = training.prior.draw(centres.repeat_interleave(50, 0), torch.randn(100, 16), 1.0)
-    nearest = (drawn @ centres.T).argmax(dim=1)
+    generated = training.prior.sample(centres.repeat_interleave(50, 0), torch.randn(100, 16), 1.0)
+    nearest = (generated @ centres.T).argmax(dim=1)
     wanted = torch.tensor([1, 0]).repeat_interleave(50)
     assert (nearest == wanted).float().mean() > 0.95
 

@@ -137,14 +137,14 @@ def test_a_comparison_that_is_stopped_and_killed_goes_on_and_equals_its_parts(
 
     process = harness.start()
     harness.when(run / "judged_24.json", signal.SIGKILL, process, group=True)
-    judged = json.loads((run / "judged_24.json").read_text())["ema"]["points"]
-    assert len(judged) == 1 and not harness.out.exists()
+    evaluated = json.loads((run / "judged_24.json").read_text())["ema"]["points"]
+    assert len(evaluated) == 1 and not harness.out.exists()
 
     content = harness.finish()
     assert (harness.work / "small" / "probes.json").read_bytes() == probes
     labels = {run["label"]: run for run in content["runs"]}
     assert set(labels) == {"small", "slow", "slow, not averaged"}
-    assert labels["small"]["points"][: len(judged)] == judged  # they are not judged again
+    assert labels["small"]["points"][: len(evaluated)] == evaluated  # they are not judged again
     for label, one in labels.items():
         *_, last = one["points"]
         assert len(one["points"]) == 2 and last["step"] == one["steps"], label
@@ -206,10 +206,10 @@ def test_the_study_trains_judges_and_goes_on(faces, recipes, tmp_path):
     log = (work / "slow" / "2s_seed1" / "log.txt").read_text()
     assert "start.safetensors" in log
 
-    judged = work / "slow" / "2s_seed1" / "judged_24.json"
-    before = judged.stat().st_mtime_ns
+    evaluated = work / "slow" / "2s_seed1" / "judged_24.json"
+    before = evaluated.stat().st_mtime_ns
     study()
-    assert judged.stat().st_mtime_ns == before
+    assert evaluated.stat().st_mtime_ns == before
     content = json.loads(out.read_text())
     assert {(r["recipe"], r["seed"]) for r in content["runs"]} == {*found, ("slow", 0)}
     assert {row["recipe"] for row in content["rows"]} == {"small", "slow"}

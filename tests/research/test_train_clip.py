@@ -22,8 +22,8 @@ from research.demo_weights.clip_model import clip_config, start_from
 from research.demo_weights.face_groups import (
     GROUP,
     TrainingFaces,
-    draw_batch,
     make_group,
+    random_batch,
     read_pixels,
 )
 from research.demo_weights.resumable import set_lr
@@ -90,8 +90,8 @@ def test_weights_of_one_leave_the_attribute_loss_as_it_is():
 
 def test_a_batch_depends_on_the_step_alone_and_its_texts_fit_its_faces():
     faces = training_faces(12)
-    batch, again = (draw_batch(faces, 7, 4, write_text) for _ in range(2))
-    assert batch.texts == again.texts != draw_batch(faces, 8, 4, write_text).texts
+    batch, again = (random_batch(faces, 7, 4, write_text) for _ in range(2))
+    assert batch.texts == again.texts != random_batch(faces, 8, 4, write_text).texts
     assert batch.shows.shape == batch.stated.shape == (16, len(ATTRIBUTES))
     group, place = batch.faces[5]
     assert np.array_equal(batch.shows[5], faces.codes[group, place])

@@ -11,15 +11,15 @@ from research.attributes.classifier import load_probe
 from research.variety.measures import (
     PROMPTS,
     VALUES,
+    classify_generated,
     closeness,
     data_codes,
-    embedding_judge,
+    embedding_classifier,
     entropies,
     expected_entropies,
     expected_overlaps,
     faces_that_show,
     figures,
-    judge_draws,
     shares,
     visible,
     wanted_codes,
@@ -56,8 +56,8 @@ def test_entropy_of_known_distributions():
 def test_expected_figures_of_few_samples_are_the_mean_over_many_draws():
     p = torch.tensor([[0.5, 0.3, 0.2, 0.0], [1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.multinomial(p[0], 20_000 * 10, replacement=True, generator=generator)
-    samples = torch.nn.functional.one_hot(drawn.view(20_000, 10), 4).double().mean(dim=1)
+    generated = torch.multinomial(p[0], 20_000 * 10, replacement=True, generator=generator)
+    samples = torch.nn.functional.one_hot(generated.view(20_000, 10), 4).double().mean(dim=1)
     entropy, overlap = expected_entropies(p, 10), expected_overlaps(p, 10)
     assert entropy[0].item() == pytest.approx(entropies(samples).mean().item(), abs=3e-3)
     assert overlap[0].item() == pytest.approx(
@@ -101,9 +101,9 @@ def test_faces_that_ignore_the_sentence_vary_and_do_not_show_what_it_states():
 
 def test_too_many_rare_faces_raise_the_ratio_and_lower_the_overlap():
     """One in three faces has headwear; here all have some."""
-    drawn = true_faces([{}], 20_000)
-    covered = drawn[drawn[..., NAMES.index("headwear")] > 0][None, :2000]
-    like_data, found = figures(drawn[:, :2000], [{}]), figures(covered, [{}])
+    generated = true_faces([{}], 20_000)
+    covered = generated[generated[..., NAMES.index("headwear")] > 0][None, :2000]
+    like_data, found = figures(generated[:, :2000], [{}]), figures(covered, [{}])
     assert found["overlap"] < like_data["overlap"] - 0.15
     assert found["variety"] > 0.5
 
@@ -135,7 +135,7 @@ def test_each_draw_has_a_sentence_and_a_seed_of_its_own():
     def name(seeds: torch.Tensor) -> torch.Tensor:
         return seeds[:, None].expand(-1, len(NAMES))
 
-    codes = judge_draws(draw, name, ["a", "b"], num_seeds=60, first_seed=5)
+    codes = classify_generated(draw, name, ["a", "b"], num_seeds=60, first_seed=5)
     assert codes.shape == (2, 60, len(NAMES))
     assert codes[:, :, 0].flatten().tolist() == list(range(5, 125))
     assert [text for text, _ in calls] == ["a"] * 60 + ["b"] * 60
@@ -174,7 +174,7 @@ def test_the_probe_names_attributes_of_embeddings_and_is_kept_for_its_encoder(tm
     with LMDBWriter(tmp_path / "y", "y", {"encoder": "clip-a"}, 2500) as writer:
         writer.append(embeddings[:2500, None].numpy())
     records = [{"attributes": named(row)} for row in codes[:2500].tolist()]
-    name = embedding_judge(LMDBReader(tmp_path / "y"), records, cache)
+    name = embedding_classifier(LMDBReader(tmp_path / "y"), records, cache)
     assert cache.stat().st_mtime_ns == written
     held_out, seen = codes[2500:], codes[2500:] >= 0
     found = name(5 * embeddings[2500:])  # of any length

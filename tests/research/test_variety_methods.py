@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from models.samplers import SeededNoise
 from research.variety.methods import CHECKPOINT, STRENGTHS, ways
-from utils.pretrained.chosen_config import read_config
+from utils.pretrained.effective_config import read_config
 from utils.pretrained.priors import read_prior
 
 
@@ -50,15 +50,15 @@ def test_noise_turns_by_the_angle_of_its_level(all_ways, y):
 
 def test_near_images_are_among_the_nearest_and_all_of_them_come_up(all_ways, images, y):
     nearest = (images @ y[0]).topk(10).indices
-    drawn = all_ways["a near image"](10)(y.expand(200, -1), SeededNoise(range(200)))
-    found = (drawn @ images.T).argmax(dim=1)
+    generated = all_ways["a near image"](10)(y.expand(200, -1), SeededNoise(range(200)))
+    found = (generated @ images.T).argmax(dim=1)
     assert set(found.tolist()) == set(nearest.tolist())
     mixed = all_ways["mixed with a near image"](10)(y.expand(200, -1), SeededNoise(range(200)))
-    torch.testing.assert_close(mixed, F.normalize(drawn + y, dim=1))
+    torch.testing.assert_close(mixed, F.normalize(generated + y, dim=1))
 
 
 def test_the_prior_draws_as_the_network_does(all_ways, y):
     prior, _ = read_prior(Path("assets/demo/prior.safetensors"))
     noise = SeededNoise([3]).randn((256,))
-    drawn = all_ways["prior"](0.6)(y, SeededNoise([3]))
-    torch.testing.assert_close(drawn, prior.draw(y, noise, 0.6))
+    generated = all_ways["prior"](0.6)(y, SeededNoise([3]))
+    torch.testing.assert_close(generated, prior.sample(y, noise, 0.6))

@@ -14,7 +14,7 @@ from utils.sampling.generate import generate
 AMPS, PRECISIONS = ("no", "bf16", "fp16"), ("float32", "bf16", "fp16")
 
 
-def drawn(autoencoder, conds=None, denoiser=None, **sampling) -> torch.Tensor:
+def generated(autoencoder, conds=None, denoiser=None, **sampling) -> torch.Tensor:
     """Return two images."""
     conds = torch.ones(2, DIM) if conds is None else conds
     options = Sampling(**{"num_steps": 2, "cfg_scale": 2.0} | sampling)
@@ -31,8 +31,8 @@ def test_every_combination_of_precisions_encodes_and_draws_on_a_cpu(encoders, pr
     assert clip.encode_images(pixels).isfinite().all()
     conds = clip.encode_texts(["a man", "a face"])
     assert autoencoder.encode_moments(pixels.float() / 127.5 - 1).isfinite().all()
-    images = drawn(autoencoder, conds, amp=amp)
-    expected = drawn(exact, conds, amp="no")
+    images = generated(autoencoder, conds, amp=amp)
+    expected = generated(exact, conds, amp="no")
     assert (images.int() - expected.int()).abs().float().mean() < 4
 
 
@@ -45,7 +45,7 @@ def test_guidance_that_overflows_is_refused_by_name(encoders, amp):
     with torch.no_grad():
         denoiser.model.final_layer.linear.weight.mul_(1e34)
     with pytest.raises(UserError, match=r"infinite latents; .*sampling\.cfg_scale \(1000000\.0\)"):
-        drawn(autoencoder, denoiser=denoiser, cfg_scale=1e6, amp=amp)
+        generated(autoencoder, denoiser=denoiser, cfg_scale=1e6, amp=amp)
 
 
 @pytest.mark.parametrize("precision", ["float32", "fp16"])
@@ -53,13 +53,13 @@ def test_a_vae_that_overflows_is_refused_with_the_setting(tmp_path, precision):
     config = make_tiny_config(tmp_path, encoders={"precision": precision})
     make_overflowing(tmp_path / "vae", 6e4 if precision == "fp16" else 3e38)
     with pytest.raises(UserError, match=r"the VAE gave NaN or infinite pixels; .*precision"):
-        drawn(load_config_autoencoder(config))
+        generated(load_config_autoencoder(config))
 
 
 def test_a_condition_that_is_not_finite_is_refused(encoders):
     autoencoder = load_config_autoencoder(make_tiny_config(encoders))
     with pytest.raises(UserError, match="the condition holds NaN"):
-        drawn(autoencoder, torch.full((2, DIM), float("nan")))
+        generated(autoencoder, torch.full((2, DIM), float("nan")))
 
 
 def test_a_network_that_breaks_in_sampling_is_refused(encoders):
@@ -68,4 +68,4 @@ def test_a_network_that_breaks_in_sampling_is_refused(encoders):
         denoiser.model.final_layer.linear.weight[0, 0] = float("nan")
     autoencoder = load_config_autoencoder(make_tiny_config(encoders))
     with pytest.raises(UserError, match="the network gave NaN or infinite latents"):
-        drawn(autoencoder, denoiser=denoiser)
+        generated(autoencoder, denoiser=denoiser)

@@ -51,15 +51,15 @@ def differs(a, b) -> bool:
 
 def test_zero_is_literal_whether_or_not_a_prior_is_there(checkpoint, faces):
     without = TextToFace.load(checkpoint, overrides=["encoders.prior=null"], device="cpu")
-    faces.draw("red hair", num=1, freedom=0.8)  # loads the prior
-    assert not differs(faces.draw("red hair", num=3), without.draw("red hair", num=3))
+    faces.generate("red hair", num=1, freedom=0.8)  # loads the prior
+    assert not differs(faces.generate("red hair", num=3), without.generate("red hair", num=3))
 
 
 def test_each_seed_draws_another_condition_after_its_latent(faces):
-    literal, free = (faces.draw("red hair", num=3, freedom=f) for f in (0, 0.8))
+    literal, free = (faces.generate("red hair", num=3, freedom=f) for f in (0, 0.8))
     assert differs(literal, free)
-    assert not differs(free, faces.draw("red hair", seeds=[0, 1, 2], freedom=0.8, batch_size=1))
-    assert not differs(free, faces.draw("red hair", num=3, freedom=0.8))
+    assert not differs(free, faces.generate("red hair", seeds=[0, 1, 2], freedom=0.8, batch_size=1))
+    assert not differs(free, faces.generate("red hair", num=3, freedom=0.8))
 
 
 def test_the_prior_draws_its_noise_after_the_latent(faces, checkpoint):
@@ -69,10 +69,10 @@ def test_the_prior_draws_its_noise_after_the_latent(faces, checkpoint):
     generator = torch.Generator().manual_seed(7)
     torch.randn(4, 2, 2, generator=generator)  # the latent
     noise = torch.randn(DIM, generator=generator)
-    condition = prior.draw(faces.embed("red hair"), noise[None], freedom=0.8)
-    expected = faces.draw(condition[0], seeds=[7])
+    condition = prior.sample(faces.embed("red hair"), noise[None], freedom=0.8)
+    expected = faces.generate(condition[0], seeds=[7])
     assert config.freedom == 0
-    assert not differs(expected, faces.draw("red hair", seeds=[7], freedom=0.8))
+    assert not differs(expected, faces.generate("red hair", seeds=[7], freedom=0.8))
 
 
 def test_the_command_line_draws_the_same_and_notes_the_freedom(
@@ -83,7 +83,7 @@ def test_the_command_line_draws_the_same_and_notes_the_freedom(
     t2f.main()
     with Image.open(tmp_path / "00_000.png") as picture:
         assert picture.text["freedom"] == "0.8"
-        assert picture.tobytes() == faces.draw("red hair", freedom=0.8).images[0].tobytes()
+        assert picture.tobytes() == faces.generate("red hair", freedom=0.8).images[0].tobytes()
 
 
 def test_a_network_is_evaluated_with_freedom(checkpoint, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import draw_face
+from conftest import crude_face
 from tiny import DIM, RESOLUTION, make_tiny_config
 
 from models.clip import load_clip
@@ -13,7 +13,7 @@ from utils.base.errors import UserError
 from utils.data.embeddings import read_image_mean, write_image_mean
 from utils.data.lmdb_writer import LMDBWriter
 from utils.sampling.conditions import caption_conditions, embed_rows
-from utils.sampling.pictures import save_png
+from utils.sampling.image_files import save_png
 from utils.sampling.prompts import arrange, image_prompt, text_prompt
 
 
@@ -43,7 +43,7 @@ def test_a_caption_comes_nearer_to_the_images_and_keeps_unit_length():
 def test_prompts_are_moved_and_images_are_not(tmp_path, mean_of_images):
     path, mean = mean_of_images
     face = tmp_path / "face.png"
-    save_png(draw_face(1, 2 * RESOLUTION), face)
+    save_png(crude_face(1, 2 * RESOLUTION), face)
     rows = arrange([text_prompt("red hair"), image_prompt(str(face))], [], None)
     found = {}
     for name, encoders in (("plain", {}), ("moved", {"image_mean": path})):

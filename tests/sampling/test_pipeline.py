@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw_face
+from conftest import crude_face
 from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
@@ -46,7 +46,7 @@ def pipe(faces) -> TextToFacePipeline:
 
 @pytest.fixture
 def face(tmp_path) -> Path:
-    draw_face(3, 48).save(tmp_path / "face.png")
+    crude_face(3, 48).save(tmp_path / "face.png")
     return tmp_path / "face.png"
 
 
@@ -54,38 +54,38 @@ def pixels(images) -> np.ndarray:
     return np.stack([np.asarray(image) for image in images])
 
 
-def assert_equal_pictures(a, b) -> None:
+def assert_equal_images(a, b) -> None:
     np.testing.assert_array_equal(pixels(a), pixels(b))
 
 
 def test_it_draws_the_pictures_of_text_to_face(pipe, faces, face):
-    wanted = faces.draw(["red hair", "a hat", face], num=2, batch_size=4).images
+    wanted = faces.generate(["red hair", "a hat", face], num=2, batch_size=4).images
     found = pipe(["red hair", "a hat"], face, num_images_per_prompt=2, batch_size=4).images
-    assert_equal_pictures(found, wanted)
-    assert_equal_pictures(pipe(image=str(face)).images, wanted[4:5])
-    assert_equal_pictures(pipe(image=Image.open(face)).images, wanted[4:5])
+    assert_equal_images(found, wanted)
+    assert_equal_images(pipe(image=str(face)).images, wanted[4:5])
+    assert_equal_images(pipe(image=Image.open(face)).images, wanted[4:5])
 
 
 def test_it_takes_the_names_of_diffusers_and_ours(pipe, faces):
-    wanted = faces.draw("red hair", cfg_scale=3, num_steps=4).images
-    assert_equal_pictures(pipe("red hair", guidance_scale=3, num_inference_steps=4).images, wanted)
-    assert_equal_pictures(pipe("red hair", cfg_scale=3, num_steps=4).images, wanted)
-    mixed = faces.draw(["red hair", "a hat"], mix=(1, 3), seeds=[5]).images
-    assert_equal_pictures(pipe(["red hair", "a hat"], mix=(1, 3), seeds=[5]).images, mixed)
+    wanted = faces.generate("red hair", cfg_scale=3, num_steps=4).images
+    assert_equal_images(pipe("red hair", guidance_scale=3, num_inference_steps=4).images, wanted)
+    assert_equal_images(pipe("red hair", cfg_scale=3, num_steps=4).images, wanted)
+    mixed = faces.generate(["red hair", "a hat"], mix=(1, 3), seeds=[5]).images
+    assert_equal_images(pipe(["red hair", "a hat"], mix=(1, 3), seeds=[5]).images, mixed)
     y = faces.embed(["red hair", "a hat"])
-    assert_equal_pictures(pipe(prompt_embeds=y).images, pipe(["red hair", "a hat"]).images)
+    assert_equal_images(pipe(prompt_embeds=y).images, pipe(["red hair", "a hat"]).images)
 
 
 def test_seeds_come_from_generators(pipe, faces):
     def generator(seed: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
-    wanted = faces.draw("red hair", seeds=[7, 8]).images
-    assert_equal_pictures(
+    wanted = faces.generate("red hair", seeds=[7, 8]).images
+    assert_equal_images(
         pipe("red hair", num_images_per_prompt=2, generator=generator(7)).images, wanted
     )
     several = [generator(7), generator(8)]
-    assert_equal_pictures(pipe("red hair", generator=several).images, wanted)
+    assert_equal_images(pipe("red hair", generator=several).images, wanted)
 
 
 def test_output_types_and_tuples_are_those_of_diffusers(pipe):
@@ -123,7 +123,7 @@ SCHEDULERS = [
 @pytest.mark.parametrize(("solver", "kind", "levels"), SCHEDULERS)
 @pytest.mark.parametrize("num_steps", [2, 5, 18])
 def test_a_scheduler_of_diffusers_draws_our_pictures(pipe, faces, solver, kind, levels, num_steps):
-    ours = faces.draw("red hair", num=4, solver=solver, num_steps=num_steps, **levels).images
+    ours = faces.generate("red hair", num=4, solver=solver, num_steps=num_steps, **levels).images
     pipe.scheduler = kind(**levels)
     theirs = pipe("red hair", num_images_per_prompt=4, num_steps=num_steps).images
     assert np.abs(pixels(ours).astype(int) - pixels(theirs)).max() <= BOUND
@@ -179,7 +179,7 @@ def test_a_student_stays_one_in_a_saved_pipeline(tmp_path):
     student = TextToFace.load(checkpoint, device="cpu", overrides=["sampling.cfg_scale=null"])
     TextToFacePipeline.holding(student).save_pretrained(tmp_path / "released")
     loaded = DiffusionPipeline.from_pretrained(tmp_path / "released", trust_remote_code=True)
-    assert_equal_pictures(loaded("red hair").images, student.draw("red hair", num=1).images)
+    assert_equal_images(loaded("red hair").images, student.generate("red hair", num=1).images)
     # The folder's own copy of the code raises its own UserError.
     with pytest.raises(Exception, match="distilled for Euler steps"):
         loaded("red hair", cfg_scale=2)
@@ -187,7 +187,7 @@ def test_a_student_stays_one_in_a_saved_pipeline(tmp_path):
 
 @pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_lower_precision_is_taken_from_the_weights(pipe, faces, tmp_path, amp, dtype):
-    wanted = faces.draw("red hair", amp=amp).images
+    wanted = faces.generate("red hair", amp=amp).images
     pipe.save_pretrained(tmp_path)
     half = DiffusionPipeline.from_pretrained(tmp_path, torch_dtype=dtype, trust_remote_code=True)
     assert half.denoiser.dtype == half.vae.dtype == dtype
@@ -201,7 +201,7 @@ def test_a_saved_pipeline_is_loaded_with_its_scheduler_and_saved_again(pipe, tmp
     pipe.save_pretrained(tmp_path / "one")
     one = DiffusionPipeline.from_pretrained(tmp_path / "one", trust_remote_code=True)
     assert one.scheduler.config.sigma_min == 0.05
-    assert_equal_pictures(one("red hair").images, wanted)
+    assert_equal_images(one("red hair").images, wanted)
     (tmp_path / "one" / "README.md").write_text("mine")
     one.save_pretrained(tmp_path / "two")
     names = [
@@ -215,9 +215,9 @@ def test_a_saved_pipeline_is_loaded_with_its_scheduler_and_saved_again(pipe, tmp
                 tmp_path / "two" / name
             ).read_bytes(), name
     two = TextToFace.load(tmp_path / "two", device="cpu")
-    assert_equal_pictures(
-        two.draw("red hair").images,
-        TextToFace.load(tmp_path / "one", device="cpu").draw("red hair").images,
+    assert_equal_images(
+        two.generate("red hair").images,
+        TextToFace.load(tmp_path / "one", device="cpu").generate("red hair").images,
     )
 
 
@@ -265,7 +265,7 @@ pipe("red hair").images[0].save("pipeline.png")
 """
     load = """
 from utils.sampling.text_to_face import TextToFace
-TextToFace.load("someone/faces", device="cpu").draw("red hair").images[0].save("python.png")
+TextToFace.load("someone/faces", device="cpu").generate("red hair").images[0].save("python.png")
 """
     with HubServer() as hub:
         done = run(push, hub.url, tmp_path / "cache", tmp_path, token)
@@ -281,9 +281,9 @@ TextToFace.load("someone/faces", device="cpu").draw("red hair").images[0].save("
         done = run(load, hub.url, tmp_path / "third cache", tmp_path, "hf_other")
         assert done.returncode == 0, done.stderr
         assert hub.fetched and not [f for f in hub.fetched if f.endswith(".py")]  # data only
-    wanted = faces.draw("red hair").images
-    assert_equal_pictures([Image.open(tmp_path / "pipeline.png")], wanted)
-    assert_equal_pictures([Image.open(tmp_path / "python.png")], wanted)
+    wanted = faces.generate("red hair").images
+    assert_equal_images([Image.open(tmp_path / "pipeline.png")], wanted)
+    assert_equal_images([Image.open(tmp_path / "python.png")], wanted)
     again = run(load, "http://127.0.0.1:9", tmp_path / "third cache", tmp_path, "hf_other")
     assert again.returncode == 0, again.stderr  # from the cache, without network
 

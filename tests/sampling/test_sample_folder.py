@@ -12,8 +12,8 @@ from tiny import make_tiny_checkpoint, make_tiny_config
 import t2f
 from utils.base.errors import UserError
 from utils.pretrained.denoisers import export_safetensors
-from utils.sampling.pictures import save_png
-from utils.sampling.sample_folder import other_runs_fault, single_pictures
+from utils.sampling.image_files import save_png
+from utils.sampling.sample_folder import other_runs_fault, single_images
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_a_folder_of_one_run_or_of_other_images_is_evaluated(tmp_path):
             tmp_path / "run", f"00_00{seed}.png", prompt=f"p{seed}", checkpoint="a", seed=str(seed)
         )
         write(tmp_path / "other", f"{seed}.png", Software=f"camera {seed}")
-    assert len(single_pictures(tmp_path / "run")) == len(single_pictures(tmp_path / "other")) == 2
+    assert len(single_images(tmp_path / "run")) == len(single_images(tmp_path / "other")) == 2
 
 
 @pytest.mark.parametrize(
@@ -119,10 +119,10 @@ def test_a_folder_of_several_runs_is_not_evaluated(tmp_path, text):
     write(tmp_path / "x", "00_000.png", checkpoint="a", seed="0")
     write(tmp_path / "x", "00_001.png", seed="1", **text)
     with pytest.raises(UserError, match=r"x: holds images of several runs: the \w+ of 00_000\.png"):
-        single_pictures(tmp_path / "x")
+        single_images(tmp_path / "x")
     shutil.make_archive(str(tmp_path / "x"), "zip", tmp_path / "x")
     with pytest.raises(UserError, match="holds images of several runs"):
-        single_pictures(tmp_path / "x.zip")
+        single_images(tmp_path / "x.zip")
 
 
 @pytest.mark.parametrize("place", ["results/" + "a-long-name/" * 8, "", "x" * 39])
@@ -130,7 +130,7 @@ def test_two_long_values_are_shown_where_they_differ(tmp_path, place):
     write(tmp_path, "00_000.png", checkpoint=f"{place}0000004.pt")
     write(tmp_path, "00_001.png", checkpoint=f"{place}0000006.pt")
     with pytest.raises(UserError, match=r"0000004\.pt', that of 00_001\.png '.*0000006\.pt'"):
-        single_pictures(tmp_path)
+        single_images(tmp_path)
     texts = {name: {"checkpoint": f"{place}0000006.pt"} for name in ("00_000.png", "00_001.png")}
     fault = other_runs_fault(tmp_path, texts, {})
     assert fault.count("0000004.pt") == fault.count("0000006.pt") == 1

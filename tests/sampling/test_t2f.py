@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw_face
+from conftest import crude_face
 from PIL import Image
 from tiny import CONTEXT_LENGTH, RESOLUTION, make_tiny_checkpoint, make_tiny_config
 
@@ -273,7 +273,7 @@ def test_the_prompt_decides_the_picture(run):
 def face(tmp_path) -> Path:
     """Write an image that is larger than the model's and not square; return its path."""
     path = tmp_path / "face.png"
-    draw_face(3, 48).resize((60, 48)).save(path)
+    crude_face(3, 48).resize((60, 48)).save(path)
     return path
 
 
@@ -292,7 +292,7 @@ def test_rows_come_in_the_order_of_prompts_and_images(run, face):
 
 
 def test_the_image_decides_the_picture(run, face, tmp_path):
-    draw_face(9, 48).save(tmp_path / "other.png")
+    crude_face(9, 48).save(tmp_path / "other.png")
     out = run("--image", face, "--image", tmp_path / "other.png", "--num", 1, "--cfg_scale", 4)
     assert np.abs(pixels_of(out, 0) - pixels_of(out, 1)).max() > 2
 

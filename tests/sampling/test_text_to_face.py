@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from alike import assert_alike
-from conftest import draw_face
+from conftest import crude_face
 from PIL import Image
 from tiny import DIM, RESOLUTION, make_tiny_checkpoint, make_tiny_config
 
@@ -36,7 +36,7 @@ def faces(checkpoint) -> TextToFace:
 
 @pytest.fixture
 def face(tmp_path) -> Path:
-    draw_face(3, 48).save(tmp_path / "face.png")
+    crude_face(3, 48).save(tmp_path / "face.png")
     return tmp_path / "face.png"
 
 
@@ -66,8 +66,8 @@ def test_it_draws_the_pictures_of_the_command_line(
     monkeypatch.setattr(sys, "argv", ["t2f.py", *map(str, [*where, *what, *flags])])
     t2f.main()
     batch_size = 1 if "--batch_size" in flags else 16
-    drawing = faces.draw([face, "a hat"], batch_size=batch_size, **options)
-    drawing.save(tmp_path / "mine")
+    generation = faces.generate([face, "a hat"], batch_size=batch_size, **options)
+    generation.save(tmp_path / "mine")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "mine").iterdir())
     for name in names:
@@ -78,17 +78,18 @@ def test_it_draws_the_pictures_of_the_command_line(
 
 def test_a_picture_is_equal_from_every_form_of_the_network(checkpoint, tmp_path, monkeypatch):
     export_safetensors(checkpoint, tmp_path / "dit.safetensors")
-    wanted = TextToFace.load(tmp_path / "dit.safetensors").draw("red hair").images
+    wanted = TextToFace.load(tmp_path / "dit.safetensors").generate("red hair").images
     assert (
         np.abs(
-            pixels(wanted).astype(int) - pixels(TextToFace.load(checkpoint).draw("red hair").images)
+            pixels(wanted).astype(int)
+            - pixels(TextToFace.load(checkpoint).generate("red hair").images)
         ).max()
         <= 1
     )
 
 
 def test_pillow_images_are_drawn_like_their_files(faces, face):
-    by_path, by_image = (faces.draw(source, cfg_scale=4) for source in (face, Image.open(face)))
+    by_path, by_image = (faces.generate(source, cfg_scale=4) for source in (face, Image.open(face)))
     np.testing.assert_array_equal(pixels(by_path.images), pixels(by_image.images))
     assert by_image.rows[0].label == "face.png"
 
@@ -96,55 +97,55 @@ def test_pillow_images_are_drawn_like_their_files(faces, face):
 def test_an_embedding_is_the_condition_itself(faces):
     y = faces.embed(["red hair", "a hat"])
     assert y.shape == (2, DIM)
-    by_prompt, by_embedding = faces.draw("a hat", seeds=[3]), faces.draw(y[1], seeds=[3])
+    by_prompt, by_embedding = faces.generate("a hat", seeds=[3]), faces.generate(y[1], seeds=[3])
     np.testing.assert_array_equal(pixels(by_prompt.images), pixels(by_embedding.images))
 
 
 def test_a_dict_names_its_rows(faces, face):
-    drawing = faces.draw({"one": "red hair", "two": face})
-    assert [row.label for row in drawing.rows] == ["one", "two"]
-    np.testing.assert_array_equal(drawing.embeddings, faces.embed(["red hair", face]))
+    generation = faces.generate({"one": "red hair", "two": face})
+    assert [row.label for row in generation.rows] == ["one", "two"]
+    np.testing.assert_array_equal(generation.embeddings, faces.embed(["red hair", face]))
 
 
 def test_the_drawing_knows_rows_seeds_embeddings_and_settings(faces):
-    drawing = faces.draw(["red hair", "a hat"], seeds="1-2", num_steps=2, S_churn=1)
-    assert [(p.row, p.label, p.seed) for p in drawing.pictures] == [
+    generation = faces.generate(["red hair", "a hat"], seeds="1-2", num_steps=2, S_churn=1)
+    assert [(p.row, p.label, p.seed) for p in generation.results] == [
         (0, "red hair", 1), (0, "red hair", 2), (1, "a hat", 1), (1, "a hat", 2),
     ]  # fmt: skip
-    assert all(image.size == (RESOLUTION, RESOLUTION) for image in drawing.images)
-    np.testing.assert_array_equal(drawing.embeddings, faces.embed(["red hair", "a hat"]))
-    assert (drawing.settings["num_steps"], drawing.settings["S_churn"]) == ("2", "1.0")
-    assert drawing.sampling.cfg_scale == 2.0
+    assert all(image.size == (RESOLUTION, RESOLUTION) for image in generation.images)
+    np.testing.assert_array_equal(generation.embeddings, faces.embed(["red hair", "a hat"]))
+    assert (generation.settings["num_steps"], generation.settings["S_churn"]) == ("2", "1.0")
+    assert generation.sampling.cfg_scale == 2.0
 
 
 def test_every_key_of_the_sampling_section_can_be_given(faces):
     section = faces.config.sampling.model_dump()
     assert section.keys() == Sampling.model_fields.keys()
-    drawing = faces.start("x", **section)
-    assert drawing.sampling == faces.config.sampling
+    generation = faces.start("x", **section)
+    assert generation.sampling == faces.config.sampling
 
 
 def test_a_caller_stops_after_a_batch_and_goes_on_later(faces):
-    whole = faces.draw("red hair", num=5)
-    drawing = faces.start("red hair", num=5)
-    for batch in drawing.batches(batch_size=2):
+    whole = faces.generate("red hair", num=5)
+    generation = faces.start("red hair", num=5)
+    for batch in generation.batches(batch_size=2):
         assert len(batch) == 2
         break
-    assert len(drawing.pictures) == 2 and len(drawing) == 5
-    rest = list(drawing.batches(batch_size=2))
+    assert len(generation.results) == 2 and len(generation) == 5
+    rest = list(generation.batches(batch_size=2))
     assert [len(batch) for batch in rest] == [2, 1]
-    assert_alike(drawing.images, whole.images)
+    assert_alike(generation.images, whole.images)
 
 
 def test_a_bar_is_shown_on_request(faces, capsys):
-    faces.draw("red hair", num=2)
+    faces.generate("red hair", num=2)
     assert capsys.readouterr().err == ""
-    faces.draw("red hair", num=2, progress=True)
+    faces.generate("red hair", num=2, progress=True)
     assert "2/2" in capsys.readouterr().err
 
 
 def test_settings_of_a_call_do_not_stay(faces):
-    faces.draw("red hair", num_steps=2)
+    faces.generate("red hair", num_steps=2)
     assert faces.start("red hair").sampling.num_steps == 3
 
 
@@ -175,30 +176,30 @@ def test_settings_of_a_call_do_not_stay(faces):
 )  # fmt: skip
 def test_mistakes_raise_one_clear_line(faces, sources, options, message):
     with pytest.raises(UserError) as fault:
-        faces.draw(sources, **options)
+        faces.generate(sources, **options)
     assert message in str(fault.value) and "\n" not in str(fault.value)
 
 
 def test_a_damaged_pillow_image_is_refused(faces, face):
     face.write_bytes(face.read_bytes()[:200])
     with pytest.raises(UserError, match="the image cannot be decoded"):
-        faces.draw(Image.open(face))
+        faces.generate(Image.open(face))
 
 
 def test_a_prompt_of_ten_thousand_words_is_cut_with_one_note(faces, capsys):
-    faces.draw("hat " * 10_000)
+    faces.generate("hat " * 10_000)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("note: CLIP reads only the first") and len(line) < 200
 
 
 def test_a_batch_size_below_one_is_refused(faces):
     with pytest.raises(UserError, match="batch_size is 0"):
-        faces.draw("x", batch_size=0)
+        faces.generate("x", batch_size=0)
 
 
 def test_a_mixture_with_an_embedding_is_described(faces, tmp_path):
     y = F.normalize(torch.ones(DIM), dim=0)
-    (picture,) = faces.draw(["red hair", y], mix=(1, 3)).pictures
+    (picture,) = faces.generate(["red hair", y], mix=(1, 3)).results
     picture.save(tmp_path / "p.png")
     parts = json.loads(Image.open(tmp_path / "p.png").text["mix"])
     assert [part["weight"] for part in parts] == [0.25, 0.75]

@@ -14,7 +14,7 @@ from tiny import RESOLUTION, make_tiny_checkpoint, make_tiny_config
 
 from tools import compare
 from utils.evaluation.results import Results
-from utils.sampling.pictures import save_png
+from utils.sampling.image_files import save_png
 
 
 def make_run(folder: Path, losses: list[float], distances: dict[int, float], **keys: dict) -> Path:
@@ -95,12 +95,12 @@ def test_a_prompt_is_drawn_by_every_run_with_equal_seeds(runs, tmp_path, monkeyp
         "cpu",
     ]
     page = page_of(monkeypatch, tmp_path / "page.html", *runs, *flags)
-    drawn = pictures(page)
-    assert [picture.shape for picture in drawn] == [(RESOLUTION, 2 * RESOLUTION, 3)] * 4
-    assert (drawn[0] != drawn[1]).any()  # the networks differ
+    generated = pictures(page)
+    assert [picture.shape for picture in generated] == [(RESOLUTION, 2 * RESOLUTION, 3)] * 4
+    assert (generated[0] != generated[1]).any()  # the networks differ
     assert page.text.count("a face & a <hat>") == 1
     again = pictures(page_of(monkeypatch, tmp_path / "page.html", *runs[::-1], *flags))
-    assert (again[0] == drawn[1]).all() and (again[1] == drawn[0]).all()
+    assert (again[0] == generated[1]).all() and (again[1] == generated[0]).all()
 
 
 def test_runs_without_evaluations_grids_or_differences_still_have_their_losses(

@@ -21,8 +21,8 @@ from models.tokenizers import text_only
 from tools import export_onnx
 from tools.onnx_networks import export_tokenizer
 from utils.config.schema import Config
-from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import load_denoiser
+from utils.pretrained.effective_config import read_config
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.sampling.conditions import embed_rows
 from utils.sampling.generate import generate
@@ -71,7 +71,7 @@ def made(tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(checkpoint=checkpoint, folder=folder / "onnx", config=config)
 
 
-def drawn_by_torch(checkpoint: Path, config: Config) -> torch.Tensor:
+def sampled_by_torch(checkpoint: Path, config: Config) -> torch.Tensor:
     """The pictures of t2f.py in float32, (N, H, W, 3) uint8."""
     denoiser, _ = load_denoiser(checkpoint, config=config)
     rows = [Row(((text_prompt(prompt), 1.0),)) for prompt in PROMPTS]
@@ -109,8 +109,8 @@ def test_the_exported_sampler_draws_the_pictures_of_t2f(made, tmp_path, override
     (folder / "settings.json").write_text(json.dumps(settings))
     from sampler import Sampler
 
-    _, images = Sampler(folder).draw(PROMPTS, SEEDS)
-    ours = drawn_by_torch(made.checkpoint, config).permute(0, 3, 1, 2).numpy()
+    _, images = Sampler(folder).generate(PROMPTS, SEEDS)
+    ours = sampled_by_torch(made.checkpoint, config).permute(0, 3, 1, 2).numpy()
     assert ours.std() > 10  # not one grey
     assert np.abs(images * 127.5 + 127.5 - ours).max() < 0.5 + 127.5 * 1e-3
 
@@ -125,9 +125,9 @@ def test_the_folder_draws_alone_on_a_machine_without_pytorch(made, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("4 images in ")
-    drawn = [np.asarray(Image.open(tmp_path / f"{i:02d}_{SEEDS[i]:03d}.png")) for i in range(2)]
-    ours = drawn_by_torch(made.checkpoint, read_config(made.checkpoint)).numpy()
-    assert np.abs(np.stack(drawn).astype(int) - ours).max() <= 1
+    generated = [np.asarray(Image.open(tmp_path / f"{i:02d}_{SEEDS[i]:03d}.png")) for i in range(2)]
+    ours = sampled_by_torch(made.checkpoint, read_config(made.checkpoint)).numpy()
+    assert np.abs(np.stack(generated).astype(int) - ours).max() <= 1
     other = [sys.executable, script, "another prompt", "--out", str(tmp_path)]
     refused = subprocess.run(other, capture_output=True, text=True)
     assert refused.returncode == 2

@@ -15,7 +15,7 @@ from models.clip import load_clip
 from research.gap import angle, modality_gap
 from tools import clip_similarity
 from utils.data.lmdb_writer import LMDBWriter
-from utils.sampling.pictures import save_png
+from utils.sampling.image_files import save_png
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,7 @@ from golden_models import small_denoiser
 from tiny import make_tiny_denoiser
 
 from models.choices import MaskSchedule
-from models.edm import draw_for_loss, edm_loss
+from models.edm import edm_loss, random_for_loss
 from utils.base.errors import UserError
 from utils.base.read_ahead import read_ahead
 from utils.config.load import config_from_dict
@@ -114,8 +114,8 @@ def test_every_mask_schedule_has_finite_losses_to_its_last_step(schedule, lowest
     denoiser = small_denoiser()
     for step in (0, 150_000, 299_000, 299_900, 299_999):
         ratio = mask_ratio_after(step, 300_000, config)
-        draws = draw_for_loss(denoiser, clean, cond, ratio)
-        assert edm_loss(denoiser, clean, cond, draws, mae_loss_coef=0.1).isfinite().all()
+        random = random_for_loss(denoiser, clean, cond, ratio)
+        assert edm_loss(denoiser, clean, cond, random, mae_loss_coef=0.1).isfinite().all()
 
 
 @pytest.mark.parametrize(("tokens", "ratio"), [(16, 0.95), (256, 0.999), (1, 0.5), (4, 0.76)])

@@ -13,10 +13,10 @@ from tiny import DIM, NETWORK
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from models.batch_random import WHOLE_BATCH, Share
 from models.choices import PerturbationKind
 from models.distillation import Pieces, distillation_loss
-from models.draws import WHOLE_BATCH, Share
-from models.edm import EDMPrecond, build_denoiser, draw_for_loss, edm_loss
+from models.edm import EDMPrecond, build_denoiser, edm_loss, random_for_loss
 from models.embedding_prior import EmbeddingPrior, prior_loss
 from models.geometry import towards_images
 from models.perturbation import Perturbation, perturb
@@ -85,11 +85,11 @@ def test_a_training_forward_stays_on_the_device(name, mask_ratio):
     denoiser = network(**NETWORKS[name]).train()
     denoiser.model.activation_checkpointing = name == "activation checkpointing"
     latents, cond = data(denoiser.model.cond_width)
-    draws = draw_for_loss(denoiser, latents, cond, mask_ratio)
-    assert on_cuda(draws.normal, draws.noise)
+    random = random_for_loss(denoiser, latents, cond, mask_ratio)
+    assert on_cuda(random.normal, random.noise)
     encoder = network(**NETWORKS[name]).eval()
     with WithoutCopies():
-        losses = edm_loss(denoiser, latents, cond, draws, mae_loss_coef=0.1, encoder=encoder)
+        losses = edm_loss(denoiser, latents, cond, random, mae_loss_coef=0.1, encoder=encoder)
     assert on_cuda(losses) and losses.shape == (BATCH,)
 
 
@@ -106,10 +106,10 @@ def test_a_network_evaluation_does_not_wait_for_a_copy_of_its_noise_level():
 
 
 @pytest.mark.parametrize("kind", [k for k in get_args(PerturbationKind) if k != "learnable"])
-@pytest.mark.parametrize("draws", [WHOLE_BATCH, Share(2, BATCH, 8).draws(None)], ids=str)
-def test_a_perturbed_embedding_stays_on_the_device(kind, draws):
+@pytest.mark.parametrize("draws", [WHOLE_BATCH, Share(2, BATCH, 8).random(None)], ids=str)
+def test_a_perturbed_embedding_stays_on_the_device(kind, random):
     _, y = data()
-    assert on_cuda(perturb(y, Perturbation(kind, 0.8), draws))
+    assert on_cuda(perturb(y, Perturbation(kind, 0.8), random))
 
 
 @pytest.mark.parametrize("perturbation", [0, 0.5])
@@ -170,7 +170,7 @@ def test_the_prior_stays_on_the_device_and_waits_for_no_copy():
         prior = EmbeddingPrior(DIM, width=8, depth=1)
         y, bank = torch.randn(BATCH, DIM), torch.randn(9, DIM)
     with WithoutCopies():
-        assert on_cuda(prior.draw(y, torch.randn_like(y), freedom=0.7))
+        assert on_cuda(prior.sample(y, torch.randn_like(y), freedom=0.7))
         assert on_cuda(prior_loss(prior, y, bank, (1.0, 10.0)))
 
 
@@ -178,7 +178,7 @@ def test_the_record_of_a_step_waits_for_no_copy():
     guard, window = StepGuard(CUDA), Window(CUDA)
     loss, norm = torch.ones((), device=CUDA), torch.ones((), device=CUDA)
     with WithoutCopies():
-        verdict = guard.judge(loss, norm)
+        verdict = guard.check(loss, norm)
         window.add(loss, norm, verdict)
         skip_unless(verdict.good, torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))]))
 

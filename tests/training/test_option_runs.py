@@ -10,7 +10,7 @@ from published_labels import write_published
 from tiny import DIM, make_tiny_config
 from trainings import final_state, run
 
-from models.draws import BatchDraws
+from models.batch_random import BatchRandom
 from utils.config.load import load_config
 from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.pretrained.denoisers import load_denoiser
@@ -101,7 +101,7 @@ def test_a_trained_model_with_a_learned_perturbation_answers_without_it(configur
 def test_the_fixed_perturbation_comes_before_the_learned_one(configured):
     config = load_config(configured("learned_and_fixed_perturbation"), ["train.lr=1e-3"])
     y = torch.randn(200, DIM)
-    cond = make_condition(y, config, BatchDraws(torch.Generator().manual_seed(0)))
+    cond = make_condition(y, config, BatchRandom(torch.Generator().manual_seed(0)))
     kept = cond.any(dim=1)
     assert 0 < (~kept).sum() < 60  # class_dropout_prob is 0.1
     torch.testing.assert_close(cond[kept].norm(dim=1), torch.ones(int(kept.sum())))
@@ -111,7 +111,7 @@ def test_the_fixed_perturbation_comes_before_the_learned_one(configured):
 def test_the_learned_perturbation_alone_gets_the_embedding_itself(configured):
     config = load_config(configured("learned_type_and_self_cond"))
     y = torch.randn(50, DIM)
-    cond = make_condition(y, config, BatchDraws(torch.Generator().manual_seed(0)))
+    cond = make_condition(y, config, BatchRandom(torch.Generator().manual_seed(0)))
     kept = cond.any(dim=1)
     torch.testing.assert_close(cond[kept], torch.nn.functional.normalize(y)[kept])
 
@@ -119,6 +119,6 @@ def test_the_learned_perturbation_alone_gets_the_embedding_itself(configured):
 def test_external_features_are_neither_perturbed_nor_dropped(configured):
     config = load_config(configured("labels_and_external_features"))
     y = torch.randn(50, CLASSES + DIM)
-    cond = make_condition(y, config, BatchDraws(torch.Generator().manual_seed(0)))
+    cond = make_condition(y, config, BatchRandom(torch.Generator().manual_seed(0)))
     assert torch.equal(cond[:, CLASSES:], y[:, CLASSES:])
     assert not cond[:, :CLASSES].any(dim=1).all()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, draw_face
+from conftest import ROOT, crude_face
 from diffusers import AutoencoderKL
 from ldm_vae import ldm_names
 from openai_clip import openai_tensors, random_clip, save_archive
@@ -36,7 +36,7 @@ from utils.sampling.text_to_face import TextToFace
 from utils.training import release_folder
 from utils.training.release_folder import export_folder
 
-PROBE = draw_face(3, 48)
+PROBE = crude_face(3, 48)
 RECORD = {
     "step": 10,
     "cfg_scale": 2.0,
@@ -105,7 +105,7 @@ def test_command_line_python_and_pipeline_draw_equal_pictures_elsewhere(
     """The pipeline runs in a process that cannot import this project."""
     folder = tmp_path / "elsewhere" / "faces"
     shutil.copytree(released, folder)
-    draw_face(3, 48).save(tmp_path / "face.png")
+    crude_face(3, 48).save(tmp_path / "face.png")
     script = f"""
 import importlib.util, json, sys
 for name in ("models", "utils", "t2f", "tiny"):
@@ -127,12 +127,12 @@ for index, image in enumerate(images):
     assert "might require" not in done.stderr  # diffusers' warning of missing packages
 
     faces = TextToFace.load(folder, device="cpu")
-    drawing = faces.draw(["a hat", tmp_path / "face.png"], num=2)
+    generation = faces.generate(["a hat", tmp_path / "face.png"], num=2)
     flags = ["--ckpt", folder, "--prompt", "a hat", "--image", tmp_path / "face.png", "--num", 2]
     flags += ["--out", tmp_path / "out", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["t2f.py", *map(str, flags)])
     t2f.main()
-    for index, picture in enumerate(drawing.pictures):
+    for index, picture in enumerate(generation.results):
         by_command = np.asarray(Image.open(tmp_path / "out" / picture.file_name))
         by_pipeline = np.asarray(Image.open(tmp_path / f"{index}.png"))
         np.testing.assert_array_equal(np.asarray(picture.image), by_command)
@@ -143,10 +143,10 @@ def test_it_draws_what_the_checkpoint_draws(released, experiment):
     """Its weights are rounded to float16, so that pixels may differ a little."""
     checkpoint = experiment / "checkpoints" / "0000010.pt"
     ours, theirs = (
-        TextToFace.load(place, device="cpu").draw("a hat") for place in (checkpoint, released)
+        TextToFace.load(place, device="cpu").generate("a hat") for place in (checkpoint, released)
     )
     torch.testing.assert_close(ours.embeddings, theirs.embeddings)
-    a, b = (np.asarray(drawing.images[0]).astype(int) for drawing in (ours, theirs))
+    a, b = (np.asarray(generation.images[0]).astype(int) for generation in (ours, theirs))
     assert np.abs(a - b).max() <= 3
 
 
@@ -214,7 +214,7 @@ def test_a_missing_or_damaged_file_gives_one_clear_line(released, tmp_path, name
     else:
         spoil(folder / name)
     with pytest.raises(UserError) as fault:
-        TextToFace.load(folder, device="cpu").draw("a hat")
+        TextToFace.load(folder, device="cpu").generate("a hat")
     assert message in str(fault.value) and "\n" not in str(fault.value)
 
 
@@ -280,11 +280,11 @@ def test_encoders_of_other_formats_become_safetensors(tmp_path):
     encoders = {"clip": tmp_path / "clip.pt", "vae": tmp_path / "vae.pth"}
     config = make_tiny_config(tmp_path, encoders=encoders)
     checkpoint = make_tiny_checkpoint(tmp_path / "0000010.pt", config)
-    wanted = TextToFace.load(checkpoint, device="cpu").draw(["a hat", PROBE], num=2)
+    wanted = TextToFace.load(checkpoint, device="cpu").generate(["a hat", PROBE], num=2)
     export_folder(checkpoint, tmp_path / "out", device="cpu")
     for name in ("clip.pt", "vae.pth"):
         (tmp_path / name).unlink()
-    found = TextToFace.load(tmp_path / "out", device="cpu").draw(["a hat", PROBE], num=2)
+    found = TextToFace.load(tmp_path / "out", device="cpu").generate(["a hat", PROBE], num=2)
     torch.testing.assert_close(found.embeddings, wanted.embeddings)
     for a, b in zip(found.images, wanted.images, strict=True):
         assert np.abs(np.asarray(a).astype(int) - np.asarray(b)).max() <= 3
@@ -317,4 +317,4 @@ def test_the_prior_of_freedom_comes_along(tmp_path):
     (tmp_path / "prior.safetensors").unlink()
     released = TextToFace.load(tmp_path / "out", device="cpu")
     assert released.config.sampling.freedom == 0.8
-    assert len(released.draw("a hat", num=2).images) == 2
+    assert len(released.generate("a hat", num=2).images) == 2

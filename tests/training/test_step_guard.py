@@ -24,41 +24,41 @@ from utils.training.step_window import Window
 CPU = torch.device("cpu")
 
 
-def judged(guard: StepGuard, *losses: float, grad_norm: float = 1.0) -> list[tuple[bool, bool]]:
+def evaluated(guard: StepGuard, *losses: float, grad_norm: float = 1.0) -> list[tuple[bool, bool]]:
     """Return (good, spike) of steps with these losses."""
-    verdicts = [guard.judge(torch.tensor(float(x)), torch.tensor(grad_norm)) for x in losses]
+    verdicts = [guard.check(torch.tensor(float(x)), torch.tensor(grad_norm)) for x in losses]
     return [(bool(v.good), bool(v.spike)) for v in verdicts]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_step_is_bad_if_its_loss_or_its_gradient_is_not_finite(bad):
     guard = StepGuard(CPU)
-    assert judged(guard, 1.0, bad) == [(True, False), (False, False)]
-    assert judged(guard, 1.0, grad_norm=bad) == [(False, False)]
+    assert evaluated(guard, 1.0, bad) == [(True, False), (False, False)]
+    assert evaluated(guard, 1.0, grad_norm=bad) == [(False, False)]
     assert guard.in_a_row() == 2
-    judged(guard, 1.0)
+    evaluated(guard, 1.0)
     assert guard.in_a_row() == 0
 
 
 def test_a_loss_far_above_the_ones_before_is_a_spike():
     guard, rng = StepGuard(CPU), np.random.default_rng(0)
-    usual = judged(guard, *rng.normal(1, 0.1, 4 * WARM_UP))
+    usual = evaluated(guard, *rng.normal(1, 0.1, 4 * WARM_UP))
     assert not any(spike for _, spike in usual)
-    assert judged(guard, 1.4, 3.0, 1.0) == [(True, False), (True, True), (True, False)]
+    assert evaluated(guard, 1.4, 3.0, 1.0) == [(True, False), (True, True), (True, False)]
 
 
 def test_a_loss_of_the_first_steps_is_no_spike():
-    assert judged(StepGuard(CPU), 1.0, 1.0, 50.0)[-1] == (True, False)
+    assert evaluated(StepGuard(CPU), 1.0, 1.0, 50.0)[-1] == (True, False)
 
 
 def test_a_guard_goes_on_from_its_saved_state():
     rng = np.random.default_rng(0)
     losses = rng.normal(1, 0.1, 2 * WARM_UP)
     whole, first, second = (StepGuard(CPU) for _ in range(3))
-    judged(whole, *losses)
-    judged(first, *losses[:70])
+    evaluated(whole, *losses)
+    evaluated(first, *losses[:70])
     second.load(first.state())
-    judged(second, *losses[70:])
+    evaluated(second, *losses[70:])
     assert second.state() == whole.state()
 
 
@@ -80,10 +80,10 @@ def test_bad_steps_are_counted_and_left_out_of_the_means():
     window, guard = Window(CPU), StepGuard(CPU)
     for loss in (1.0, math.nan, 2.0):
         value, norm = torch.tensor(loss), torch.tensor(4.0)
-        window.add(value, norm, guard.judge(value, norm))
+        window.add(value, norm, guard.check(value, norm))
     assert window.means() == {"loss": 1.5, "grad_norm": 4.0, "skipped": 1, "spikes": 0}
     window.reset()
-    window.add(value * math.nan, norm, guard.judge(value * math.nan, norm))
+    window.add(value * math.nan, norm, guard.check(value * math.nan, norm))
     assert window.means() == {"skipped": 1, "spikes": 0}
 
 

@@ -52,8 +52,8 @@ def test_the_prior_lies_beside_the_embeddings_and_names_their_clip(images, scrip
     script()
     prior, clip = read_prior(images / "prior.safetensors")
     assert clip == "clip-a"
-    drawn = prior.draw(torch.randn(3, DIM), torch.randn(3, DIM), freedom=0.8)
-    torch.testing.assert_close(drawn.norm(dim=1), torch.ones(3))
+    generated = prior.sample(torch.randn(3, DIM), torch.randn(3, DIM), freedom=0.8)
+    torch.testing.assert_close(generated.norm(dim=1), torch.ones(3))
     assert "encoders.prior" in capsys.readouterr().out
     assert {path.name for path in images.iterdir()} == {
         "data.mdb", "prior.safetensors",
@@ -147,7 +147,7 @@ def test_one_other_image_among_copies_gives_a_finite_prior(tmp_path, script, ima
         writer.append(y)
     script(f"data.feat_path={other}")
     prior, _ = read_prior(other / "prior.safetensors")
-    assert prior.draw(torch.randn(3, DIM), torch.randn(3, DIM), freedom=0.8).isfinite().all()
+    assert prior.sample(torch.randn(3, DIM), torch.randn(3, DIM), freedom=0.8).isfinite().all()
 
 
 def test_a_training_that_diverges_ends_with_one_line_and_writes_nothing(images, script, capsys):

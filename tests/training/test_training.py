@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import DIM, make_tiny_config, make_tiny_evaluation_data, make_tiny_training_data
 from trainings import CLOCK_FIELDS, final_state, fresh_process, metrics, run
 
-from models.draws import Share
+from models.batch_random import Share
 from train_latent_t2f import main
 from utils.base.errors import UserError
 from utils.config.load import load_config
@@ -60,7 +60,7 @@ def test_batches_are_functions_of_their_position_however_many_processes_share_th
 class Ramps:
     """Dataset of one image that is dark on the left and bright on the right."""
 
-    def batch(self, indices, draws):
+    def batch(self, indices, rng):
         """Return the latents (N, 4, 8, 8), and None for the embeddings."""
         return torch.arange(8.0).expand(len(indices), 4, 8, 8), None
 

@@ -54,7 +54,7 @@ class Sampler:
             x = x + step
         return x
 
-    def draw(self, prompts: list[str], seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    def generate(self, prompts: list[str], seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Return latents, and images (N, 3, H, W) in [-1, 1], for a prompt and a seed each."""
         noise = np.stack([randn(self.settings["latent"], seed) for seed in seeds])
         latents = self.sample(noise, np.stack([self.condition(prompt) for prompt in prompts]))

@@ -25,7 +25,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 def add_config_option(
     parser: argparse.ArgumentParser, about: str = "YAML file", instead: str | None = None
 ) -> None:
-    """Add `--config`; utils.pretrained.chosen_config reads what it and the rest choose.
+    """Add `--config`; utils.pretrained.effective_config reads what it and the rest choose.
 
     `instead`: text that says which config counts without it. None = that of `--experiment_dir`,
     which is added too.

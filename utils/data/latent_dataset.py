@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import torch
 
-from models.draws import WHOLE_BATCH, BatchDraws
+from models.batch_random import WHOLE_BATCH, BatchRandom
 from models.encoder_files import LDM_SCALE_FACTOR
 from models.finite import is_finite
 from utils.base.errors import UserError
@@ -147,19 +147,19 @@ class LatentDataset:
     def batch(
         self,
         indices: torch.Tensor,
-        draws: BatchDraws = WHOLE_BATCH,
+        rng: BatchRandom = WHOLE_BATCH,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Read latents (B, C, H, W) and conditions (B, D) or None, float32 on the CPU.
 
         Conditions are one-hot labels, embeddings, or the embeddings after the labels.
-        `indices`: (B,) integers. `draws` chooses among several embeddings of a sample, and draws
+        `indices`: (B,) integers. `rng` chooses among several embeddings of a sample, and draws
         the latent where the database holds moments.
         """
         rows = indices.numpy()
         z = torch.from_numpy(self._checked(self._z, rows))
         if self._is_moments:
             mean, log_variance = z.chunk(2, dim=1)
-            noise = draws.randn(mean.shape)
+            noise = rng.randn(mean.shape)
             z = self._scale * (mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise)
         if not self.cond_dim:
             return z, None
@@ -167,7 +167,7 @@ class LatentDataset:
         if self._y is not None:
             feature = 0
             if self._choose:
-                draw = draws.rand((len(rows),)).numpy()
+                draw = rng.rand((len(rows),)).numpy()
                 feature = (draw * self._counts[rows].astype(np.float32)).astype(np.int64)
             y.append(self._checked(self._y, rows, feature))
         return z, torch.from_numpy(y[0] if len(y) == 1 else np.concatenate(y, axis=1))

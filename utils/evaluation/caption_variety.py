@@ -14,11 +14,16 @@ from torch import Tensor
 from models.edm import EDMPrecond
 from utils.base.errors import note
 from utils.config.schema import Config
-from utils.evaluation.draw import Drawn, captions_of_seeds, draw_seeds, seeds_to_judge
+from utils.evaluation.evaluator import Evaluator
 from utils.evaluation.feature_networks import ClipFeatures
 from utils.evaluation.feature_store import FeatureBlocks, Rows
+from utils.evaluation.generated import (
+    Generated,
+    captions_of_seeds,
+    generate_seeds,
+    seeds_to_evaluate,
+)
 from utils.evaluation.image_pass import fill_blocks, require_whole
-from utils.evaluation.judge import Judge
 from utils.evaluation.kept_images import KeptImages
 from utils.evaluation.metrics import spread, vendi_score
 from utils.evaluation.neighbours import nearest, open_training_embeddings
@@ -38,18 +43,18 @@ class CaptionVariety:
         self,
         denoiser: EDMPrecond,
         config: Config,
-        judge: Judge,
+        evaluator: Evaluator,
         partial: Path,
         kept: KeptImages | None = None,
     ) -> None:
         """`partial`: folder of the unfinished evaluation. `kept`: writes the first few images."""
-        self.denoiser, self.config, self.judge, self.kept = denoiser, config, judge, kept
+        self.denoiser, self.config, self.evaluator, self.kept = denoiser, config, evaluator, kept
         captions, self.size = config.eval.variety_captions, config.eval.variety_seeds
-        seeds = seeds_to_judge(config)
+        seeds = seeds_to_evaluate(config)
         self.seeds = seeds[: self.size]
-        self.chosen = captions_of_seeds(denoiser, judge, seeds[:captions])  # (C, 2)
+        self.chosen = captions_of_seeds(denoiser, evaluator, seeds[:captions])  # (C, 2)
         self.blocks = FeatureBlocks(partial / FOLDER, captions * self.size)
-        self.tower = ClipFeatures(judge.clip)
+        self.tower = ClipFeatures(evaluator.clip)
 
     def draw(self) -> float:
         """Draw and judge the images that are not there yet; return the seconds that others took.
@@ -58,28 +63,28 @@ class CaptionVariety:
         """
         size = self.config.eval.batchsize
         return fill_blocks(
-            self.blocks, self._draw, self._features, self.judge, size, "variety per caption"
+            self.blocks, self._draw, self._features, self.evaluator, size, "variety per caption"
         )
 
     def _places(self, positions: list[int]) -> list[tuple[int, int]]:
         """Return the number of the caption, and of the seed, of each image."""
         return [divmod(position, self.size) for position in positions]
 
-    def _draw(self, positions: list[int]) -> Drawn:
+    def _draw(self, positions: list[int]) -> Generated:
         captions, seeds = zip(*self._places(positions), strict=True)
-        return draw_seeds(
+        return generate_seeds(
             self.denoiser,
             self.config,
-            self.judge,
+            self.evaluator,
             [self.seeds[seed] for seed in seeds],
             self.chosen[list(captions)],
         )
 
-    def _features(self, positions: list[int], drawn: Drawn) -> Rows:
+    def _features(self, positions: list[int], generated: Generated) -> Rows:
         if self.kept is not None:
             places = self._places(positions)
-            self.kept.save_variety(places, [self.seeds[seed] for _, seed in places], drawn)
-        return {"embeddings": self.tower(drawn.images.permute(0, 3, 1, 2)).pooled}
+            self.kept.save_variety(places, [self.seeds[seed] for _, seed in places], generated)
+        return {"embeddings": self.tower(generated.images.permute(0, 3, 1, 2)).pooled}
 
     def metrics(self) -> dict[str, float | None]:
         """Compute the metrics of all images; the main process calls this after `draw`.
@@ -89,18 +94,18 @@ class CaptionVariety:
         many training images, the nearest to the caption's condition; and `variety`, spread /
         spread_alike. The last three are None without embeddings of training images.
         """
-        drawn, alike = self._drawn_images(), self._alike_images()
-        width = spread(drawn)
+        generated, alike = self._generated_images(), self._alike_images()
+        width = spread(generated)
         usual = None if alike is None else spread(alike)
         return {
             "spread": width,
-            "vendi_score": vendi_score(drawn),
+            "vendi_score": vendi_score(generated),
             "spread_alike": usual,
             "vendi_alike": None if alike is None else vendi_score(alike),
             "variety": width / usual if usual else None,
         }
 
-    def _drawn_images(self) -> Tensor:
+    def _generated_images(self) -> Tensor:
         """Return the embeddings of all images, (C, S, D)."""
         require_whole(self.blocks)
         batches = [(positions, rows["embeddings"]) for positions, rows in self.blocks]
@@ -109,7 +114,7 @@ class CaptionVariety:
 
     def _alike_images(self) -> Tensor | None:
         """Return embeddings of the training images nearest to each caption, (C, S, D), or None."""
-        clip, size = self.judge.clip, self.size
+        clip, size = self.evaluator.clip, self.size
         reader = open_training_embeddings(self.config, clip.identity, clip.dim)
         if reader is None or reader.info.length < size:
             note(
@@ -117,8 +122,8 @@ class CaptionVariety:
                 "few embeddings of training images by this CLIP"
             )
             return None
-        assert self.judge.captions is not None  # Judge refuses variety without captions
-        captions = torch.from_numpy(self.judge.captions.read(*self.chosen.T.numpy()))
+        assert self.evaluator.captions is not None  # Evaluator refuses variety without captions
+        captions = torch.from_numpy(self.evaluator.captions.read(*self.chosen.T.numpy()))
         conditions = caption_conditions(captions, self.config)
         indices, _ = nearest(conditions, reader, count=size)  # (C, S)
         return torch.from_numpy(reader.read(indices.flatten().numpy())).unflatten(0, (-1, size))

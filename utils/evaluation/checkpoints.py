@@ -21,10 +21,10 @@ from utils.config.schema import Config
 from utils.data.lmdb_reader import LMDBReader
 from utils.evaluation.caption_variety import CaptionVariety
 from utils.evaluation.collective import of_main_process
-from utils.evaluation.draw import Drawn, draw_seeds, seeds_to_judge
+from utils.evaluation.evaluator import Evaluator
 from utils.evaluation.feature_store import FeatureBlocks, Rows
+from utils.evaluation.generated import Generated, generate_seeds, seeds_to_evaluate
 from utils.evaluation.image_pass import fill_blocks, require_whole
-from utils.evaluation.judge import Judge
 from utils.evaluation.kept_images import KeptImages
 from utils.evaluation.references import Reference
 from utils.evaluation.results import CONTENT, Record, Results, way_names
@@ -34,12 +34,12 @@ from utils.sampling.generate import sampler_settings
 def evaluate_checkpoint(
     denoiser: EDMPrecond,
     config: Config,
-    judge: Judge,
+    evaluator: Evaluator,
     partial: Path,
     *,
     kept: KeptImages | None = None,
 ) -> dict[str, Any]:
-    """Judge `eval.fid_sample_size` images of test captions, drawn with the settings of `sampling`.
+    """Evaluate `eval.fid_sample_size` images of test captions, sampled as `sampling` says.
 
     All processes call this: each draws its share, and all get the result.
 
@@ -50,41 +50,41 @@ def evaluate_checkpoint(
 
     Returns:
         The metrics of `ImageSet`, those of `CaptionVariety` if `eval.variety_captions` asks for
-        them, `images_drawn` (more than `n` only after a kill), and `seconds`.
+        them, `images_generated` (more than `n` only after a kill), and `seconds`.
     """
     started = time.perf_counter()
-    if judge.captions is not None and denoiser.model.cond_width != judge.clip.dim:
+    if evaluator.captions is not None and denoiser.model.cond_width != evaluator.clip.dim:
         raise UserError(
             f"the model takes conditions of {denoiser.model.cond_width} numbers, but "
-            f"{config.eval.feat_path} holds embeddings of {judge.clip.dim}"
+            f"{config.eval.feat_path} holds embeddings of {evaluator.clip.dim}"
         )
-    seeds, size = seeds_to_judge(config), config.eval.batchsize
+    seeds, size = seeds_to_evaluate(config), config.eval.batchsize
     blocks = FeatureBlocks(partial, len(seeds))
 
-    def draw(positions: list[int]) -> Drawn:
-        return draw_seeds(denoiser, config, judge, [seeds[p] for p in positions])
+    def draw(positions: list[int]) -> Generated:
+        return generate_seeds(denoiser, config, evaluator, [seeds[p] for p in positions])
 
-    def features(positions: list[int], drawn: Drawn) -> Rows:
-        rows = judge.features(drawn.images, drawn.captions)
+    def features(positions: list[int], generated: Generated) -> Rows:
+        rows = evaluator.features(generated.images, generated.captions)
         if kept is not None:
-            rows |= kept.save(positions, [seeds[p] for p in positions], drawn)
+            rows |= kept.save(positions, [seeds[p] for p in positions], generated)
         return rows
 
-    before = fill_blocks(blocks, draw, features, judge, size, "evaluate")
+    before = fill_blocks(blocks, draw, features, evaluator, size, "evaluate")
     variety = None
     if config.eval.variety_captions:
-        variety = CaptionVariety(denoiser, config, judge, partial, kept)
+        variety = CaptionVariety(denoiser, config, evaluator, partial, kept)
         before += variety.draw()
 
     def finish() -> dict[str, Any]:
         require_whole(blocks)
-        metrics = judge.metrics(blocks)
+        metrics = evaluator.metrics(blocks)
         if variety is not None:
             metrics |= variety.metrics()
         if kept is not None:
             kept.finish(blocks)
         seconds = round(before + time.perf_counter() - started, 2)
-        return {**metrics, "images_drawn": blocks.images_drawn, "seconds": seconds}
+        return {**metrics, "images_generated": blocks.images_generated, "seconds": seconds}
 
     return of_main_process(finish)
 
@@ -121,28 +121,28 @@ class Evaluation:
         results: Results,
         checkpoint: Path,
         config: Config,
-        judge: Judge,
+        evaluator: Evaluator,
         *,
         step: int | None = None,
     ) -> None:
         """`step`: of the training; None = the checkpoint's name, <step>.pt."""
-        self.results, self.config, self.judge = results, config, judge
+        self.results, self.config, self.evaluator = results, config, evaluator
         self.settings: Record = {
             "step": int(checkpoint.stem) if step is None else step,
             "checkpoint": checkpoint.name,
             "checkpoint_sha256": of_main_process(lambda: file_hash(checkpoint)),
-            **evaluation_settings(config, judge),
+            **evaluation_settings(config, evaluator),
         }
         self.name = folder_name(self.settings)
         self.partial = results.folder / "partial" / self.name
-        self.kept = KeptImages(results.folder / "images" / self.name, config, judge.captions)
+        self.kept = KeptImages(results.folder / "images" / self.name, config, evaluator.captions)
 
     def recorded(self) -> Record | None:
         """Return the record of this file and these settings; None if there is none.
 
         It does not count if images are to be kept (`eval.save_images`) and one is missing.
         """
-        seeds = seeds_to_judge(self.config)
+        seeds = seeds_to_evaluate(self.config)
 
         def find() -> Record | None:
             record = self.results.find(self.settings) if self.kept.are_there(seeds) else None
@@ -162,7 +162,7 @@ class Evaluation:
             if is_main_process():
                 stack.enter_context(FolderLock(self.partial, "evaluation"))
             metrics = evaluate_checkpoint(
-                denoiser, self.config, self.judge, self.partial, kept=self.kept
+                denoiser, self.config, self.evaluator, self.partial, kept=self.kept
             )
             images, config = f"images/{self.name}", self.config.to_dict()
             record = {**self.settings, **metrics, "images": images, "config": config}
@@ -177,7 +177,7 @@ def evaluate_into(
     checkpoint: Path,
     denoiser: EDMPrecond,
     config: Config,
-    judge: Judge,
+    evaluator: Evaluator,
     *,
     step: int | None = None,
 ) -> Record:
@@ -185,7 +185,7 @@ def evaluate_into(
 
     See `Evaluation`, which needs no network to look for the record. All processes call this.
     """
-    evaluation = Evaluation(results, checkpoint, config, judge, step=step)
+    evaluation = Evaluation(results, checkpoint, config, evaluator, step=step)
     return evaluation.recorded() or evaluation.run(denoiser)
 
 
@@ -211,12 +211,12 @@ def folder_name(settings: Record) -> str:
     return f"{settings['step']:07d}-cfg{scale}-{sampler}-{digest}"
 
 
-def evaluation_settings(config: Config, judge: Judge) -> dict[str, Any]:
+def evaluation_settings(config: Config, evaluator: Evaluator) -> dict[str, Any]:
     """Return all settings that change the metrics, besides the weights, as plain values."""
     sampling = config.sampling
     captions = "none"
-    if judge.captions is not None:
-        meta, path = judge.captions.info.meta, str(config.eval.feat_path)
+    if evaluator.captions is not None:
+        meta, path = evaluator.captions.info.meta, str(config.eval.feat_path)
         captions = meta.get("content_hash", meta.get("captions_hash", path))
     return {
         "cfg_scale": sampling.cfg_scale,
@@ -226,17 +226,17 @@ def evaluation_settings(config: Config, judge: Judge) -> dict[str, Any]:
         **config.eval.model_dump(include={"seeds", "class_idx"}, exclude_none=True),
         **variety_settings(config),
         "n": config.eval.fid_sample_size,
-        "network": judge.network.name,
-        "reference": judge.reference.identity,
-        **reference_settings(judge),
+        "network": evaluator.network.name,
+        "reference": evaluator.reference.identity,
+        **reference_settings(evaluator),
         "captions": captions,
         "norm_feature": config.data.norm_feature,
         **config.encoders.model_dump(
             mode="json", include={"image_mean", "prior"}, exclude_none=True
         ),
-        **content_settings(config, judge.captions, judge.references),
-        "clip": judge.clip.identity,
-        "vae": judge.autoencoder.identity,
+        **content_settings(config, evaluator.captions, evaluator.references),
+        "clip": evaluator.clip.identity,
+        "vae": evaluator.autoencoder.identity,
         "amp": sampling.amp,
     }
 
@@ -270,15 +270,15 @@ def content_settings(
     }
 
 
-def reference_settings(judge: Judge) -> dict[str, Any]:
+def reference_settings(evaluator: Evaluator) -> dict[str, Any]:
     """Return settings of the references that change the metrics, if there are any.
 
     These are the number of features in the first reference, and the references of other networks.
     """
     settings: dict[str, Any] = {}
-    if judge.reference.features is not None:
-        settings["reference_features"] = len(judge.reference.features)
-    if others := judge.references[1:]:
+    if evaluator.reference.features is not None:
+        settings["reference_features"] = len(evaluator.reference.features)
+    if others := evaluator.references[1:]:
         settings["more_references"] = [f"{r.network} {r.identity}" for r in others]
     return settings
 

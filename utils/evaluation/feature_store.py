@@ -25,7 +25,7 @@ Rows = dict[str, torch.Tensor]  # outputs of the networks for a batch, a row for
 
 
 class FeatureBlocks:
-    """Judged batches of one evaluation of `count` images, in a folder of its own."""
+    """Evaluated batches of one evaluation of `count` images, in a folder of its own."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
@@ -74,7 +74,7 @@ class FeatureBlocks:
         write_whole(self.folder / f"{positions[0]:08d}.safetensors", write)
 
     @property
-    def images_drawn(self) -> int:
+    def images_generated(self) -> int:
         """Images of all batches that were begun, including those lost in kills."""
         files = self.folder.glob(DRAWN.format("*"))
         return sum(int(size) for file in files for size in file.read_text(encoding="utf-8").split())

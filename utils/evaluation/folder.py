@@ -31,7 +31,7 @@ from utils.evaluation.image_set import ImageSet, few_samples_note
 from utils.evaluation.metric_names import METRICS, metrics_in, network_name
 from utils.evaluation.references import Reference, check_comparable, load_stats
 from utils.pretrained.encoders import load_config_clip
-from utils.sampling.sample_folder import single_pictures
+from utils.sampling.sample_folder import single_images
 
 if TYPE_CHECKING:
     from models.clip import ClipEncoder
@@ -61,7 +61,7 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--metrics_out", type=Path, help="JSON file to write the metrics to")
 
 
-def judge_folder(args: argparse.Namespace, config: Config) -> None:
+def report_folder(args: argparse.Namespace, config: Config) -> None:
     """Print the metrics of the images at `--images`, and write them to `--metrics_out`."""
     join_processes()
     processes = PartialState(cpu=not torch.accelerator.is_available())
@@ -110,22 +110,22 @@ def evaluate_folder(
     Raises UserError if an image cannot be read or is smaller than the references', or if the
     references do not go together.
     """
-    judged_by = [load_stats(path) for path in references]
-    if not judged_by:
+    evaluated_by = [load_stats(path) for path in references]
+    if not evaluated_by:
         raise UserError("--ref: required, there is neither it nor eval.ref_path to compare with")
     if images.suffix == ".npz":
         source: NpzImages | list[Path] = NpzImages(images)
     else:
-        samples = single_pictures(images)
+        samples = single_images(images)
         source = [sample.path for sample in samples]
     if len(source) < 2:
         raise UserError(f"{images}: statistics need at least two images, there is {len(source)}")
-    size = _common_resolution(judged_by)
-    kinds = [kind_of(r.network) if r.network else feature_network for r in judged_by]
+    size = _common_resolution(evaluated_by)
+    kinds = [kind_of(r.network) if r.network else feature_network for r in evaluated_by]
     clip = None
     if captions or "clip" in kinds or config.eval.feature_network == "clip":
         clip = load_config_clip(config, device)
-    networks = _load_networks(config, device, clip, kinds, judged_by)
+    networks = _load_networks(config, device, clip, kinds, evaluated_by)
     embeddings = None
     if captions:
         if isinstance(source, NpzImages):
@@ -137,9 +137,9 @@ def evaluate_folder(
     with shared_folder(beside) as folder:
         blocks = FeatureBlocks(folder, len(source))
         image_set = ImageSet(networks, clip)
-        _judge_share(source, size, config.eval.batchsize, workers, image_set, embeddings, blocks)
+        _evaluate_slice(source, size, config.eval.batchsize, workers, image_set, embeddings, blocks)
         PartialState().wait_for_everyone()
-        return of_main_process(lambda: image_set.add_batches(blocks).metrics(judged_by))
+        return of_main_process(lambda: image_set.add_batches(blocks).metrics(evaluated_by))
 
 
 def _load_networks(
@@ -156,7 +156,7 @@ def _load_networks(
     return networks
 
 
-def _judge_share(
+def _evaluate_slice(
     source: NpzImages | list[Path],
     size: int | None,
     batch_size: int,

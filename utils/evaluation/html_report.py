@@ -44,7 +44,7 @@ from utils.evaluation.results import (
     curves,
     way_names,
 )
-from utils.sampling.pictures import png_text
+from utils.sampling.image_files import png_text
 
 if TYPE_CHECKING:
     from models.clip import ClipEncoder
@@ -67,7 +67,7 @@ class Picture:
 class Pair:
     """A generated image and its nearest training image, as data URIs."""
 
-    drawn: str
+    generated: str
     trained: str | None  # None = the training images are gone
     name: str
     cosine: float
@@ -86,7 +86,7 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
     metrics = metrics_in(records)
     highlights = [key_of(key, best["network"]) for key in HIGHLIGHTS]
     folder = results.folder / best.get("images", "-")
-    images = kept_pictures(folder)
+    images = kept_images(folder)
     path = results.folder / "report.html"
     write_page(
         path,
@@ -131,14 +131,14 @@ def facts(records: Sequence[Record], config: Config) -> dict[str, str]:
     model = config.model.model_type + (", with decoder" if config.model.use_decoder else "")
     ways = {(record["num_steps"], record["solver"]) for record in records}
     size = config.data.resolution
-    drawn_of = "classes" if config.samples_classes else "no condition"
+    generated_of = "classes" if config.samples_classes else "no condition"
     if config.eval.feat_path and not config.samples_classes:
-        drawn_of = f"test captions, {config.eval.feat_path}"
+        generated_of = f"test captions, {config.eval.feat_path}"
     return {
         "Data": f"{config.data.dataset}, {size} × {size} pixels",
         "Network": model,
         "Images judged": f"{' or '.join(f'{n:,}' for n in counts)} for each line of the table",
-        "Drawn from": drawn_of,
+        "Generated from": generated_of,
         "Sampler": "; ".join(f"{steps} {solver} steps" for steps, solver in sorted(ways)),
         "Precision": ", ".join(sorted({record["amp"] for record in records})).replace(
             "no", "float32"
@@ -194,7 +194,7 @@ def trade_off_chart(records: Sequence[Record]) -> str | None:
     return svg_uri(figure)
 
 
-def kept_pictures(folder: Path) -> list[tuple[Path, str]]:
+def kept_images(folder: Path) -> list[tuple[Path, str]]:
     """Return the first images that an evaluation kept, and the condition of each as text."""
     found = []
     for path in sorted(folder.rglob("*.png"))[:FEW]:
@@ -208,7 +208,7 @@ def variety_rows(folder: Path) -> list[tuple[str, list[str]]]:
     """Return the captions that were drawn with several seeds: text, and images as data URIs."""
     rows = []
     for caption in sorted(path for path in variety_folder(folder).glob("*") if path.is_dir()):
-        pictures = kept_pictures(caption)
+        pictures = kept_images(caption)
         rows.append((pictures[0][1], [data_uri(path.read_bytes()) for path, _ in pictures]))
     return rows
 
@@ -231,8 +231,8 @@ def neighbours(paths: Sequence[Path], config: Config, clip: ClipEncoder) -> dict
         if files is not None:
             shown = png_uri(to_uint8_array(files[place], config.data.resolution))
         name = names[index] if names else f"number {index}"
-        drawn = data_uri(paths[row].read_bytes())
-        pairs.append(Pair(drawn, shown, name, float(cosines[row])))
+        generated = data_uri(paths[row].read_bytes())
+        pairs.append(Pair(generated, shown, name, float(cosines[row])))
     return {
         "pairs": pairs,
         "median": float(cosines.median()),

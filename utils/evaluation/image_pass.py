@@ -11,16 +11,16 @@ from utils.base.errors import UserError
 from utils.base.progress import progress
 from utils.base.read_ahead import read_ahead
 from utils.evaluation.collective import of_main_process
-from utils.evaluation.draw import CPU_GROUP, Drawn, draws_ahead
+from utils.evaluation.evaluator import Evaluator
 from utils.evaluation.feature_store import FeatureBlocks, Rows, batches_of_process
-from utils.evaluation.judge import Judge
+from utils.evaluation.generated import CPU_GROUP, Generated, generates_ahead
 
 
 def fill_blocks(
     blocks: FeatureBlocks,
-    draw: Callable[[list[int]], Drawn],
-    features: Callable[[list[int], Drawn], Rows],
-    judge: Judge,
+    draw: Callable[[list[int]], Generated],
+    features: Callable[[list[int], Generated], Rows],
+    evaluator: Evaluator,
     batch_size: int,
     desc: str,
 ) -> float:
@@ -35,20 +35,24 @@ def fill_blocks(
     """
     missing, before = of_main_process(blocks.check)
     processes = PartialState()
-    if judge.device.type == "cpu":
+    if evaluator.device.type == "cpu":
         batch_size = -(-batch_size // CPU_GROUP) * CPU_GROUP
     own = batches_of_process(missing, batch_size, processes.process_index, processes.num_processes)
 
-    def begin(positions: list[int]) -> Drawn:
+    def begin(positions: list[int]) -> Generated:
         blocks.begin(len(positions), processes.process_index)
         return draw(positions)
 
     done = blocks.count - len(missing)
     with progress(desc=desc, total=blocks.count, unit="image", initial=done) as bar:
         last = time.perf_counter()
-        draws = read_ahead(begin, own, ahead=1) if draws_ahead(judge.device) else map(begin, own)
-        for positions, drawn in zip(own, draws, strict=True):
-            rows = features(positions, drawn)
+        draws = (
+            read_ahead(begin, own, ahead=1)
+            if generates_ahead(evaluator.device)
+            else map(begin, own)
+        )
+        for positions, generated in zip(own, draws, strict=True):
+            rows = features(positions, generated)
             now = time.perf_counter()
             blocks.add(positions, rows, (now - last) / processes.num_processes)
             bar.update(len(positions) * processes.num_processes)

@@ -12,10 +12,10 @@ import numpy as np
 from utils.base.files import write_whole
 from utils.config.schema import Config
 from utils.data.lmdb_reader import LMDBReader
-from utils.evaluation.draw import Drawn
 from utils.evaluation.feature_store import FeatureBlocks, Rows
+from utils.evaluation.generated import Generated
 from utils.sampling.conditions import captions_of
-from utils.sampling.pictures import save_png
+from utils.sampling.image_files import save_png
 
 FEW = 18  # images that every evaluation keeps
 FEW_CAPTIONS, FEW_SEEDS = 4, 8  # of `eval.variety_captions`, whose images are kept
@@ -36,15 +36,15 @@ class KeptImages:
         folders = (config.eval.caption_dir, config.eval.image_dir)
         self.has_texts = all(folder and folder.exists() for folder in folders)
 
-    def save(self, positions: Sequence[int], seeds: Sequence[int], drawn: Drawn) -> Rows:
+    def save(self, positions: Sequence[int], seeds: Sequence[int], generated: Generated) -> Rows:
         """Save PNGs of a batch; return the pixels that the npz still needs."""
         few = math.inf if self.wanted == "png" else FEW
         rows = [row for row, position in enumerate(positions) if position < few]
-        self._write({row: self.path_of(seeds[row]) for row in rows}, seeds, drawn)
-        return {"pixels": drawn.images} if self.wanted == "npz" else {}
+        self._write({row: self.path_of(seeds[row]) for row in rows}, seeds, generated)
+        return {"pixels": generated.images} if self.wanted == "npz" else {}
 
     def save_variety(
-        self, places: Sequence[tuple[int, int]], seeds: Sequence[int], drawn: Drawn
+        self, places: Sequence[tuple[int, int]], seeds: Sequence[int], generated: Generated
     ) -> None:
         """Save PNGs of a batch that draws captions with several seeds: the first few of both.
 
@@ -54,27 +54,29 @@ class KeptImages:
         for row, (caption, seed) in enumerate(places):
             if caption < FEW_CAPTIONS and seed < FEW_SEEDS:
                 paths[row] = self.variety_folder / f"{caption:03d}" / f"{seeds[row]:06d}.png"
-        self._write(paths, seeds, drawn)
+        self._write(paths, seeds, generated)
 
     @property
     def variety_folder(self) -> Path:
         """Folder of the images of `save_variety`: in it, a folder for each caption."""
         return variety_folder(self.folder)
 
-    def _write(self, paths: Mapping[int, Path], seeds: Sequence[int], drawn: Drawn) -> None:
+    def _write(self, paths: Mapping[int, Path], seeds: Sequence[int], generated: Generated) -> None:
         """Write the PNGs of some rows of a batch, with seed and condition as text chunks."""
         rows, texts = list(paths), None
-        if rows and drawn.chosen is not None and self.has_texts:
-            texts = captions_of(self.config, self.captions, drawn.chosen[rows])
+        if rows and generated.chosen is not None and self.has_texts:
+            texts = captions_of(self.config, self.captions, generated.chosen[rows])
         for i, row in enumerate(rows):
             about = {"seed": str(seeds[row])}
-            if drawn.chosen is not None:
-                about["caption"] = "test image {}, caption {}".format(*drawn.chosen[row].tolist())
+            if generated.chosen is not None:
+                about["caption"] = "test image {}, caption {}".format(
+                    *generated.chosen[row].tolist()
+                )
             if texts is not None:
                 about["prompt"] = texts[i]
-            if drawn.classes is not None:
-                about["class"] = str(int(drawn.classes[row]))
-            save_png(drawn.images[row].numpy(), paths[row], about)
+            if generated.classes is not None:
+                about["class"] = str(int(generated.classes[row]))
+            save_png(generated.images[row].numpy(), paths[row], about)
 
     def path_of(self, seed: int) -> Path:
         """Return the file of a seed's image, with the name that EDM's code gives it."""

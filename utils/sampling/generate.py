@@ -87,7 +87,7 @@ def in_blocks(count: int, size: int | None) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def draw_images(
+def sample_images(
     denoiser: EDMPrecond,
     autoencoder: Autoencoder,
     noise: SeededNoise,
@@ -115,7 +115,7 @@ def draw_images(
     if sampling.freedom and conds is not None:
         if prior is None:
             raise ValueError("sampling.freedom needs the prior of load_config_prior")
-        conds = prior.draw(conds, noise.randn(conds.shape[1:]), sampling.freedom)
+        conds = prior.sample(conds, noise.randn(conds.shape[1:]), sampling.freedom)
     denoise = guided(
         denoiser, conds, sampling.cfg_scale, sampling.guidance_interval, denoiser.model.cond_dim
     )
@@ -174,7 +174,7 @@ def generate(
 
     conds: (N, D), one for each seed, or None for a model without condition.
     prior: of utils.pretrained.priors.load_config_prior.
-    sampling, solve: see `draw_images`.
+    sampling, solve: see `sample_images`.
     batch_size: images; a CPU in half precision samples whole blocks of `block_size`.
     A batch that does not fit into memory is sampled in halves.
 
@@ -187,7 +187,7 @@ def generate(
         noise = SeededNoise([seeds[p] for p in positions], device)
         latents = noise.randn(latent_shape(denoiser))
         batch = None if conds is None else conds[positions].to(device)
-        return draw_images(denoiser, autoencoder, noise, latents, batch, sampling, prior, solve)
+        return sample_images(denoiser, autoencoder, noise, latents, batch, sampling, prior, solve)
 
     def sample_batch(positions: range) -> torch.Tensor:
         blocks = in_blocks(len(positions), block)

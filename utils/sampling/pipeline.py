@@ -27,8 +27,8 @@ from utils.base.errors import UserError
 from utils.config.load import config_from_dict
 from utils.config.schema import Config
 from utils.data.embeddings import read_image_mean
-from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import denoiser_arguments, in_precision
+from utils.pretrained.effective_config import read_config
 from utils.pretrained.encoder_copies import copy_clip, is_public_vae, read_source, write_source
 from utils.pretrained.encoder_paths import NEEDED
 from utils.pretrained.encoders import PRECISIONS
@@ -234,7 +234,7 @@ class TextToFacePipeline(DiffusionPipeline):
             seeds = first if len(first) > 1 else [first[0] + n for n in more]
         is_shown = not getattr(self, "_progress_bar_config", {}).get("disable", False)
         options = {"progress": is_shown, "num": num_images_per_prompt, "seeds": seeds, **options}
-        images: Any = self.faces().draw(sources, **options).images
+        images: Any = self.faces().generate(sources, **options).images
         if output_type != "pil":
             images = np.stack([np.asarray(image) for image in images]).astype(np.float32) / 255
         if output_type == "pt":

@@ -61,7 +61,7 @@ def free_folder(folder: Path, texts: Texts, grid: Mapping[str, str]) -> Path:
     return free
 
 
-def single_pictures(folder: Path) -> list[Sample]:
+def single_images(folder: Path) -> list[Sample]:
     """List the images of a folder or archive but the grids of t2f.py; a note names these.
 
     Raises UserError if images of several runs of t2f.py are mixed.

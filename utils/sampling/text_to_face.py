@@ -3,7 +3,7 @@
 from utils.sampling.text_to_face import TextToFace
 
 faces = TextToFace.load("assets/demo/dit.safetensors")
-drawing = faces.draw("a person with long red hair", num=4)
+drawing = faces.generate("a person with long red hair", num=4)
 drawing.grid()
 """
 
@@ -21,7 +21,7 @@ import torch
 from models.choices import SEED_LIMIT
 from models.edm import EDMPrecond
 from models.embedding_prior import EmbeddingPrior
-from utils.base.errors import UserError, short_repr
+from utils.base.errors import UserError, note, short_repr
 from utils.base.progress import progress as progress_bar
 from utils.config.load import config_from_dict
 from utils.config.parsing import parse_seeds, seeds_from
@@ -29,8 +29,8 @@ from utils.config.schema import Config
 from utils.config.sections import Sampling
 from utils.data.derived_sizes import with_derived_sizes
 from utils.data.embeddings import check_image_mean, check_prior
-from utils.pretrained.chosen_config import read_config
 from utils.pretrained.denoisers import load_denoiser
+from utils.pretrained.effective_config import read_config
 from utils.pretrained.encoders import (
     load_config_autoencoder,
     load_config_clip,
@@ -41,8 +41,8 @@ from utils.pretrained.priors import load_config_prior
 from utils.pretrained.release import find_network
 from utils.sampling.compile import compile_for_sampling
 from utils.sampling.conditions import embed_rows
-from utils.sampling.drawing import Drawing
 from utils.sampling.generate import Solve, generate, sampler_settings
+from utils.sampling.generation import Generation
 from utils.sampling.prompts import Row, arrange, as_source
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 DEMO = "assets/demo/dit.safetensors"  # the network that is part of the project
 DEMO_STUDENT = "assets/demo/student.safetensors"  # distilled from it, for --preset instant
 Seeds = str | int | Sequence[int] | None
-MOST_PICTURES = 1_000_000  # of one drawing; more are a slip of the pen
+MAX_IMAGES = 1_000_000  # of one drawing; more are a slip of the pen
 
 
 def default_device() -> str:
@@ -92,7 +92,7 @@ class TextToFace:
     ) -> None:
         """Put loaded networks together; `load` does it from files.
 
-        solve: replaces the sampler, see `draw_images`.
+        solve: replaces the sampler, see `sample_images`.
         Raises UserError if the denoiser does not take the embeddings of this CLIP.
         """
         if clip.dim != denoiser.model.cond_width:
@@ -138,30 +138,35 @@ class TextToFace:
         autoencoder = load_config_autoencoder(settings, torch_device)
         return cls(denoiser, autoencoder, clip, settings, str(source))
 
-    def draw(
+    def generate(
         self,
         sources: Any,
         *,
         batch_size: int = 16,
         progress: bool = False,
         **options: Any,
-    ) -> Drawing:
+    ) -> Generation:
         """Draw, and return the drawing when all its pictures are finished.
 
         batch_size: images sampled at once, see `generate`.
         progress: show a bar.
         The other arguments and faults are those of `start`.
         """
-        drawing = self.start(sources, **options)
-        batches: Iterator[list[Any]] = drawing.batches(batch_size)
+        generation = self.start(sources, **options)
+        batches: Iterator[list[Any]] = generation.batches(batch_size)
         if progress:
-            with progress_bar(desc="draw", total=len(drawing), unit="image") as bar:
+            with progress_bar(desc="draw", total=len(generation), unit="image") as bar:
                 for batch in batches:
                     bar.update(len(batch))
         else:
             for _ in batches:
                 pass
-        return drawing
+        return generation
+
+    def draw(self, sources: Any, **options: Any) -> Generation:
+        """Call `generate`, which was named so in version 0.2."""
+        note("TextToFace.draw is named generate now")
+        return self.generate(sources, **options)
 
     def start(
         self,
@@ -172,8 +177,8 @@ class TextToFace:
         num: int = 1,
         seeds: Seeds = None,
         **sampling: Any,
-    ) -> Drawing:
-        """Embed what is to be drawn; `Drawing.batches` then draws.
+    ) -> Generation:
+        """Embed what is to be drawn; `Generation.batches` then draws.
 
         sources: a sentence, the `pathlib.Path` of an image, a Pillow image or an embedding (a
             tensor (D,), the condition itself with `freedom=0`); or a list of these, or a dict that
@@ -193,15 +198,15 @@ class TextToFace:
         rows = as_rows(sources, mix, interpolate)
         conditions = embed_rows(rows, self.clip, config)
         about = {"checkpoint": self.source}
-        chosen = chosen_seeds(seeds, num, config.sampling)
-        if len(rows) * len(chosen) > MOST_PICTURES:
+        chosen = resolve_seeds(seeds, num, config.sampling)
+        if len(rows) * len(chosen) > MAX_IMAGES:
             raise UserError(
                 f"{len(rows)} rows of {len(chosen)} pictures are too many; ask for less"
             )
         if self._prior is None:
             check_prior(config)
             self._prior = load_config_prior(config, self.clip.identity, self.device)
-        return Drawing(conditions, chosen, config.sampling, about, self._generate)
+        return Generation(conditions, chosen, config.sampling, about, self._generate)
 
     def embed(
         self, sources: Any, *, mix: Any = None, interpolate: int | None = None
@@ -217,8 +222,8 @@ class TextToFace:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; should be at least 1")
         prior = self._prior if sampling.freedom else None
-        draw = partial(generate, prior=prior, batch_size=batch_size, solve=self.solve)
-        return draw(self.denoiser, self.autoencoder, conds, seeds, sampling)
+        batches = partial(generate, prior=prior, batch_size=batch_size, solve=self.solve)
+        return batches(self.denoiser, self.autoencoder, conds, seeds, sampling)
 
 
 def as_rows(sources: Any, mix: Any = None, interpolate: int | None = None) -> list[Row]:
@@ -239,7 +244,7 @@ def as_mixes(mix: Any) -> list[Any]:
     return [mix] if is_one else list(mix)
 
 
-def chosen_seeds(
+def resolve_seeds(
     seeds: str | int | Sequence[int] | None, num: int, sampling: Sampling
 ) -> list[int]:
     """Return the given seeds, or `num` seeds from `sampling.seed` on.
@@ -249,8 +254,8 @@ def chosen_seeds(
     if isinstance(seeds, str):
         return parse_seeds(seeds)
     if seeds is None:
-        if not 1 <= num <= MOST_PICTURES:
-            raise UserError(f"num is {num}; should be at least 1 and at most {MOST_PICTURES}")
+        if not 1 <= num <= MAX_IMAGES:
+            raise UserError(f"num is {num}; should be at least 1 and at most {MAX_IMAGES}")
         return list(seeds_from(sampling.seed, num))
     try:
         given: list[Any] = list(seeds)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from utils.config.published_flags import (
 from utils.config.schema import Config
 from utils.data.derived_sizes import with_derived_sizes
 from utils.pretrained.checkpoint_files import stored_config
-from utils.pretrained.chosen_config import experiment_config, read_config
+from utils.pretrained.effective_config import experiment_config, read_config
 from utils.training.run_log import require_wandb
 
 
@@ -74,7 +74,7 @@ def parse_args(description: str | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def chosen_config_file(args: argparse.Namespace) -> Path:
+def effective_config_file(args: argparse.Namespace) -> Path:
     """Return the file of the settings: of `--config`, else of the run that `--exp_name` continues.
 
     Else it is `--ckpt_path` if that holds a configuration, else the demo's file.
@@ -92,7 +92,7 @@ def load_training_config(args: argparse.Namespace) -> Config:
 
     Raises UserError for mistakes in the settings.
     """
-    source = chosen_config_file(args)
+    source = effective_config_file(args)
     flags = flag_settings(args)
     if args.teacher:
         flags["--teacher"] = {"distill.teacher": str(args.teacher)}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from models.draws import BatchDraws, Share
+from models.batch_random import BatchRandom, Share
 from models.perturbation import Perturbation, perturb
 from utils.base.read_ahead import read_ahead
 from utils.config.schema import Config
@@ -77,10 +77,10 @@ def training_batches(
 
     def read(position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         seed = derived_seed(order.seed, "batch", position)
-        draws = share.draws(torch.Generator().manual_seed(seed))
-        latents, y = data.batch(order.indices(position + share.first, share.count), draws)
+        rng = share.random(torch.Generator().manual_seed(seed))
+        latents, y = data.batch(order.indices(position + share.first, share.count), rng)
         if xflip:
-            mirrored = draws.rand((share.count, 1, 1, 1)) < 0.5
+            mirrored = rng.rand((share.count, 1, 1, 1)) < 0.5
             latents = torch.where(mirrored, latents.flip(3), latents)
         return latents.to(device), None if y is None else y.to(device)
 
@@ -97,9 +97,7 @@ def configured_perturbation(config: Config) -> Perturbation | None:
     )
 
 
-def make_condition(
-    y: torch.Tensor | None, config: Config, draws: BatchDraws
-) -> torch.Tensor | None:
+def make_condition(y: torch.Tensor | None, config: Config, rng: BatchRandom) -> torch.Tensor | None:
     """Perturb embeddings (N, D) and zero some rows, which means "no condition" -> (N, D).
 
     External features, if there are any, are the last columns of y and stay as they are. The network
@@ -110,8 +108,8 @@ def make_condition(
     perturbation = configured_perturbation(config)
     y, features = y.tensor_split([config.model.num_classes], dim=1)
     if perturbation is not None and perturbation.kind != "learnable":
-        y = perturb(y, perturbation, draws)
+        y = perturb(y, perturbation, rng)
     elif config.data.norm_feature or config.learns_perturbation:
         y = F.normalize(y, dim=1)
-    y = y * (draws.rand((len(y), 1), y.device) >= config.model.class_dropout_prob)
+    y = y * (rng.rand((len(y), 1), y.device) >= config.model.class_dropout_prob)
     return torch.cat([y, features], dim=1) if features.shape[1] else y

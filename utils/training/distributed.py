@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch.distributed.tensor import DTensor
 
-from models.draws import Share
+from models.batch_random import Share
 from utils.base.errors import LOST_PROCESS, UserError, note
 from utils.base.launch import join_processes, stop_signals
 from utils.config.schema import Config

@@ -18,7 +18,7 @@ from utils.evaluation.results import Record, Results, evaluation_of
 from utils.pretrained.checkpoint_files import load_checkpoint, step_of
 from utils.pretrained.encoder_copies import is_public_vae
 from utils.pretrained.hub import is_clip_name
-from utils.sampling.drawing import settings_text
+from utils.sampling.generation import settings_text
 from utils.sampling.text_to_face import TextToFace
 from utils.training.run_log import time_text
 

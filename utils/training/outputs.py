@@ -9,7 +9,7 @@ from utils.base.processes import is_main_process
 from utils.config.schema import Config
 from utils.data.latent_dataset import LatentDataset
 from utils.evaluation.checkpoints import evaluate_into, ways_of_sampling
-from utils.evaluation.judge import Judge
+from utils.evaluation.evaluator import Evaluator
 from utils.evaluation.plots import plot_curves
 from utils.evaluation.results import Results
 from utils.training.checkpoint import checkpoint_path, discard_leftovers
@@ -39,7 +39,7 @@ class Outputs:
         self.checkpoints = folder / "checkpoints"
         device = processes.device
         self.samples = SampleGrid.from_config(config, device) if is_main_process() else None
-        self.judge = Judge(config, device) if enable_eval else None
+        self.evaluator = Evaluator(config, device) if enable_eval else None
         self.ways = ways_of_sampling(config) if enable_eval else {}
         self.results = Results(folder / "evaluation")
 
@@ -103,7 +103,7 @@ class Outputs:
             self.writer.write(state.step, copied, keep_older=keep_older)
         return checkpoint_path(self.checkpoints, state.step)
 
-    def draw(self, state: TrainingState) -> None:
+    def save_grid(self, state: TrainingState) -> None:
         """Draw the sample grid with the averaged weights, and log which weights these are."""
         network = state.averaged()
         if self.samples is not None:
@@ -118,15 +118,15 @@ class Outputs:
             self.log.info(f"step {state.step:>8d}  {what}")
 
     def evaluate(self, state: TrainingState, checkpoint: Path) -> None:
-        """Judge the averaged weights, which the file `checkpoint` holds too."""
-        assert self.judge is not None
+        """Evaluate the averaged weights, which the file `checkpoint` holds too."""
+        assert self.evaluator is not None
         if self.processes.highest(not self.writer.wait(patience=120)):
             self.log.info(f"{checkpoint} is not evaluated, as it could not be written yet")
             return
         network = state.averaged()
         for name, way in self.ways.items():
             record = evaluate_into(
-                self.results, checkpoint, network, way, self.judge, step=state.step
+                self.results, checkpoint, network, way, self.evaluator, step=state.step
             )
             self.log.evaluation(state.step, name, record)
         if is_main_process():

@@ -53,7 +53,7 @@ def export_folder(
         # The samples are drawn by the release itself, from its weights in float16.
         released = TextToFace.load(folder, device=device)
         released.source = out.name
-        released.draw(prompts, num=PICTURES, progress=True).save_grid(folder / GRID)
+        released.generate(prompts, num=PICTURES, progress=True).save_grid(folder / GRID)
         card = model_card(out.name, faces, run, prompts, GRID, has_demo_parts(faces.config))
         (folder / "README.md").write_text(card, encoding="utf-8")
 

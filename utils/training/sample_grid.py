@@ -19,7 +19,7 @@ from utils.pretrained.encoders import load_config_autoencoder
 from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions, captions_of, check_test_captions
 from utils.sampling.generate import generate, sampler_settings
-from utils.sampling.pictures import labelled_grid, save_png
+from utils.sampling.image_files import labelled_grid, save_png
 from utils.training.speed import best_amp
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ class Verdict(NamedTuple):
 
 
 class StepGuard:
-    """Judge of steps by loss and gradient norm, which must be equal in all processes.
+    """Evaluator of steps by loss and gradient norm, which must be equal in all processes.
 
     Only `in_a_row` waits for the device.
     """
@@ -33,8 +33,8 @@ class StepGuard:
             torch.zeros((), device=device) for _ in range(4)
         )
 
-    def judge(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> Verdict:
-        """Judge a step: good = both are finite; spike = good, with a loss far above its mean."""
+    def check(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> Verdict:
+        """Check a step: good = both are finite; spike = good, with a loss far above its mean."""
         good = loss.isfinite() & grad_norm.isfinite()
         above = torch.where(good, loss - self._mean, 0)
         spike = (self._steps >= WARM_UP) & (above > SPIKE * self._variance.sqrt())

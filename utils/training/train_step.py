@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+from models.batch_random import BatchRandom
 from models.distillation import distillation_loss
-from models.draws import BatchDraws
-from models.edm import draw_for_loss, edm_loss
+from models.edm import edm_loss, random_for_loss
 from utils.training.batches import make_condition
 from utils.training.distributed import clip_gradients
 from utils.training.ema import ema_decay_at
@@ -40,7 +40,7 @@ def train_step(state: TrainingState, batches: Iterator[Batch]) -> Rates:
     """
     config, options = state.config, state.config.train
     accelerator = state.processes.accelerator
-    draws = state.processes.share.draws(state.generator)
+    rng = state.processes.share.random(state.generator)
     rates = Rates(
         lr_after(state.step, state.max_steps, config, state.first_step),
         mask_ratio_after(state.step, state.max_steps, config, state.first_step),
@@ -51,14 +51,14 @@ def train_step(state: TrainingState, batches: Iterator[Batch]) -> Rates:
     for _ in range(options.grad_accum):
         latents, y = next(batches)
         with accelerator.accumulate(state.model):
-            cond = make_condition(y, config, draws)
-            loss = image_losses(state, latents, cond, rates.mask_ratio, draws).mean()
+            cond = make_condition(y, config, rng)
+            loss = image_losses(state, latents, cond, rates.mask_ratio, rng).mean()
             accelerator.backward(loss)
             step_loss += loss.detach() / options.grad_accum
             if accelerator.sync_gradients:
                 grad_norm = clip_gradients(accelerator, state.trained, options.grad_clip)
                 step_loss = accelerator.reduce(step_loss, "mean")
-                verdict = state.guard.judge(step_loss, grad_norm)
+                verdict = state.guard.check(step_loss, grad_norm)
                 skip_unless(verdict.good, state.optimizer.optimizer)
             state.optimizer.step()
             state.optimizer.zero_grad()
@@ -77,7 +77,7 @@ def image_losses(
     latents: torch.Tensor,
     cond: torch.Tensor | None,
     mask_ratio: float,
-    draws: BatchDraws,
+    rng: BatchRandom,
 ) -> torch.Tensor:
     """Compute the loss of each image (N,): the masked EDM loss, or that of a student.
 
@@ -86,7 +86,7 @@ def image_losses(
     config, options = state.config, state.config.train
     autocast = state.processes.accelerator.autocast
     if state.teacher is not None:
-        noise = draws.randn(latents.shape, latents.device)
+        noise = rng.randn(latents.shape, latents.device)
         with autocast():
             return distillation_loss(
                 state.model,
@@ -96,15 +96,15 @@ def image_losses(
                 noise,
                 state.teacher.pieces,
                 scale=config.distill.huber,
-                first=draws.first,
+                first=rng.first,
             )
-    loss_draws = draw_for_loss(state.model, latents, cond, mask_ratio, draws)
+    loss_random = random_for_loss(state.model, latents, cond, mask_ratio, rng)
     with autocast():
         return edm_loss(
             state.model,
             latents,
             cond,
-            loss_draws,
+            loss_random,
             mae_loss_coef=config.model.mae_loss_coef,
             P_mean=options.P_mean,
             P_std=options.P_std,

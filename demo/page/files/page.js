@@ -97,7 +97,7 @@ async function draw() {
   const query = toQuery();
   history.replaceState(null, "", `?${query}`);
   const mine = running = new AbortController();
-  const drawing = new Drawing();
+  const drawing = new Generation();
   busy(true);
   status("starting");
   byId("pictures").classList.add("drawn");
@@ -132,7 +132,7 @@ function busy(on) {
 }
 
 /** One drawing on the page: a line of places for each row, which pictures fill. */
-class Drawing {
+class Generation {
   constructor() {
     this.article = el("article");
     this.places = new Map();

@@ -16,10 +16,10 @@ from models.edm import EDMPrecond
 from research.attributes.check_handwritten import read_captions
 from research.attributes.check_prompts import agreement, choose_captions
 from research.attributes.classifier import classify, codes_of, load_classifier, load_faces
-from research.variety.measures import PROMPTS, figures, judge_draws
+from research.variety.measures import PROMPTS, classify_generated, figures
 from utils.config.schema import Config
+from utils.evaluation.evaluator import load_networks_and_references
 from utils.evaluation.image_set import ImageSet
-from utils.evaluation.judge import load_judges
 from utils.evaluation.metric_names import key_of
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.pretrained.priors import load_config_prior
@@ -42,7 +42,7 @@ LOSS_LEVELS = torch.logspace(-1.3, 1.3, 12)  # sigma, 0.05 to 20
 SIGMA_DATA = 0.5  # of the weight of the loss, also if a network has another one
 
 
-def add_jury_arguments(parser: argparse.ArgumentParser) -> None:
+def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that name the jury's faces and its judge of attributes."""
     parser.add_argument(
         "--data", type=Path, default=Path("data/demo"), help="folder of the rendered faces"
@@ -75,7 +75,7 @@ def held_out_losses(
     return losses
 
 
-class Jury:
+class Evaluation:
     """Held-out faces, their captions, and the networks that judge pictures of the captions."""
 
     def __init__(self, config: Config, data: Path, count: int, classifier: Path) -> None:
@@ -91,7 +91,9 @@ class Jury:
         self.clip = load_config_clip(config, self.device)
         self.vae = load_config_autoencoder(config, self.device)
         self.texts = self.clip.encode_texts(texts)
-        self.networks, self.references = load_judges(config, self.device, self.clip)
+        self.networks, self.references = load_networks_and_references(
+            config, self.device, self.clip
+        )
         self._classifier_file, self._train_faces = classifier, data / "train"
 
     @property
@@ -105,7 +107,7 @@ class Jury:
 
     @cached_property
     def classifier(self) -> nn.Module:
-        """Judge of attributes."""
+        """Evaluator of attributes."""
         return load_classifier(self._classifier_file, self._train_faces)
 
     @cached_property
@@ -118,7 +120,7 @@ class Jury:
             embeddings.append(self.clip.encode_images(part))
         return torch.cat(latents).to(self.device), torch.cat(embeddings).to(self.device)
 
-    def judge(self, denoiser: EDMPrecond, config: Config) -> dict[str, Any]:
+    def evaluate(self, denoiser: EDMPrecond, config: Config) -> dict[str, Any]:
         """Return all metrics of a network.
 
         They are KEPT; the percentage of stated attributes that are shown, as `attributes` (mean),
@@ -128,10 +130,10 @@ class Jury:
         level).
         """
         pictures = self.draw(denoiser, config)
-        drawn = ImageSet(self.networks, self.clip)
+        generated = ImageSet(self.networks, self.clip)
         for rows in torch.arange(len(pictures)).split(BATCH):
-            drawn.update(pictures[rows], rows, self.texts[rows.to(self.texts.device)])
-        metrics = drawn.metrics(self.references)
+            generated.update(pictures[rows], rows, self.texts[rows.to(self.texts.device)])
+        metrics = generated.metrics(self.references)
         shown = agreement(classify(self.classifier, pictures), self.codes, self.stated)
         latents, embeddings = self.loss_inputs
         cond = F.normalize(embeddings, dim=1) if config.data.norm_feature else embeddings
@@ -156,7 +158,7 @@ class Jury:
             return self.draw(denoiser, config, self.clip.encode_texts(texts), seeds)
 
         name = partial(classify, self.classifier)
-        return figures(judge_draws(draw, name, sentences, SEEDS), stated)
+        return figures(classify_generated(draw, name, sentences, SEEDS), stated)
 
     def draw(
         self,

@@ -1,6 +1,6 @@
 """Time the first picture of a new sentence, one picture at a time, with networks side by side.
 
-    python benchmarks/first_picture.py --student X.safetensors
+    python benchmarks/first_image.py --student X.safetensors
 
 Everything from the sentence to the pixels counts: CLIP, the prior, the network and the decoder. The
 networks are loaded before. `first` is the very first picture after that, which reads the prior and
@@ -36,7 +36,7 @@ def setup(network: str) -> timing.Work:
 
     def draw() -> float:
         started = time.process_time()
-        faces.draw(f"a person number {next(number)} with long red hair and glasses")
+        faces.generate(f"a person number {next(number)} with long red hair and glasses")
         return time.process_time() - started
 
     return draw

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from models.clip import ClipEncoder
 
 
-class Judge:
+class Evaluator:
     """Test captions, references and networks of a config, loaded once."""
 
     def __init__(self, config: Config, device: torch.device | str = "cpu") -> None:
@@ -58,7 +58,7 @@ class Judge:
                 check_test_captions(config, self.captions)
         require_encoders(config)
         self.clip = load_config_clip(config, device)
-        self.networks, self.references = load_judges(config, device, self.clip)
+        self.networks, self.references = load_networks_and_references(config, device, self.clip)
         self.network, self.reference = self.networks[0], self.references[0]
         if self.captions is not None:
             made_by = self.captions.info.meta.get("encoder", self.clip.identity)
@@ -79,8 +79,8 @@ class Judge:
         """Draw a test image and then one of its captions for each of B seeds: (B, 2) int64."""
         assert self.captions is not None
         info = self.captions.info
-        drawn = [noise.randint(count).cpu() for count in (info.length, info.n_features)]
-        return torch.stack(drawn, dim=1)
+        generated = [noise.randint(count).cpu() for count in (info.length, info.n_features)]
+        return torch.stack(generated, dim=1)
 
     def features(self, images: Tensor, captions: Tensor | None) -> Rows:
         """Run the networks on images (B, H, W, 3) uint8 with caption embeddings (B, D)."""
@@ -92,7 +92,7 @@ class Judge:
         return images.metrics(self.references)
 
 
-def load_judges(
+def load_networks_and_references(
     config: Config, device: torch.device | str = "cpu", clip: ClipEncoder | None = None
 ) -> tuple[list[FeatureNetwork], list[Reference]]:
     """Load the feature networks of a config, and a reference for each.

@@ -20,13 +20,13 @@ class Share:
         """Return the share of a process that has the whole batch of `count` rows."""
         return cls(0, count, count)
 
-    def draws(self, generator: torch.Generator) -> "BatchDraws":
+    def random(self, generator: torch.Generator) -> "BatchRandom":
         """Return draws for the global batch that give this share."""
-        return BatchDraws(generator, self.first, self.total)
+        return BatchRandom(generator, self.first, self.total)
 
 
 @dataclass(frozen=True)
-class BatchDraws:
+class BatchRandom:
     """Draws for every row of a global batch and hands a process its own rows.
 
     All processes hold generators of the same state and draw the same numbers. The rows of an image
@@ -75,4 +75,4 @@ class BatchDraws:
         return self.own(count, lambda total: function(total, *rest, **options))
 
 
-WHOLE_BATCH = BatchDraws()  # from the default generator, for a process that has all rows
+WHOLE_BATCH = BatchRandom()  # from the default generator, for a process that has all rows

@@ -54,7 +54,9 @@ def main() -> None:
     about.write_bytes(content)
     for start in range(0, len(jobs), AT_ONCE):
         batch = jobs[start : start + AT_ONCE]
-        _, images = sampler.draw([args.prompts[n] for n, _ in batch], [seed for _, seed in batch])
+        _, images = sampler.generate(
+            [args.prompts[n] for n, _ in batch], [seed for _, seed in batch]
+        )
         pixels = (images * 127.5 + 127.5).round().clip(0, 255).astype(np.uint8)
         for (number, seed), picture in zip(batch, pixels.transpose(0, 2, 3, 1), strict=True):
             save_png(args.out / f"{number:02d}_{seed:03d}.png", picture)

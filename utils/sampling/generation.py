@@ -14,7 +14,7 @@ from PIL import Image
 from utils.base.errors import UserError
 from utils.config.sections import Sampling
 from utils.sampling.conditions import Conditions
-from utils.sampling.pictures import labelled_grid, save_png
+from utils.sampling.image_files import labelled_grid, save_png
 from utils.sampling.prompts import Row, describe
 from utils.sampling.sample_folder import GRID, Texts, free_folder, other_runs_fault
 
@@ -45,7 +45,7 @@ def file_name(row: int, seed: int) -> str:
 
 
 @dataclass(frozen=True)
-class Picture:
+class GeneratedImage:
     """One finished picture.
 
     image: Pillow image, RGB.
@@ -70,11 +70,11 @@ class Picture:
 
 
 @dataclass
-class Drawing:
+class Generation:
     """Pictures of each row and seed: ordered first by row, then by seed.
 
     conditions: rows with their embeddings.
-    pictures: those that are finished.
+    results: images that are finished.
     about: further text for every PNG, e.g. the checkpoint.
     """
 
@@ -83,7 +83,7 @@ class Drawing:
     sampling: Sampling
     about: dict[str, str]
     generate: Generate = field(repr=False)
-    pictures: list[Picture] = field(default_factory=list)
+    results: list[GeneratedImage] = field(default_factory=list)
 
     @property
     def rows(self) -> list[Row]:
@@ -98,7 +98,7 @@ class Drawing:
     @property
     def images(self) -> list[Image.Image]:
         """Return the finished pictures as Pillow images."""
-        return [picture.image for picture in self.pictures]
+        return [picture.image for picture in self.results]
 
     def __len__(self) -> int:
         """Return the number of pictures that are asked for."""
@@ -109,14 +109,14 @@ class Drawing:
         """Return the sampler settings and `about` as text; see `settings_text`."""
         return settings_text(self.sampling) | self.about
 
-    def batches(self, batch_size: int = 16) -> Iterator[list[Picture]]:
+    def batches(self, batch_size: int = 16) -> Iterator[list[GeneratedImage]]:
         """Draw all pictures that are not finished yet; yield each batch when it is finished.
 
         A caller may stop at any batch, and go on later with a new call.
         Raises UserError if the sampler settings do not go together.
         """
         jobs = [(row, seed) for row in range(len(self.rows)) for seed in self.seeds]
-        jobs = jobs[len(self.pictures) :]
+        jobs = jobs[len(self.results) :]
         conds = self.embeddings[[row for row, _ in jobs]]
         seeds = [seed for _, seed in jobs]
         for positions, images in self.generate(conds, seeds, self.sampling, batch_size):
@@ -124,8 +124,8 @@ class Drawing:
             for position, pixels in zip(positions, images.numpy(), strict=True):
                 row, seed = jobs[position]
                 text, image = self._text_of(row, seed), Image.fromarray(pixels)
-                batch.append(Picture(image, row, self.rows[row].label, seed, text))
-            self.pictures += batch
+                batch.append(GeneratedImage(image, row, self.rows[row].label, seed, text))
+            self.results += batch
             yield batch
 
     def grid(self) -> Image.Image:
@@ -134,7 +134,7 @@ class Drawing:
         icons = self.conditions.icons()
         if len(self.rows) == 1:
             return labelled_grid(pixels, None, title=self.rows[0].label, icons=icons)
-        labels = [picture.label for picture in self.pictures]
+        labels = [picture.label for picture in self.results]
         columns = len(self.seeds) if len(self.seeds) > 1 else min(len(self.rows), MAX_COLUMNS)
         return labelled_grid(pixels, labels, columns, icons=icons)
 
@@ -178,6 +178,6 @@ class Drawing:
         Raises UserError if the folder holds images of another run.
         """
         self.check_folder(Path(folder))
-        for picture in self.pictures:
+        for picture in self.results:
             picture.save(Path(folder) / picture.file_name)
         self.save_grid(Path(folder) / GRID)

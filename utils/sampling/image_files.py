@@ -72,7 +72,7 @@ def labelled_grid(
     for start in range(0, len(images), columns):
         stop = start + columns
         page.add_row(images[start:stop], captions[start:stop] if captions is not None else ())
-    return page.draw()
+    return page.render()
 
 
 class _GridPage:
@@ -131,7 +131,7 @@ class _GridPage:
         self.texts += [(x, top + i * line_height, line, font) for i, line in enumerate(lines)]
         return y + height
 
-    def draw(self) -> Image.Image:
+    def render(self) -> Image.Image:
         """Return the page as it has been filled."""
         canvas = Image.new("RGB", (self.full + 2 * self.gap, self.bottom), "white")
         for x, y, pixels in self.pictures:

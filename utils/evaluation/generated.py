@@ -13,16 +13,16 @@ from models.samplers import SeededNoise
 from utils.base.errors import UserError
 from utils.config.parsing import parse_seeds, seeds_from
 from utils.config.schema import Config
-from utils.evaluation.judge import Judge
+from utils.evaluation.evaluator import Evaluator
 from utils.sampling.conditions import caption_conditions
-from utils.sampling.generate import draw_images, in_blocks, latent_shape
+from utils.sampling.generate import in_blocks, latent_shape, sample_images
 
 # A CPU rounds matrix products of another size differently, so that some pixels change by one.
 # Groups of a fixed size make images independent of the batch size, and cost a CPU no time.
 CPU_GROUP = 8
 
 
-class Drawn(NamedTuple):
+class Generated(NamedTuple):
     """Generated images and their conditions; a condition is None if the model does not use it."""
 
     images: torch.Tensor  # (B, H, W, 3) uint8
@@ -31,7 +31,7 @@ class Drawn(NamedTuple):
     classes: torch.Tensor | None  # (B,) int64
 
 
-def seeds_to_judge(config: Config) -> Sequence[int]:
+def seeds_to_evaluate(config: Config) -> Sequence[int]:
     """Return the seeds of `eval.fid_sample_size` images.
 
     Raises UserError if that is below two, `eval.seeds` lists fewer seeds, or `CaptionVariety` asks
@@ -53,7 +53,7 @@ def seeds_to_judge(config: Config) -> Sequence[int]:
     return seeds[:count]
 
 
-def draws_ahead(device: torch.device) -> bool:
+def generates_ahead(device: torch.device) -> bool:
     """Return True if a thread draws the next batch while the last one is judged and saved.
 
     On a CPU both would compete for the same cores, and together they take a fifth longer.
@@ -61,38 +61,38 @@ def draws_ahead(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def draw_seeds(
+def generate_seeds(
     denoiser: EDMPrecond,
     config: Config,
-    judge: Judge,
+    evaluator: Evaluator,
     seeds: Sequence[int],
     chosen: torch.Tensor | None = None,
-) -> Drawn:
+) -> Generated:
     """Draw the images of a batch of seeds, on a CPU in groups of CPU_GROUP.
 
-    A group that does not fit into memory is drawn in halves. `chosen`: see `draw_from_captions`.
+    A group that does not fit into memory is halved. `chosen`: see `generate_from_captions`.
     """
-    group = CPU_GROUP if judge.device.type == "cpu" else None
+    group = CPU_GROUP if evaluator.device.type == "cpu" else None
 
-    def draw(part: list[int]) -> Drawn:
-        noise = SeededNoise([seeds[row] for row in part], judge.device)
+    def draw(part: list[int]) -> Generated:
+        noise = SeededNoise([seeds[row] for row in part], evaluator.device)
         own = None if chosen is None else chosen[part]
-        return draw_from_captions(denoiser, config, judge, noise, own)
+        return generate_from_captions(denoiser, config, evaluator, noise, own)
 
-    parts: list[Drawn] = []
+    parts: list[Generated] = []
     for rows in in_blocks(len(seeds), group):
-        parts += judge.in_memory(draw, rows)
+        parts += evaluator.in_memory(draw, rows)
     return _joined(parts, len(seeds))
 
 
-def _joined(parts: Sequence[Drawn], count: int) -> Drawn:
+def _joined(parts: Sequence[Generated], count: int) -> Generated:
     """Return the first `count` images of all parts as one batch."""
 
     def join(values: Iterable[torch.Tensor | None]) -> torch.Tensor | None:
         tensors = [value for value in values if value is not None]
         return torch.cat(tensors)[:count] if tensors else None
 
-    return Drawn(
+    return Generated(
         images=torch.cat([part.images for part in parts])[:count],
         captions=join(part.captions for part in parts),
         chosen=join(part.chosen for part in parts),
@@ -100,13 +100,13 @@ def _joined(parts: Sequence[Drawn], count: int) -> Drawn:
     )
 
 
-def draw_from_captions(
+def generate_from_captions(
     denoiser: EDMPrecond,
     config: Config,
-    judge: Judge,
+    evaluator: Evaluator,
     noise: SeededNoise,
     chosen: torch.Tensor | None = None,
-) -> Drawn:
+) -> Generated:
     """Draw one image for each seed, from the caption that the seed chooses.
 
     chosen: (B, 2) index of the test image and of its caption, to draw instead. An image is the same
@@ -117,30 +117,32 @@ def draw_from_captions(
     """
     latents = noise.randn(latent_shape(denoiser))
     captions = conds = classes = None
-    if judge.captions is not None:
-        of_seeds = judge.choose_captions(noise)
+    if evaluator.captions is not None:
+        of_seeds = evaluator.choose_captions(noise)
         chosen = of_seeds if chosen is None else chosen
-        captions = torch.from_numpy(judge.captions.read(*chosen.T.numpy()))
+        captions = torch.from_numpy(evaluator.captions.read(*chosen.T.numpy()))
         conds = caption_conditions(captions, config)
     elif config.model.num_classes:
         classes = noise.randint(config.model.num_classes)
         if config.eval.class_idx is not None:
             classes = torch.full_like(classes, config.eval.class_idx)
         conds = F.one_hot(classes, config.model.num_classes).float()
-    images = draw_images(
+    images = sample_images(
         denoiser,
-        judge.autoencoder,
+        evaluator.autoencoder,
         noise,
         latents,
-        None if conds is None else conds.to(judge.device),
+        None if conds is None else conds.to(evaluator.device),
         config.sampling,
-        judge.prior,
+        evaluator.prior,
     )
-    return Drawn(images, captions, chosen, classes)
+    return Generated(images, captions, chosen, classes)
 
 
-def captions_of_seeds(denoiser: EDMPrecond, judge: Judge, seeds: Sequence[int]) -> torch.Tensor:
+def captions_of_seeds(
+    denoiser: EDMPrecond, evaluator: Evaluator, seeds: Sequence[int]
+) -> torch.Tensor:
     """Return the captions that seeds choose, (B, 2): index of a test image, and of its caption."""
     noise = SeededNoise(seeds)
     noise.randn(latent_shape(denoiser))  # the seed draws the latent first
-    return judge.choose_captions(noise)
+    return evaluator.choose_captions(noise)

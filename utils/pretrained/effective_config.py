@@ -81,7 +81,7 @@ def config_file(
     return str(found)
 
 
-def load_chosen_config(args: argparse.Namespace) -> Config:
+def load_effective_config(args: argparse.Namespace) -> Config:
     """Return the configuration that `--config`, `--experiment_dir` and the overrides choose.
 
     `args.config` becomes its file, for messages. Raises UserError as `read_config` does.
