@@ -1,7 +1,7 @@
-"""The README's step for one's own images, command by command, on pictures of a foreign style.
+"""The pages' commands for one's own images, one by one, on images of a foreign style.
 
-The commands are read from README.md and run in a shell, in a folder of their own. A config that
-starts from the README's one changes only the encoders, to small real ones, and sizes and counts.
+The commands are read from the pages and run in a shell, in a folder of their own. A config that
+starts from the named one changes only the encoders, to small real ones, and sizes and counts.
 """
 
 import json
@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from PIL import Image
 
 pytestmark = pytest.mark.e2e
 CODE = ["configs", "models", "preprocess_scripts", "utils", *(p.name for p in ROOT.glob("*.py"))]
+STEP = "Train on your own images"
 LAST_STEP = 6
 SMALL = f"""
 encoders: {{vae: assets/demo/vae, clip: assets/demo/clip}}
@@ -34,12 +34,12 @@ prior: {{width: 16, depth: 1, max_num_steps: 20}}
 """
 
 
-def blocks() -> list[list[str]]:
-    """Return the commands of each block of shell code in the README's step 3."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (step,) = re.findall(r"^### 3\..+?(?=^### )", text, re.MULTILINE | re.DOTALL)
-    found = re.findall(r"^( *)```sh\n(.+?)^ *```", step, re.MULTILINE | re.DOTALL)
-    return [textwrap.dedent(code).splitlines() for _, code in found]
+def commands(page: str, heading: str) -> list[str]:
+    """Return the commands of the shell code below a heading of a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (section,) = re.findall(rf"^## {heading}\n.+?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    (code,) = re.findall(r"^```sh\n(.+?)^```", section, re.MULTILINE | re.DOTALL)
+    return code.splitlines()
 
 
 def records_in(file: Path) -> list[dict]:
@@ -47,7 +47,7 @@ def records_in(file: Path) -> list[dict]:
 
 
 class Workplace:
-    """A folder with the project's code and a newcomer's pictures; a shell runs commands in it."""
+    """A folder with the project's code and a newcomer's images; a shell runs commands in it."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -77,14 +77,14 @@ class Workplace:
         assert ended.returncode == 0, ended.stderr[-3000:]
 
     def _made_small(self, command: str) -> str:
-        if config := re.fullmatch(r"C=(.+\.yaml)", command):
+        if config := re.match(r"C=(\S+\.yaml)", command):
             small = self.folder / f"small_{Path(config[1]).name}"
             small.write_text(f"base: {config[1]}\n{SMALL}")
             return f"C={small.name}"
         return command.replace("0100000.pt", f"{LAST_STEP:07d}.pt")
 
     def check_results(self, name: str) -> None:
-        """Check the metrics, grids and report that the ladder leaves for the experiment `name`."""
+        """Check the metrics, grids and report that the commands leave for the experiment `name`."""
         results = self.folder / "results" / name
         losses = [record["loss"] for record in records_in(results / "metrics.jsonl")]
         assert len(losses) == LAST_STEP // 2 and np.isfinite(losses).all()
@@ -105,18 +105,18 @@ def workplace(tmp_path_factory) -> Workplace:
     return Workplace(tmp_path_factory.mktemp("my für-"))
 
 
-def test_the_commands_of_step_3_end_with_a_report_a_grid_and_a_file_to_share(workplace):
-    ladder, _, sharing = blocks()
-    workplace.run(*ladder)
+def test_the_commands_for_own_images_end_with_a_report_a_grid_and_a_file_to_share(workplace):
+    sharing = commands("docs/training.md", "Sharing")
+    workplace.run(*commands("README.md", STEP))
     workplace.check_results("own")
-    with Image.open(workplace.folder / "samples/an-old-man-with-a-beard/00_000.png") as picture:
-        assert picture.text["freedom"] == "0.7"
+    with Image.open(workplace.folder / "samples/an-old-man-with-a-beard/00_000.png") as image:
+        assert image.text["freedom"] == "0.7"
     workplace.run(*sharing)
     assert (workplace.folder / "results" / "dit" / "evaluation" / "report.html").exists()
 
 
-def test_pairs_take_the_commands_that_the_readme_names_instead_of_the_first(workplace):
-    ladder, pairs, _ = blocks()
+def test_pairs_take_the_commands_that_the_page_names_instead_of_the_first(workplace):
+    ladder, pairs = commands("README.md", STEP), commands("docs/training.md", "Text–image pairs")
     kept = ladder[len(pairs) + 1 :]  # without those that the pairs replace, and the prior
     others = [re.sub(r"\bown\b", "own_pairs", command) for command in kept]
     workplace.run(*pairs, *others)
