@@ -46,7 +46,7 @@ from utils.config.published_flags import (
 )
 from utils.config.schema import Config
 from utils.data.derived_sizes import with_derived_sizes
-from utils.evaluation.checkpoints import Evaluation, file_hash, ways_of_sampling
+from utils.evaluation.checkpoints import Evaluation, configs_to_evaluate, file_hash
 from utils.evaluation.evaluator import Evaluator
 from utils.evaluation.folder import add_folder_arguments, report_folder
 from utils.evaluation.html_report import write_report
@@ -58,8 +58,8 @@ from utils.evaluation.results import (
     best_of,
     evaluation_of,
     is_of_experiment,
+    setting_names,
     table,
-    way_names,
 )
 from utils.pretrained.checkpoint_files import (
     foreign_files,
@@ -273,7 +273,7 @@ def main() -> None:
         relaunch(args)
         report_folder(args, config)
         return leave_processes()
-    ways = ways_of_sampling(config)
+    configs = configs_to_evaluate(config)
     experiment = experiment or args.results_dir / experiment_name(config)
     checkpoints, folder = what_to_evaluate(args, experiment)
     relaunch(args)
@@ -291,8 +291,8 @@ def main() -> None:
     records: list[Record] = []
     for step, path in checkpoints.items():
         denoiser = None  # loaded if there is something to do
-        for name, way in ways.items():
-            evaluation = Evaluation(results, path, way, evaluator, step=step)
+        for name, one in configs.items():
+            evaluation = Evaluation(results, path, one, evaluator, step=step)
             record, remark = evaluation.recorded(), " (there already)"
             if record is None:
                 denoiser = denoiser or denoiser_of(path, config, processes.device)
@@ -302,7 +302,7 @@ def main() -> None:
 
     best = best_of(records)
     processes.print(f"\n{table(records)}\n")
-    (name,) = way_names([best])
+    (name,) = setting_names([best])
     processes.print(f"best: {checkpoints[best['step']]}, {name}")
     if is_main_process():
         results.refresh()  # another evaluation may have ended meanwhile

@@ -42,7 +42,7 @@ from utils.evaluation.html_report import (
 )
 from utils.evaluation.metric_names import MetricInfo, end_key, metrics_in
 from utils.evaluation.plots import style_axis
-from utils.evaluation.results import way_names
+from utils.evaluation.results import setting_names
 from utils.pretrained.checkpoint_files import list_checkpoints
 from utils.pretrained.encoders import usable_device
 from utils.sampling.prompts import Source, text_prompt
@@ -169,8 +169,8 @@ def main() -> None:
     records = [record for _, record in best]
     metrics = metrics_in(records)
     rows = table_rows(records, metrics) if records else []
-    for row, (number, _), way in zip(rows, best, way_names(records), strict=True):
-        row |= {"name": names[number], "colour": colour(number), "way": way}
+    for row, (number, _), name in zip(rows, best, setting_names(records), strict=True):
+        row |= {"name": names[number], "colour": colour(number), "settings": name}
     generated: dict[str, list[Picture]] = {}
     if args.prompts:
         strips = [generated_by(run, args.prompts, args.seeds, device) for run in runs]

@@ -3,7 +3,7 @@
 The shipped network:   python tools/export_onnx.py
 Your own:              python tools/export_onnx.py --ckpt results/own/checkpoints/0100000.pt
 Other settings:        python tools/export_onnx.py sampling.preset=paper sampling.cfg_scale=2
-Then, anywhere:        python results/onnx/draw.py "a bald man" --seeds 0 1 2 3
+Then, anywhere:        python results/onnx/generate.py "a bald man" --seeds 0 1 2 3
 
 Writes denoiser.onnx, decoder.onnx, text.onnx, settings.json, tokenizer.json, and the files of
 tools/onnx_files, which need numpy and onnxruntime alone. A seed gives the face that t2f.py draws in
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 FILES = ROOT / "tools" / "onnx_files"
-COPIED = ("sampler.py", "noise.py", "clip_tokenizer.py", "draw.py")
+COPIED = ("sampler.py", "noise.py", "clip_tokenizer.py", "generate.py")
 PROMPTS = ("a bald man with glasses", "a woman with long red hair", "a person in a blue hoodie")
 
 
@@ -196,7 +196,7 @@ def main() -> None:
     print(aligned([("file", "MB"), *sizes], left=1))
     if args.compare > 0:
         print(compare(args.out, *networks, config, args.compare))
-    print(f'{args.out}: draw with  python {args.out / "draw.py"} "{PROMPTS[0]}"')
+    print(f'{args.out}: draw with  python {args.out / "generate.py"} "{PROMPTS[0]}"')
 
 
 if __name__ == "__main__":

@@ -53,13 +53,13 @@ def test_each_image_is_that_of_its_caption_and_seed(config, tmp_path):
     denoiser, evaluator = make_tiny_denoiser(), Evaluator(config)
     variety = CaptionVariety(denoiser, config, evaluator, tmp_path / "partial")
     alone = generate_from_captions(denoiser, config, evaluator, SeededNoise(range(SEEDS)))
-    assert torch.equal(variety.chosen, alone.chosen[:CAPTIONS])
+    assert torch.equal(variety.caption_ids, alone.caption_ids[:CAPTIONS])
     of_caption = [
-        generate_seeds(denoiser, config, evaluator, range(SEEDS), variety.chosen[[c] * SEEDS])
+        generate_seeds(denoiser, config, evaluator, range(SEEDS), variety.caption_ids[[c] * SEEDS])
         for c in range(CAPTIONS)
     ]
     for c, generated in enumerate(of_caption):
-        assert torch.equal(generated.chosen, variety.chosen[[c] * SEEDS])
+        assert torch.equal(generated.caption_ids, variety.caption_ids[[c] * SEEDS])
         assert not torch.equal(generated.images[c - 1], alone.images[c - 1])
     # Seed c has chosen caption c itself.
     of_seed = torch.stack([generated.images[c] for c, generated in enumerate(of_caption)])
@@ -69,13 +69,13 @@ def test_each_image_is_that_of_its_caption_and_seed(config, tmp_path):
 def test_metrics_are_those_of_the_images_and_of_the_nearest_training_images(config, tmp_path):
     denoiser, evaluator = make_tiny_denoiser(), Evaluator(config)
     metrics = evaluate_checkpoint(denoiser, config, evaluator, tmp_path / "partial")
-    chosen = CaptionVariety(denoiser, config, evaluator, tmp_path / "other").chosen
-    captions = torch.from_numpy(evaluator.captions.read(*chosen.T.numpy()))
+    caption_ids = CaptionVariety(denoiser, config, evaluator, tmp_path / "other").caption_ids
+    captions = torch.from_numpy(evaluator.captions.read(*caption_ids.T.numpy()))
     real = torch.nn.functional.normalize(training_embeddings(), dim=1)
     generated, alike = [], []
     for c in range(CAPTIONS):
         images = generate_seeds(
-            denoiser, config, evaluator, range(SEEDS), chosen[[c] * SEEDS]
+            denoiser, config, evaluator, range(SEEDS), caption_ids[[c] * SEEDS]
         ).images
         generated.append(evaluator.clip.encode_images(images.permute(0, 3, 1, 2)))
         nearest = (real @ captions[c]).topk(SEEDS).indices
@@ -123,8 +123,8 @@ def test_the_first_images_of_each_caption_are_kept(config, tmp_path):
     folder = tmp_path / "images" / "x-variety"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
     assert names == {f"{c:03d}/{s:06d}.png" for c in range(FEW_CAPTIONS) for s in range(SEEDS)}
-    chosen = CaptionVariety(denoiser, config, evaluator, tmp_path / "other").chosen
-    generated = generate_seeds(denoiser, config, evaluator, range(SEEDS), chosen[[2] * SEEDS])
+    caption_ids = CaptionVariety(denoiser, config, evaluator, tmp_path / "other").caption_ids
+    generated = generate_seeds(denoiser, config, evaluator, range(SEEDS), caption_ids[[2] * SEEDS])
     with Image.open(folder / "002" / "000003.png") as image:
         assert np.array_equal(np.asarray(image), generated.images[3].numpy())
     assert len(list((tmp_path / "images" / "x").glob("*.png"))) == 18

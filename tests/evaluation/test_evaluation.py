@@ -120,8 +120,8 @@ def test_a_seed_draws_latent_then_image_then_caption(config):
     evaluator, shape = Evaluator(config), latent_shape(make_tiny_denoiser())
     noise = SeededNoise([3, 8])
     noise.randn(shape)
-    chosen = evaluator.choose_captions(noise)
-    captions = torch.from_numpy(evaluator.captions.read(*chosen.T.numpy()))
+    caption_ids = evaluator.choose_captions(noise)
+    captions = torch.from_numpy(evaluator.captions.read(*caption_ids.T.numpy()))
     for seed, caption in zip((3, 8), captions, strict=True):
         generator = torch.Generator().manual_seed(seed)
         torch.randn(shape, generator=generator)

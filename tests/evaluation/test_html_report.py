@@ -150,7 +150,7 @@ def test_the_page_does_without_training_images_captions_and_several_scales(made,
     results = Results(tmp_path / "other" / "evaluation")
     results.add(record(300, None, 5.0, clip_score=None))
     page = Page(write_report(results, made.config, made.clip).read_text())
-    assert "No images were kept" in page.text and "Evaluator several guidance scales" in page.text
+    assert "No images were kept" in page.text and "Evaluate several guidance scales" in page.text
     gone = without(made.config, image_dir=tmp_path / "gone")
     page = Page(write_report(made.results, gone, made.clip).read_text())
     assert page.text.count("image not there") == 6

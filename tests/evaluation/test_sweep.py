@@ -69,7 +69,7 @@ def metrics_of(records: list[dict]) -> list[dict]:
 def generated_so_far(experiment: Path) -> int:
     """Images that evaluations have begun, while they may be writing."""
     folder, begun = experiment / "evaluation", 0
-    for file in (folder / "partial").glob("*/drawn-*.txt"):
+    for file in (folder / "partial").glob("*/begun-*.txt"):
         with contextlib.suppress(FileNotFoundError):
             begun += sum(map(int, file.read_text().split()))
     results = folder / "results.jsonl"

@@ -116,8 +116,8 @@ def test_the_exported_sampler_draws_the_pictures_of_t2f(made, tmp_path, override
 
 
 def test_the_folder_draws_alone_on_a_machine_without_pytorch(made, tmp_path):
-    flags = ["draw.py", *PROMPTS, "--seeds", *map(str, SEEDS), "--out", str(tmp_path)]
-    script = str(made.folder / "draw.py")
+    flags = ["generate.py", *PROMPTS, "--seeds", *map(str, SEEDS), "--out", str(tmp_path)]
+    script = str(made.folder / "generate.py")
     code = f"{BARE} sys.argv = {flags}; runpy.run_path({script!r}, {{}}, '__main__')"
     command = [sys.executable, "-c", code]
     done = subprocess.run(

@@ -52,7 +52,7 @@ class CaptionVariety:
         captions, self.size = config.eval.variety_captions, config.eval.variety_seeds
         seeds = seeds_to_evaluate(config)
         self.seeds = seeds[: self.size]
-        self.chosen = captions_of_seeds(denoiser, evaluator, seeds[:captions])  # (C, 2)
+        self.caption_ids = captions_of_seeds(denoiser, evaluator, seeds[:captions])  # (C, 2)
         self.blocks = FeatureBlocks(partial / FOLDER, captions * self.size)
         self.tower = ClipFeatures(evaluator.clip)
 
@@ -77,7 +77,7 @@ class CaptionVariety:
             self.config,
             self.evaluator,
             [self.seeds[seed] for seed in seeds],
-            self.chosen[list(captions)],
+            self.caption_ids[list(captions)],
         )
 
     def _features(self, positions: list[int], generated: Generated) -> Rows:
@@ -123,7 +123,7 @@ class CaptionVariety:
             )
             return None
         assert self.evaluator.captions is not None  # Evaluator refuses variety without captions
-        captions = torch.from_numpy(self.evaluator.captions.read(*self.chosen.T.numpy()))
+        captions = torch.from_numpy(self.evaluator.captions.read(*self.caption_ids.T.numpy()))
         conditions = caption_conditions(captions, self.config)
         indices, _ = nearest(conditions, reader, count=size)  # (C, S)
         return torch.from_numpy(reader.read(indices.flatten().numpy())).unflatten(0, (-1, size))

@@ -20,14 +20,14 @@ from utils.base.processes import is_main_process
 from utils.config.schema import Config
 from utils.data.lmdb_reader import LMDBReader
 from utils.evaluation.caption_variety import CaptionVariety
-from utils.evaluation.collective import of_main_process
+from utils.evaluation.collective import main_process_only
 from utils.evaluation.evaluator import Evaluator
 from utils.evaluation.feature_store import FeatureBlocks, Rows
 from utils.evaluation.generated import Generated, generate_seeds, seeds_to_evaluate
 from utils.evaluation.image_pass import fill_blocks, require_whole
 from utils.evaluation.kept_images import KeptImages
 from utils.evaluation.references import Reference
-from utils.evaluation.results import CONTENT, Record, Results, way_names
+from utils.evaluation.results import CONTENT, Record, Results, setting_names
 from utils.sampling.generate import sampler_settings
 
 
@@ -86,32 +86,32 @@ def evaluate_checkpoint(
         seconds = round(before + time.perf_counter() - started, 2)
         return {**metrics, "images_generated": blocks.images_generated, "seconds": seconds}
 
-    return of_main_process(finish)
+    return main_process_only(finish)
 
 
-def ways_of_sampling(config: Config) -> dict[str, Config]:
-    """Return name -> config of each way to sample: all guidance scales, steps and solvers combined.
+def configs_to_evaluate(config: Config) -> dict[str, Config]:
+    """Return name -> config of each combination of guidance scale, steps and solver.
 
     The choices are the lists of the `eval` section; an empty list stands for the key of `sampling`.
     Raises UserError if a sampler does not exist.
     """
     sampling, lists = config.sampling, config.eval
-    ways = [
+    combined = [
         {"solver": solver, "num_steps": num_steps, "cfg_scale": cfg_scale}
         for solver in dict.fromkeys(lists.solvers or [sampling.solver])
         for num_steps in dict.fromkeys(lists.num_steps or [sampling.num_steps])
         for cfg_scale in dict.fromkeys(lists.cfg_scales or [sampling.cfg_scale])
     ]
     configs = [
-        config.model_copy(update={"sampling": sampling.model_copy(update=way)}) for way in ways
+        config.model_copy(update={"sampling": sampling.model_copy(update=one)}) for one in combined
     ]
     for one in configs:
         sampler_settings(one.sampling, config.distill.sigmas)  # raises now rather than after hours
-    return dict(zip(way_names(ways), configs, strict=True))
+    return dict(zip(setting_names(combined), configs, strict=True))
 
 
 class Evaluation:
-    """Evaluation of one checkpoint file with one way to sample, and its record in `results`.
+    """Evaluation of one checkpoint file with one sampler setting, and its record in `results`.
 
     All processes make it and call its methods.
     """
@@ -130,7 +130,7 @@ class Evaluation:
         self.settings: Record = {
             "step": int(checkpoint.stem) if step is None else step,
             "checkpoint": checkpoint.name,
-            "checkpoint_sha256": of_main_process(lambda: file_hash(checkpoint)),
+            "checkpoint_sha256": main_process_only(lambda: file_hash(checkpoint)),
             **evaluation_settings(config, evaluator),
         }
         self.name = folder_name(self.settings)
@@ -150,7 +150,7 @@ class Evaluation:
                 shutil.rmtree(self.partial, ignore_errors=True)
             return record
 
-        return of_main_process(find)
+        return main_process_only(find)
 
     def run(self, denoiser: EDMPrecond) -> Record:
         """Evaluate the denoiser that the checkpoint holds, record the metrics, return the record.

@@ -17,7 +17,7 @@ from utils.base.processes import is_main_process
 T = TypeVar("T")
 
 
-def of_main_process(compute: Callable[[], T]) -> T:
+def main_process_only(compute: Callable[[], T]) -> T:
     """Return to all processes what `compute` returns in the main process; all call this."""
     result: T = broadcast_object_list([compute() if is_main_process() else None])[0]
     return result
@@ -37,7 +37,7 @@ def shared_folder(beside: Path | None = None) -> Iterator[Path]:
         parent.mkdir(parents=True, exist_ok=True)
         return tempfile.mkdtemp(prefix=".evaluation-", dir=parent.resolve())
 
-    folder = Path(of_main_process(make))
+    folder = Path(main_process_only(make))
     try:
         yield folder
     finally:  # in each process: if one of them fails, the others are killed

@@ -20,7 +20,7 @@ from utils.base.errors import note
 from utils.base.files import write_whole
 
 POSITIONS = "positions"  # of the images in the evaluation, (B,) int64
-DRAWN = "drawn-{}.txt"  # by a process: a line for each batch that it began, the number of images
+BEGUN = "begun-{}.txt"  # of a process: a line for each batch that it began, the number of images
 Rows = dict[str, torch.Tensor]  # outputs of the networks for a batch, a row for each image
 
 
@@ -56,7 +56,7 @@ class FeatureBlocks:
     def begin(self, size: int, process: int = 0) -> None:
         """Note that a process is about to draw a batch of `size` images."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / DRAWN.format(process), "a", encoding="utf-8") as file:
+        with open(self.folder / BEGUN.format(process), "a", encoding="utf-8") as file:
             file.write(f"{size}\n")
 
     def add(
@@ -76,7 +76,7 @@ class FeatureBlocks:
     @property
     def images_generated(self) -> int:
         """Images of all batches that were begun, including those lost in kills."""
-        files = self.folder.glob(DRAWN.format("*"))
+        files = self.folder.glob("*-*.txt")  # also drawn-*.txt, which version 0.2 wrote
         return sum(int(size) for file in files for size in file.read_text(encoding="utf-8").split())
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, Rows]]:

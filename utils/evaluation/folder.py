@@ -24,7 +24,7 @@ from utils.base.text_table import aligned
 from utils.config.schema import Config
 from utils.data.captions import load_captions
 from utils.data.image_batches import NpzImages, image_batches
-from utils.evaluation.collective import of_main_process, shared_folder
+from utils.evaluation.collective import main_process_only, shared_folder
 from utils.evaluation.feature_networks import FeatureNetwork, kind_of, load_feature_network
 from utils.evaluation.feature_store import FeatureBlocks, batches_of_process
 from utils.evaluation.image_set import ImageSet, few_samples_note
@@ -139,7 +139,7 @@ def evaluate_folder(
         image_set = ImageSet(networks, clip)
         _evaluate_slice(source, size, config.eval.batchsize, workers, image_set, embeddings, blocks)
         PartialState().wait_for_everyone()
-        return of_main_process(lambda: image_set.add_batches(blocks).metrics(evaluated_by))
+        return main_process_only(lambda: image_set.add_batches(blocks).metrics(evaluated_by))
 
 
 def _load_networks(

@@ -27,7 +27,7 @@ class Generated(NamedTuple):
 
     images: torch.Tensor  # (B, H, W, 3) uint8
     captions: torch.Tensor | None  # (B, D) embeddings as stored
-    chosen: torch.Tensor | None  # (B, 2) index of the test image, and of its caption
+    caption_ids: torch.Tensor | None  # (B, 2) index of the test image, and of its caption
     classes: torch.Tensor | None  # (B,) int64
 
 
@@ -66,17 +66,17 @@ def generate_seeds(
     config: Config,
     evaluator: Evaluator,
     seeds: Sequence[int],
-    chosen: torch.Tensor | None = None,
+    caption_ids: torch.Tensor | None = None,
 ) -> Generated:
     """Draw the images of a batch of seeds, on a CPU in groups of CPU_GROUP.
 
-    A group that does not fit into memory is halved. `chosen`: see `generate_from_captions`.
+    A group that does not fit into memory is halved. `caption_ids`: see `generate_from_captions`.
     """
     group = CPU_GROUP if evaluator.device.type == "cpu" else None
 
     def draw(part: list[int]) -> Generated:
         noise = SeededNoise([seeds[row] for row in part], evaluator.device)
-        own = None if chosen is None else chosen[part]
+        own = None if caption_ids is None else caption_ids[part]
         return generate_from_captions(denoiser, config, evaluator, noise, own)
 
     parts: list[Generated] = []
@@ -95,7 +95,7 @@ def _joined(parts: Sequence[Generated], count: int) -> Generated:
     return Generated(
         images=torch.cat([part.images for part in parts])[:count],
         captions=join(part.captions for part in parts),
-        chosen=join(part.chosen for part in parts),
+        caption_ids=join(part.caption_ids for part in parts),
         classes=join(part.classes for part in parts),
     )
 
@@ -105,7 +105,7 @@ def generate_from_captions(
     config: Config,
     evaluator: Evaluator,
     noise: SeededNoise,
-    chosen: torch.Tensor | None = None,
+    caption_ids: torch.Tensor | None = None,
 ) -> Generated:
     """Draw one image for each seed, from the caption that the seed chooses.
 
@@ -119,8 +119,8 @@ def generate_from_captions(
     captions = conds = classes = None
     if evaluator.captions is not None:
         of_seeds = evaluator.choose_captions(noise)
-        chosen = of_seeds if chosen is None else chosen
-        captions = torch.from_numpy(evaluator.captions.read(*chosen.T.numpy()))
+        caption_ids = of_seeds if caption_ids is None else caption_ids
+        captions = torch.from_numpy(evaluator.captions.read(*caption_ids.T.numpy()))
         conds = caption_conditions(captions, config)
     elif config.model.num_classes:
         classes = noise.randint(config.model.num_classes)
@@ -136,7 +136,7 @@ def generate_from_captions(
         config.sampling,
         evaluator.prior,
     )
-    return Generated(images, captions, chosen, classes)
+    return Generated(images, captions, caption_ids, classes)
 
 
 def captions_of_seeds(

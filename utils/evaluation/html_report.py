@@ -42,7 +42,7 @@ from utils.evaluation.results import (
     best_of,
     comparable,
     curves,
-    way_names,
+    setting_names,
 )
 from utils.sampling.image_files import png_text
 
@@ -94,7 +94,7 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
         title=results.folder.resolve().parent.name,
         facts=facts(records, config),
         best=best,
-        best_way=dict(zip(map(id, records), way_names(records), strict=True))[id(best)],
+        best_name=dict(zip(map(id, records), setting_names(records), strict=True))[id(best)],
         header=[about.label for about in metrics.values()],
         rows=table_rows(records, metrics),
         highlights={key: metrics[key] for key in highlights if best.get(key) is not None},
@@ -129,7 +129,7 @@ def facts(records: Sequence[Record], config: Config) -> dict[str, str]:
     last = records[-1]
     counts = sorted({record["n"] for record in records})
     model = config.model.model_type + (", with decoder" if config.model.use_decoder else "")
-    ways = {(record["num_steps"], record["solver"]) for record in records}
+    samplers = {(record["num_steps"], record["solver"]) for record in records}
     size = config.data.resolution
     generated_of = "classes" if config.samples_classes else "no condition"
     if config.eval.feat_path and not config.samples_classes:
@@ -139,7 +139,7 @@ def facts(records: Sequence[Record], config: Config) -> dict[str, str]:
         "Network": model,
         "Images judged": f"{' or '.join(f'{n:,}' for n in counts)} for each line of the table",
         "Generated from": generated_of,
-        "Sampler": "; ".join(f"{steps} {solver} steps" for steps, solver in sorted(ways)),
+        "Sampler": "; ".join(f"{steps} {solver} steps" for steps, solver in sorted(samplers)),
         "Precision": ", ".join(sorted({record["amp"] for record in records})).replace(
             "no", "float32"
         ),

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from utils.base.errors import UserError
 from utils.base.progress import progress
 from utils.base.read_ahead import read_ahead
-from utils.evaluation.collective import of_main_process
+from utils.evaluation.collective import main_process_only
 from utils.evaluation.evaluator import Evaluator
 from utils.evaluation.feature_store import FeatureBlocks, Rows, batches_of_process
 from utils.evaluation.generated import CPU_GROUP, Generated, generates_ahead
@@ -33,7 +33,7 @@ def fill_blocks(
         features: returns the rows to store, from the positions and their images.
         batch_size: images; a CPU draws whole groups of CPU_GROUP.
     """
-    missing, before = of_main_process(blocks.check)
+    missing, before = main_process_only(blocks.check)
     processes = PartialState()
     if evaluator.device.type == "cpu":
         batch_size = -(-batch_size // CPU_GROUP) * CPU_GROUP

@@ -64,13 +64,13 @@ class KeptImages:
     def _write(self, paths: Mapping[int, Path], seeds: Sequence[int], generated: Generated) -> None:
         """Write the PNGs of some rows of a batch, with seed and condition as text chunks."""
         rows, texts = list(paths), None
-        if rows and generated.chosen is not None and self.has_texts:
-            texts = captions_of(self.config, self.captions, generated.chosen[rows])
+        if rows and generated.caption_ids is not None and self.has_texts:
+            texts = captions_of(self.config, self.captions, generated.caption_ids[rows])
         for i, row in enumerate(rows):
             about = {"seed": str(seeds[row])}
-            if generated.chosen is not None:
+            if generated.caption_ids is not None:
                 about["caption"] = "test image {}, caption {}".format(
-                    *generated.chosen[row].tolist()
+                    *generated.caption_ids[row].tolist()
                 )
             if texts is not None:
                 about["prompt"] = texts[i]

@@ -29,7 +29,7 @@ def save_plot(figure: Figure, path: Path) -> None:
 
 
 def plot_curve(axis: Axes, records: Sequence[Record], key: str) -> None:
-    """Plot one metric against the training step, with a line for each way to sample.
+    """Plot one metric against the training step, with a line for each sampler setting.
 
     Raises KeyError if `key` is no metric.
     """

@@ -73,19 +73,19 @@ class Results:
             write_csv(self.folder / "results.csv", flat)
 
 
-def way_names(ways: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name ways to sample, for people: guidance, and steps, solver, image count if they differ.
+def setting_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name sampler settings: guidance, and steps, solver, number of images if they differ.
 
-    `ways`: records, or mappings with their keys `cfg_scale`, `num_steps`, `solver` and maybe `n`.
+    `records` need the keys `cfg_scale`, `num_steps` and `solver`, and may have `n`.
     """
-    steps_differ = len({(way["num_steps"], way["solver"]) for way in ways}) > 1
-    counts_differ = len({way.get("n") for way in ways}) > 1
+    steps_differ = len({(record["num_steps"], record["solver"]) for record in records}) > 1
+    counts_differ = len({record.get("n") for record in records}) > 1
     names = []
-    for way in ways:
-        scale = way["cfg_scale"]
+    for record in records:
+        scale = record["cfg_scale"]
         name = "no guidance" if scale is None else f"guidance {scale:g}"
-        name += f", {way['num_steps']} {way['solver']} steps" if steps_differ else ""
-        names.append(name + (f", {way['n']} images" if counts_differ else ""))
+        name += f", {record['num_steps']} {record['solver']} steps" if steps_differ else ""
+        names.append(name + (f", {record['n']} images" if counts_differ else ""))
     return names
 
 
@@ -124,9 +124,9 @@ def table(records: Sequence[Record]) -> str:
 
 
 def curves(records: Sequence[Record]) -> dict[str, dict[int, Record]]:
-    """Return name of a way to sample -> step -> its latest record, in order of the steps."""
+    """Return name of the sampler settings -> step -> its latest record, in order of the steps."""
     lines: dict[str, dict[int, Record]] = {}
-    for name, record in zip(way_names(records), records, strict=True):
+    for name, record in zip(setting_names(records), records, strict=True):
         lines.setdefault(name, {})[record["step"]] = record
     return {name: dict(sorted(line.items())) for name, line in lines.items()}
 

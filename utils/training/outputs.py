@@ -8,7 +8,7 @@ from utils.base.errors import NOT_SAVED, UserError
 from utils.base.processes import is_main_process
 from utils.config.schema import Config
 from utils.data.latent_dataset import LatentDataset
-from utils.evaluation.checkpoints import evaluate_into, ways_of_sampling
+from utils.evaluation.checkpoints import configs_to_evaluate, evaluate_into
 from utils.evaluation.evaluator import Evaluator
 from utils.evaluation.plots import plot_curves
 from utils.evaluation.results import Results
@@ -40,7 +40,7 @@ class Outputs:
         device = processes.device
         self.samples = SampleGrid.from_config(config, device) if is_main_process() else None
         self.evaluator = Evaluator(config, device) if enable_eval else None
-        self.ways = ways_of_sampling(config) if enable_eval else {}
+        self.eval_configs = configs_to_evaluate(config) if enable_eval else {}
         self.results = Results(folder / "evaluation")
 
     def open(
@@ -124,9 +124,9 @@ class Outputs:
             self.log.info(f"{checkpoint} is not evaluated, as it could not be written yet")
             return
         network = state.averaged()
-        for name, way in self.ways.items():
+        for name, config in self.eval_configs.items():
             record = evaluate_into(
-                self.results, checkpoint, network, way, self.evaluator, step=state.step
+                self.results, checkpoint, network, config, self.evaluator, step=state.step
             )
             self.log.evaluation(state.step, name, record)
         if is_main_process():
