@@ -15,18 +15,28 @@ import argparse
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.base.errors import UserError
+from utils.base.errors import UserError, note
 from utils.base.script import one_line_errors
 
 # isort: split
-from demo.page.order import Limits
+from demo.page.request import Limits
 from utils.config.command_line import HelpFormatter, add_config_arguments
 from utils.sampling.text_to_face import DEMO, TextToFace, default_device
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+class OldName(argparse.Action):
+    """A flag of version 0.2 that has another name now: it sets that one, and prints a note."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        """Set the value of the new name."""
+        note(f"{option} is now --{self.dest}")
+        setattr(namespace, self.dest, values)
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,15 +62,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=7860, help="0 takes any free one")
     limits = Limits()
     parser.add_argument(
-        "--max_images", type=int, default=limits.pictures, help="of one order of a visitor"
+        "--max_images", type=int, default=limits.images, help="of one request of a visitor"
+    )
+    parser.add_argument(
+        "--most_pictures", type=int, dest="max_images", action=OldName, help=argparse.SUPPRESS
     )
     parser.add_argument(
         "--most_evaluations",
         type=int,
         default=limits.evaluations,
-        help="runs of the network for one order: pictures times steps, twice that with guidance",
+        help="runs of the network for one request: images times steps, twice that with guidance",
     )
-    parser.add_argument("--batch_size", type=int, default=4, help="pictures drawn at once")
+    parser.add_argument("--batch_size", type=int, default=4, help="images generated at once")
     parser.add_argument(
         "--device", default=default_device(), help="where to compute, e.g. cpu or cuda:1"
     )
@@ -96,13 +109,13 @@ def main() -> None:
     faces = TextToFace.load(
         args.ckpt, config=args.config, overrides=args.overrides, device=args.device
     )
-    limits = Limits(pictures=args.max_images, evaluations=args.most_evaluations)
+    limits = Limits(images=args.max_images, evaluations=args.most_evaluations)
     names = [*LOCAL, *args.name]
     if args.host not in LOCAL:
         names += [args.host, socket.gethostname(), socket.getfqdn()]
     page = Page(faces, limits, args.batch_size, names)
     for _ in faces.start("a face", num=1).batches():
-        pass  # the first picture after a start is slow, so no visitor has to wait for it
+        pass  # the first image after a start is slow, so no visitor has to wait for it
     port = listener.getsockname()[1]
     print(f"http://{args.host}:{port} shows the page; Ctrl-C ends it", flush=True)
     config = uvicorn.Config(page.app, log_level="warning", timeout_graceful_shutdown=3)

@@ -1,12 +1,18 @@
-"""The server of the page: its files, orders, and uploads."""
+"""The server of the page: its files, its queue, uploads, and the HTTP API of demo/README.md.
+
+Written by hand rather than with Gradio: every Gradio since 4 needs an older Pillow than
+requirements.txt, and its import takes longer than the first image.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
-from collections.abc import AsyncIterator, Sequence
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from ipaddress import ip_address
@@ -23,17 +29,87 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from demo.page.line import Job, Line
-from demo.page.order import Limits, Order, draw, read_upload
+from demo.page.request import ImageRequest, Limits, read_upload
 from utils.base.errors import UserError
 from utils.config.fields import SamplingPreset
 from utils.config.sections import SAMPLING_PRESETS
 from utils.sampling.text_to_face import TextToFace
 
+Message = dict[str, Any]
 ARRIVAL = 60.0  # seconds in which a request has to arrive whole
 FILES = Path(__file__).parent / "files"
 # The browser loads nothing from elsewhere, and shows the page in no other page.
 POLICY = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"
+FAULT = "a fault of the program stopped this request; its log has more"
+
+
+class RequestQueue:
+    """One thread generates for all visitors, in the order in which they came."""
+
+    def __init__(self, waiting: int) -> None:
+        """`waiting`: requests that may wait; the next one is refused."""
+        self._waiting = waiting
+        self._requests: list[asyncio.Event] = []  # set when the request moves up
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
+
+    def __len__(self) -> int:
+        """Return the number of requests, the one that is served included."""
+        return len(self._requests)
+
+    async def messages(self, work: Generator[Message]) -> AsyncGenerator[Message]:
+        """Yield `{"before": N}` while N others come first, then the messages of `work`.
+
+        Closing it gives the request up: the next one starts after the present batch.
+        Raises UserError if the queue is full, and what `work` raises.
+        """
+        if len(self) > self._waiting:
+            raise UserError(f"{self._waiting} others are waiting; try again in a minute")
+        moved_up = asyncio.Event()
+        self._requests.append(moved_up)
+        try:
+            while before := self._requests.index(moved_up):
+                yield {"before": before}
+                await moved_up.wait()
+                moved_up.clear()
+            loop = asyncio.get_running_loop()
+            while message := await loop.run_in_executor(self._thread, next, work, None):
+                yield message
+        finally:
+            with suppress(RuntimeError):  # raised if the server has stopped
+                self._thread.submit(work.close)
+            place = self._requests.index(moved_up)
+            del self._requests[place]
+            for other in self._requests[place:]:
+                other.set()
+
+    def close(self) -> None:
+        """Wait for the batch that is being generated."""
+        self._thread.shutdown(cancel_futures=True)
+
+
+class JsonLines(StreamingResponse):
+    """A line of JSON for each message; the last one is `{"error": …}` if something failed."""
+
+    def __init__(self, first: Message, others: AsyncGenerator[Message]) -> None:
+        """`others`: the messages after the first one; closed when the visitor leaves."""
+        super().__init__(self._lines(first, others), media_type="application/x-ndjson")
+        self._others = others
+
+    async def _lines(self, first: Message, others: AsyncGenerator[Message]) -> AsyncIterator[str]:
+        yield json.dumps(first) + "\n"
+        try:
+            async for message in others:
+                yield json.dumps(message) + "\n"
+        except UserError as fault:
+            yield json.dumps({"error": str(fault)}) + "\n"
+        except Exception:
+            logging.getLogger("uvicorn.error").exception("a request failed")
+            yield json.dumps({"error": FAULT}) + "\n"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send all lines, or those until the visitor leaves."""
+        async with aclosing(self._others):
+            await super().__call__(scope, receive, send)
 
 
 class Forbidden(UserError):
@@ -97,19 +173,19 @@ class Page:
     ) -> None:
         """`hosts`: names by which a browser may call the page; others are refused."""
         self.faces, self.limits, self.batch_size = faces, limits, batch_size
-        self.line = Line(limits.waiting)
+        self.queue = RequestQueue(limits.waiting)
         self.uploads = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self.uploading = 0  # images that arrive, wait, or are being read
         routes = [
             Route("/settings", self.settings),
-            Route("/draw", self.draw, methods=["POST"]),
-            Route("/image", self.image, methods=["POST"]),
+            Route("/generate", self.generate, methods=["POST"]),
+            Route("/upload", self.upload, methods=["POST"]),
             Mount("/", _Files(directory=FILES, html=True)),
         ]
         self.app = Starlette(
             routes=routes,
             middleware=[Middleware(OwnNames, names=hosts)],
-            exception_handlers={UserError: _refuse, Forbidden: _forbid},
+            exception_handlers={UserError: _refuse, Forbidden: _forbid, Exception: _fail},
             lifespan=self.lifespan,
         )
 
@@ -117,7 +193,7 @@ class Page:
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Stop all work when the server stops."""
         yield
-        self.line.close()
+        self.queue.close()
         self.uploads.shutdown(cancel_futures=True)
 
     async def settings(self, request: Request) -> Response:
@@ -137,15 +213,25 @@ class Page:
             }
         )
 
-    async def draw(self, request: Request) -> Response:
-        """Draw an order; answer with a line of JSON for each message."""
+    async def generate(self, request: Request) -> Response:
+        """Answer with lines of JSON, or with a PNG if the request accepts `image/png`."""
         _require_own_page(request)
-        body = await _read(request, self.limits.query_bytes, "the order")
-        order = Order.read(body.decode(errors="replace"), self.limits)
-        job = self.line.join(partial(draw, self.faces, order, self.batch_size))
-        return StreamingResponse(_lines(job, request), media_type="application/x-ndjson")
+        body = await _read(request, self.limits.query_bytes, "the request")
+        wanted = ImageRequest.read(body.decode(errors="replace"), self.limits)
+        messages = self.queue.messages(wanted.messages(self.faces, self.batch_size))
+        # Mistakes that show before the first image get a status of their own.
+        first = await anext(messages)
+        if "image/png" not in request.headers.get("accept", ""):
+            return JsonLines(first, messages)
+        content: Message = {}
+        async with aclosing(messages):
+            async for message in messages:
+                if await request.is_disconnected():
+                    return Response()
+                content = message.get("grid") or message.get("image") or content
+        return Response(base64.urlsafe_b64decode(content["png"]), media_type="image/png")
 
-    async def image(self, request: Request) -> Response:
+    async def upload(self, request: Request) -> Response:
         """Embed an uploaded image; answer with what the page keeps of it."""
         _require_own_page(request)
         if self.uploading >= self.limits.waiting:
@@ -159,12 +245,6 @@ class Page:
             return JSONResponse(await loop.run_in_executor(self.uploads, read))
         finally:
             self.uploading -= 1
-
-
-async def _lines(job: Job, request: Request) -> AsyncIterator[str]:
-    """Yield a job's messages as lines of JSON."""
-    async for message in job.messages(request.is_disconnected):
-        yield json.dumps(message) + "\n"
 
 
 async def _read(request: Request, most: int, what: str) -> bytes:
@@ -201,3 +281,8 @@ async def _refuse(request: Request, fault: Exception) -> Response:
 async def _forbid(request: Request, fault: Exception) -> Response:
     """Answer a request that another site may have sent."""
     return JSONResponse({"error": str(fault)}, status_code=403)
+
+
+async def _fail(request: Request, fault: Exception) -> Response:
+    """Answer a fault of the program; uvicorn logs its traceback."""
+    return JSONResponse({"error": FAULT}, status_code=500)

@@ -22,7 +22,7 @@ from playwright.sync_api import Page, expect, sync_playwright  # noqa: E402
 
 LONGEST = 90_000  # milliseconds, for a machine that does other work too
 expect.set_options(timeout=LONGEST)
-MANY = "prompt=a+person+with+red+hair&num=24&preset=paper&cfg_scale=None"  # a minute of drawing
+MANY = "prompt=a+person+with+red+hair&num=24&preset=paper&cfg_scale=None"  # a minute of sampling
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +66,11 @@ def visit(browser, address):
     assert (faults, foreign) == ([], [])
 
 
-def draw(page: Page, sentences: str, pictures: int | None = None) -> None:
+def generate(page: Page, sentences: str, images: int | None = None) -> None:
     page.get_by_label("Sentences").fill(sentences)
-    if pictures:
-        page.get_by_role("spinbutton", name="Pictures").fill(str(pictures))
-    page.get_by_role("button", name="Draw").click()
+    if images:
+        page.get_by_role("spinbutton", name="Images").fill(str(images))
+    page.get_by_role("button", name="Generate").click()
 
 
 def finished(page: Page, text: str) -> None:
@@ -90,31 +90,31 @@ def face(tmp_path) -> Path:
     return tmp_path / "my face.png"
 
 
-def test_a_sentence_becomes_pictures_and_a_download_holds_its_settings(visit):
+def test_a_sentence_becomes_images_and_a_download_holds_its_settings(visit):
     page = visit()
-    draw(page, "a person with long red hair", 3)
+    generate(page, "a person with long red hair", 3)
     page.get_by_role("img", name="a person with long red hair, seed 0").wait_for(timeout=LONGEST)
-    finished(page, "3 of 3 pictures")
-    picture = downloaded(page, "Download seed 2")
-    assert picture.size == (128, 128)
-    assert picture.text["prompt"] == "a person with long red hair"
-    assert (picture.text["seed"], picture.text["freedom"]) == ("2", "0.7")
+    finished(page, "3 of 3 images")
+    image = downloaded(page, "Download seed 2")
+    assert image.size == (128, 128)
+    assert image.text["prompt"] == "a person with long red hair"
+    assert (image.text["seed"], image.text["freedom"]) == ("2", "0.7")
     sheet = downloaded(page, "All on one sheet")
     assert sheet.text["seed"] == "0 1 2"
 
 
-def test_a_link_repeats_a_picture(visit, address):
+def test_a_link_repeats_an_image(visit, address):
     page = visit()
-    page.get_by_label("What you leave unsaid").fill("1.2")
+    page.get_by_role("slider", name="Freedom").fill("1.2")
     page.get_by_role("spinbutton", name="Seed").fill("41")
-    draw(page, "a person with a blue hoodie", 2)
-    finished(page, "2 of 2 pictures")
+    generate(page, "a person with a blue hoodie", 2)
+    finished(page, "2 of 2 images")
     first = downloaded(page, "Download seed 42")
     link = page.get_by_role("link", name="Copy the link of seed 42").get_attribute("href")
     query = parse_qs(urlparse(link).query)
     assert (query["seed"], query["num"], query["freedom"]) == (["42"], ["1"], ["1.2"])
     again = visit(link.removeprefix("?"))
-    finished(again, "1 of 1 picture")
+    finished(again, "1 of 1 image")
     pixels = [
         np.asarray(image).astype(int) for image in (first, downloaded(again, "Download seed 42"))
     ]
@@ -124,8 +124,8 @@ def test_a_link_repeats_a_picture(visit, address):
 
 def test_several_sentences_have_a_row_each(visit):
     page = visit()
-    draw(page, "a woman with a green hat\n\n  a bald man  \n", 2)
-    finished(page, "4 of 4 pictures")
+    generate(page, "a woman with a green hat\n\n  a bald man  \n", 2)
+    finished(page, "4 of 4 images")
     assert page.locator("article h2").all_inner_texts() == [
         "a woman with a green hat",
         "a bald man",
@@ -136,7 +136,7 @@ def test_several_sentences_have_a_row_each(visit):
 def test_an_image_and_a_sentence_are_mixed_by_sliders(visit, face):
     page = visit()
     page.get_by_label("Add a face image").set_input_files(face)
-    expect(page.get_by_role("list", name="Images").get_by_role("listitem")).to_have_count(1)
+    expect(page.get_by_role("list", name="Your images").get_by_role("listitem")).to_have_count(1)
     page.get_by_label("Sentences").fill("a smiling person")
     page.get_by_label("Together").select_option(label="mix them into one face")
     page.get_by_role("slider", name="my face.png").fill("0.25")
@@ -144,40 +144,41 @@ def test_an_image_and_a_sentence_are_mixed_by_sliders(visit, face):
     expect(page.get_by_role("slider", name="my face.png")).to_have_attribute(
         "aria-valuetext", "25 %"
     )
-    page.get_by_role("spinbutton", name="Pictures").fill("1")
-    page.get_by_role("button", name="Draw").click()
-    finished(page, "1 of 1 picture")
-    picture = downloaded(page, "Download seed 0")
-    assert '"weight": 0.25' in picture.text["mix"]
-    again = visit(picture.text["link"].removeprefix("?"))  # the link holds the image's embedding
-    finished(again, "1 of 1 picture")
+    page.get_by_role("spinbutton", name="Images").fill("1")
+    page.get_by_role("button", name="Generate").click()
+    finished(page, "1 of 1 image")
+    image = downloaded(page, "Download seed 0")
+    assert '"weight": 0.25' in image.text["mix"]
+    again = visit(image.text["link"].removeprefix("?"))  # the link holds the image's embedding
+    finished(again, "1 of 1 image")
     np.testing.assert_array_equal(
-        np.asarray(downloaded(again, "Download seed 0")), np.asarray(picture)
+        np.asarray(downloaded(again, "Download seed 0")), np.asarray(image)
     )
 
 
-def test_a_drawn_picture_serves_as_the_next_image(visit):
+def test_a_generated_image_serves_as_the_next_source(visit):
     page = visit("prompt=a+person+with+a+pink+afro&num=1")
-    finished(page, "1 of 1 picture")
+    finished(page, "1 of 1 image")
     page.get_by_role("button", name="More like seed 0").click()
-    expect(page.get_by_role("list", name="Images").get_by_role("listitem")).to_have_text("seed 0")
+    images = page.get_by_role("list", name="Your images").get_by_role("listitem")
+    expect(images).to_have_text("seed 0")
 
 
-def test_a_drawing_is_cancelled_once_and_twice_and_the_page_goes_on(visit):
+def test_a_request_is_cancelled_once_and_twice_and_the_page_goes_on(visit):
     page = visit(MANY)
     page.get_by_role("img", name="red hair, seed 0").wait_for(timeout=LONGEST)
     page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_role("status")).to_have_text(re.compile(r"cancelled: \d+ of 24 pictures"))
+    expect(page.get_by_role("status")).to_have_text(re.compile(r"cancelled: \d+ of 24 images"))
     shown = page.locator("figure").count()
     assert 0 < shown < 24
     page.keyboard.press("Escape")
     page.keyboard.press("Escape")
     expect(page.get_by_role("alert")).to_be_empty()
-    draw(page, "a bald man", 1)
-    finished(page, "1 of 1 picture")
+    generate(page, "a bald man", 1)
+    finished(page, "1 of 1 image")
 
 
-def test_bad_files_and_orders_are_one_line_each_and_the_page_goes_on(visit, tmp_path):
+def test_bad_files_and_requests_are_one_line_each_and_the_page_goes_on(visit, tmp_path):
     page, alert = visit(), None
     alert = page.get_by_role("alert")
     (tmp_path / "notes.png").write_text("no image")
@@ -188,31 +189,31 @@ def test_bad_files_and_orders_are_one_line_each_and_the_page_goes_on(visit, tmp_
     )
     page.get_by_label("Add a face image").set_input_files(tmp_path / "large.png")
     expect(alert).to_contain_text("large.png: has 10000 × 5000 pixels")
-    draw(page, "word " * 10_000)
+    generate(page, "word " * 10_000)
     expect(alert).to_contain_text("has 49999 characters; the page takes up to 600")
-    draw(page, "")
-    expect(alert).to_contain_text("nothing to draw yet")
-    draw(page, "a bald man", 1)
-    finished(page, "1 of 1 picture")
+    generate(page, "")
+    expect(alert).to_contain_text("nothing to generate yet")
+    generate(page, "a bald man", 1)
+    finished(page, "1 of 1 image")
     expect(alert).to_be_empty()
 
 
 def test_two_visitors_are_served_in_turn(visit):
     first, second = visit(MANY), visit()
     first.get_by_role("img", name="red hair, seed 0").wait_for(timeout=LONGEST)
-    draw(second, "a bald man", 1)
-    expect(second.get_by_role("status")).to_have_text("in line, 1 before you")
+    generate(second, "a bald man", 1)
+    expect(second.get_by_role("status")).to_have_text("queued, 1 before you")
     first.keyboard.press("Escape")
-    finished(second, "1 of 1 picture")
+    finished(second, "1 of 1 image")
     expect(first.get_by_role("status")).to_contain_text("cancelled")
 
 
 def test_the_page_fits_a_phone(visit):
     page = visit("prompt=a+woman+with+a+green+hat&prompt=a+bald+man&num=2", width=390)
-    finished(page, "4 of 4 pictures")
+    finished(page, "4 of 4 images")
     page.locator("summary").click()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
-    boxes = [picture.bounding_box() for picture in page.locator("figure").all()]
+    boxes = [figure.bounding_box() for figure in page.locator("figure").all()]
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
     assert boxes[0]["width"] > 128  # two in a row
     controls = page.locator("button:visible, select:visible, figcaption a").all()
@@ -235,11 +236,11 @@ def test_the_page_works_by_keyboard_alone(visit):
     page.keyboard.type("2")  # replaces the number, which the tab selected
     press("Tab"), press("Tab"), press("Enter")  # the dice
     assert page.get_by_role("spinbutton", name="Seed").input_value() != "0"
-    press("Tab"), press("Tab"), press("Enter")  # past the closed settings, to Draw
-    finished(page, "2 of 2 pictures")
+    press("Tab"), press("Tab"), press("Enter")  # past the closed settings, to Generate
+    finished(page, "2 of 2 images")
     press("Control+Enter")
     expect(page.locator("article")).to_have_count(2)
-    finished(page, "2 of 2 pictures")
+    finished(page, "2 of 2 images")
     for _ in range(20):
         press("Tab")
         if (focused.get_attribute("aria-label") or "").startswith("Download"):

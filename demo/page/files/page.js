@@ -1,12 +1,12 @@
-// The page: orders, uploads, and pictures that arrive while others are being drawn.
+// The page: requests, uploads, and images that arrive while others are being generated.
 
 import { fromQuery, images, sentences, showNumbers, showTogether, toQuery } from "./query.js";
 
 const byId = (id) => document.getElementById(id);
-const KEPT = 8; // drawings on the page; older ones go
+const KEPT = 8; // generations that the page shows; older ones go
 const GONE = "the page's server does not answer; is demo/app.py still running?";
 let own; // the network's settings and the page's limits
-let running = null; // AbortController of the drawing in progress
+let running = null; // AbortController of the request in progress
 
 /** Make an element: el("a", { href }, child, …). */
 function el(name, attributes = {}, ...children) {
@@ -34,7 +34,7 @@ function pngBlob(text) {
   return new Blob([Uint8Array.from(bytes, (c) => c.charCodeAt(0))], { type: "image/png" });
 }
 
-// ---- images of the order
+// ---- images of the request
 
 async function upload(files) {
   fault("");
@@ -45,7 +45,7 @@ async function upload(files) {
     }
     status(`reading ${file.name}`);
     try {
-      const where = `image?${new URLSearchParams({ name: file.name })}`;
+      const where = `upload?${new URLSearchParams({ name: file.name })}`;
       const answer = await (await fetch(where, { method: "POST", body: file })).json();
       if (answer.error) fault(answer.error);
       else images.push({ ...answer, thumbnail: URL.createObjectURL(pngBlob(answer.thumbnail)) });
@@ -71,11 +71,11 @@ function showImages() {
   showTogether();
 }
 
-// ---- drawing
+// ---- generation
 
-/** Yield the messages of an order. */
+/** Yield the messages of a request. */
 async function* messagesOf(query, signal) {
-  const answer = await fetch("draw", { method: "POST", body: query, signal });
+  const answer = await fetch("generate", { method: "POST", body: query, signal });
   if (!answer.ok) {
     yield await answer.json();
     return;
@@ -91,47 +91,47 @@ async function* messagesOf(query, signal) {
   }
 }
 
-async function draw() {
+async function generate() {
   cancel();
   fault("");
   const query = toQuery();
   history.replaceState(null, "", `?${query}`);
   const mine = running = new AbortController();
-  const drawing = new Generation();
+  const generation = new Generation();
   busy(true);
   status("starting");
-  byId("pictures").classList.add("drawn");
-  if (matchMedia("(max-width: 760px)").matches) byId("pictures").scrollIntoView();
+  byId("results").classList.add("started");
+  if (matchMedia("(max-width: 760px)").matches) byId("results").scrollIntoView();
   let problem = "";
   try {
     for await (const message of messagesOf(query, mine.signal)) {
       problem = message.error ?? problem;
-      drawing.take(message);
+      generation.take(message);
     }
-    if (!problem && !drawing.isWhole) problem = GONE;
+    if (!problem && !generation.isWhole) problem = GONE;
   } catch (error) {
     if (error.name !== "AbortError") problem = GONE;
   }
-  drawing.end();
-  if (running !== mine) return; // another drawing has taken the page
+  generation.end();
+  if (running !== mine) return; // another request has taken the page
   running = null;
   busy(false);
   fault(problem);
-  status(problem ? "" : mine.signal.aborted ? `cancelled: ${drawing.progress}` : drawing.progress);
+  status(problem ? "" : mine.signal.aborted ? `cancelled: ${generation.progress}` : generation.progress);
 }
 
-/** Stop the drawing in progress; without one, do nothing. */
+/** Stop the request in progress; without one, do nothing. */
 function cancel() {
   running?.abort();
 }
 
 function busy(on) {
-  if (document.activeElement === byId("cancel")) byId("draw").focus({ preventScroll: true });
+  if (document.activeElement === byId("cancel")) byId("generate").focus({ preventScroll: true });
   byId("cancel").hidden = byId("bar").hidden = !on;
   byId("bar").removeAttribute("value");
 }
 
-/** One drawing on the page: a line of places for each row, which pictures fill. */
+/** One generation on the page: each row has places, which images fill. */
 class Generation {
   constructor() {
     this.article = el("article");
@@ -140,23 +140,23 @@ class Generation {
   }
 
   get progress() {
-    return `${this.done} of ${this.total} picture${this.total === 1 ? "" : "s"}`;
+    return `${this.done} of ${this.total} image${this.total === 1 ? "" : "s"}`;
   }
 
   get isWhole() {
     return this.done === this.total && this.total > 0;
   }
 
-  take({ before, rows, seeds, notes, picture, grid }) {
-    if (before !== undefined) status(`in line, ${before} before you`);
+  take({ before, rows, seeds, notes, image, grid }) {
+    if (before !== undefined) status(`queued, ${before} before you`);
     if (rows) this.begin(rows, seeds, notes);
-    if (picture) this.fill(picture);
+    if (image) this.fill(image);
     if (grid) this.article.append(this.download(grid));
   }
 
   begin(rows, seeds, notes) {
     this.total = rows.length * seeds.length;
-    // Rows of one picture each, as in a walk from one sentence to another, share a line.
+    // Rows of one image each, as in an interpolation, share a line.
     const shared = seeds.length === 1 && rows.length > 1 ? el("div", { class: "row" }) : null;
     for (const note of notes) this.article.append(el("p", { class: "note" }, note));
     if (shared) this.article.append(el("h2", {}, `${rows[0]} … ${rows.at(-1)}`), shared);
@@ -170,9 +170,9 @@ class Generation {
         line.append(place);
       }
     });
-    byId("drawings").querySelector(".empty")?.remove();
-    byId("drawings").prepend(this.article);
-    for (const old of [...byId("drawings").children].slice(KEPT)) {
+    byId("generations").querySelector(".empty")?.remove();
+    byId("generations").prepend(this.article);
+    for (const old of [...byId("generations").children].slice(KEPT)) {
       for (const { src } of old.querySelectorAll("img")) URL.revokeObjectURL(src);
       old.remove();
     }
@@ -220,7 +220,7 @@ function follow(query) {
   showImages();
   showTogether(); // with the sentences of the link
   showSteps();
-  if (sentences().length || images.length) draw();
+  if (sentences().length || images.length) generate();
 }
 
 /** Show how many steps count when the field is empty. */
@@ -228,11 +228,11 @@ function showSteps() {
   byId("steps").placeholder = own.presets[byId("preset").value]?.num_steps ?? "";
 }
 
-byId("order").addEventListener("submit", (event) => { event.preventDefault(); draw(); });
-byId("order").addEventListener("input", ({ target }) => {
+byId("request").addEventListener("submit", (event) => { event.preventDefault(); generate(); });
+byId("request").addEventListener("input", ({ target }) => {
   if (target.id === "prompts" || target.id === "arrange") showTogether();
   else showNumbers();
-  if (target.id === "preset") { byId("steps").value = ""; byId("order").dataset.solver = ""; showSteps(); }
+  if (target.id === "preset") { byId("steps").value = ""; byId("request").dataset.solver = ""; showSteps(); }
 });
 byId("file").addEventListener("change", async ({ target }) => { await upload([...target.files]); target.value = ""; });
 byId("cancel").onclick = cancel;
@@ -247,7 +247,7 @@ document.querySelector(".examples").addEventListener("click", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") cancel();
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("order").requestSubmit();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("request").requestSubmit();
 });
 for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
   document.addEventListener(name, (event) => {
@@ -261,7 +261,7 @@ for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", f
 try {
   own = await (await fetch("settings")).json();
   byId("preset").append(...Object.keys(own.presets).map((name) => el("option", {}, name)));
-  byId("num").max = own.limits.pictures;
+  byId("num").max = own.limits.images;
   byId("freedom").disabled = !own.has_prior;
   byId("source").textContent = `Network: ${own.source}.`;
   follow(new URLSearchParams(location.search));

@@ -1,8 +1,8 @@
-// The order as the query string of a link: from the form, and into it. The keys are flags of t2f.py.
+// The request as the query string of a link: from the form, and into it. Its keys are flags of t2f.py.
 
 const byId = (id) => document.getElementById(id);
 
-/** Images of the order: { image: value of the link's key, name, thumbnail: a URL or "" }. */
+/** Images of the request: { image: value of the link's key, name, thumbnail: a URL or "" }. */
 export const images = [];
 
 export const sentences = () =>
@@ -38,7 +38,7 @@ export function toQuery() {
   query.set("cfg_scale", Number(byId("guidance").value) === 1 ? "None" : byId("guidance").value);
   query.set("preset", byId("preset").value);
   if (byId("steps").value) query.set("num_steps", byId("steps").value);
-  if (byId("order").dataset.solver) query.set("solver", byId("order").dataset.solver);
+  if (byId("request").dataset.solver) query.set("solver", byId("request").dataset.solver);
   return query;
 }
 
@@ -48,10 +48,10 @@ export function fromQuery(query, own) {
   const sources = [...query].filter(([key]) => key === "prompt" || key === "image");
   const weighed = sources.map(([key, value], i) => ({ key, value, weight: weights[i] }));
   const prompts = weighed.filter(({ key }) => key === "prompt");
-  const pictures = weighed.filter(({ key }) => key === "image");
+  const uploads = weighed.filter(({ key }) => key === "image");
   byId("prompts").value = prompts.map(({ value }) => value).join("\n");
   const known = new Map(images.map((image) => [image.image, image]));
-  images.splice(0, images.length, ...pictures.map(({ value }) => known.get(value) ?? {
+  images.splice(0, images.length, ...uploads.map(({ value }) => known.get(value) ?? {
     image: value, name: value.slice(0, value.lastIndexOf(":")), thumbnail: "",
   }));
   byId("arrange").value =
@@ -64,14 +64,14 @@ export function fromQuery(query, own) {
   const steps = query.has("preset") || own.num_steps === own.presets[own.preset].num_steps
     ? "" : own.num_steps;
   byId("steps").value = query.get("num_steps") ?? steps;
-  byId("order").dataset.solver = query.get("solver") ?? "";
+  byId("request").dataset.solver = query.get("solver") ?? "";
   const scale = query.get("cfg_scale") ?? own.cfg_scale ?? "None";
   setSlider(byId("guidance"), scale === "None" ? 1 : scale);
   setSlider(byId("freedom"), query.get("freedom") ?? own.freedom);
-  showTogether([...prompts, ...pictures].map(({ weight }) => weight));
+  showTogether([...prompts, ...uploads].map(({ weight }) => weight));
 }
 
-/** Return how several sources are drawn: each, mix, or steps from the first to the second. */
+/** Return how several sources are arranged: each, mix, or steps from the first to the second. */
 function arrangement() {
   const count = sentences().length + images.length;
   const how = byId("arrange").value;

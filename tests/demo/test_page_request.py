@@ -1,4 +1,4 @@
-"""Orders of the page are read, limited and drawn; no browser or server is needed."""
+"""Requests to the page are read, limited and answered; no browser or server is needed."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import CONTEXT_LENGTH, DIM, RESOLUTION, make_tiny_checkpoint, make_tiny_config
 
 import t2f
-from demo.page.order import Limits, Order, draw, read_upload
+from demo.page.request import ImageRequest, Limits, read_upload
 from utils.base.errors import UserError
 from utils.pretrained.denoisers import export_safetensors
 from utils.sampling.text_to_face import TextToFace
@@ -51,21 +51,21 @@ def decoded(text: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.urlsafe_b64decode(text)))
 
 
-def pictures(faces, query: str, batch_size: int = 4) -> list[dict]:
-    """Draw an order; return its pictures, each with the decoded `image`."""
-    messages = list(draw(faces, Order.read(query, LIMITS), batch_size))
-    generated = [message["picture"] for message in messages if "picture" in message]
-    return [{**picture, "image": decoded(picture["png"])} for picture in generated]
+def generate(faces, query: str, batch_size: int = 4) -> list[dict]:
+    """Answer a request; return its images, each with the decoded `image`."""
+    messages = ImageRequest.read(query, LIMITS).messages(faces, batch_size)
+    generated = [message["image"] for message in messages if "image" in message]
+    return [{**shown, "image": decoded(shown["png"])} for shown in generated]
 
 
 def refusal(query: str, limits: Limits = LIMITS) -> str:
     with pytest.raises(UserError) as fault:
-        Order.read(query, limits)
+        ImageRequest.read(query, limits)
     (line,) = str(fault.value).splitlines()
     return line
 
 
-def test_the_page_draws_the_pictures_of_the_command_line(faces, released, tmp_path, monkeypatch):
+def test_the_page_generates_the_images_of_the_command_line(faces, released, tmp_path, monkeypatch):
     (tmp_path / "face.png").write_bytes(png_file())
     flags = ["--prompt", "red hair", "--image", tmp_path / "face.png", "--mix", "0.3,0.7"]
     flags += ["--num", 3, "--seed", 5, "--cfg_scale", 3, "--num_steps", 4, "--preset", "paper"]
@@ -74,13 +74,13 @@ def test_the_page_draws_the_pictures_of_the_command_line(faces, released, tmp_pa
     t2f.main()
     image = read_upload(faces, "face.png", png_file(), LIMITS)["image"]
     query = f"prompt=red+hair&image={image}&mix=0.3,0.7&num=3&seed=5"
-    generated = pictures(faces, query + "&cfg_scale=3&num_steps=4&preset=paper")
-    assert [picture["name"] for picture in generated] == ["00_005.png", "00_006.png", "00_007.png"]
-    for picture in generated:
-        theirs = Image.open(tmp_path / "out" / picture["name"])
-        np.testing.assert_array_equal(np.asarray(picture["image"]), np.asarray(theirs))
+    generated = generate(faces, query + "&cfg_scale=3&num_steps=4&preset=paper")
+    assert [shown["name"] for shown in generated] == ["00_005.png", "00_006.png", "00_007.png"]
+    for shown in generated:
+        theirs = Image.open(tmp_path / "out" / shown["name"])
+        np.testing.assert_array_equal(np.asarray(shown["image"]), np.asarray(theirs))
         for key in ("prompt", "seed", "cfg_scale", "num_steps", "solver", "checkpoint"):
-            assert picture["image"].text[key] == theirs.text[key]
+            assert shown["image"].text[key] == theirs.text[key]
 
 
 @pytest.mark.parametrize(
@@ -92,65 +92,65 @@ def test_the_page_draws_the_pictures_of_the_command_line(faces, released, tmp_pa
         "image={face}&num=3&preset=fast&num_steps=3",
     ],
 )
-def test_the_link_of_a_picture_repeats_it(query, faces, face):
-    alone = pictures(faces, query.format(face=face), batch_size=1)
-    together = pictures(faces, query.format(face=face))
-    for picture, other in zip(alone, together, strict=True):
-        (again,) = pictures(faces, picture["link"])
-        assert again["seed"] == picture["seed"]
+def test_the_link_of_an_image_repeats_it(query, faces, face):
+    alone = generate(faces, query.format(face=face), batch_size=1)
+    together = generate(faces, query.format(face=face))
+    for shown, other in zip(alone, together, strict=True):
+        (again,) = generate(faces, shown["link"])
+        assert again["seed"] == shown["seed"]
         pixels = np.asarray(again["image"]).astype(int)
-        np.testing.assert_array_equal(pixels, np.asarray(picture["image"]))
+        np.testing.assert_array_equal(pixels, np.asarray(shown["image"]))
         # A batch of another size rounds differently.
         np.testing.assert_allclose(pixels, np.asarray(other["image"]), atol=1)
-        assert other["image"].text["link"] == "?" + other["link"] == "?" + picture["link"]
+        assert other["image"].text["link"] == "?" + other["link"] == "?" + shown["link"]
 
 
-def test_a_link_names_one_picture_and_the_settings_that_were_given(faces):
-    order = Order.read("prompt=red+hair&prompt=a+hat&num=8&seed=3&cfg_scale=2", LIMITS)
+def test_a_link_names_one_image_and_the_settings_that_were_given(faces):
+    request = ImageRequest.read("prompt=red+hair&prompt=a+hat&num=8&seed=3&cfg_scale=2", LIMITS)
     wanted = {"prompt": ["a hat"], "num": ["1"], "seed": ["4"], "cfg_scale": ["2.0"]}
-    assert parse_qs(order.link(1, 4)) == wanted
+    assert parse_qs(request.link(1, 4)) == wanted
 
 
-def test_messages_come_as_the_page_shows_them_rows_then_pictures_then_the_sheet(faces):
-    order = Order.read("prompt=red+hair&prompt=a+hat&num=2", LIMITS)
-    first, *others = draw(faces, order, batch_size=3)
+def test_messages_are_rows_then_images_then_the_grid(faces):
+    request = ImageRequest.read("prompt=red+hair&prompt=a+hat&num=2", LIMITS)
+    first, *others = request.messages(faces, batch_size=3)
     assert first == {"rows": ["red hair", "a hat"], "seeds": [0, 1], "notes": []}
-    assert [next(iter(message)) for message in others] == ["picture"] * 4 + ["grid"]
-    sheet = decoded(others[-1]["grid"]["png"])
-    assert sheet.text["prompt"] == "red hair\na hat"
-    assert sheet.text["seed"] == "0 1"
+    assert [next(iter(message)) for message in others] == ["image"] * 4 + ["grid"]
+    grid = decoded(others[-1]["grid"]["png"])
+    assert grid.text["prompt"] == "red hair\na hat"
+    assert grid.text["seed"] == "0 1"
 
 
 def test_an_image_is_shown_as_clip_sees_it_and_named_in_the_png(faces, face):
     kept = read_upload(faces, "../secret/face.png", png_file((96, 48)), LIMITS)
     assert decoded(kept["thumbnail"]).size == (RESOLUTION, RESOLUTION)
     assert kept["name"] == "face.png"
-    (picture,) = pictures(faces, f"image={face}")
-    assert picture["image"].text["embedding"].startswith("face.png ")
+    (shown,) = generate(faces, f"image={face}")
+    assert shown["image"].text["embedding"].startswith("face.png ")
 
 
 def test_two_images_of_one_name_are_two_sources(faces, face):
     other = io.BytesIO()
     crude_face(8, 48).save(other, format="PNG")
     second = read_upload(faces, "face.png", other.getvalue(), LIMITS)["image"]
-    order = Order.read(f"image={face}&image={second}", LIMITS)
-    a, b = order.start(faces).embeddings
+    request = ImageRequest.read(f"image={face}&image={second}", LIMITS)
+    a, b = request.start(faces).embeddings
     assert (a - b).abs().max() > 0.01
 
 
 def test_a_sentence_that_clip_cuts_is_named_in_a_note(faces):
-    order = Order.read("prompt=" + "red+" * CONTEXT_LENGTH, LIMITS)
-    (note,) = order.notes(faces)
+    request = ImageRequest.read("prompt=" + "red+" * CONTEXT_LENGTH, LIMITS)
+    (note,) = request.notes(faces)
     assert f"first {CONTEXT_LENGTH} tokens" in note
 
 
 @pytest.mark.parametrize(
     ("query", "line"),
     [
-        ("", "nothing to draw yet"),
+        ("", "nothing to generate yet"),
         ("prompt=+&num=2", "the prompt is empty"),
         ("prompt=" + "word+" * 10_000, "has 50000 characters; the page takes up to 600"),
-        ("&".join(["prompt=a"] * 17), "17 sentences and images; the page draws up to 16"),
+        ("&".join(["prompt=a"] * 17), "17 sentences and images; the page takes up to 16"),
         ("&".join(["prompt=a"] * 101), "more than 100 parts"),
         ("prompt=a&num=65", "num '65': should be a whole number, 1 to 64"),
         ("prompt=a&num=0", "num '0'"),
@@ -161,7 +161,7 @@ def test_a_sentence_that_clip_cuts_is_named_in_a_note(faces):
             "prompt=a&seed=4294967296",
             "seed '4294967296': should be a whole number, 0 to 4294967295",
         ),
-        ("prompt=a&prompt=b&num=33", "2 times 33 pictures are 66"),
+        ("prompt=a&prompt=b&num=33", "2 times 33 images are 66"),
         ("prompt=a&prompt=b&interpolate=1000000000", "interpolate '1000000000'"),
         ("prompt=a&prompt=b&prompt=c&interpolate=3", "between two prompts or images, not 3"),
         ("prompt=a&prompt=b&mix=1", "number of weights is 1, but there are 2"),
@@ -169,7 +169,7 @@ def test_a_sentence_that_clip_cuts_is_named_in_a_note(faces):
         ("prompt=a&num_steps=1000000000", "num_steps '1000000000': should be a whole number, 1 to"),
         ("prompt=a&num_steps=many", "num_steps 'many'"),
         ("prompt=a&cfg_scale=much", "guidance scale 'much'"),
-        ("prompt=a&ckpt=/etc/passwd", "'ckpt': the page knows no part"),
+        ("prompt=a&ckpt=/etc/passwd", "'ckpt': unknown key"),
         ("prompt=a&seed=1&seed=2", "seed is given twice"),
         ("image=face.png:%20%20", "image 'face.png': the link is damaged"),
         ("image=face.png:abcde", "image 'face.png': the link is damaged"),
@@ -184,7 +184,7 @@ def test_a_mistake_in_an_order_is_one_clear_line(query, line):
     [
         (
             "num=64&num_steps=40&preset=paper",
-            "64 pictures of 40 steps (heun) run the network 10112",
+            "64 images of 40 steps (heun) run the network 10112",
         ),
         ("num=8&num_steps=1000", "the page allows 6000"),
         ("preset=best", "preset"),
@@ -193,10 +193,10 @@ def test_a_mistake_in_an_order_is_one_clear_line(query, line):
         ("solver=magic", "solver"),
     ],
 )
-def test_a_wrong_or_costly_setting_is_one_clear_line_before_anything_is_drawn(query, line, faces):
-    order = Order.read(f"prompt=a&{query}", LIMITS)
+def test_a_wrong_or_costly_setting_is_one_clear_line_before_the_first_image(query, line, faces):
+    request = ImageRequest.read(f"prompt=a&{query}", LIMITS)
     with pytest.raises(UserError) as fault:
-        order.start(faces)
+        request.start(faces)
     assert line in str(fault.value)
     assert "\n" not in str(fault.value)
 
@@ -205,7 +205,7 @@ def test_a_wrong_or_costly_setting_is_one_clear_line_before_anything_is_drawn(qu
 def test_an_embedding_that_does_not_fit_the_network_is_refused(numbers, faces):
     code = base64.urlsafe_b64encode(np.array(numbers, "<f4").tobytes()).decode()
     with pytest.raises(UserError, match=f"should be {DIM} finite numbers"):
-        Order.read(f"image=face.png:{code}", LIMITS).start(faces)
+        ImageRequest.read(f"image=face.png:{code}", LIMITS).start(faces)
 
 
 def bomb() -> bytes:

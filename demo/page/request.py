@@ -1,9 +1,9 @@
-"""An order: what a visitor wants to be drawn, within the limits of the page.
+"""A request: the images that a visitor asks for, within the limits of the page.
 
-Page, links and requests share one form, the query string of a link. Its keys are the flags of
-t2f.py, and `image` holds a file's name and its embedding:
+The page, its links and its HTTP API share one form, the query string of a link. Its keys are the
+flags of t2f.py, and `image` holds a file's name and its embedding:
 
-    prompt=a+bald+man&prompt=red+hair&mix=0.3,0.7&num=4&seed=0&cfg_scale=2&freedom=0.8
+    prompt=a+green+hat&prompt=red+hair&mix=0.3,0.7&num=4&seed=0&cfg_scale=2&freedom=0.8
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ REPEATED = ("prompt", "image", "mix")
 class Limits:
     """The most that one visitor may ask for at once."""
 
-    pictures: int = 64
-    evaluations: int = 6000  # of the network, over all pictures; guidance doubles them
-    steps: int = 1000  # of a picture
+    images: int = 64
+    evaluations: int = 6000  # of the network, over all images; guidance doubles them
+    steps: int = 1000  # of an image
     sources: int = 16  # sentences and images
     characters: int = 600  # of a sentence
     query_bytes: int = 100_000
     upload_bytes: int = 20_000_000
     upload_pixels: int = 25_000_000  # of an image: decoding takes some 12 bytes for each
-    waiting: int = 20  # visitors in the line
+    waiting: int = 20  # requests in the queue
 
 
 @dataclass(frozen=True)
-class Order:
-    """Pictures that a visitor asks for: rows times seeds, and the sampler settings given."""
+class ImageRequest:
+    """Rows times seeds, and the sampler settings given."""
 
     rows: list[Row]
     seeds: range
@@ -61,53 +61,54 @@ class Order:
     limits: Limits
 
     @classmethod
-    def read(cls, query: str, limits: Limits) -> Order:
+    def read(cls, query: str, limits: Limits) -> ImageRequest:
         """Read a query string. Raises UserError for every mistake in it, and above the limits."""
         try:
             pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=100)
         except ValueError as fault:
-            raise UserError("the link has more than 100 parts; ask for less") from fault
+            raise UserError("the request has more than 100 parts; ask for less") from fault
         for key in dict.fromkeys(key for key, _ in pairs):
             if key not in (*ONCE, *REPEATED):
-                raise UserError(f"{short_repr(key)}: the page knows no part of a link by this name")
+                raise UserError(
+                    f"{short_repr(key)}: unknown key; use {', '.join((*REPEATED, *ONCE))}"
+                )
             if key in ONCE and sum(name == key for name, _ in pairs) > 1:
                 raise UserError(f"{key} is given twice; give it once")
         once = dict(pair for pair in pairs if pair[0] in ONCE)
-        num = _whole("num", once.pop("num", "1"), 1, limits.pictures)
+        num = _whole("num", once.pop("num", "1"), 1, limits.images)
         seed = _whole("seed", once.pop("seed", "0"), 0, SEED_LIMIT - num)
         steps = once.pop("interpolate", None)
-        between = _whole("interpolate", steps, 2, limits.pictures) if steps is not None else None
+        between = _whole("interpolate", steps, 2, limits.images) if steps is not None else None
         sampling: dict[str, Any] = dict(once)
         if "num_steps" in sampling:
             _whole("num_steps", sampling["num_steps"], 1, limits.steps)
         if "cfg_scale" in sampling:
             sampling["cfg_scale"] = parse_scale(sampling["cfg_scale"])
         sources = [_source(key, text, limits) for key, text in pairs if key in ("prompt", "image")]
-        if not 1 <= len(sources) <= limits.sources:
+        if not sources:
+            raise UserError("nothing to generate yet: write a sentence or add an image")
+        if len(sources) > limits.sources:
             raise UserError(
-                f"there are {len(sources)} sentences and images; the page draws up to "
-                f"{limits.sources} at once"
-                if sources
-                else "nothing to draw yet: write a sentence or add an image"
+                f"{len(sources)} sentences and images; the page takes up to {limits.sources}"
             )
         rows = arrange(sources, [text for key, text in pairs if key == "mix"], between)
-        if len(rows) * num > limits.pictures:
+        if len(rows) * num > limits.images:
             raise UserError(
-                f"{len(rows)} times {num} pictures are {len(rows) * num}; the page draws up to "
-                f"{limits.pictures} at once"
+                f"{len(rows)} times {num} images are {len(rows) * num}; the page generates up to "
+                f"{limits.images} at once"
             )
         return cls(rows, range(seed, seed + num), sampling, limits)
 
     def start(self, faces: TextToFace) -> Generation:
-        """Embed the rows; raise UserError if a setting is wrong or the drawing costs too much."""
+        """Embed the rows; raise UserError if a setting is wrong or the images cost too much."""
         generation = faces.start(self.rows, seeds=self.seeds, **self.sampling)
         settings = generation.sampling
         each = nfe(sampler_settings(settings)) * (1 if settings.cfg_scale is None else 2)
         if each * len(generation) > self.limits.evaluations:
             raise UserError(
-                f"{len(generation)} pictures of {settings.num_steps} steps ({settings.solver}) run "
+                f"{len(generation)} images of {settings.num_steps} steps ({settings.solver}) run "
                 f"the network {each * len(generation)} times; the page allows "
-                f"{self.limits.evaluations}: ask for fewer pictures or steps"
+                f"{self.limits.evaluations}: ask for fewer images or steps"
             )
         return generation
 
@@ -122,36 +123,34 @@ class Order:
         ]
 
     def link(self, row: int, seed: int) -> str:
-        """Return the query string that repeats one picture."""
+        """Return the query string that repeats one image."""
         parts = self.rows[row].parts
         pairs = [_pair(source) for source, _ in parts]
         if len(parts) > 1:
             pairs.append(("mix", ",".join(repr(weight) for _, weight in parts)))
         return urlencode([*pairs, ("num", 1), ("seed", seed), *self.sampling.items()])
 
+    def messages(self, faces: TextToFace, batch_size: int) -> Generator[dict[str, Any]]:
+        """Generate; yield rows and seeds first, then each image, then the grid of several.
 
-def draw(faces: TextToFace, order: Order, batch_size: int) -> Generator[dict[str, Any], None, None]:
-    """Draw an order; yield messages for the page: rows and seeds, each picture, the grid.
+        A PNG holds its settings, and under `link` the query string that repeats it.
+        Raises UserError like `start`.
+        """
+        generation = self.start(faces)
+        labels = [row.label for row in generation.rows]
+        yield {"rows": labels, "seeds": generation.seeds, "notes": self.notes(faces)}
+        for images in generation.batches(batch_size):
+            for image in images:
+                yield {"image": self._image(image)}
+        if len(generation) > 1:
+            png = png_bytes(generation.grid(), generation.text)
+            yield {"grid": {"name": GRID, "png": base64_text(png)}}
 
-    A picture's PNG holds its settings, and under `link` the query string that repeats it.
-    Raises UserError like `Order.start`.
-    """
-    generation = order.start(faces)
-    labels = [row.label for row in generation.rows]
-    yield {"rows": labels, "seeds": generation.seeds, "notes": order.notes(faces)}
-    for pictures in generation.batches(batch_size):
-        for picture in pictures:
-            yield {"picture": _message(order, picture)}
-    if len(generation) > 1:
-        yield {"grid": {"name": GRID, "png": _text(png_bytes(generation.grid(), generation.text))}}
-
-
-def _message(order: Order, picture: GeneratedImage) -> dict[str, Any]:
-    """Return a picture as the page takes it."""
-    link = order.link(picture.row, picture.seed)
-    png = png_bytes(picture.image, {**picture.text, "link": f"?{link}"})
-    place = {"row": picture.row, "seed": picture.seed, "name": picture.file_name}
-    return {**place, "link": link, "png": _text(png)}
+    def _image(self, image: GeneratedImage) -> dict[str, Any]:
+        link = self.link(image.row, image.seed)
+        png = png_bytes(image.image, {**image.text, "link": f"?{link}"})
+        place = {"row": image.row, "seed": image.seed, "name": image.file_name}
+        return {**place, "link": link, "png": base64_text(png)}
 
 
 def read_upload(faces: TextToFace, name: str, content: bytes, limits: Limits) -> dict[str, str]:
@@ -169,8 +168,8 @@ def read_upload(faces: TextToFace, name: str, content: bytes, limits: Limits) ->
             )
         square = center_crop(upright_rgb(image), faces.config.data.resolution)
     (y,) = faces.embed(square)
-    value = f"{name}:{_text(y.cpu().numpy().astype('<f4').tobytes())}"
-    return {"image": value, "name": name, "thumbnail": _text(png_bytes(square))}
+    value = f"{name}:{base64_text(y.cpu().numpy().astype('<f4').tobytes())}"
+    return {"image": value, "name": name, "thumbnail": base64_text(png_bytes(square))}
 
 
 def _whole(key: str, text: str, least: int, most: int) -> int:
@@ -204,10 +203,10 @@ def _source(key: str, text: str, limits: Limits) -> Source:
 def _pair(source: Source) -> tuple[str, str]:
     """Return a source as key and value of a link; `_source` reads it."""
     if isinstance(source.content, torch.Tensor):
-        return "image", f"{source.label}:{_text(source.content.numpy().tobytes())}"
+        return "image", f"{source.label}:{base64_text(source.content.numpy().tobytes())}"
     return "prompt", source.value
 
 
-def _text(content: bytes) -> str:
+def base64_text(content: bytes) -> str:
     """Return bytes in base64's alphabet for links."""
     return base64.urlsafe_b64encode(content).decode()
