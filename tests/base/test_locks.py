@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import os
 import socket
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import filelock
 import pytest
 from conftest import ROOT
 
@@ -85,6 +85,16 @@ def test_processes_that_wait_for_one_lock_hold_it_one_after_the_other(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("has_flock", [True, False])
+def test_a_lock_that_version_0_2_left_behind_does_no_harm(tmp_path, monkeypatch, has_flock):
+    monkeypatch.setattr(filelock, "has_fcntl", has_flock)
+    (tmp_path / LOCK_NAME).write_text('{"host": "another", "pid": 1}')
+    assert writer_of(tmp_path) is None
+    with FolderLock(tmp_path, "database"):
+        assert f"process {os.getpid()} " in writer_of(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_without_lock_has_no_writer(tmp_path):
     assert writer_of(tmp_path) is None
     (tmp_path / LOCK_NAME).write_text("half a li")
@@ -107,7 +117,7 @@ def test_a_file_system_without_locks_goes_by_host_and_process(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    (tmp_path / LOCK_NAME).write_text(json.dumps({"host": host, "pid": pid}))
+    (tmp_path / LOCK_NAME).write_text(f"{pid}\n{host}\n")
     assert (writer_of(tmp_path) is not None) == is_held
     if is_held:
         with pytest.raises(UserError, match=f"process {pid} on host {host}"):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import filelock
 import psutil
 import pytest
 import torch
@@ -21,7 +22,7 @@ from utils.training.distributed import StopSignal
 
 @pytest.fixture
 def without_flock(monkeypatch):
-    monkeypatch.setattr(locks, "fcntl", None)
+    monkeypatch.setattr(filelock, "has_fcntl", False)
 
 
 def test_the_scripts_start_where_there_is_no_flock():

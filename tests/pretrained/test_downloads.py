@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import os
 import random
 import socket
@@ -220,7 +219,7 @@ def test_a_process_that_was_killed_holds_nobody_back(server, target, capsys):
     target.parent.mkdir()
     (target.parent / f".{target.name}.part").write_bytes(BODY[:1000])
     lock = target.parent / f".{target.name}.part.lock"
-    lock.write_text(json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1}))
+    lock.write_text(f"{2**22 + 1}\n{socket.gethostname()}\n")
     fetch(server, target, SHA256)
     assert_only(target)
     assert f"{lock}: left behind by process {2**22 + 1}" in capsys.readouterr().err

@@ -1,45 +1,41 @@
-"""Files that one process at a time may hold: each names its owner."""
+"""Locks of files and folders (filelock), whose messages name the process that holds them.
+
+The kernel keeps a lock (flock), and drops it when its process ends, however it ends: a file that is
+left behind is known to be stale. Where there is no flock (Windows, some network file systems), a
+marker file counts as long as the process that it names may run.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import importlib
-import json
 import os
 import socket
-import time
+import tempfile
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple, Self
 
+import filelock
 import psutil
 
 from utils.base.errors import UserError, note
 
-try:
-    fcntl: Any = importlib.import_module("fcntl")
-except ImportError:  # Windows has no flock
-    fcntl = None
 LOCK_NAME = "writer.lock"
-POLL = 0.5  # seconds between two looks at a lock that the kernel does not keep
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of a file system
+NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of a file system
+NAMELESS_SECONDS = 5  # filelock removes a marker that names no process after 2
 
 
 class Owner(NamedTuple):
     """The process that holds a lock."""
 
-    host: str
     pid: int
+    host: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on host {self.host}"
 
 
 class FileLock:
-    """A lock file, held until `release()` or the end of the process.
-
-    The kernel keeps the lock (flock). It drops the lock when the process ends, however it ends:
-    a file that is left behind is known to be stale. Without flock (Windows, some file systems), the
-    owner that the file names has to be alive. Use the lock as a context manager, or call
-    `release()`.
-    """
+    """A lock file, held until `release()`, the end of a `with` block, or of the process."""
 
     def __init__(self, path: Path, busy: str | None) -> None:
         """Take the lock at `path`.
@@ -49,47 +45,47 @@ class FileLock:
         the owner if the lock is held and `busy` is given. Raises OSError if the file cannot be
         written.
         """
-        self.path = path
-        while True:
-            self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
-            if _take(self._file, path, shared=False, wait=busy is None):
-                if _is_still_there(self._file, path):
-                    break  # else its last owner removed the file just now
-            elif busy is None:
-                time.sleep(POLL)
-            else:
-                self._file.close()
-                raise UserError(
-                    f"{busy} by {_owner_name(path)}; wait for it, or stop it and start again"
-                )
-            self._file.close()
-        if path.stat().st_size:
-            note(f"{path}: left behind by {_owner_name(path)}, which has ended; taken over")
+        self.path, before = path, _read_owner(path)
+        seconds = -1 if busy is None else 0
+        self._lock: filelock.BaseFileLock
+        with tempfile.TemporaryFile(dir=path.parent) as probe:
+            has_flock = _take(probe.fileno()) is not None
+        if has_flock:
+            write = self._write_owner
+            self._lock = filelock.FileLock(path, seconds, thread_local=False, on_acquired=write)
+        else:
+            seconds = NAMELESS_SECONDS if busy and path.exists() and not before else seconds
+            self._lock = filelock.SoftFileLock(path, seconds, thread_local=False)
+        while not self._lock.is_locked:
+            try:
+                self._lock.acquire()
+            except filelock.Timeout:
+                owner = _read_owner(path) or "another process"
+                remedy = "wait for it, or stop it and start again"
+                raise UserError(f"{busy} by {owner}; {remedy}") from None
+            except FileNotFoundError:  # its last owner removed the file just now
+                path.parent.stat()
+        if before and busy:
+            note(f"{path}: left behind by {before}, which has ended; taken over")
+
+    def _write_owner(self, file: int) -> None:
+        """Write this process into the locked file, in the form of filelock's markers."""
+        if not os.path.samestat(os.fstat(file), self.path.stat()):
+            raise FileNotFoundError(self.path)
         try:
-            self._file.truncate(0)
-            json.dump(Owner(socket.gethostname(), os.getpid())._asdict(), self._file)
-            self._file.flush()
+            os.ftruncate(file, 0)
+            os.write(file, f"{os.getpid()}\n{socket.gethostname()}\n".encode())
         except OSError:  # the disk is full
-            self.release()
+            self.path.unlink()
             raise
 
     def release(self) -> None:
         """Remove the file and let others take the lock; may be called twice."""
-        if self._file.closed:
-            return
-        # The kernel's lock ends when the file is closed; Windows removes closed files only.
-        for step in (self._unlink, self._close) if fcntl else (self._close, self._unlink):
-            step()
+        if self._lock.is_locked and not isinstance(self._lock, filelock.SoftFileLock):
+            self.path.unlink(missing_ok=True)
+        self._lock.release()
 
-    def _unlink(self) -> None:
-        with contextlib.suppress(FileNotFoundError):  # the folder may have been deleted
-            self.path.unlink()
-
-    def _close(self) -> None:
-        with contextlib.suppress(OSError):  # a full disk was reported before
-            self._file.close()
-
-    def __enter__(self) -> FileLock:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -111,61 +107,32 @@ class FolderLock(FileLock):
 def writer_of(folder: Path) -> str | None:
     """Return `process 123 on host x` if that process holds the folder's lock, else None."""
     path = folder / LOCK_NAME
+    owner = _read_owner(path)
     try:
-        with open(path, encoding="utf-8") as file:
-            is_free = _take(file, path, shared=True, wait=False)
+        with open(path, "r+" if os.access(path, os.W_OK) else "r") as file:
+            is_free = _take(file.fileno())
     except FileNotFoundError:
         return None
-    return None if is_free else _owner_name(path)
+    if is_free is None:  # nothing is known about processes of other hosts
+        is_here = owner is not None and owner.host == socket.gethostname()
+        is_free = owner is None or (is_here and not psutil.pid_exists(owner.pid))
+    return None if is_free else str(owner or "another process")
 
 
-def _take(file: IO[str], path: Path, *, shared: bool, wait: bool) -> bool:
-    """Take a lock of the kernel's; return False if another process holds it.
-
-    With `wait`, False comes only from a file system or a system without flock.
-    """
-    if fcntl is None:
-        return _has_no_owner(path)
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+def _take(file: int) -> bool | None:
+    """Take the lock of an open file: False = another process has it, None = no locks there."""
     try:
-        fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
+        return filelock.lock_descriptor(file, blocking=False) if filelock.has_fcntl else None
+    except OSError as fault:
+        if fault.errno not in NO_FLOCK:
             raise
-        return _has_no_owner(path)
-    return True
-
-
-def _has_no_owner(path: Path) -> bool:
-    """Return True if a lock file names no process that may still run."""
-    owner = _read_owner(path)
-    return owner is None or not _may_live(owner)
-
-
-def _is_still_there(file: IO[str], path: Path) -> bool:
-    """Return True if `path` still names the open file."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+        return None
 
 
 def _read_owner(path: Path) -> Owner | None:
     """Return the owner that a lock file names; None if the file does not name one."""
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-        return Owner(str(owner["host"]), int(owner["pid"]))
-    except (OSError, ValueError, LookupError, TypeError):
+        pid, host, *_ = path.read_text(encoding="utf-8").splitlines()
+        return Owner(int(pid), host)
+    except (OSError, ValueError):
         return None
-
-
-def _owner_name(path: Path) -> str:
-    owner = _read_owner(path)
-    return f"process {owner.pid} on host {owner.host}" if owner else "another process"
-
-
-def _may_live(owner: Owner) -> bool:
-    """Return True if a process may still run; nothing is known about those of other hosts."""
-    return owner.host != socket.gethostname() or psutil.pid_exists(owner.pid)
