@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from models.maskdit import MaskDiT
 from utils.base.errors import UserError
-from utils.base.out_of_memory import Halving, is_out_of_memory
+from utils.base.out_of_memory import OomBatchSplitter, is_out_of_memory
 from utils.data.fill_databases import Target, fill
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.preprocess_jobs import Job
@@ -33,7 +33,7 @@ def allocate(items: int) -> torch.Tensor:
 
 
 def test_a_batch_that_does_not_fit_is_done_in_halves_and_noted_once(capsys):
-    halving, seen = Halving("encoding"), []
+    halving, seen = OomBatchSplitter("encoding"), []
 
     def work(part: range) -> list[int]:
         seen.append((part.start, part.stop))
@@ -138,12 +138,12 @@ def test_databases_filled_in_scarce_memory_are_the_same(tmp_path, capsys):
 
 def test_what_does_not_fit_alone_ends_with_one_line():
     with pytest.raises(UserError, match="^sampling: not enough memory even for a batch of 1"):
-        Halving("sampling")(lambda part: torch.empty(2**45), [1, 2, 3])
+        OomBatchSplitter("sampling")(lambda part: torch.empty(2**45), [1, 2, 3])
 
 
 def test_other_faults_are_not_taken_for_a_shortage():
     with pytest.raises(RuntimeError, match="size mismatch|must match"):
-        Halving("x")(lambda part: part + torch.ones(3), torch.ones(2))
+        OomBatchSplitter("x")(lambda part: part + torch.ones(3), torch.ones(2))
 
 
 def test_the_message_of_every_library_is_known():

@@ -1,7 +1,6 @@
-"""Do a batch in halves if it does not fit into memory.
+"""Run a batch in smaller ones if it does not fit into memory.
 
-accelerate's `find_executable_batch_size` begins all of the work anew. Here only the batch in hand
-is done again, so finished work is kept.
+accelerate's `find_executable_batch_size` begins all of the work anew; here finished batches stay.
 """
 
 from __future__ import annotations
@@ -36,11 +35,8 @@ def is_out_of_memory(fault: BaseException) -> bool:
     return known or should_reduce_batch_size(fault)
 
 
-class Halving:
-    """Runs work on batches, and halves them when memory runs out.
-
-    It remembers the size that fits, so that it cuts later batches at once.
-    """
+class OomBatchSplitter:
+    """Runs work on batches, in smaller ones once memory has run out; it remembers what fits."""
 
     def __init__(self, what: str) -> None:
         """`what`: name of the task in messages, for example 'sampling'."""

@@ -21,7 +21,7 @@ import torch
 
 from utils.base.errors import UserError, note
 from utils.base.locks import FileLock
-from utils.base.out_of_memory import Halving
+from utils.base.out_of_memory import OomBatchSplitter
 from utils.base.progress import progress
 from utils.config.schema import Config
 from utils.data.image_batches import iterate_batches
@@ -141,7 +141,7 @@ def _fill_range(
         if not all(complete):
             label = f"{job.split}: {', '.join(target.out.name for target in targets)}"
             bar = progress(None, label, len(names), "image", position)
-            in_memory = Halving("encoding")
+            in_memory = OomBatchSplitter("encoding")
 
             def encoded(target: Target, inputs: Any, index: int) -> list[Samples]:
                 def encode(part: range) -> Samples:

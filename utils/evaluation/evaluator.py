@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.samplers import SeededNoise
 from utils.base.errors import UserError, note
-from utils.base.out_of_memory import Halving
+from utils.base.out_of_memory import OomBatchSplitter
 from utils.config.schema import Config
 from utils.data.embeddings import check_image_mean, check_prior, other_encoders
 from utils.data.lmdb_reader import LMDBReader
@@ -73,7 +73,7 @@ class Evaluator:
         check_image_mean(config, self.clip.identity)
         check_prior(config)
         self.prior = load_config_prior(config, self.clip.identity, device)
-        self.in_memory = Halving("sampling")
+        self.in_memory = OomBatchSplitter("sampling")
 
     def choose_captions(self, noise: SeededNoise) -> Tensor:
         """Draw a test image and then one of its captions for each of B seeds: (B, 2) int64."""

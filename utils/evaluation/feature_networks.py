@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from models.choices import FeatureNetworkKind
 from models.weights import read_tensors
 from utils.base.errors import UserError, note
-from utils.base.out_of_memory import Halving
+from utils.base.out_of_memory import OomBatchSplitter
 from utils.config.schema import Config
 from utils.evaluation.metric_names import kind_of_network
 from utils.pretrained.assets import advice
@@ -57,9 +57,9 @@ class FeatureNetwork(ABC):
         """Run on prepared images (BLOCK, 3, S, S), or fewer if memory runs out."""
 
     @cached_property
-    def in_memory(self) -> Halving:
+    def in_memory(self) -> OomBatchSplitter:
         """Runs batches, and halves them when memory runs out."""
-        return Halving(f"features of {self.name}")
+        return OomBatchSplitter(f"features of {self.name}")
 
     @torch.inference_mode()
     def __call__(self, images: Tensor | Sequence[Tensor]) -> Outputs:

@@ -22,7 +22,7 @@ from models.finite import is_finite
 from models.samplers import Denoise, SamplerSettings, SeededNoise, guided, sample
 from utils.base.errors import UserError
 from utils.base.finite import OVERFLOW
-from utils.base.out_of_memory import Halving
+from utils.base.out_of_memory import OomBatchSplitter
 from utils.base.read_ahead import read_ahead
 from utils.config.sections import Sampling
 
@@ -180,7 +180,7 @@ def generate(
 
     Raises UserError if values of `sampling` do not go together.
     """
-    in_memory, device = Halving("sampling"), next(denoiser.parameters()).device
+    in_memory, device = OomBatchSplitter("sampling"), next(denoiser.parameters()).device
     block = block_size(denoiser, sampling)
 
     def sample_block(positions: list[int]) -> torch.Tensor:
