@@ -41,11 +41,11 @@ from utils.base.progress import progress
 from utils.base.threads import processors
 from utils.config.command_line import HelpFormatter
 
-SIZE = 128  # side of the pictures, pixels
-# The visible window of the 280×280 drawing: head, hat and shoulders.
+SIZE = 128  # side of the images, pixels
+# The visible window of the 280×280 artwork: head, hat and shoulders.
 VIEW_BOX = "16 10 248 248"
 
-# For each attribute: value → the drawing's name or colour for it.
+# For each attribute: value → the artwork's name or colour for it.
 HAIR_STYLE = {
     "long straight": "straight01",
     "long wavy": "bigHair",
@@ -114,7 +114,7 @@ BACKGROUND = {
     "lavender": "#cbbcf2",
     "grey": "#8f959b",
 }
-# The values of each attribute. A drawing may hide an attribute, whose value is then "hidden":
+# The values of each attribute. A face may hide an attribute, whose value is then "hidden":
 # hair under headwear, the colour of absent headwear, eyes behind sunglasses.
 ATTRIBUTES = {
     "hair_style": tuple(HAIR_STYLE),
@@ -134,7 +134,7 @@ LONG_HAIR = {"long straight", "long wavy", "bob"}
 
 
 def random_attributes(rng: random.Random) -> dict[str, str]:
-    """Draw the attributes of one face: uniform, but less headwear (1 in 3), glasses and beards."""
+    """Choose the attributes of one face: uniform, but less headwear (1 in 3), glasses, beards."""
     face = {name: rng.choice(values) for name, values in ATTRIBUTES.items()}
     if rng.random() < 0.58:
         face["headwear"] = "none"
@@ -146,7 +146,7 @@ def random_attributes(rng: random.Random) -> dict[str, str]:
 
 
 def hide(face: dict[str, str]) -> dict[str, str]:
-    """Return the attributes of a face with "hidden" for those that the drawing cannot show."""
+    """Return the attributes of a face with "hidden" for those that the image cannot show."""
     shown = dict(face)
     if face["headwear"] == "none":
         shown["headwear_color"] = "hidden"
@@ -174,7 +174,7 @@ def _style() -> Style:
 
 
 def render(face: dict[str, str], size: int = SIZE) -> Image.Image:
-    """Draw a face, `size`×`size` RGB, from the attributes of `random_attributes`."""
+    """Render a face, `size`×`size` RGB, from the attributes of `random_attributes`."""
     mouth, eyebrows = EXPRESSION[face["expression"]]
     options = {
         "seed": "face",
@@ -204,7 +204,7 @@ def render(face: dict[str, str], size: int = SIZE) -> Image.Image:
 
 
 def make_face(split: str, index: int, num_captions: int) -> tuple[dict[str, str], dict[str, Any]]:
-    """Return the attributes to draw and the record to write for face `index` of a split."""
+    """Return the attributes to render and the record to write for face `index` of a split."""
     rng = random.Random(f"{split}-{index}")
     face = random_attributes(rng)
     shown = hide(face)

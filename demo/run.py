@@ -80,7 +80,7 @@ def last_checkpoint() -> Path:
 
 def stages() -> list[Stage]:
     """Return all stages in the order in which they run."""
-    picture = RESULTS / "prompts" / "grid.png"
+    grid = RESULTS / "prompts" / "grid.png"
     prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
     return [
         Stage("render faces", ["demo/make_faces.py"], Path("data/demo/test/faces.jsonl"), _faces),
@@ -122,9 +122,9 @@ def stages() -> list[Stage]:
         ),
         Stage(
             "sample from prompts",
-            ["t2f.py", "--ckpt", "LAST", *prompts, "--num", "4", "--out", str(picture.parent)],
-            picture,
-            lambda: str(picture),
+            ["t2f.py", "--ckpt", "LAST", *prompts, "--num", "4", "--out", str(grid.parent)],
+            grid,
+            lambda: str(grid),
         ),
     ]
 

@@ -1,6 +1,6 @@
 """A request: the images that a visitor asks for, within the limits of the page.
 
-The page, its links and its HTTP API share one form, the query string of a link. Its keys are the
+The page, its links and its HTTP API use one form, the query string of a link. Its keys are the
 flags of t2f.py, and `image` holds a file's name and its embedding:
 
     prompt=a+green+hat&prompt=red+hair&mix=0.3,0.7&num=4&seed=0&cfg_scale=2&freedom=0.8

@@ -1,4 +1,4 @@
-"""The embedded demo: faces, captions, and the agreement of pictures with captions."""
+"""The embedded demo: faces, captions, and the agreement of images with captions."""
 
 import json
 import random
@@ -39,15 +39,15 @@ def test_a_face_depends_on_its_split_and_index_only():
 
 @pytest.mark.parametrize("name", ATTRIBUTES)
 def test_every_value_of_an_attribute_can_be_seen(name):
-    """All else equal, each value gives another picture."""
+    """All else equal, each value gives another image."""
     face = faces(1)[0] | {"headwear": "none", "glasses": "none", "facial_hair": "none"}
     if name == "headwear_color":
         face["headwear"] = "hat"
-    pictures = {render(face | {name: value}).tobytes() for value in ATTRIBUTES[name]}
-    assert len(pictures) == len(ATTRIBUTES[name])
+    images = {render(face | {name: value}).tobytes() for value in ATTRIBUTES[name]}
+    assert len(images) == len(ATTRIBUTES[name])
 
 
-def test_what_a_drawing_cannot_show_is_hidden():
+def test_what_a_face_cannot_show_is_hidden():
     face = faces(1)[0] | {"headwear": "turban", "facial_hair": "none", "glasses": "sunglasses"}
     shown = hide(face)
     assert [shown[n] for n in ("hair_style", "hair_color", "eyes")] == ["hidden"] * 3

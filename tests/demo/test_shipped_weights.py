@@ -1,4 +1,4 @@
-"""The weights in `assets/demo` reach the quality that demo/README.md states, on held-out faces."""
+"""The weights in `assets/demo` are as good as research/demo_weights/README.md states."""
 
 from pathlib import Path
 
@@ -96,14 +96,14 @@ def test_shipped_vae_reconstructs_held_out_faces():
         ("student.safetensors", {"amp": "no"}),
     ],
 )
-def test_shipped_networks_draw_the_faces_that_sentences_describe(network, sampling):
+def test_shipped_networks_show_the_faces_that_sentences_describe(network, sampling):
     faces = TextToFace.load(ASSETS / network, device="cpu")
     records = [make_face("test", index, num_captions=6)[1] for index in range(40)]
     fullest = [max(r["captions"], key=lambda c: len(c["states"]))["text"] for r in records]
     generation = faces.generate(fullest, **sampling)
-    pictures = torch.stack([torch.from_numpy(np.array(image)) for image in generation.images])
+    pixels = torch.stack([torch.from_numpy(np.array(image)) for image in generation.images])
     texts = F.normalize(faces.clip.encode_texts(fullest), dim=1)
-    images = F.normalize(faces.clip.encode_images(pictures.permute(0, 3, 1, 2)), dim=1)
+    images = F.normalize(faces.clip.encode_images(pixels.permute(0, 3, 1, 2)), dim=1)
     found = ((texts @ images.T).argmax(dim=1) == torch.arange(40)).float().mean()
     assert found >= 0.8  # by chance 0.025
 

@@ -114,8 +114,8 @@ export function showNumbers() {
   const sliders = [...document.querySelectorAll("#weights input")];
   const total = sliders.reduce((sum, { value }) => sum + Number(value), 0);
   for (const slider of sliders) {
-    const share = total > 0 ? Math.round((100 * slider.value) / total) : 0;
-    say(slider, `${share} %`);
+    const percent = total > 0 ? Math.round((100 * slider.value) / total) : 0;
+    say(slider, `${percent} %`);
   }
   const freedom = byId("freedom");
   const free = Number(freedom.value);
