@@ -201,13 +201,13 @@ def captioned(tmp_path) -> Config:
     return config
 
 
-@pytest.mark.parametrize(("limit", "drawn"), [(None, {0, 1, 2, 3}), (2, {0, 1}), (1, {0})])
-def test_embeddings_are_drawn_among_the_first_so_many(captioned, limit, generated):
+@pytest.mark.parametrize(("limit", "found"), [(None, {0, 1, 2, 3}), (2, {0, 1}), (1, {0})])
+def test_embeddings_are_drawn_among_the_first_so_many(captioned, limit, found):
     paths = captioned.data
     data = LatentDataset(paths.root, paths.feat_path, num_features=limit)
     generator = torch.Generator().manual_seed(0)
     _, y = data.batch(torch.arange(12).repeat(10), BatchRandom(generator))
-    assert {int(row[0]) for row in y} == generated
+    assert {int(row[0]) for row in y} == found
 
 
 def test_more_embeddings_than_there_are_cannot_be_drawn_from(captioned):

@@ -106,10 +106,10 @@ def test_a_network_evaluation_does_not_wait_for_a_copy_of_its_noise_level():
 
 
 @pytest.mark.parametrize("kind", [k for k in get_args(PerturbationKind) if k != "learnable"])
-@pytest.mark.parametrize("draws", [WHOLE_BATCH, Share(2, BATCH, 8).random(None)], ids=str)
-def test_a_perturbed_embedding_stays_on_the_device(kind, random):
+@pytest.mark.parametrize("rng", [WHOLE_BATCH, Share(2, BATCH, 8).random(None)], ids=str)
+def test_a_perturbed_embedding_stays_on_the_device(kind, rng):
     _, y = data()
-    assert on_cuda(perturb(y, Perturbation(kind, 0.8), random))
+    assert on_cuda(perturb(y, Perturbation(kind, 0.8), rng))
 
 
 @pytest.mark.parametrize("perturbation", [0, 0.5])
