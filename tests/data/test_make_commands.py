@@ -1,18 +1,17 @@
 """A message about a missing or unfinished database gives the command that makes it."""
 
 import shlex
-import sys
 
 import numpy as np
 import pytest
 from preprocessing import IMG, N_TEST, TXT, Z
 
 from utils.base.errors import UserError
-from utils.config.load import load_config
 from utils.data.latent_dataset import open_data
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.lmdb_writer import LMDBWriter
-from utils.data.make_commands import command_for, config_words
+from utils.data.make_commands import command_for
+from utils.pretrained.effective_config import read_config
 from utils.training.sample_grid import SampleGrid
 
 
@@ -28,18 +27,15 @@ def run_command(project, words: list[str]) -> None:
     project.run(script.removeprefix("preprocess_scripts/").removesuffix(".py"), *options[2:])
 
 
-def test_each_missing_database_names_a_command_that_makes_it(project, monkeypatch):
+def test_each_missing_database_names_a_command_that_makes_it(project):
     settings = [f"data.root={project.folder / 'my latents'}", "data.norm_feature=true"]
-    config = load_config(project.yaml, settings)
-    words = ["train_latent_t2f.py", "--config", str(project.yaml), *settings, "train.lr=1"]
+    config = read_config(project.yaml, [*settings, "train.lr=1"])
     for script in (Z, IMG):
-        monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(UserError, match="no database there; make it: python ") as error:
             open_data(config)
         assert f"preprocess_scripts/{script}.py" in str(error.value)
         assert "--split train" in str(error.value) and "train.lr" not in str(error.value)
         run_command(project, command_in(error))
-    monkeypatch.setattr(sys, "argv", words)
     open_data(config)
     with pytest.raises(UserError, match="clip_txt: no database there; make it: python ") as error:
         SampleGrid.from_config(config, "cpu")
@@ -47,11 +43,10 @@ def test_each_missing_database_names_a_command_that_makes_it(project, monkeypatc
     assert LMDBReader(config.eval.feat_path).info.length == N_TEST
 
 
-def test_an_unfinished_database_names_the_command_too(project, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train_latent_t2f.py", f"--config={project.yaml}"])
+def test_an_unfinished_database_names_the_command_too(project):
     unfinished(project.config.data.root)
     with pytest.raises(UserError, match=r"incomplete database \(1 of 2 samples\); make it: python"):
-        open_data(project.config)
+        open_data(read_config(project.yaml))
 
 
 def unfinished(folder) -> None:
@@ -63,15 +58,15 @@ def unfinished(folder) -> None:
 
 def test_pairs_are_made_from_captions(project):
     """Their condition is the embedding of a caption, under the name of training's own key."""
-    words = ["train_latent_t2f.py", "--config", "pairs.yaml"]
     path = project.train / "clip_txt"
-    config = load_config(project.yaml, [f"data.feat_path={path}"])
-    assert command_for(path, config, words) == (
-        "python preprocess_scripts/clip_encode_text.py --config pairs.yaml --split train"
+    config = read_config(project.yaml, (own := [f"data.feat_path={path}"]))
+    words = shlex.join(["--config", str(project.yaml), *own])
+    assert command_for(path, config) == (
+        f"python preprocess_scripts/clip_encode_text.py {words} --split train"
     )
-    config = load_config(project.yaml, [f"data.feat_path={path}", "data.text_feat_path=null"])
-    assert command_for(path, config, words).endswith(f"--split train data.text_feat_path={path}")
-    assert command_for(path.with_name("other"), config, words) is None
+    config = read_config(project.yaml, [*own, "data.text_feat_path=null"])
+    assert command_for(path, config).endswith(f"--split train data.text_feat_path={path}")
+    assert command_for(path.with_name("other"), config) is None
 
 
 def test_a_config_for_pairs_gets_no_embeddings_of_images(project, capsys):
@@ -80,23 +75,6 @@ def test_a_config_for_pairs_gets_no_embeddings_of_images(project, capsys):
         message = project.fails(capsys, *options, *pairs)
         assert "is data.text_feat_path too" in message and "clip_encode_text.py" in message
     assert not (project.train / "clip_txt").exists()
-
-
-def test_an_experiments_own_config_is_named_if_the_command_names_none(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "results" / "own").mkdir(parents=True)
-    (tmp_path / "results" / "own" / "config.yaml").write_text("data: {}")
-    own = ["--config", "results/own/config.yaml"]
-    assert config_words(["eval.py", "--experiment_dir", "results/own", "eval.batchsize=3"]) == [
-        *own,
-        "eval.batchsize=3",
-    ]
-    assert config_words(["train.py", "--exp_name=own"]) == own
-    assert config_words(["train.py", "--exp_name", "new"]) == []
-    assert config_words(["train.py", "--exp_name", "own", "--config", "c.yaml"]) == [
-        "--config",
-        "c.yaml",
-    ]
 
 
 def test_a_split_that_is_left_out_says_whether_that_matters(project, capsys):

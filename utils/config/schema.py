@@ -1,5 +1,7 @@
 """The whole configuration: all sections, and what follows from several of them."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,6 +20,9 @@ from utils.config.sections import (
     Train,
 )
 
+# Sections that decide what a database holds and where it lies.
+SECTIONS_OF_DATABASES = ("data.", "encoders.", "model.", "eval.")
+
 
 class Config(Section):
     """All sections. `utils/data/derived_sizes.py` fills in sizes, and checks that they agree."""
@@ -31,6 +36,18 @@ class Config(Section):
     encoders: Encoders = Encoders()
     sampling: Sampling = Sampling()
     prior: Prior = Prior()
+    _words: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Words of a command line that choose this configuration; () if none has chosen it."""
+        return self._words
+
+    def chosen_by(self, file: Path, overrides: Sequence[str]) -> "Config":
+        """Return this configuration, with the words for commands that make its databases."""
+        needed = [text for text in overrides if text.startswith(SECTIONS_OF_DATABASES)]
+        self._words = ("--config", str(file), *needed)
+        return self
 
     @model_validator(mode="after")
     def _levels_of_student(self) -> "Config":

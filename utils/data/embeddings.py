@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from utils.base.files import write_whole
 from utils.base.finite import require_finite
 from utils.config.schema import Config
 from utils.data.lmdb_reader import LMDBReader, peek_meta
-from utils.data.make_commands import config_words
 from utils.pretrained.priors import prior_made_from
 
 IMAGE_MEAN = "image_mean.npy"
@@ -125,7 +123,7 @@ def other_encoders(config: Config, vae: str | None, clip: str | None) -> list[st
 def _check_embeddings(config: Config, key: str, path: Path, made: str, script: str) -> None:
     beside = made_from(peek_meta(path.parent))
     there = config.data.feat_path
-    again = f"make it again: {shlex.join(['python', script, *config_words(sys.argv)])}"
+    again = f"make it again: {shlex.join(['python', script, *config.words])}"
     if made and beside not in ("", made):
         raise UserError(
             f"encoders.{key}: {path} was made from other embeddings than those beside it; {again}"

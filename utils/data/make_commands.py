@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,8 +18,6 @@ SCRIPTS = {
     "clip_img": "clip_encode_img.py",
     "clip_txt": "clip_encode_text.py",
 }
-# Sections of the config that decide what a database holds and where it lies.
-SECTIONS = ("data", "encoders", "model", "eval")
 
 
 @contextmanager
@@ -32,17 +29,14 @@ def naming_commands(config: Config) -> Iterator[None]:
     try:
         yield
     except UnmadeDatabase as fault:
-        command = command_for(fault.path, config, sys.argv)
+        command = command_for(fault.path, config)
         if command is None:
             raise
         raise UserError(f"{fault.path}: {fault.problem}; {fault.remedy}: {command}") from fault
 
 
-def command_for(path: Path, config: Config, argv: Sequence[str]) -> str | None:
-    """Return the shell command that makes the database `path`; None if the config names none.
-
-    argv: words of this process's command line. Its config and settings count for the command too.
-    """
+def command_for(path: Path, config: Config) -> str | None:
+    """Return the shell command that makes the database `path`; None if the config names none."""
     for split, keys in KEYS.items():
         # Text–image pairs train on embeddings of captions, so these are looked for first.
         for product in ("clip_txt", "clip_img", "z"):
@@ -52,24 +46,5 @@ def command_for(path: Path, config: Config, argv: Sequence[str]) -> str | None:
             if product == "clip_img" and re.search("te?xt", path.name):
                 product, more = "clip_txt", [f"{keys['clip_txt']}={path}"]
             script = f"preprocess_scripts/{SCRIPTS[product]}"
-            words = ["python", script, *config_words(argv), "--split", split, *more]
-            return shlex.join(words)
+            return shlex.join(["python", script, *config.words, "--split", split, *more])
     return None
-
-
-def config_words(argv: Sequence[str]) -> list[str]:
-    """Return the words of a command line that choose the config and what databases hold."""
-    given = dict(zip(argv, [*argv[1:], ""], strict=True))
-    given |= dict(word.split("=", 1) for word in argv if re.match(r"--\w+=", word))
-    settings = [word for word in argv if re.match(rf"({'|'.join(SECTIONS)})\.\w+=", word)]
-    chosen = given.get("--config") or _experiments_config(given)
-    return [*(["--config", chosen] if chosen else []), *settings]
-
-
-def _experiments_config(given: Mapping[str, str]) -> str | None:
-    """Return the config of the experiment that the options `given` name; None if there is none."""
-    folder = given.get("--experiment_dir")
-    if folder is None and "--exp_name" in given:
-        folder = str(Path(given.get("--results_dir", "results"), given["--exp_name"]))
-    written = Path(folder or "", "config.yaml")
-    return str(written) if folder and written.is_file() else None

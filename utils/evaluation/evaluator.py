@@ -103,9 +103,9 @@ def load_networks_and_references(
     """
     resolution = config.data.resolution
     networks = [load_feature_network(config, device, clip)]
-    references = [load_stats(_required(config.eval.ref_path, "eval.ref_path"))]
+    references = [load_stats(_required(config.eval.ref_path, "eval.ref_path"), config.words)]
     for path in config.eval.more_ref_paths:
-        reference = load_stats(path)
+        reference = load_stats(path, config.words)
         if reference.network is None:
             raise UserError(
                 f"{path}: does not name its feature network, so it can only be eval.ref_path"

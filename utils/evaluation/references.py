@@ -8,7 +8,7 @@ SAMPLE_LIMIT images, for kernel and manifold metrics. ADM's files are read too.
 from __future__ import annotations
 
 import shlex
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,6 @@ import numpy as np
 from utils.base.errors import UserError, note, refusing
 from utils.base.files import write_whole
 from utils.base.finite import require_finite
-from utils.data.make_commands import config_words
 from utils.data.source_files import as_bytes, from_bytes
 
 ARRAYS = ("mu", "sigma", "mu_s", "sigma_s", "features")
@@ -68,8 +67,10 @@ def save_stats(path: str | Path, reference: Reference) -> None:
     write_whole(Path(path), write)
 
 
-def load_stats(path: str | Path) -> Reference:
+def load_stats(path: str | Path, words: Sequence[str] = ()) -> Reference:
     """Read a reference file: ours, pytorch-fid's (`mu`, `sigma`) or ADM's (`mu_s`, `sigma_s` too).
+
+    `words`: of the config (`Config.words`), for the command that makes the file.
 
     Raises UserError if the file is missing, damaged or of another kind.
     """
@@ -90,7 +91,7 @@ def load_stats(path: str | Path) -> Reference:
     except FileNotFoundError:
         raise UserError(
             f"{path}: there are no reference statistics; make them with "
-            f"{shlex.join([*SCRIPT.split(), *config_words(sys.argv)])}, or set eval.ref_path"
+            f"{shlex.join([*SCRIPT.split(), *words])}, or set eval.ref_path"
         ) from None
     for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
         if mean in statistics:
