@@ -36,7 +36,7 @@ from utils.base.launch import add_launch_arguments, join_processes, relaunch
 from utils.base.processes import is_main_process, leave_processes
 from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter, add_config_arguments
 from utils.config.parsing import path_or_none, step_or_none
-from utils.config.published_flags import (
+from utils.config.published import (
     EVALUATION_VOID,
     SAMPLING,
     Flag,

@@ -140,7 +140,7 @@ class Training:
 
     def losses(self, batch: Tensor, bank: Tensor, rng: BatchRandom) -> Tensor:
         """Return the losses (B,) of the embeddings at `batch` (B,); those at `bank` are others."""
-        return prior_loss(self.prior, self.y[batch], self.y[bank], self.options.levels, rng)
+        return prior_loss(self.prior, self.y[batch], self.y[bank], self.options.noise_range, rng)
 
     def state(self) -> dict[str, Any]:
         """Return all that a later process needs to go on, bit for bit."""

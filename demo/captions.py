@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from utils.data.caption_grammar import choose_word, enumerate_phrases, mend_articles
+from utils.data.celeba_captions import choose_word, enumerate_phrases, mend_articles
 
 Words = dict[str, list[str]]  # value → its wordings; the first one is the plainest
 

@@ -29,7 +29,7 @@ import torch
 
 from tools.prompt_similarity import find_images, side_by_side, similarities, summarise
 from utils.base.files import write_csv, write_json
-from utils.base.text_table import aligned
+from utils.base.text import aligned
 from utils.config.command_line import HelpFormatter, add_config_option
 from utils.evaluation.results import Record
 from utils.pretrained.effective_config import load_effective_config

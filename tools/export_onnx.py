@@ -37,7 +37,7 @@ import torch
 from models.edm import EDMPrecond
 from models.samplers import SeededNoise, guided, sample
 from utils.base.files import write_json
-from utils.base.text_table import aligned
+from utils.base.text import aligned
 from utils.config.command_line import HelpFormatter, add_config_arguments
 from utils.config.schema import Config
 from utils.data.derived_sizes import with_derived_sizes

@@ -31,8 +31,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from demo.page.request import ImageRequest, Limits, read_upload
 from utils.base.errors import UserError
-from utils.config.fields import SamplingPreset
-from utils.config.sections import SAMPLING_PRESETS
+from utils.config.fields import SAMPLING_PRESETS, SamplingPreset
 from utils.sampling.text_to_face import TextToFace
 
 Message = dict[str, Any]

@@ -25,7 +25,7 @@ from research.demo_weights.free_frames import (
     misspell,
 )
 from research.demo_weights.free_words import Forms, FreeWords
-from utils.data.caption_grammar import enumerate_phrases, mend_articles
+from utils.data.celeba_captions import enumerate_phrases, mend_articles
 
 CORRECTED = 0.12  # share of phrases that are set against a wrong one
 NOT_AFTER_IS = ("with", "looking", "in ", "tongue", "eyes", "mouth", "teeth", "who ", "hearts ")

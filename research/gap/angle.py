@@ -34,7 +34,7 @@ from research.gap.embeddings import open_embeddings, random_directions, read_som
 from research.gap.perturbations import PUBLISHED, distribution, parse_perturbation, turning_angles
 from research.gap.plots import plot_histograms
 from utils.base.files import write_csv, write_json
-from utils.base.text_table import aligned
+from utils.base.text import aligned
 from utils.config.command_line import HelpFormatter, add_config_option
 from utils.config.parsing import parse_seed
 from utils.data.embeddings import some_samples

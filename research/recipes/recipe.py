@@ -10,8 +10,8 @@ from typing import Any
 from benchmarks.timing import ROOT
 from utils.base.errors import UserError
 from utils.config.load import load_config
-from utils.config.raw_values import get_value
 from utils.config.schema import Config
+from utils.config.yaml_files import get_value
 
 FOLDER = ROOT / "configs" / "demo" / "recipes"
 # Sections that make a recipe; `eval` and `log` change neither the training nor the pictures.

@@ -50,7 +50,7 @@ from research.variety.measures import (
 )
 from utils.base.files import write_json
 from utils.base.progress import progress
-from utils.base.text_table import aligned
+from utils.base.text import aligned
 from utils.config.command_line import HelpFormatter
 from utils.config.parsing import seeds_from
 from utils.config.schema import Config

@@ -165,7 +165,7 @@ def test_all_faults_are_listed_at_once_with_file_and_key(write):
             "sampling: {preset: quick}",
             "should be 'fast', 'fast8', 'instant' or 'paper', got 'quick'",
         ),
-        ("sampling: {preset: instant}", "names its noise levels in distill.sigmas"),
+        ("sampling: {preset: instant}", "names its sigmas in distill.sigmas"),
         ("sampling: {sigmas: [5, 80]}", "sampling.sigmas: [5, 80] should be one or more"),
         ("distill: {sigmas: [80, 0.01]}", "0.02 is not below the last of distill.sigmas (0.01)"),
         ("sampling: {num_steps: 1000000000}", "should be less than or equal to 10000, got"),
@@ -177,7 +177,7 @@ def test_all_faults_are_listed_at_once_with_file_and_key(write):
         ("just words", "should hold sections"),
         ("train: {batchsize: 10, grad_accum: 3}", "3 does not divide batchsize (10)"),
         ("train: {perturbation_type: truncated, trunc_a: 1, trunc_b: 0}", "is not above trunc_a"),
-        ("sampling: {guidance_interval: [3, 1]}", "the lower sigma comes first"),
+        ("sampling: {guidance_interval: [3, 1]}", "the lower end comes first"),
         ("model: {perturbation: 1}\ntrain: {perturbation: 2}", "contradicts train.perturbation"),
     ],
 )

@@ -16,7 +16,7 @@ from models.batch_random import BatchRandom, Share
 from utils.base.errors import UserError
 from utils.config.command_line import DEFAULT_CONFIG
 from utils.config.load import load_config
-from utils.config.published_flags import flag_settings, note_void_flags
+from utils.config.published import flag_settings, note_void_flags
 from utils.config.schema import Config
 from utils.data.latent_dataset import LatentDataset, open_data
 from utils.data.lmdb_writer import LMDBWriter

@@ -11,7 +11,7 @@ from utils.base.errors import UserError
 from utils.config.command_line import add_config_arguments
 from utils.config.load import config_from_dict
 from utils.config.parsing import parse_scale, parse_seed, parse_seeds
-from utils.config.published_flags import SAMPLING, add_published_flags, flag_settings
+from utils.config.published import SAMPLING, add_published_flags, flag_settings
 from utils.config.schema import Config
 from utils.evaluation.generated import seeds_to_evaluate
 from utils.sampling.text_to_face import resolve_seeds

@@ -1,7 +1,8 @@
-"""Text as people write it: its lines, what shows nothing, and characters that no encoding has."""
+"""Text as people write it: lines, what shows nothing, characters that no encoding has; tables."""
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils.base.errors import UserError
@@ -40,3 +41,19 @@ def decoded(content: bytes, file: Path) -> str:
 def printable(text: str) -> str:
     r"""Return a text that UTF-8 can hold: bytes of a file name that are none become `\udce9`."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 0) -> str:
+    """Return a table in plain text, with a rule below its first row.
+
+    The first `left` columns are aligned to the left, all others to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

@@ -40,7 +40,7 @@ Guidance = Annotated[float, Field(ge=-MOST_GUIDANCE, le=MOST_GUIDANCE)]
 # Other numbers are finite; the ends of a range may be infinite.
 Bound = Annotated[float, Field(allow_inf_nan=True, ge=-math.inf)]
 PositiveBound = Annotated[float, Field(allow_inf_nan=True, gt=0)]
-SamplerSteps = Annotated[PositiveInt, Field(le=10_000)]  # more would only fill memory with levels
+SamplerSteps = Annotated[PositiveInt, Field(le=10_000)]  # more would only fill memory with sigmas
 Amp = Literal["bf16", "fp16", "no"]  # autocast of a network; no = float32
 Precision = Literal["float32", "bf16", "fp16"]  # of a network's weights
 SamplingPreset = Literal["fast", "fast8", "instant", "paper"]  # a key of SAMPLING_PRESETS each
@@ -73,19 +73,51 @@ def rate_or_switch(value: Any) -> Any:
     return bool(rate) if rate in (0, 1) else rate
 
 
-def in_order(value: tuple[float, float], name: str) -> tuple[float, float]:
-    """Return a range whose lower end comes first; raise ValueError for any other."""
+def _low_to_high(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] >= value[1]:
-        raise ValueError(f"runs from {value[0]} to {value[1]}; the lower {name} comes first")
+        raise ValueError(f"runs from {value[0]} to {value[1]}; the lower end comes first")
     return value
 
 
-def _low_to_high(value: tuple[float, float]) -> tuple[float, float]:
-    return in_order(value, "sigma")
-
-
 SigmaRange = Annotated[tuple[NonNegativeFloat, PositiveBound], AfterValidator(_low_to_high)]
-NoiseLevels = Annotated[tuple[PositiveFloat, ...], AfterValidator(descending)]
+PositiveRange = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_low_to_high)]
+Sigmas = Annotated[tuple[PositiveFloat, ...], AfterValidator(descending)]
+
+# Values that a preset gives to keys which are not set; docs/sampling.md compares them.
+SAMPLING_PRESETS: dict[SamplingPreset, dict[str, Any]] = {
+    "fast": {
+        "solver": "dpmpp_2m",
+        "num_steps": 10,
+        "guidance_interval": (0.3, 1000.0),  # below 0.3 guidance has no visible effect
+        "sigma_min": 0.02,
+        "sigmas": None,
+        "amp": "bf16",
+    },
+    "fast8": {  # levels that were searched for the demo's network
+        "solver": "dpmpp_2m",
+        "num_steps": 4,
+        "guidance_interval": None,
+        "sigma_min": None,
+        "sigmas": (40.0, 4.7, 1.2, 0.34),
+        "amp": "bf16",
+    },
+    "instant": {  # for students; their noise levels follow from distill.sigmas
+        "solver": "euler",
+        "num_steps": 1,
+        "guidance_interval": None,
+        "sigma_min": None,
+        "sigmas": None,
+        "amp": "bf16",
+    },
+    "paper": {
+        "solver": "heun",
+        "num_steps": 40,
+        "guidance_interval": None,
+        "sigma_min": None,
+        "sigmas": None,
+        "amp": "no",
+    },
+}
 
 
 class Section(BaseModel):

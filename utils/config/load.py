@@ -2,7 +2,7 @@
 
 Sections and keys of the published configs keep their names and meaning. Keys of our own have
 defaults that reproduce the published behaviour, but for `train.ema_rampup`: the configs of
-published runs name it, and `published_keys.py` sets it in the original files. `sections.py` lists
+published runs name it, and `published.py` sets it in the original files. `sections.py` lists
 all keys.
 """
 
@@ -15,11 +15,21 @@ from pydantic import ValidationError
 
 from utils.base.errors import UserError, short_repr
 from utils.config.faults import all_keys, fault_line, suggestion
-from utils.config.published_keys import replace_none_words, translate_published_keys
-from utils.config.raw_values import get_value, set_value
+from utils.config.published import (
+    present_name,
+    rename_keys,
+    replace_none_words,
+    translate_published_keys,
+)
 from utils.config.schema import Config
 from utils.config.text_keys import is_text, keep_text, may_be_null
-from utils.config.yaml_files import forget_replaced, load_yaml, read_yaml
+from utils.config.yaml_files import (
+    forget_replaced,
+    get_value,
+    load_yaml,
+    read_yaml,
+    set_value,
+)
 
 
 def load_config(
@@ -40,6 +50,7 @@ def load_config(
     Raises UserError with all faults, one line each, with the file or flag and the key.
     """
     raw, places = read_yaml(Path(path))
+    rename_keys(raw, is_file=True)
     overridden = _apply_overrides(raw, overrides)
     _apply_flags(raw, flags or {}, overridden)
     return _validate(raw, str(path), require, overridden, places)
@@ -56,6 +67,7 @@ def config_from_dict(
     if not isinstance(values, Mapping):
         raise UserError(f"{source}: the configuration should hold sections, e.g. `data:`")
     raw = {str(name): dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}
+    rename_keys(raw, is_file=False)
     overridden = _apply_overrides(raw, overrides)
     _apply_flags(raw, flags or {}, overridden)
     return _validate(raw, source, require, overridden)
@@ -66,20 +78,21 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     overridden = {}
     for text in overrides:
         key, equals, value = text.partition("=")
-        section, dot, name = key.strip().partition(".")
+        key = present_name(key.strip())
+        section, dot, name = key.partition(".")
         if not (equals and dot and section and name) or "." in name:
             hint = suggestion(key, all_keys())
             raise UserError(
                 f"override {short_repr(text)}: should look like section.key=value{hint}"
             )
         try:
-            parsed = _read_value(f"{section}.{name}", value)
+            parsed = _read_value(key, value)
         except yaml.YAMLError as error:
             problem = getattr(error, "problem", None) or "no value"
-            said = f"override {short_repr(text)}: not valid YAML: {problem}"
-            raise UserError(said) from error
-        set_value(raw, f"{section}.{name}", parsed)
-        overridden[f"{section}.{name}"] = "override"
+            message = f"override {short_repr(text)}: not valid YAML: {problem}"
+            raise UserError(message) from error
+        set_value(raw, key, parsed)
+        overridden[key] = "override"
     return overridden
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import yaml
 from pydantic import model_validator
 
-from utils.config.distill import Distill
 from utils.config.fields import Section
 from utils.config.sections import (
     Data,
+    Distill,
     Encoders,
     Eval,
     Log,
@@ -50,16 +50,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _levels_of_student(self) -> "Config":
-        """Give the preset `instant` the noise levels of the student."""
+    def _sigmas_of_student(self) -> "Config":
+        """Give the preset `instant` the sigmas of the student."""
         if self.sampling.preset == "instant" and self.sampling.sigmas is None:
             if self.distill.sigmas is None:
                 raise ValueError(
-                    "sampling.preset: instant is for a student, which names its noise levels in "
+                    "sampling.preset: instant is for a student, which names its sigmas in "
                     "distill.sigmas; use fast or paper"
                 )
-            levels = {"sigmas": self.distill.sigmas, "num_steps": len(self.distill.sigmas)}
-            self.sampling = self.sampling.model_copy(update=levels)
+            sigmas = {"sigmas": self.distill.sigmas, "num_steps": len(self.distill.sigmas)}
+            self.sampling = self.sampling.model_copy(update=sigmas)
         return self
 
     @property

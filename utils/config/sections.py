@@ -31,22 +31,23 @@ from models.choices import (
     Solver,
 )
 from utils.config.fields import (
+    SAMPLING_PRESETS,
     Amp,
     BelowOne,
     Bound,
     Fraction,
     Guidance,
     LocalPath,
-    NoiseLevels,
     PositiveBound,
+    PositiveRange,
     Precision,
     SamplerSteps,
     SamplingPreset,
     Section,
     Seed,
     SigmaRange,
+    Sigmas,
     amp_name,
-    in_order,
     perturbation_name,
     rate_or_switch,
     schedule_name,
@@ -209,17 +210,12 @@ class Prior(Section):
     width: PositiveInt = 384
     depth: PositiveInt = 4  # residual blocks
     # Range of the length of the noise that hides traits of an embedding, whose own length is 1.
-    levels: tuple[PositiveFloat, PositiveFloat] = (1.0, 10.0)
+    noise_range: PositiveRange = (1.0, 10.0)
     bank: PositiveInt = 2048  # embeddings among which those that fit are found, in each step
     batchsize: PositiveInt = 256
     max_num_steps: PositiveInt = 4000
     lr: PositiveFloat = 2e-3
     seed: Seed = 0
-
-    @field_validator("levels")
-    @classmethod
-    def _low_to_high(cls, value: tuple[float, float]) -> tuple[float, float]:
-        return in_order(value, "level")
 
 
 class Log(Section):
@@ -259,43 +255,6 @@ class Encoders(Section):
     dinov2: LocalPath | None = None  # weights of any size of DINOv2
 
 
-# Values that a preset gives to keys which are not set; docs/sampling.md compares them.
-SAMPLING_PRESETS: dict[SamplingPreset, dict[str, Any]] = {
-    "fast": {
-        "solver": "dpmpp_2m",
-        "num_steps": 10,
-        "guidance_interval": (0.3, 1000.0),  # below 0.3 guidance has no visible effect
-        "sigma_min": 0.02,
-        "sigmas": None,
-        "amp": "bf16",
-    },
-    "fast8": {  # levels that were searched for the demo's network
-        "solver": "dpmpp_2m",
-        "num_steps": 4,
-        "guidance_interval": None,
-        "sigma_min": None,
-        "sigmas": (40.0, 4.7, 1.2, 0.34),
-        "amp": "bf16",
-    },
-    "instant": {  # for students; their noise levels follow from distill.sigmas
-        "solver": "euler",
-        "num_steps": 1,
-        "guidance_interval": None,
-        "sigma_min": None,
-        "sigmas": None,
-        "amp": "bf16",
-    },
-    "paper": {
-        "solver": "heun",
-        "num_steps": 40,
-        "guidance_interval": None,
-        "sigma_min": None,
-        "sigmas": None,
-        "amp": "no",
-    },
-}
-
-
 class Sampling(Section):
     """Sampler settings; discretization, schedule or scaling choose the ablation sampler."""
 
@@ -316,7 +275,7 @@ class Sampling(Section):
     sigma_max: PositiveFloat | None = None
     # The noise levels themselves, the highest first, instead of num_steps, sigma_min, sigma_max
     # and rho; num_steps follows. A step to 0 comes after the last one. null = a discretization's.
-    sigmas: NoiseLevels | None = None
+    sigmas: Sigmas | None = None
     rho: PositiveFloat = 7.0
     S_churn: NonNegativeFloat = 0.0
     S_min: NonNegativeFloat = 0.0
@@ -343,4 +302,28 @@ class Sampling(Section):
     def _above_sigma_min(cls, value: float | None, info: ValidationInfo) -> float | None:
         if value is not None and value <= (info.data.get("sigma_min") or 0):
             raise ValueError(f"{value} is not above sigma_min ({info.data['sigma_min']})")
+        return value
+
+
+class Distill(Section):
+    """A student that samples in a few steps as its teacher does in many (models/distillation.py).
+
+    Sampling keys of a student follow from `sampling.preset: instant`.
+    """
+
+    teacher: LocalPath | None = None  # .pt or .safetensors; its averaged weights count
+    # Sigmas of the student, the highest first; null = a plain training. A step to 0 comes after
+    # the last one.
+    sigmas: Sigmas | None = None
+    cfg_scale: Guidance | None = None  # the teacher's guidance scale, which the student learns
+    guidance_interval: SigmaRange | None = None  # of the teacher
+    teacher_steps: PositiveInt = 6  # of DPM-Solver++(2M), from each of these sigmas to the next
+    sigma_min: PositiveFloat = 0.02  # the teacher's last sigma before 0
+    huber: PositiveFloat = 0.03  # root mean square error at which the loss turns linear
+
+    @field_validator("sigma_min")
+    @classmethod
+    def _below_sigmas(cls, value: float, info: ValidationInfo) -> float:
+        if (sigmas := info.data.get("sigmas")) and value >= sigmas[-1]:
+            raise ValueError(f"{value} is not below the last of distill.sigmas ({sigmas[-1]})")
         return value

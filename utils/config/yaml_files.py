@@ -1,4 +1,8 @@
-"""YAML files of configurations: plain values, and other files that a file starts from (`base:`)."""
+"""YAML files of configurations: plain values, and other files that a file starts from (`base:`).
+
+A configuration that is not validated yet is `raw`: sections of plain values, a key is written
+`section.name`.
+"""
 
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -8,8 +12,7 @@ from typing import Any
 import yaml
 
 from utils.base.errors import UserError, one_line, short_repr
-from utils.config.raw_values import section_of
-from utils.config.sections import SAMPLING_PRESETS
+from utils.config.fields import SAMPLING_PRESETS
 from utils.config.text_keys import keep_text
 
 BASE = "base"  # the key that names the file to start from
@@ -147,3 +150,32 @@ def forget_replaced(raw: dict[str, Any], later: Collection[str]) -> None:
     for name in replaced:
         if f"sampling.{name}" not in later:
             sampling.pop(name, None)
+
+
+def section_of(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a section of `raw`, or an empty dict that is no part of `raw` if there is none."""
+    section = raw.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def get_value(raw: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a key, or None if the key or its section is absent."""
+    section, name = key.split(".")
+    return section_of(raw, section).get(name)
+
+
+def set_value(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key, and make its section if there is none."""
+    section, name = key.split(".")
+    if not isinstance(raw.get(section), dict):
+        raw[section] = {}
+    raw[section][name] = value
+
+
+def remove(raw: dict[str, Any], key: str) -> bool:
+    """Remove a key, or a whole section; return True if it was there."""
+    section, dot, name = key.partition(".")
+    holder, entry = (section_of(raw, section), name) if dot else (raw, section)
+    was_there = entry in holder
+    holder.pop(entry, None)
+    return was_there

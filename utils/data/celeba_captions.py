@@ -7,13 +7,13 @@ goatee but no beard, a bald head with wavy hair) are left out or resolved in `fa
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from utils.base.errors import UserError
-from utils.data.caption_grammar import choose_word, enumerate_phrases, mend_articles
 
 # fmt: off
 ATTRIBUTES = (
@@ -256,3 +256,20 @@ def _predicates(phrases: dict[PhraseKind, list[str]], rng: random.Random) -> str
     if len(parts) < 2 or not any(" and " in part for part in parts):
         return enumerate_phrases(parts) if parts else ""
     return ", ".join(parts[:-1]) + ", and " + parts[-1]
+
+
+def choose_word(words: Sequence[str], rng: random.Random) -> str:
+    """Return the first, most common word half of the time, else any word."""
+    return words[0] if rng.random() < 0.5 else rng.choice(words)
+
+
+def enumerate_phrases(phrases: Sequence[str]) -> str:
+    """Join phrases: `x`, `x and y`, `x, y and z`."""
+    if len(phrases) == 1:
+        return phrases[0]
+    return ", ".join(phrases[:-1]) + " and " + phrases[-1]
+
+
+def mend_articles(text: str) -> str:
+    """Write `an` before vowels: `a oval face` becomes `an oval face`."""
+    return re.sub(r"\b([aA]) (?=[aeio])", r"\1n ", text)

@@ -20,7 +20,7 @@ from utils.base.files import write_json
 from utils.base.launch import join_processes
 from utils.base.processes import is_main_process
 from utils.base.progress import progress
-from utils.base.text_table import aligned
+from utils.base.text import aligned
 from utils.config.schema import Config
 from utils.data.captions import load_captions
 from utils.data.image_batches import NpzImages, image_batches

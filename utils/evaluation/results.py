@@ -11,7 +11,7 @@ from typing import Any
 from utils.base.errors import note
 from utils.base.files import json_text, read_json_lines, write_csv
 from utils.base.locks import FileLock
-from utils.base.text_table import aligned
+from utils.base.text import aligned
 from utils.evaluation.metric_names import METRICS, distance_of, network_name, with_network_names
 
 Record = dict[str, Any]

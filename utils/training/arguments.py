@@ -9,7 +9,7 @@ from utils.base.errors import note
 from utils.base.launch import add_launch_arguments, relaunch
 from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter, add_config_arguments
 from utils.config.parsing import path_or_none, true_or_false
-from utils.config.published_flags import (
+from utils.config.published import (
     SAMPLING,
     TRAINING,
     add_published_flags,

@@ -9,9 +9,9 @@ import torch
 from models.distillation import Pieces
 from models.samplers import Denoise, guided
 from utils.base.errors import UserError
-from utils.config.distill import Distill
 from utils.config.load import config_from_dict
 from utils.config.schema import Config
+from utils.config.sections import Distill
 from utils.pretrained.checkpoint_files import stored_config
 from utils.pretrained.denoisers import load_denoiser
 from utils.sampling.generate import sampler_settings

@@ -1,23 +1,127 @@
-"""The command-line flags of the published text-to-face scripts, and the key that each one sets.
+"""Names of keys and flags that other versions use: those of the published code, and of 0.2.
 
-A flag on the command line has the effect of `key=value` there, and so wins over the YAML file.
-Flags that no longer change anything are accepted too; `note_void_flags` prints why.
+Published configs are those of the text-to-face code and of the MaskDiT code that it is based on.
+Their keys keep their names and meaning; those with another name, place or form are translated here.
+A published flag on the command line has the effect of `key=value` there, and so wins over the YAML
+file. Flags that no longer change anything are accepted too; `note_void_flags` prints why.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from models.choices import Discretization, NoiseSchedule, SignalScaling, Solver
-from utils.base.errors import note
+from utils.base.errors import note, short_repr
 from utils.config.command_line import either
 from utils.config.parsing import parse_scale, parse_seeds, text_or_none
-from utils.config.raw_values import get_value
 from utils.config.schema import Config
+from utils.config.text_keys import is_text, may_be_null
+from utils.config.yaml_files import get_value, remove, section_of, set_value
+
+# Our own keys of 0.2 -> their present names.
+RENAMED_KEYS = {"prior.levels": "prior.noise_range"}
+
+# Published sections and keys that have no effect here.
+WITHOUT_EFFECT = (
+    "wandb",
+    "data.total_num",
+    "data.random_flip",
+    "model.cond_mask_ratio",
+    "log.fid_every",
+)
+SIDES = {"data.resolution", "model.in_size"}
+WITHOUT_EFFECT_ANYWHERE = ("truncation",)  # keys without effect in every section
+
+
+def present_name(key: str) -> str:
+    """Return the present name of `section.key`, with a note if the key is one of 0.2."""
+    if key in RENAMED_KEYS:
+        note(f"{key} is now called {RENAMED_KEYS[key]}")
+    return RENAMED_KEYS.get(key, key)
+
+
+def rename_keys(raw: dict[str, Any], *, is_file: bool) -> None:
+    """Give keys of 0.2 their present names, in place; note those that a user's file holds."""
+    for old, new in RENAMED_KEYS.items():
+        if (value := get_value(raw, old)) is not None:
+            remove(raw, old)
+            set_value(raw, present_name(old) if is_file else new, value)
+
+
+def replace_none_words(raw: dict[str, Any]) -> None:
+    """Replace the word None by null, in place: published configs write None, a string in YAML.
+
+    A text that may not be null is the word.
+    """
+    for name in raw:
+        section = section_of(raw, name)
+        for key in [key for key, value in section.items() if value == "None"]:
+            if may_be_null(f"{name}.{key}") or not is_text(f"{name}.{key}"):
+                section[key] = None
+
+
+def translate_published_keys(
+    raw: dict[str, Any], source: str, overridden: Mapping[str, str]
+) -> list[str]:
+    """Bring published keys to the present names and forms, in place; return the faults found.
+
+    `source` names the configuration in the faults and in notes on stderr. `overridden`: keys that
+    the command line sets, which always have their present meaning.
+    """
+    faults = _translate_perturbation(raw, source)
+    ignored = [key for key in WITHOUT_EFFECT if remove(raw, key)]
+    anywhere = [f"{section}.{name}" for section in raw for name in WITHOUT_EFFECT_ANYWHERE]
+    ignored += [key for key in anywhere if remove(raw, key)]
+    if ignored:
+        note(f"{source}: these keys have no effect here: {', '.join(ignored)}")
+
+    model, data = section_of(raw, "model"), section_of(raw, "data")
+    side = data.get("resolution")
+    if isinstance(side, int) and side == model.get("in_size") and not SIDES & overridden.keys():
+        # Published configs give the side of the latents here; their autoencoders reduce 8 times.
+        data["resolution"] = 8 * side
+        note(f"{source}: data.resolution {side} is the latents' side; read as {8 * side} pixels")
+        ignored.append("data.resolution")
+    if ignored:  # only a published config has these keys, and its average never ramps
+        raw.setdefault("train", {})
+        section_of(raw, "train").setdefault("ema_rampup", None)
+    return faults
+
+
+def _translate_perturbation(raw: dict[str, Any], source: str) -> list[str]:
+    """Translate the keys of the perturbation, in place; return the faults found."""
+    model, train = section_of(raw, "model"), section_of(raw, "train")
+    if isinstance(model.get("perturbation"), bool):
+        # It says whether the network learns a perturbation. Published configs that have this key
+        # and no type date from when "fixed" was the only one.
+        if train.get("perturbation"):
+            train.setdefault("perturbation_type", "fixed")
+    elif "perturbation" in model:  # older configs give the noise scale here
+        value = model.pop("perturbation")
+        raw.setdefault("train", train)
+        if train.setdefault("perturbation", value) != value:
+            return [
+                f"{source}: model.perturbation: {short_repr(value)} contradicts train.perturbation "
+                f"({short_repr(train['perturbation'])}); keep train.perturbation"
+            ]
+    kind, bound = train.get("perturbation_type", ""), train.get("truncation")
+    if kind in (None, "none"):
+        del train["perturbation_type"]
+        if train.get("perturbation"):
+            return [
+                f"{source}: train.perturbation_type: {kind} contradicts train.perturbation "
+                f"({short_repr(train['perturbation'])}); give a type, or set that to 0"
+            ]
+    is_truncated = isinstance(kind, str) and kind.endswith(("trunc_gaussian", "truncated"))
+    if is_truncated and isinstance(bound, int | float) and not {"trunc_a", "trunc_b"} & set(train):
+        del train["truncation"]  # one bound of older configs is both bounds
+        train |= {"trunc_a": -bound, "trunc_b": bound}
+        note(f"{source}: train.truncation {bound} is read as trunc_a {-bound}, trunc_b {bound}")
+    return []
 
 
 @dataclass(frozen=True)
@@ -42,7 +146,8 @@ FLAGS = {
     ),
     "tag": Flag("ending of the experiment folder's name", "log.tag", convert=str),
     "num_features_per_sample": Flag(
-        "number of embeddings of an image, from its first on, among which one is drawn; None = all",
+        "number of embeddings of an image, from its first on, of which each step takes one at "
+        "random; None = all",
         "data.num_features_per_sample",
     ),
     "train_global_batch": Flag(
@@ -52,17 +157,17 @@ FLAGS = {
         "seeds of the images, e.g. 0-63,100; None = sampling.seed and those after it", "eval.seeds"
     ),
     "class_idx": Flag(
-        "class to draw, for models of class labels; None = a random one for each seed",
+        "class to sample, for models of class labels; None = a random one for each seed",
         "eval.class_idx",
     ),
-    "max_batch_size": Flag("images that a process draws at once", "eval.batchsize"),
-    "fid_batch_size": Flag("images that a process judges at once", "eval.batchsize"),
+    "max_batch_size": Flag("images that a process samples at once", "eval.batchsize"),
+    "fid_batch_size": Flag("images that a process evaluates at once", "eval.batchsize"),
     "cfg_scale": Flag(
         "guidance scales, e.g. 2.0,None; None is the condition alone; [] = sampling.cfg_scale",
         "eval.cfg_scales",
         convert=lambda text: [parse_scale(part) for part in text.split(",")],
     ),
-    "num_steps": Flag("noise levels of the sampler, e.g. 10,40", "sampling.num_steps"),
+    "num_steps": Flag("sigmas of the sampler, e.g. 10,40", "sampling.num_steps"),
     "S_churn": Flag("noise added between the sampler's steps, 0 = none", "sampling.S_churn"),
     "solver": Flag(
         f"{either(get_args(Solver))}, or a list of them; None = heun",
@@ -73,7 +178,8 @@ FLAGS = {
         f"time steps: {either([*get_args(Discretization), 'None'])}", "sampling.discretization"
     ),
     "schedule": Flag(
-        f"noise level sigma(t): {either([*get_args(NoiseSchedule), 'None'])}", "sampling.schedule"
+        f"schedule sigma(t): {either([*get_args(NoiseSchedule), 'None'])}",
+        "sampling.schedule",
     ),
     "scaling": Flag(
         f"signal scale s(t): {either([*get_args(SignalScaling), 'None'])}", "sampling.scaling"
@@ -111,7 +217,7 @@ SAMPLING = (
     "solver", "discretization", "schedule", "scaling", "pretrained_path", "ref_path",
     "num_expected", "fid_batch_size",
 )  # fmt: skip
-JUDGING = ("seeds", "class_idx", "max_batch_size", "ref_path", "num_expected", "fid_batch_size")
+EVALUATING = ("seeds", "class_idx", "max_batch_size", "ref_path", "num_expected", "fid_batch_size")
 TRAINING = (
     "global_seed", "num_workers", "no_amp", "use_ckpt_path", "tag", "num_features_per_sample",
     "local_rank",
@@ -120,7 +226,7 @@ TRAINING = (
 # Flags of the training that mean nothing to the evaluation.
 EVALUATION_VOID = {
     "global_seed": Flag("seed", void="each image has a seed of its own, see --seeds"),
-    "num_workers": Flag("image loaders", void="images are judged from memory, none is loaded"),
+    "num_workers": Flag("image loaders", void="images are evaluated from memory, none is loaded"),
 }
 
 
@@ -166,7 +272,7 @@ def flag_settings(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             seeds["eval.fid_sample_size"] = count
     sizes = [given[name][1] for name in ("max_batch_size", "fid_batch_size") if name in given]
     if len(sizes) == 2 and all(size.isdigit() for size in sizes):
-        # Images are drawn and judged in one pass, in which neither limit may be exceeded.
+        # Images are sampled and evaluated in one pass, in which neither limit may be exceeded.
         found["--max_batch_size"] = {"eval.batchsize": min(sizes, key=int)}
         del found["--fid_batch_size"]
     return found
@@ -184,7 +290,7 @@ def note_void_flags(args: argparse.Namespace) -> None:
         if name == "local_rank" and os.environ.get("LOCAL_RANK") == value:
             continue
         note(f"--{name} has no effect: {flag.void}")
-    idle = [f"--{name}" for name in JUDGING if hasattr(args, name)]
+    idle = [f"--{name}" for name in EVALUATING if hasattr(args, name)]
     if idle and not getattr(args, "enable_eval", True):
         note(f"{', '.join(idle)}: only for evaluations, which --enable_eval turns on")
 
