@@ -72,8 +72,8 @@ def angle_lines(golden: Golden) -> Iterator[str]:
             kind, scale = key.removeprefix(prefix).replace("p", ".").split("_")
             generator = torch.Generator().manual_seed(0)
             y = torch.nn.functional.normalize(torch.randn(20000, 512, generator=generator))
-            turned = perturb(y, Perturbation(kind, float(scale)), BatchRandom(generator))
-            angle = torch.rad2deg((y * turned).sum(dim=1).clamp(-1, 1).acos()).numpy()
+            perturbed = perturb(y, Perturbation(kind, float(scale)), BatchRandom(generator))
+            angle = torch.rad2deg((y * perturbed).sum(dim=1).clamp(-1, 1).acos()).numpy()
             ours = [angle.mean(), angle.std(), *np.percentile(angle, (5, 50, 95))]
             pairs = [f"{a:.1f} / {b:.1f}" for a, b in zip(ours, stored[key], strict=True)]
             yield f"| {kind} {scale} | {' | '.join(pairs)} |"
@@ -166,7 +166,7 @@ DIFFERENCES = """
 ## Where this differs from the published code, on purpose
 
 - A dropped condition stays zero ("no condition") under the learned perturbation too. In the
-  published code the perturbation turns zeros into noise once its biases have grown.
+  published code the perturbation makes noise of zeros once its biases have grown.
 - The learned perturbation normalises the embedding first. With `data.norm_feature` or a fixed
   perturbation before it, as in the published configs, that changes nothing.
 - `self_cond` and `ext_feature_dim` work as in the MaskDiT code. The published text-to-face training
@@ -212,8 +212,8 @@ def make_page(golden: Golden, xl: dict[str, Any] | None) -> tuple[str, int]:
         f"Written by `python tests/parity/parity.py` (torch {torch.__version__}, CPU, "
         f"{platform.machine()}). Reference values were computed once with the published code.",
         f"*Met* means |deviation| ≤ {ATOL:g} + {RTOL:g} |reference| for every value, and equality "
-        "where values are copied or drawn (databases, crops, noise, weights). The largest relative "
-        "deviation counts values of at least a hundredth of the largest one.",
+        "where values are copied or random (databases, crops, noise, weights). The largest "
+        "relative deviation counts values of at least a hundredth of the largest one.",
     ]
     failed = 0
     with progress(desc="compare", total=len(SECTIONS), unit="section") as bar:
@@ -228,14 +228,14 @@ def make_page(golden: Golden, xl: dict[str, Any] | None) -> tuple[str, int]:
         "",
         "Trainings run the network in bfloat16 by default. These deviations from the float32",
         "references are for information: no limit is set. Loss and gradient are those of single",
-        "images with the reference's draws.",
+        "images with the reference's random numbers.",
         "",
         *table(network_rows(golden, torch.bfloat16), verdict=False),
         "",
         "## Angles of the perturbations",
         "",
         "Degrees between embeddings and their perturbed versions in 512 dimensions. Each cell is",
-        "ours (20,000 draws) / published.",
+        "ours (20,000 samples) / published.",
         "",
         "| perturbation | mean | standard deviation | 5 % | 50 % | 95 % |",
         "|---|---|---|---|---|---|",

@@ -81,7 +81,7 @@ class Golden:
 
 
 def guided_at_own_noise(denoiser: torch.nn.Module, t: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Denoise with guidance 4 and another noise level for each image, as the reference does."""
+    """Denoise with guidance 4 and another sigma for each image, as the reference does."""
 
     def denoise(x: torch.Tensor, _: float, cond: torch.Tensor) -> torch.Tensor:
         return denoiser(x, t["sigma"].repeat(len(x) // len(t["sigma"])), cond)
@@ -92,7 +92,7 @@ def guided_at_own_noise(denoiser: torch.nn.Module, t: dict[str, torch.Tensor]) -
 def golden_loss(
     name: str, denoiser: torch.nn.Module, t: dict[str, torch.Tensor], masked: bool
 ) -> torch.Tensor:
-    """Return the training loss of each image, (N,), with the reference's draws."""
+    """Return the training loss of each image, (N,), with the reference's random numbers."""
     mask = golden_mask(t) if masked else None
     random = LossRandom(t["loss/rnd_normal"], t["loss/noise"], mask)
     coef = GOLDEN_MODELS[name].get("mae_loss_coef", 0.1)
@@ -110,7 +110,7 @@ def network_values(
     with torch.no_grad():
         yield "denoised", denoiser(x, sigma, labels), t["eval/denoised"]
         yield "no condition", denoiser(x, sigma), t["eval/denoised_unconditional"]
-        yield "one noise level", denoiser(x, 1.5, labels), t["eval/denoised_scalar_sigma"]
+        yield "one sigma", denoiser(x, 1.5, labels), t["eval/denoised_scalar_sigma"]
         yield "guidance 4", guided_at_own_noise(denoiser, t), t["eval/cfg_scale_4"]
         masked = denoiser(x, sigma, labels, golden_mask(t))
         yield "masked forward", masked, t["train/denoised_masked"]
@@ -153,16 +153,16 @@ def sampler_rows(golden: Golden, device: str = "cpu") -> Iterator[Row]:
             options = json.loads(text)
             evaluations, cfg_scale = options.pop("nfe"), options.pop("cfg_scale", None)
             del options["fn"], options["noise_draws"]
-            chosen = SamplerSettings(**options)
+            settings = SamplerSettings(**options)
             noise = torch.Generator().manual_seed(123)
             denoise = guided(gaussian_denoiser, tensors["labels"].to(device), cfg_scale)
 
             def randn(x: torch.Tensor, noise: torch.Generator = noise) -> torch.Tensor:
                 return torch.randn(x.shape, generator=noise, dtype=x.dtype).to(device)
 
-            images = sample(denoise, tensors["latents"].to(device), chosen, randn)
+            images = sample(denoise, tensors["latents"].to(device), settings, randn)
             yield compared(f"`{name}`", images.cpu(), tensors[name])
-            yield compared(f"`{name}`: evaluations", [nfe(chosen)], [evaluations], exact=True)
+            yield compared(f"`{name}`: evaluations", [nfe(settings)], [evaluations], exact=True)
 
 
 def noise_rows(golden: Golden) -> Iterator[Row]:
@@ -172,9 +172,9 @@ def noise_rows(golden: Golden) -> Iterator[Row]:
         noise = SeededNoise(t["seeds"])
         for what in ("first", "second"):
             expected = t[f"{what}_randn_4x8x8"]
-            yield compared(f"{what} normal draw", noise.randn((4, 8, 8)), expected, exact=True)
+            yield compared(f"{what} normal numbers", noise.randn((4, 8, 8)), expected, exact=True)
         generated = noise.randint(100)
-        yield compared("integer draw", generated, t["then_randint_100"].flatten(), exact=True)
+        yield compared("integers", generated, t["then_randint_100"].flatten(), exact=True)
 
 
 def vae_rows(golden: Golden) -> Iterator[Row]:
@@ -216,7 +216,7 @@ def checkpoint_rows(golden: Golden) -> Iterator[Row]:
 
 
 def perturbation_rows(golden: Golden) -> Iterator[Row]:
-    """Compare the perturbed condition with the reference's draws."""
+    """Compare the perturbed condition with the reference's random numbers."""
     for path in golden.find("perturbation.npz"):
         t = {k: torch.from_numpy(v) for k, v in np.load(path).items()}
         ours = turn(t["embedding"].double(), t["noise"], t["level"].view(-1, 1))
