@@ -100,9 +100,7 @@ def main() -> None:
     args = parse_args()
     try:
         # Not needed by any other script, and so not in requirements.txt.
-        import uvicorn
-
-        from demo.page.server import Page
+        from demo.page.server import Page, Server
     except ModuleNotFoundError as fault:
         raise UserError(f"{fault}: first pip install -r requirements-app.txt") from fault
     listener = listen(args.host, args.port)
@@ -118,8 +116,7 @@ def main() -> None:
         pass  # the first image after a start is slow, so no visitor has to wait for it
     port = listener.getsockname()[1]
     print(f"http://{args.host}:{port} shows the page; Ctrl-C ends it", flush=True)
-    config = uvicorn.Config(page.app, log_level="warning", timeout_graceful_shutdown=3)
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(page).run(sockets=[listener])
 
 
 if __name__ == "__main__":

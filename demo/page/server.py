@@ -10,9 +10,10 @@ import asyncio
 import base64
 import json
 import logging
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing
 from dataclasses import asdict
 from functools import partial
 from ipaddress import ip_address
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -39,6 +41,7 @@ ARRIVAL = 60.0  # seconds in which a request has to arrive whole
 FILES = Path(__file__).parent / "files"
 # The browser loads nothing from elsewhere, and shows the page in no other page.
 POLICY = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"
+STOPPED = "the page's server was stopped"
 FAULT = "a fault of the program stopped this request; its log has more"
 
 
@@ -50,6 +53,8 @@ class RequestQueue:
         self._waiting = waiting
         self._requests: list[asyncio.Event] = []  # set when the request moves up
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
+        self._message: asyncio.Future[Message | None] | None = None  # that the thread works on
+        self._stopped = False
 
     def __len__(self) -> int:
         """Return the number of requests, the one that is served included."""
@@ -59,31 +64,42 @@ class RequestQueue:
         """Yield `{"before": N}` while N others come first, then the messages of `work`.
 
         Closing it gives the request up: the next one starts after the present batch.
-        Raises UserError if the queue is full, and what `work` raises.
+        Raises UserError if the queue is full or stops, and what `work` raises.
         """
         if len(self) > self._waiting:
             raise UserError(f"{self._waiting} others are waiting; try again in a minute")
         moved_up = asyncio.Event()
         self._requests.append(moved_up)
         try:
-            while before := self._requests.index(moved_up):
+            while not self._stopped and (before := self._requests.index(moved_up)):
                 yield {"before": before}
                 await moved_up.wait()
                 moved_up.clear()
             loop = asyncio.get_running_loop()
-            while message := await loop.run_in_executor(self._thread, next, work, None):
+            while not self._stopped:
+                self._message = loop.run_in_executor(self._thread, next, work, None)
+                if (message := await self._message) is None:
+                    return
                 yield message
+            raise UserError(STOPPED)
+        except asyncio.CancelledError:
+            if self._stopped:
+                raise UserError(STOPPED) from None
+            raise
         finally:
-            with suppress(RuntimeError):  # raised if the server has stopped
-                self._thread.submit(work.close)
+            self._thread.submit(work.close)
             place = self._requests.index(moved_up)
             del self._requests[place]
             for other in self._requests[place:]:
                 other.set()
 
-    def close(self) -> None:
-        """Wait for the batch that is being generated."""
-        self._thread.shutdown(cancel_futures=True)
+    def stop(self) -> None:
+        """Give all requests up, in the event loop; the thread ends after the present batch."""
+        self._stopped = True
+        for moved_up in self._requests:
+            moved_up.set()
+        if self._message:
+            self._message.cancel()
 
 
 class JsonLines(StreamingResponse):
@@ -164,6 +180,21 @@ class _Files(StaticFiles):
         return response
 
 
+class Server(uvicorn.Server):
+    """uvicorn's server, which gives up all requests before it waits for their connections."""
+
+    def __init__(self, page: Page) -> None:
+        """`page`: what it serves."""
+        settings = uvicorn.Config(page.app, log_level="warning", timeout_graceful_shutdown=3)
+        super().__init__(settings)
+        self._queue = page.queue
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop, after Ctrl-C for example."""
+        self._queue.stop()
+        await super().shutdown(sockets)
+
+
 class Page:
     """The page of one network; `app` is its ASGI application."""
 
@@ -185,15 +216,7 @@ class Page:
             routes=routes,
             middleware=[Middleware(OwnNames, names=hosts)],
             exception_handlers={UserError: _refuse, Forbidden: _forbid, Exception: _fail},
-            lifespan=self.lifespan,
         )
-
-    @asynccontextmanager
-    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Stop all work when the server stops."""
-        yield
-        self.queue.close()
-        self.uploads.shutdown(cancel_futures=True)
 
     async def settings(self, request: Request) -> Response:
         """Answer with the network's own settings, the choices and the limits."""

@@ -6,13 +6,13 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from urllib.parse import urlencode
 
 import numpy as np
 import pytest
 import requests
-import uvicorn
 from conftest import crude_face
 from image_files import encoded
 from PIL import Image
@@ -21,7 +21,7 @@ from tiny import make_tiny_checkpoint, make_tiny_config
 from demo.app import LOCAL, listen
 from demo.page import server as server_module
 from demo.page.request import Limits
-from demo.page.server import Page
+from demo.page.server import Page, Server
 from utils.base.errors import UserError
 from utils.sampling.text_to_face import TextToFace
 
@@ -42,21 +42,29 @@ class Gate:
         return noise
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """Serve the page from a thread; return it and its address."""
-    folder = tmp_path_factory.mktemp("page")
-    checkpoint = make_tiny_checkpoint(folder / "0000010.pt", make_tiny_config(folder))
+@contextmanager
+def serve(faces: TextToFace) -> Iterator[tuple[Page, str, Server]]:
+    """Serve the page of a network from a thread; yield it, its address and its server."""
     listener = listen("127.0.0.1", 0)
-    page = Page(TextToFace.load(checkpoint), LIMITS, batch_size=1, hosts=list(LOCAL))
-    settings = uvicorn.Config(page.app, log_level="warning", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(settings)
+    page = Page(faces, LIMITS, batch_size=1, hosts=list(LOCAL))
+    server = Server(page)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    yield page, f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(PATIENCE)
+    try:
+        yield page, f"http://127.0.0.1:{listener.getsockname()[1]}", server
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE)
     assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """Serve the page; return it and its address."""
+    folder = tmp_path_factory.mktemp("page")
+    checkpoint = make_tiny_checkpoint(folder / "0000010.pt", make_tiny_config(folder))
+    with serve(TextToFace.load(checkpoint)) as (page, address, _):
+        yield page, address
 
 
 @pytest.fixture
@@ -268,6 +276,19 @@ def test_a_bug_ends_one_request_with_a_line_and_its_traceback_goes_to_the_log(
     assert "RuntimeError: a bug" in caplog.text
     monkeypatch.undo()
     assert "image" in list(messages(post(page, "prompt=a+hat")))[-1]
+
+
+def test_a_server_that_stops_ends_every_request_with_a_line(served):
+    faces = served[0].faces
+    gate = faces.solve = Gate()
+    with serve(faces) as (_, address, server):
+        answers = [post(address, LONG), post(address, LONG)]
+        arriving = [messages(answer) for answer in answers]
+        assert [next(iter(next(lines))) for lines in arriving] == ["rows", "before"]
+        server.should_exit = True
+        assert [list(lines) for lines in arriving] == [[{"error": server_module.STOPPED}]] * 2
+        gate.release(100)
+    faces.solve = None
 
 
 def test_a_taken_port_is_one_line():
