@@ -31,6 +31,7 @@ from utils.base.script import one_line_errors_of_each
 from utils.config.schema import Config
 from utils.data.latent_dataset import open_data
 from utils.pretrained.denoisers import export_safetensors
+from utils.release.folder import export_folder
 from utils.training.arguments import load_training_config, parse_args
 from utils.training.batches import training_batches
 from utils.training.distributed import (
@@ -46,7 +47,6 @@ from utils.training.experiment import (
     with_stored_defaults,
 )
 from utils.training.outputs import Outputs
-from utils.training.release_folder import export_folder
 from utils.training.state import TrainingState
 from utils.training.step_guard import diverged, weights_not_finite
 from utils.training.train_step import train_step

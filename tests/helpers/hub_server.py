@@ -1,4 +1,4 @@
-"""A small Hugging Face hub for tests: it takes uploads of models and serves them."""
+"""A small Hugging Face hub for tests: it takes uploads of models and Spaces, and serves models."""
 
 from __future__ import annotations
 
@@ -89,11 +89,11 @@ class Handler(BaseHTTPRequestHandler):
             self._answer({"url": f"{self.server.url}/{name}"})
         elif path == "/api/validate-yaml":
             self._answer({"errors": [], "warnings": []})
-        elif match := re.fullmatch(r"/api/models/(.+)/preupload/main", path):
+        elif match := re.fullmatch(r"/api/(?:models|spaces)/(.+)/preupload/main", path):
             paths = [file["path"] for file in json.loads(body)["files"]]
             files = [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]
             self._answer({"files": files})
-        elif match := re.fullmatch(r"/api/models/(.+)/commit/main", path):
+        elif match := re.fullmatch(r"/api/(?:models|spaces)/(.+)/commit/main", path):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     content = base64.b64decode(line["value"]["content"])

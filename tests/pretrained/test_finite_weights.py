@@ -13,8 +13,8 @@ from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.pretrained.denoisers import export_safetensors, load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.pretrained.priors import read_prior, save_prior
+from utils.release.folder import export_folder
 from utils.training.checkpoint import save_checkpoint
-from utils.training.release_folder import export_folder
 
 NAME = "model.blocks.0.attn.qkv.weight"
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from models.encoder_files import embedding_width, hub_place, latent_layout
-from models.weights import looks_like_path
 from utils.base.errors import UserError, note
 from utils.base.finite import OVERFLOW, require_finite
 from utils.config.schema import Config
@@ -28,6 +27,7 @@ from utils.pretrained.hub import (
     fetched_file,
     hub_url,
     is_clip_name,
+    is_vae_name,
     offline_if_silent,
     vae_file,
     vae_is_cached,
@@ -58,7 +58,7 @@ def require_encoders(
     loaded.
     """
     encoders, missing = config.encoders, {}
-    if "encoders.vae" in keys and _is_on_hub(encoders.vae) and not vae_is_cached(encoders.vae):
+    if "encoders.vae" in keys and is_vae_name(encoders.vae) and not vae_is_cached(encoders.vae):
         missing["encoders.vae"] = (encoders.vae, hub_place(encoders.vae)[0])
     is_missing = is_clip_name(encoders.clip) and local_file(encoders.clip) is None
     if "encoders.clip" in keys and is_missing and not clip_is_cached(encoders.clip):
@@ -84,15 +84,10 @@ def config_latent_layout(config: Config, may_fetch: bool) -> tuple[int, int] | N
     Returns None if it is unknown.
     """
     source = config.encoders.vae
-    if not _is_on_hub(source):
+    if not is_vae_name(source):
         return latent_layout(Path(source).expanduser())
     file = (fetched_file if may_fetch else cached_file)(*vae_file(source, VAE_CONFIG))
     return None if file is None else latent_layout(file)
-
-
-def _is_on_hub(source: str) -> bool:
-    """Return True if a VAE is a name on the hub, no file or folder."""
-    return not looks_like_path(source) and not Path(source).exists()
 
 
 def load_config_clip(config: Config, device: torch.device | str = "cpu") -> ClipEncoder:
@@ -134,7 +129,7 @@ def load_config_autoencoder(config: Config, device: torch.device | str = "cpu") 
     require_encoders(config, ["encoders.vae"])
     from models.autoencoder import load_autoencoder  # imported here: it imports diffusers
 
-    from_hub = offline_if_silent() if _is_on_hub(encoders.vae) else contextlib.nullcontext()
+    from_hub = offline_if_silent() if is_vae_name(encoders.vae) else contextlib.nullcontext()
     try:
         with from_hub:
             vae = load_autoencoder(

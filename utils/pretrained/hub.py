@@ -21,6 +21,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import logging
 
 from models.encoder_files import hub_place
+from models.weights import looks_like_path
 from utils.base.errors import UserError, one_line
 
 PATIENCE = 2.0  # seconds until a hub that does not answer counts as unreachable
@@ -121,6 +122,11 @@ def vae_file(source: str, name: str) -> tuple[str, str]:
     """Return repository and file of a VAE on the hub, `owner/name` or `owner/name/subfolder`."""
     repository, subfolder = hub_place(source)
     return repository, f"{subfolder}/{name}" if subfolder else name
+
+
+def is_vae_name(source: str) -> bool:
+    """Return True if a VAE is a name on the hub, no file or folder here."""
+    return not looks_like_path(source) and not Path(source).exists()
 
 
 def vae_is_cached(source: str) -> bool:

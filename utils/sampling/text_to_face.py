@@ -30,7 +30,7 @@ from utils.config.sections import Sampling
 from utils.data.derived_sizes import with_derived_sizes
 from utils.data.embeddings import check_image_mean, check_prior
 from utils.pretrained.denoisers import load_denoiser
-from utils.pretrained.effective_config import read_config
+from utils.pretrained.effective_config import find_network, read_config
 from utils.pretrained.encoders import (
     load_config_autoencoder,
     load_config_clip,
@@ -38,7 +38,6 @@ from utils.pretrained.encoders import (
     usable_device,
 )
 from utils.pretrained.priors import load_config_prior
-from utils.pretrained.release import find_network
 from utils.sampling.compile import compile_for_sampling
 from utils.sampling.conditions import embed_rows
 from utils.sampling.generate import Solve, generate, sampler_settings

@@ -12,10 +12,9 @@ from utils.base.errors import UserError
 from utils.base.files import write_folder_whole
 from utils.config.schema import Config
 from utils.pretrained.encoder_paths import PROJECT
+from utils.release.card import model_card, read_run
 from utils.sampling.conditions import captions_of
-from utils.sampling.packed_code import needed_packages
 from utils.sampling.text_to_face import TextToFace
-from utils.training.model_card import model_card, read_run
 
 PROMPTS = (
     "a smiling person with glasses",
@@ -24,6 +23,7 @@ PROMPTS = (
 )
 PICTURES = 4  # of each prompt, in the sample grid
 GRID = "samples.png"
+MORE_PACKAGES = "# Beyond generating images"  # line of requirements.txt
 
 
 def export_folder(
@@ -35,7 +35,7 @@ def export_folder(
     code that draws, a model card and samples: safetensors, text and PNG only.
     Raises UserError if `out` is there already, or if the checkpoint or an encoder is not usable.
     """
-    from utils.sampling.pipeline import TextToFacePipeline  # imported here: it imports diffusers
+    from utils.release.pipeline import TextToFacePipeline  # imported here: it imports diffusers
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--export {out}: is there already; delete it, or name another folder")
@@ -48,8 +48,9 @@ def export_folder(
         shutil.copyfile(PROJECT / "LICENSE", folder / "LICENSE")
         if has_demo_parts(faces.config):
             shutil.copyfile(PROJECT / "NOTICE.md", folder / "NOTICE.md")
-        packages = "\n".join(needed_packages())
-        (folder / "requirements.txt").write_text(f"{packages}\n", encoding="utf-8")
+        packages = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
+        needed = [line for line in packages.split(MORE_PACKAGES)[0].splitlines() if line[0] != "#"]
+        (folder / "requirements.txt").write_text("\n".join(needed) + "\n", encoding="utf-8")
         # The samples are drawn by the release itself, from its weights in float16.
         released = TextToFace.load(folder, device=device)
         released.source = out.name

@@ -16,13 +16,13 @@ from utils.config.schema import Config
 from utils.evaluation.metric_names import MetricInfo, end_key, metrics_in, network_name
 from utils.evaluation.results import Record, Results, evaluation_of
 from utils.pretrained.checkpoint_files import load_checkpoint, step_of
-from utils.pretrained.encoder_copies import is_public_vae
-from utils.pretrained.hub import is_clip_name
+from utils.pretrained.hub import is_clip_name, is_vae_name
 from utils.sampling.generation import settings_text
 from utils.sampling.text_to_face import TextToFace
 from utils.training.run_log import time_text
 
 TEMPLATES = Path(__file__).with_name("templates")
+GRADIO = "6.31.0"  # the version that app.py was tried with
 TAGS = ["text-to-image", "image-to-image", "faces", "language-free", "masked-diffusion-transformer"]
 
 
@@ -130,7 +130,7 @@ def facts(faces: TextToFace, run: Run) -> dict[str, str]:
         "Network": f"{model.model_type}, {size:.1f} M weights, EDM preconditioning",
         "Masking": f"{model.mask_ratio:.0%} of the tokens, {model.mask_ratio_fn}",
         "Latents": f"{model.in_channels} × {model.in_size} × {model.in_size}, VAE "
-        + _place(encoders.vae, is_public_vae(encoders.vae)),
+        + _place(encoders.vae, is_vae_name(encoders.vae)),
         "CLIP": f"{_place(encoders.clip, is_clip_name(encoders.clip))}, {faces.clip.dim} numbers, "
         f"identity {faces.clip.identity}",
         "Training": amount,
@@ -184,7 +184,7 @@ def metadata(name: str, config: Config, run: Run, metrics: Mapping[str, MetricIn
         for key, about in metrics.items()
         if record.get(key) is not None
     ]
-    base = [config.encoders.vae] if is_public_vae(config.encoders.vae) else None
+    base = [config.encoders.vae] if is_vae_name(config.encoders.vae) else None
     data = ModelCardData(
         license="mit",
         library_name="diffusers",
@@ -193,6 +193,11 @@ def metadata(name: str, config: Config, run: Run, metrics: Mapping[str, MetricIn
         base_model=base,
         model_name=name,
         eval_results=results or None,
+        # For a Space: the hub runs app.py with these. Its requirements.txt holds the rest.
+        sdk="gradio",
+        sdk_version=GRADIO,
+        python_version="3.11",
+        app_file="app.py",
     )
     return str(data.to_yaml()).strip()
 

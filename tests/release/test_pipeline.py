@@ -23,8 +23,8 @@ from tiny import DIM, RESOLUTION, make_tiny_checkpoint, make_tiny_config, make_t
 from models.samplers import SamplerSettings, guided, sample
 from utils.base.errors import UserError
 from utils.config.load import config_from_dict
-from utils.sampling.pipeline import TextToFacePipeline
-from utils.sampling.schedulers import solve_with
+from utils.release.pipeline import TextToFacePipeline
+from utils.release.schedulers import solve_with
 from utils.sampling.text_to_face import TextToFace
 
 BOUND = 1  # largest difference of a pixel, of 255, between a scheduler of diffusers and ours
@@ -236,6 +236,22 @@ def test_code_of_a_folder_is_not_run_without_consent(pipe, tmp_path):
         DiffusionPipeline.from_pretrained(tmp_path / "one")
 
 
+def test_two_releases_are_used_in_one_program_each_with_its_own_code(pipe, tmp_path):
+    for name in ("one", "two"):
+        pipe.save_pretrained(tmp_path / name)
+    changed = tmp_path / "two" / "code" / "utils" / "sampling" / "prompts.py"
+    text = changed.read_text()
+    changed.write_text(text.replace("the prompt is empty", "there are no words"))
+    one, two, again = (
+        DiffusionPipeline.from_pretrained(tmp_path / name, trust_remote_code=True)
+        for name in ("one", "two", "one")
+    )
+    assert_equal_pictures(one("red hair").images, two("red hair").images)
+    for loaded, message in ((one, "is empty"), (two, "no words"), (again, "is empty")):
+        with pytest.raises(Exception, match=message):
+            loaded(" ")
+
+
 def run(
     code: str, hub: str, cache: Path, cwd: Path, token: str = ""
 ) -> subprocess.CompletedProcess:
@@ -289,6 +305,35 @@ TextToFace.load("someone/faces", device="cpu").generate("red hair").images[0].sa
 
     told = [p for p in tmp_path.rglob("*") if p.is_file() and token.encode() in p.read_bytes()]
     assert told == [] and token not in done.stdout + done.stderr
+
+
+def test_a_release_becomes_a_space_whose_page_shows_its_images(pipe, faces, tmp_path):
+    pipe.save_pretrained(tmp_path / "mine")
+    push = f"""
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained({str(tmp_path / "mine")!r}, trust_remote_code=True)
+pipe.push_to_hub("someone/faces", repo_type="space")
+"""
+    show = """
+import shutil, sys
+sys.path.insert(0, ".")
+import app
+for files in app.generate("red hair", 2, 5):
+    for number, file in enumerate(files):
+        shutil.copy(file, f"{number}.png")
+"""
+    with HubServer() as hub:
+        done = run(push, hub.url, tmp_path / "cache", tmp_path, "hf_some")
+        assert done.returncode == 0, done.stderr
+        space = hub.repositories["someone/faces"]
+    for name, content in space.items():
+        (tmp_path / "space" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "space" / name).write_bytes(content)
+    done = run(show, "http://127.0.0.1:9", tmp_path / "cache", tmp_path / "space")
+    assert done.returncode == 0, done.stderr
+    shown = [Image.open(tmp_path / "space" / f"{number}.png") for number in range(2)]
+    assert [image.text["seed"] for image in shown] == ["5", "6"]
+    assert_equal_pictures(shown, faces.generate("red hair", seeds=[5, 6]).images)
 
 
 @pytest.mark.parametrize("answers", [True, False])

@@ -1,0 +1,1 @@
+"""A trained network leaves and comes back: release folder, diffusers, hub; read folder.py first."""

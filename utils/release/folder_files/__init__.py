@@ -1,0 +1,1 @@
+"""Files that stand in every release folder as they are here; none imports this project."""
