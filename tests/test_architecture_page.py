@@ -45,7 +45,6 @@ def test_every_file_that_the_pages_name_exists():
 def test_every_room_is_on_the_page_and_in_the_drawing():
     generation = (ROOT / "docs" / "rooms.svg").read_text(encoding="utf-8")
     rooms = [f"utils/{path.parent.name}" for path in (ROOT / "utils").glob("*/__init__.py")]
-    assert len(rooms) == 7
     for room in [*rooms, "models"]:
         assert f"| `{room}/` |" in PAGE
         assert f">{room}<" in generation

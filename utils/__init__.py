@@ -1,4 +1,4 @@
 """The rooms around the mathematics; docs/architecture.md draws them.
 
-Imports only point down: training, evaluation, sampling, data, pretrained, config, base.
+Imports only point down: release, training, evaluation, sampling, data, pretrained, config, base.
 """

@@ -246,7 +246,7 @@ def test_two_releases_are_used_in_one_program_each_with_its_own_code(pipe, tmp_p
         DiffusionPipeline.from_pretrained(tmp_path / name, trust_remote_code=True)
         for name in ("one", "two", "one")
     )
-    assert_equal_pictures(one("red hair").images, two("red hair").images)
+    assert_equal_images(one("red hair").images, two("red hair").images)
     for loaded, message in ((one, "is empty"), (two, "no words"), (again, "is empty")):
         with pytest.raises(Exception, match=message):
             loaded(" ")
@@ -333,7 +333,7 @@ for files in app.generate("red hair", 2, 5):
     assert done.returncode == 0, done.stderr
     shown = [Image.open(tmp_path / "space" / f"{number}.png") for number in range(2)]
     assert [image.text["seed"] for image in shown] == ["5", "6"]
-    assert_equal_pictures(shown, faces.generate("red hair", seeds=[5, 6]).images)
+    assert_equal_images(shown, faces.generate("red hair", seeds=[5, 6]).images)
 
 
 @pytest.mark.parametrize("answers", [True, False])
