@@ -1,4 +1,4 @@
-"""The demo's CLIP as a model: vocabulary, towers, a start from earlier weights, its file."""
+"""The demo's CLIP as a model: vocabulary, towers, its file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from demo.make_faces import ATTRIBUTES, hide, make_face, random_attributes
-from models.clip import MERGES_NAME, ClipEncoder
+from models.clip import MERGES_NAME
 from research.demo_weights.free_captions import write_free_caption
-from utils.base.errors import UserError
 from utils.base.files import write_json
 
 WORD_USES = 3  # a word gets tokens of its own if it comes so often in the sample of texts
@@ -39,22 +38,22 @@ def sample_words(count: int) -> set[str]:
 def write_merges(path: Path, faces: int = 4000) -> int:
     """Write those of CLIP's byte-pair merges that the demo's words need; return their number.
 
-    All other words are encoded letter by letter, or by pieces of the demo's words.
+    All other words are encoded letter by letter, or by parts of the demo's words.
 
     faces: number of faces whose captions and free texts give the words.
     """
     tokenizer = open_clip.SimpleTokenizer()
     needed = set()
     for word in sample_words(faces):
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        while len(pieces) > 1:
-            pairs = list(zip(pieces, pieces[1:], strict=False))
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            pairs = list(zip(parts, parts[1:], strict=False))
             pair = min(pairs, key=lambda p: tokenizer.bpe_ranks.get(p, math.inf))
             if pair not in tokenizer.bpe_ranks:
                 break
             needed.add(pair)
             at = pairs.index(pair)
-            pieces[at : at + 2] = ["".join(pair)]
+            parts[at : at + 2] = ["".join(pair)]
     merges = sorted(needed, key=tokenizer.bpe_ranks.get)
     body = "\n".join(["#merges used by the demo's sentences", *(" ".join(m) for m in merges)])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,35 +90,6 @@ def build_clip(folder: Path) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer]
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters / 1e6:.2f} M parameters, {vocabulary} tokens")
     return model, open_clip.SimpleTokenizer(bpe_path=str(folder / MERGES_NAME))
-
-
-@torch.no_grad()
-def start_from(
-    model: open_clip.CLIP, tokenizer: open_clip.SimpleTokenizer, earlier: ClipEncoder
-) -> None:
-    """Copy the weights of an earlier CLIP of this shape; its vocabulary may be another one.
-
-    A token that the earlier CLIP lacks starts as the mean of the pieces that it would split into.
-    Raise UserError if the towers have other layers.
-    """
-    old = earlier.model.float()
-    weights = {k: v for k, v in old.state_dict().items() if k != "token_embedding.weight"}
-    missing = model.load_state_dict(weights, strict=False).missing_keys
-    if missing != ["token_embedding.weight"]:
-        raise UserError(f"--start: a CLIP of another shape; it lacks {', '.join(missing)}")
-    assert isinstance(earlier.tokenizer, open_clip.SimpleTokenizer)
-    old_ids = earlier.tokenizer.encoder
-    table = old.token_embedding.weight
-    for token, index in tokenizer.encoder.items():
-        word = token.removesuffix("</w>")
-        if token in old_ids:
-            ids = [old_ids[token]]
-        elif token.endswith("</w>"):
-            ids = earlier.tokenizer.encode(word)
-        else:
-            ids = [old_ids[letter] for letter in word if letter in old_ids]
-        if ids:
-            model.token_embedding.weight[index] = table[ids].mean(0)
 
 
 def export(model: torch.nn.Module, out: Path) -> None:

@@ -10,31 +10,58 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from demo.captions import choose_attributes
-from research.demo_weights import free_face_words as face_words
-from research.demo_weights import free_words as words
-from research.demo_weights.free_frames import (
-    LEADS,
-    PEOPLE,
-    REMARKS,
-    SEPARATORS,
-    SHADES,
-    Person,
-    misspell,
-)
-from research.demo_weights.free_words import Forms, FreeWords
 from utils.data.celeba_captions import enumerate_phrases, mend_articles
 
-CORRECTED = 0.12  # share of phrases that are set against a wrong one
+Forms = dict[str, list[str]]  # part of speech → wordings
+
+
+def alternatives(node: Any) -> Any:
+    """Return words of free_words.yaml as lists, split at their bars."""
+    if isinstance(node, dict):
+        return {key: alternatives(value) for key, value in node.items()}
+    return [word.strip() for word in node.split("|")] if node else []
+
+
+WORDS = yaml.safe_load(Path(__file__).with_name("free_words.yaml").read_text(encoding="utf-8"))
+VALUES: dict[str, dict[str, Forms]] = alternatives(WORDS["values"])  # by attribute and value
+BARE: dict[str, Forms] = alternatives(WORDS["bare"])  # a colour alone
+COLORS: dict[str, dict[str, list[str]]] = alternatives(WORDS["colors"])
+HAIRED: dict[str, list[str]] = alternatives(WORDS["haired"])
+BACKGROUND: Forms = alternatives(WORDS["background"])
+AGES, SHADES, REMARKS = (alternatives(WORDS[key]) for key in ("ages", "shades", "remarks"))
+LEADS, SEPARATORS = WORDS["leads"], WORDS["separators"]
+CORRECTED = 0.12  # fraction of phrases that are set against a wrong one
 NOT_AFTER_IS = ("with", "looking", "in ", "tongue", "eyes", "mouth", "teeth", "who ", "hearts ")
-PLAIN: dict[str, FreeWords] = {  # attributes whose words have no colour
-    "glasses": face_words.GLASSES,
-    "skin": face_words.SKIN,
-    "eyes": face_words.EYES,
-    "expression": face_words.EXPRESSION,
-}
+KEYBOARD = (  # a letter, and those beside it
+    "asq bvn cxv dsf ewr fdg gfh hgj iuo jhk kjl lk mn nbm oip po ret sad try uyi vcb wqe xzc ytu"
+)
+NEIGHBOURS = {letters[0]: letters[1:] for letters in KEYBOARD.split()}
+
+
+@dataclass(frozen=True)
+class Person:
+    """Words for the person: nouns such as "man", and pronouns.
+
+    pronouns: s, p, o (she, her, her), and is, has, wears in the form that goes with s.
+    """
+
+    nouns: list[str]
+    pronouns: dict[str, str]
+
+    def __getitem__(self, key: str) -> str:
+        return self.pronouns[key]
+
+
+PEOPLE = [
+    Person(alternatives(WORDS["nouns"][nouns]), WORDS["pronouns"][pronouns])
+    for nouns, pronouns in WORDS["people"]
+]
 
 
 @dataclass(frozen=True)
@@ -78,7 +105,12 @@ def fill(words: str, color: str, person: Person) -> str:
 def gather_facts(attributes: dict[str, str], wanted: set[str], rng: random.Random) -> list[Fact]:
     """Return the facts that state exactly the `wanted` attributes, in random order."""
     facts = []
-    color = {n: _tint(t[attributes[n]], rng) if n in wanted else "" for n, t in _COLORS.items()}
+    color = {
+        f"{kind}_color": _tint(COLORS[words][attributes[f"{kind}_color"]], rng)
+        if f"{kind}_color" in wanted
+        else ""
+        for kind, words in (("hair", "hair"), ("clothes", "fabric"), ("headwear", "fabric"))
+    }
     bearded = attributes["facial_hair"] != "none" and "facial_hair" in wanted
     if (
         bearded  # "a ginger beard"
@@ -86,25 +118,24 @@ def gather_facts(attributes: dict[str, str], wanted: set[str], rng: random.Rando
         and "hair_style" not in wanted
         and (attributes["hair_style"] == "hidden" or chance(rng))
     ):
-        facts.append(_fact(face_words.FACIAL_HAIR, attributes["facial_hair"], color["hair_color"]))
+        facts.append(_fact("facial_hair", attributes, color["hair_color"]))
         wanted = wanted - {"facial_hair", "hair_color"}
     if "hair_style" in wanted:
-        facts.append(_fact(words.HAIR_STYLE, attributes["hair_style"], color["hair_color"]))
+        facts.append(_fact("hair_style", attributes, color["hair_color"]))
     elif "hair_color" in wanted:
-        nouns = [noun for noun in words.HAIRED[attributes["hair_color"]] if noun]
-        forms = words.BARE_HAIR | ({"noun": nouns} if nouns else {})
+        nouns = HAIRED[attributes["hair_color"]]
+        forms = BARE["hair"] | ({"noun": nouns} if nouns else {})
         facts.append(Fact(forms, color["hair_color"]))
-    for kind, table, bare_forms in _COLOURED:
+    for kind in ("clothes", "headwear"):
         if kind in wanted:
-            facts.append(_fact(table, attributes[kind], color[kind + "_color"]))
-        elif kind + "_color" in wanted:
-            facts.append(Fact(bare_forms, color[kind + "_color"]))
-    if "facial_hair" in wanted:
-        facts.append(_fact(face_words.FACIAL_HAIR, attributes["facial_hair"]))
-    facts += [_fact(table, attributes[n]) for n, table in PLAIN.items() if n in wanted]
+            facts.append(_fact(kind, attributes, color[f"{kind}_color"]))
+        elif f"{kind}_color" in wanted:
+            facts.append(Fact(BARE[kind], color[f"{kind}_color"]))
+    plain = ("facial_hair", "glasses", "skin", "eyes", "expression")
+    facts += [_fact(name, attributes) for name in plain if name in wanted]
     if "background" in wanted:
-        forms = {"where": face_words.WHERE, "clause": face_words.WHERE_CLAUSE}
-        facts.append(Fact(forms, rng.choice(face_words.BACKGROUND[attributes["background"]])))
+        color_of_it = rng.choice(COLORS["background"][attributes["background"]])
+        facts.append(Fact(BACKGROUND, color_of_it))
     rng.shuffle(facts)
     return facts
 
@@ -116,24 +147,14 @@ def _tint(words: list[str], rng: random.Random) -> str:
     return f"{rng.choice(SHADES)} {word}" if plain and chance(rng, 0.4) else word
 
 
-_COLORS = {
-    "hair_color": words.HAIR_COLOR,
-    "clothes_color": words.FABRIC_COLOR,
-    "headwear_color": words.FABRIC_COLOR,
-}
-_COLOURED = (
-    ("clothes", words.CLOTHES, words.BARE_CLOTHES),
-    ("headwear", words.HEADWEAR, words.BARE_HEADWEAR),
-)
+def chance(rng: random.Random, probability: float = 0.5) -> bool:
+    """Return True with a probability."""
+    return rng.random() < probability
 
 
-def chance(rng: random.Random, share: float = 0.5) -> bool:
-    """Return True in a share of all cases."""
-    return rng.random() < share
-
-
-def _fact(table: FreeWords, value: str, color: str = "") -> Fact:
-    others = tuple(forms for name, forms in table.items() if name not in (value, "none"))
+def _fact(name: str, attributes: dict[str, str], color: str = "") -> Fact:
+    value, table = attributes[name], VALUES[name]
+    others = tuple(forms for other, forms in table.items() if other not in (value, "none"))
     return Fact(table[value], color, others)
 
 
@@ -220,7 +241,7 @@ def _noun_phrase(facts: list[Fact], person: Person, rng: random.Random) -> str:
             part, phrase = _phrase(fact, person, rng)
             said[part].append(phrase)
     if chance(rng, 0.2):
-        before.insert(0, rng.choice(person.ages))
+        before.insert(0, rng.choice(AGES))
     parts = []
     if said["having"]:
         verb = rng.choice(["with ", "with ", "who has ", "sporting ", "having "])
@@ -275,3 +296,27 @@ def _several_sentences(facts: list[Fact], person: Person, rng: random.Random) ->
     if chance(rng, 0.25):
         said.insert(rng.randint(0, len(said)), rng.choice(REMARKS).format(**person.pronouns))
     return rng.choice(SEPARATORS).join(said) + rng.choice(["", ".", "!"])
+
+
+def misspell(text: str, rng: random.Random) -> str:
+    """Return the text with typing errors in about a quarter of its longer words."""
+    return " ".join(
+        _mistype(word, rng) if len(word) > 3 and rng.random() < 0.25 else word
+        for word in text.split(" ")
+    )
+
+
+def _mistype(word: str, rng: random.Random) -> str:
+    """Return the word with a letter left out, doubled, swapped or replaced by its neighbour."""
+    at = rng.randrange(1, len(word) - 1)
+    kind = rng.randrange(5)
+    if kind == 0:
+        return word[:at] + word[at + 1 :]
+    if kind == 1:
+        return word[:at] + word[at] + word[at:]
+    if kind == 2:
+        return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    if kind == 3 and "-" in word:
+        return word.replace("-", rng.choice(["", " "]))
+    near = NEIGHBOURS.get(word[at].lower(), word[at])
+    return word[:at] + rng.choice(near) + word[at + 1 :]

@@ -1,7 +1,6 @@
 """Train the demo's CLIP on rendered faces and sentences about them: first images, then texts.
 
     python research/demo_weights/train_clip.py    # writes assets/demo/clip, resumes if interrupted
-    python research/demo_weights/train_clip.py --start assets/demo/clip --out /tmp/clip   # goes on
     python research/demo_weights/train_clip.py --image_steps 20 --text_steps 20 --out /tmp/clip
 
 Faces come in groups of four that differ in one attribute, and each text names this attribute. Texts
@@ -11,7 +10,7 @@ loss is uniform over them.
 The image tower learns first. Its partner is not yet the text tower but a table with a vector for
 each value of each attribute, whose sums stand for texts. A linear layer names the attributes of all
 embeddings, also of perturbed ones, because the diffusion model reads these. Small parts of the
-picture weigh more in this loss.
+image weigh more in this loss.
 
 Then the image tower is locked, the table is fitted to its embeddings, and the text tower learns
 (Zhai 2022, "LiT"): to match texts and images, to write the sums of the table, and to be read by the
@@ -45,7 +44,7 @@ from demo.captions import choose_attributes, make_caption
 from demo.make_faces import make_face, render
 from models.clip import Tokenizer, encode_tokens, load_clip
 from research.demo_weights.clip_losses import AttributeTeacher, contrastive_loss, truth
-from research.demo_weights.clip_model import build_clip, export, start_from
+from research.demo_weights.clip_model import build_clip, export
 from research.demo_weights.face_groups import (
     GROUP,
     Batch,
@@ -61,7 +60,7 @@ from utils.config.command_line import HelpFormatter
 
 WARM_UP = 50  # steps
 TEACHER_PACE = 10.0  # learning rate of table and layer, in units of that of the image tower
-FREE_SHARE = 0.65  # share of free sentences; the rest are captions of the data set's grammar
+FREE = 0.65  # fraction of free sentences; the rest are captions of the data set's grammar
 NAMING_IMAGES = 3.0  # weight of naming the attributes of images
 TEACHING = 10.0  # weight of the distance between a text and the sum of its attributes
 SAVE_EVERY = 100  # steps
@@ -77,7 +76,7 @@ def write_nothing(attributes: dict[str, str], rng: random.Random, must_name: str
 
 def write_text(attributes: dict[str, str], rng: random.Random, must_name: str) -> dict[str, Any]:
     """Write a free sentence, or a caption in the words of the data set."""
-    write = write_free_caption if rng.random() < FREE_SHARE else make_caption
+    write = write_free_caption if rng.random() < FREE else make_caption
     return write(attributes, rng, must_name)
 
 
@@ -231,7 +230,6 @@ def parse_args() -> argparse.Namespace:
     add("--out", type=Path, default=Path("assets/demo/clip"), help="folder of the CLIP")
     add("--work", type=Path, default=Path("results/clip"),
         help="folder of its checkpoints and cached faces")  # fmt: skip
-    add("--start", type=Path, help="folder of an earlier CLIP, whose weights are the start")
     add("--groups", type=int, default=8000, help="groups of 4 faces")
     add("--image_steps", type=int, default=3000, help="steps of the image tower")
     add("--text_steps", type=int, default=3000, help="steps of the text tower")
@@ -252,10 +250,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    start = load_clip(args.start) if args.start else None  # read before --out is overwritten
     model, tokenizer = build_clip(args.out)
-    if start:
-        start_from(model, tokenizer, start)
     train(model, tokenizer, load_training_faces(args.work / "groups.npy", args.groups), args)
     print(f"held-out caption → image R@1 among 500, fullest captions: {retrieval(args.out):.1f} %")
 

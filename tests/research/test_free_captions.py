@@ -9,32 +9,21 @@ import pytest
 
 from demo.captions import make_caption
 from demo.make_faces import ATTRIBUTES, hide, make_face, random_attributes
-from research.demo_weights import free_face_words, free_words
-from research.demo_weights.free_captions import gather_facts, write_free_caption
-from research.demo_weights.free_frames import PEOPLE, misspell
-
-FORMS = {
-    "hair_style": free_words.HAIR_STYLE,
-    "headwear": free_words.HEADWEAR,
-    "clothes": free_words.CLOTHES,
-    "glasses": free_face_words.GLASSES,
-    "facial_hair": free_face_words.FACIAL_HAIR,
-    "skin": free_face_words.SKIN,
-    "eyes": free_face_words.EYES,
-    "expression": free_face_words.EXPRESSION,
-}
-COLOURS = {
-    "hair_color": free_words.HAIR_COLOR,
-    "headwear_color": free_words.FABRIC_COLOR,
-    "clothes_color": free_words.FABRIC_COLOR,
-    "background": free_face_words.BACKGROUND,
-}
+from research.demo_weights.free_captions import (
+    COLORS,
+    PEOPLE,
+    VALUES,
+    gather_facts,
+    misspell,
+    write_free_caption,
+)
 
 
 def wordings(name: str, value: str) -> list[str]:
-    if name in COLOURS:
-        return COLOURS[name][value]
-    return [text for texts in FORMS[name][value].values() for text in texts]
+    if name in VALUES:
+        return [text for texts in VALUES[name][value].values() for text in texts]
+    words = {"hair_color": "hair", "background": "background"}.get(name, "fabric")
+    return COLORS[words][value]
 
 
 def texts_of(count: int, name: str = "") -> list[tuple[dict[str, str], dict]]:
@@ -50,6 +39,11 @@ def test_the_captions_of_the_data_set_stay_as_they_are():
     records = [make_face("train", index, num_captions=6)[1] for index in range(300)]
     digest = hashlib.sha256(json.dumps(records).encode()).hexdigest()
     assert digest == "e6f9e3af7ede96dde5ca11b9e42d102b24dbc166fe7e8988aa7f84393a33af8c"
+
+
+def test_free_captions_stay_as_they_are():
+    digest = hashlib.sha256(json.dumps(texts_of(1000, "expression")).encode()).hexdigest()
+    assert digest == "f73f3e6b7c9a53c9c66c752d7593138fb9b03cb2152428308e84cd1c6029ba0a"
 
 
 @pytest.mark.parametrize("name", ATTRIBUTES)

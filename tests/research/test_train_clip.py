@@ -1,10 +1,8 @@
-"""The training of the demo's CLIP: its teacher, its losses, its start, and the script itself."""
+"""The training of the demo's CLIP: its teacher, its losses, and the script itself."""
 
-import gzip
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -15,10 +13,10 @@ from torch import nn
 
 from demo.captions import make_caption
 from demo.make_faces import ATTRIBUTES, encode_attributes, hide
-from models.clip import MERGES_NAME, load_clip
+from models.clip import load_clip
 from research.attributes.classifier import SIZES, attribute_loss
 from research.demo_weights.clip_losses import AttributeTeacher
-from research.demo_weights.clip_model import clip_config, start_from
+from research.demo_weights.clip_model import clip_config
 from research.demo_weights.face_groups import (
     GROUP,
     TrainingFaces,
@@ -28,13 +26,10 @@ from research.demo_weights.face_groups import (
 )
 from research.demo_weights.resumable import set_lr
 from research.demo_weights.train_clip import IMAGE_PARTS, TEXT_PARTS, build_optimizer, write_text
-from utils.base.errors import UserError
-
-SHIPPED = Path("assets/demo/clip")
 
 
 def training_faces(groups: int) -> TrainingFaces:
-    """Make groups of faces whose pictures are noise."""
+    """Make groups of faces whose images are noise."""
     made = [make_group(index) for index in range(groups)]
     shown = [[hide(face) for face in faces] for faces, _ in made]
     codes = np.array([[encode_attributes(face) for face in faces] for faces in shown])
@@ -70,7 +65,7 @@ def test_a_fitted_teacher_writes_the_mean_of_the_images_that_a_caption_is_true_o
     assert F.cosine_similarity(teacher.embed(nothing)[0], pink, dim=0) > 0.97
 
 
-def test_naming_weighs_small_parts_of_the_picture_more():
+def test_naming_weighs_small_parts_of_the_image_more():
     teacher = AttributeTeacher(16)
     assert torch.isclose(teacher.weights.mean(), torch.tensor(1.0))
     expression, skin = (list(ATTRIBUTES).index(name) for name in ("expression", "skin"))
@@ -126,34 +121,6 @@ def test_each_stage_trains_its_own_parts():
     assert not any("visual" in name or "teacher" in name for name in learning)
 
 
-def test_a_start_keeps_what_the_earlier_clip_knows():
-    earlier = load_clip(SHIPPED)
-    tokenizer = open_clip.SimpleTokenizer(bpe_path=str(SHIPPED / MERGES_NAME))
-    model = open_clip.CLIP(**clip_config(len(tokenizer.encoder))["model_cfg"]).eval()
-    start_from(model, tokenizer, earlier)
-    texts = ["a person with long red hair, smiling"]
-    expected = earlier.encode_texts(texts)
-    with torch.no_grad():
-        torch.testing.assert_close(model.encode_text(tokenizer(texts)), expected)
-    config = clip_config(len(tokenizer.encoder))["model_cfg"]
-    deeper = open_clip.CLIP(**config | {"text_cfg": config["text_cfg"] | {"layers": 4}})
-    with pytest.raises(UserError, match="another shape"):
-        start_from(deeper, tokenizer, earlier)
-
-
-def test_a_new_token_starts_as_the_mean_of_its_pieces(tmp_path):
-    earlier = load_clip(SHIPPED)
-    merges = gzip.decompress((SHIPPED / MERGES_NAME).read_bytes()).decode()
-    (tmp_path / MERGES_NAME).write_bytes(gzip.compress((merges + "\nz q</w>").encode()))
-    tokenizer = open_clip.SimpleTokenizer(bpe_path=str(tmp_path / MERGES_NAME))
-    model = open_clip.CLIP(**clip_config(len(tokenizer.encoder))["model_cfg"])
-    start_from(model, tokenizer, earlier)
-    old, ids = earlier.model.token_embedding.weight, earlier.tokenizer.encoder
-    expected = (old[ids["z"]] + old[ids["q</w>"]]) / 2
-    new = model.token_embedding.weight[tokenizer.encoder["zq</w>"]]
-    torch.testing.assert_close(new, expected)
-
-
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "research/demo_weights/train_clip.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
@@ -161,8 +128,8 @@ def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.e2e
 def test_the_script_trains_both_towers_resumes_and_writes_a_clip(tmp_path):
-    few = ["--out", f"{tmp_path}/clip", "--work", f"{tmp_path}/work", "--start", str(SHIPPED),
-           "--groups", "4", "--batch", "2", "--image_steps", "2", "--threads", "1"]  # fmt: skip
+    few = ["--out", f"{tmp_path}/clip", "--work", f"{tmp_path}/work", "--groups", "4"]
+    few += ["--batch", "2", "--image_steps", "2", "--threads", "1"]
     done = run_script(*few, "--text_steps", "1")
     assert done.returncode == 0, done.stderr
     assert "image step 2" in done.stdout and "text step 1" in done.stdout
