@@ -1,9 +1,9 @@
-"""Write the tables of docs/scaling.md: counted FLOPs and memory, and the times they would take.
+"""Print the tables of docs/scaling.md: counted FLOPs and memory, and the times they would take.
 
     python benchmarks/cost_model.py
 
 FLOPs of a training step and of Muon are counted by torch.utils.flop_counter on meta tensors, which
-need neither time nor memory. Hours on a GPU are estimates, at a stated share of its peak rate.
+need neither time nor memory. Hours on a GPU are estimates, at UTILISATION of its peak rate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import replace_tables, table
+from benchmarks.timing import table
 from benchmarks.train_step import Case, step_flops
 from models.edm import EDMPrecond
 from utils.config.command_line import HelpFormatter
@@ -29,14 +29,11 @@ from utils.config.load import load_config
 from utils.training.optimizers import token_matrices
 from utils.training.schedules import mask_ratio_after
 
-PAGE = ROOT / "docs" / "scaling.md"
-BEGIN = "<!-- written by benchmarks/cost_model.py -->"
 CONFIGS = ROOT / "configs" / "main_config" / "train"
 COMPARED = ("celeb_t2f_gaus1.2.yaml", "celeb_fast.yaml")  # those of FFHQ cost the same
 PEAKS = {"A100": 312e12, "H100": 989e12}  # dense bf16 FLOP/s, by their data sheets
-UTILISATION = 0.35  # share of the peak that is assumed
+UTILISATION = 0.35  # fraction of the peak that is assumed
 STEPS, BATCH = 300_000, 128  # of the published configs
-DISTILLATION_STEPS = 10_000  # a guess
 BYTES_PER_WEIGHT = 4 * 5  # float32: weight, gradient, two moments of AdamW, average
 
 
@@ -99,29 +96,10 @@ def training_row(name: str) -> dict[str, Any]:
     }
 
 
-def distillation_row(teacher_steps: int) -> dict[str, Any]:
-    """Return the table's row for a distillation of DiT-XL/2 by a guided teacher.
-
-    A training step of the student is a forward and twice that for the gradients. Each step of the
-    teacher is two forwards, one for each half of guidance.
-    """
-    student = step_flops(Case("XL", 0.0, batch=BATCH))
-    teacher = teacher_steps * 2 * student / 3
-    return {
-        "distill.teacher_steps": teacher_steps,
-        "TFLOP of a batch: teacher": teacher / 1e12,
-        "student": student / 1e12,
-        **gpu_hours(DISTILLATION_STEPS * (student + teacher)),
-    }
-
-
 def main() -> None:
-    """Replace the tables on the page."""
+    """Print both tables."""
     argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
-    distillations = map(distillation_row, (3, 4, 8))
-    tables = [table(rows()), table(map(training_row, COMPARED)), table(distillations)]
-    replace_tables(PAGE, BEGIN, tables)
-    print(f"{PAGE.relative_to(ROOT)} written")
+    print(table(rows()), table(map(training_row, COMPARED)), sep="\n\n")
 
 
 if __name__ == "__main__":

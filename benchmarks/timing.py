@@ -16,7 +16,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,7 +27,6 @@ import torch
 from utils.base.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-END = "<!-- end -->"  # of a table on a page that is written by hand
 Work = Callable[[], Any]
 
 
@@ -59,7 +58,7 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time variants in turn, so that changes of the machine's speed meet all of them.
 
-    Return name -> Timing; peaks are not measured.
+    Peaks are not measured.
     """
     timings = {name: Timing() for name in variants}
     for repeat in range(warmup + repeats):
@@ -89,13 +88,13 @@ def compare(
     if rounds:
         for _ in range(rounds):
             for name, setup in setups.items():
-                _take_turns({name: setup}, timings, repeats, warmup)
+                _alternate({name: setup}, timings, repeats, warmup)
     else:
-        _take_turns(setups, timings, repeats, warmup)
+        _alternate(setups, timings, repeats, warmup)
     return timings
 
 
-def _take_turns(
+def _alternate(
     setups: Mapping[str, Callable[[], Work]], timings: dict[str, Timing], repeats: int, warmup: int
 ) -> None:
     """Start a process per variant, and add its repetitions to `timings`."""
@@ -192,7 +191,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that all benchmarks share; `start` and `report` read them."""
     parser.add_argument("--threads", type=int, default=2, help="processor cores to use")
     parser.add_argument("--repeats", type=int, default=5, help="timed repetitions")
-    parser.add_argument("--out", type=Path, help="JSON file to write, for docs/performance.md")
+    parser.add_argument("--out", type=Path, help="JSON file to write; None = none")
 
 
 def start(args: argparse.Namespace) -> None:
@@ -207,14 +206,6 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     lines += ["| " + " | ".join(_shown(value) for value in row.values()) + " |" for row in rows]
     return "\n".join(lines)
-
-
-def replace_tables(page: Path, begin: str, tables: Sequence[str]) -> None:
-    """Replace the tables of a Markdown page, each between a line `begin` and a line `END`."""
-    before, *parts = page.read_text(encoding="utf-8").split(begin)
-    for text, part in zip(tables, parts, strict=True):
-        before += f"{begin}\n\n{text}\n\n{END}{part.split(END, 1)[1]}"
-    page.write_text(before, encoding="utf-8")
 
 
 def _shown(value: Any) -> str:

@@ -268,7 +268,7 @@ def main() -> None:
     add_gain_of_masking(rows)
     rates_note = " and ".join(f"{rate / 1e9:.0f} in {name}" for name, rate in rates.items())
     notes = [
-        f"Matrix products of 2048 x 2048 reach here, GFLOP/s: {rates_note}.",
+        f"GFLOP/s of matrix products of 2048 x 2048 here: {rates_note}.",
         f"From equal weights and draws the losses of both networks differ by {worst:.0e} at most.",
         "FLOPs are counted by torch.utils.flop_counter; peak memory is that of the whole process.",
     ]

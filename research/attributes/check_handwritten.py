@@ -1,13 +1,11 @@
-"""Measure how often pictures show what sentences state that the demo's grammar cannot make.
+"""Measure how often images show what sentences state that the demo's grammar cannot make.
 
-    python research/attributes/check_handwritten.py  # needs the faces: demo/make_faces.py
+    python research/attributes/check_handwritten.py           # needs the faces: demo/make_faces.py
     python research/attributes/check_handwritten.py --ckpt results/demo/checkpoints/0000900.pt
-    --seeds 8
 
 The sentences in research/attributes/handwritten_captions.jsonl were written by hand. Each line has
-a sentence and
-the attributes that it states. The network draws several pictures of each, and the judge names what
-they show. The judge is the one of research/attributes/check_prompts.py, and both share its file.
+a sentence and the attributes that it states. The network generates several images of each, and the
+attribute classifier names what they show.
 """
 
 from __future__ import annotations
@@ -25,22 +23,15 @@ from utils.base.errors import UserError
 from utils.base.script import one_line_errors
 
 # isort: split
-import torch
 from torch import Tensor
 
 from demo.make_faces import ATTRIBUTES
-from research.attributes.check_prompts import BATCH_SIZE
 from research.attributes.classifier import classify, load_classifier
+from research.attributes.model import Model
 from utils.base.files import write_json
-from utils.base.progress import progress
 from utils.base.text import lines_of
 from utils.config.command_line import HelpFormatter
 from utils.config.parsing import parse_scale
-from utils.pretrained.denoisers import load_denoiser
-from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
-from utils.pretrained.priors import load_config_prior
-from utils.sampling.conditions import caption_conditions
-from utils.sampling.generate import generate
 
 CAPTIONS = Path(__file__).with_name("handwritten_captions.jsonl")
 
@@ -67,18 +58,18 @@ def read_captions(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return texts, stated
 
 
-def share_shown(shown: Tensor, stated: list[dict[str, str]]) -> dict[str, Any]:
-    """Return the percentages of stated attributes that pictures show.
+def fraction_shown(shown: Tensor, stated: list[dict[str, str]]) -> dict[str, Any]:
+    """Return the percentages of stated attributes that images show.
 
-    shown: (captions, seeds, A) int64, attributes of the pictures.
+    shown: (captions, seeds, A) int64, attributes of the images.
     The keys are "all", "captions" (a percentage each), and the attributes.
     """
     hits: dict[str, list[float]] = {}
     captions = []
-    for pictures, states in zip(shown, stated, strict=True):
+    for images, states in zip(shown, stated, strict=True):
         of_caption = []
         for name, value in states.items():
-            column = pictures[:, list(ATTRIBUTES).index(name)]
+            column = images[:, list(ATTRIBUTES).index(name)]
             right = (column == ATTRIBUTES[name].index(value)).double().mean().item()
             hits.setdefault(name, []).append(100 * right)
             of_caption.append(100 * right)
@@ -95,7 +86,7 @@ def parse_args() -> argparse.Namespace:
         "--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"), help="model to check"
     )
     parser.add_argument("--captions", type=Path, default=CAPTIONS, help="sentences, JSON lines")
-    parser.add_argument("--seeds", type=int, default=4, help="pictures of each sentence")
+    parser.add_argument("--seeds", type=int, default=4, help="images of each sentence")
     parser.add_argument(
         "--cfg_scale", type=parse_scale, help="guidance scale (default: the config's)"
     )
@@ -113,26 +104,18 @@ def parse_args() -> argparse.Namespace:
 
 @one_line_errors
 def main() -> None:
-    """Draw the sentences, judge the pictures, and print and write the percentages."""
+    """Generate images of the sentences, classify them, and print and write the percentages."""
     args = parse_args()
     texts, stated = read_captions(args.captions)
-    denoiser, config = load_denoiser(args.ckpt)
-    sampling = config.sampling.model_copy(update={"amp": "bf16"})
+    model = Model.load(args.ckpt)
+    sampling = model.config.sampling.model_copy(update={"amp": "bf16"})
     if args.cfg_scale is not None:
         sampling = sampling.model_copy(update={"cfg_scale": args.cfg_scale})
     classifier = load_classifier(args.out / "classifier.safetensors", args.data / "train")
-    vae, clip = load_config_autoencoder(config), load_config_clip(config)
-    conditions = caption_conditions(clip.encode_texts(texts), config)
-    conditions = conditions.repeat_interleave(args.seeds, dim=0)
-    count = len(conditions)
-    prior = load_config_prior(config, clip.identity)
-    batches = generate(
-        denoiser, vae, conditions, range(count), sampling, prior=prior, batch_size=BATCH_SIZE
-    )
-    bar = progress(batches, "pictures", -(-count // BATCH_SIZE), "batch")
-    pictures = torch.cat([images for _, images in bar]).permute(0, 3, 1, 2)
-    shown = classify(classifier, pictures).unflatten(0, (len(texts), args.seeds))
-    table = share_shown(shown, stated)
+    conditions = model.conditions(texts).repeat_interleave(args.seeds, dim=0)
+    images = model.generate(conditions, range(len(conditions)), sampling, "images")
+    shown = classify(classifier, images).unflatten(0, (len(texts), args.seeds))
+    table = fraction_shown(shown, stated)
     for name, value in table.items():
         if name != "captions":
             print(f"{name:<18}{value:6.1f} %")
@@ -141,7 +124,7 @@ def main() -> None:
     for value, text in worst:
         print(f"{value:6.1f} %  {text}")
     write_json(args.out / "handwritten.json", table)
-    print(f"\n{args.out / 'handwritten.json'}: {len(texts)} sentences, {args.seeds} pictures each")
+    print(f"\n{args.out / 'handwritten.json'}: {len(texts)} sentences, {args.seeds} images each")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,15 @@
-"""Measure how often a picture shows what its sentence asks for, and where attributes are lost.
+"""Measure how often an image shows what its sentence asks for, and where attributes are lost.
 
-    python research/attributes/check_prompts.py  # the shipped model
-    python research/attributes/check_prompts.py --ckpt results/demo/checkpoints/0000900.pt
-    --cfg_scale None,1.5,2
-    python research/attributes/check_prompts.py --only_encoders                   # no model needed
+    python research/attributes/check_prompts.py                                # the shipped model
+    python research/attributes/check_prompts.py --ckpt X.pt --cfg_scale None,1.5,2
 
-Held-out faces go down a chain, and after each link a judge names their attributes. The metric is
-the percentage of the attributes stated in the caption that the judge finds:
+Held-out faces go down a chain, and after each link a classifier names their attributes. The metric
+is the percentage of the attributes stated in the caption that the classifier finds:
 
     renders → their VAE reconstructions → a probe on CLIP image embeddings → this probe on caption
-    embeddings → pictures from the image's own embedding → pictures from the caption
+    embeddings → images from the image's own embedding → images from the caption
 
-Prints a table with a row for each attribute, and plots it (chain.png). The judge is trained on
+Prints a table with a row for each attribute, and plots it (chain.png). The classifier is trained on
 first use and kept.
 """
 
@@ -22,6 +20,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -39,7 +38,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from demo.make_faces import ATTRIBUTES
-from models.edm import EDMPrecond
 from research.attributes.classifier import (
     classify,
     codes_of,
@@ -48,21 +46,17 @@ from research.attributes.classifier import (
     predict,
     train_probe,
 )
+from research.attributes.model import Model
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
 from utils.config.parsing import parse_scale
 from utils.config.schema import Config
-from utils.pretrained.denoisers import load_denoiser
-from utils.pretrained.effective_config import read_config
-from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
-from utils.pretrained.priors import load_config_prior
+from utils.config.sections import Sampling
 from utils.sampling.conditions import caption_conditions
-from utils.sampling.generate import generate
 
 COARSE = ("hair_style", "hair_color", "headwear", "skin", "background", "clothes_color")
-PROBE_LEVEL = 1.0  # perturbation of the probe, for a network that was trained without
+PROBE_SCALE = 1.0  # perturbation of the probe, for a network that was trained without
 CHUNK = 200  # images encoded at a time
-BATCH_SIZE = 50  # pictures
 
 Chain = dict[str, dict[str, float]]  # label of a link → agreement of each attribute, percent
 
@@ -87,9 +81,9 @@ def choose_captions(records: list[dict]) -> tuple[list[str], Tensor]:
 
     The first face takes its first caption, the second face its second one, and so on.
     """
-    chosen = [r["captions"][i % len(r["captions"])] for i, r in enumerate(records)]
-    stated = [[name in caption["states"] for name in ATTRIBUTES] for caption in chosen]
-    return [caption["text"] for caption in chosen], torch.tensor(stated)
+    captions = [r["captions"][i % len(r["captions"])] for i, r in enumerate(records)]
+    stated = [[name in caption["states"] for name in ATTRIBUTES] for caption in captions]
+    return [caption["text"] for caption in captions], torch.tensor(stated)
 
 
 def plot_chain(chain: Chain, path: Path, title: str) -> None:
@@ -127,7 +121,7 @@ def print_chain(chain: Chain) -> None:
 
 @torch.inference_mode()
 def encoder_chain(
-    config: Config,
+    model: Model,
     classifier: nn.Module,
     images: Tensor,
     records: list[dict],
@@ -142,14 +136,14 @@ def encoder_chain(
     """
     codes = codes_of(records)
     texts, stated = choose_captions(records)
-    vae, clip = load_config_autoencoder(config), load_config_clip(config)
+    vae, clip = model.vae, model.clip
 
     def reconstruct(part: Tensor) -> Tensor:
         decoded = vae.decode(vae.mean_latents(vae.encode_moments(part.float() / 127.5 - 1)))
         return (decoded * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
-    def embed(pictures: Tensor, name: str) -> Tensor:
-        parts = pictures.split(CHUNK)
+    def embed(images: Tensor, name: str) -> Tensor:
+        parts = images.split(CHUNK)
         bar = progress(parts, desc=f"CLIP, {name} faces", total=len(parts), unit="batch")
         return torch.cat([clip.encode_images(part) for part in bar])
 
@@ -159,7 +153,7 @@ def encoder_chain(
     text_embeddings = clip.encode_texts(texts)
     with torch.inference_mode(False):
         train_embeddings = embed(train_images, "training").clone()
-        scale = config.train.perturbation or PROBE_LEVEL
+        scale = model.config.train.perturbation or PROBE_SCALE
         probe = train_probe(train_embeddings, codes_of(train_records), scale, steps=3000)
 
     def ask(embeddings: Tensor) -> Tensor:
@@ -175,37 +169,28 @@ def encoder_chain(
 
 
 def model_chain(
-    denoiser: EDMPrecond,
-    config: Config,
+    model: Model,
     classifier: nn.Module,
     records: list[dict],
     embeddings: Mapping[str, Tensor],
-    scales: Sequence[float | None],
+    sampling: Sequence[Sampling],
 ) -> Chain:
-    """Measure the pictures of the diffusion model, for each guidance scale and condition.
+    """Measure the images of the diffusion model, for each sampler setting and condition.
 
     embeddings: 'image' and 'caption' embeddings of the faces, (N, D).
     """
     codes, (_, stated) = codes_of(records), choose_captions(records)
-    vae = load_config_autoencoder(config)
-    prior = load_config_prior(config, None)
     conditions_of = {
         "image": F.normalize(embeddings["image"], dim=1),
-        "caption": caption_conditions(embeddings["caption"], config),
+        "caption": caption_conditions(embeddings["caption"], model.config),
     }
     chain: Chain = {}
-    for scale in scales:
-        sampling = config.sampling.model_copy(update={"cfg_scale": scale, "amp": "bf16"})
+    for settings in sampling:
         for source, conditions in conditions_of.items():
-            seeds = range(len(records))
-            batches = generate(
-                denoiser, vae, conditions, seeds, sampling, prior=prior, batch_size=BATCH_SIZE
-            )
-            total = -(-len(records) // BATCH_SIZE)
-            label = f"pictures from\n{source}, w={scale}"
-            bar = progress(batches, desc=label.replace("\n", " "), total=total, unit="batch")
-            pictures = torch.cat([batch for _, batch in bar]).permute(0, 3, 1, 2)
-            chain[label] = agreement(classify(classifier, pictures), codes, stated)
+            label = f"images from\n{source}, w={settings.cfg_scale}"
+            seeds, bar = range(len(records)), label.replace("\n", " ")
+            images = model.generate(conditions, seeds, settings, bar)
+            chain[label] = agreement(classify(classifier, images), codes, stated)
     return chain
 
 
@@ -222,7 +207,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, default=Path("data/demo"), help="folder that make_faces.py wrote"
     )
-    parser.add_argument("--only_encoders", action="store_true", help="stop before the model")
     parser.add_argument(
         "--out", type=Path, default=Path("results/check_prompts"), help="folder to write into"
     )
@@ -232,11 +216,15 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def scales_to_sample(args: argparse.Namespace, config: Config) -> list[float | None]:
-    """Return the guidance scales of `--cfg_scale`, or the config's one."""
-    if not args.cfg_scale:
-        return [config.sampling.cfg_scale]
-    return [parse_scale(text) for text in args.cfg_scale.split(",")]
+def sampler_settings(args: argparse.Namespace, config: Config) -> list[Sampling]:
+    """Return the config's sampler settings for each scale of `--cfg_scale`, in bf16."""
+    changes: dict[str, Any] = {"amp": "bf16"}
+    if args.num_steps:
+        changes["num_steps"] = args.num_steps
+    scales = [config.sampling.cfg_scale]
+    if args.cfg_scale:
+        scales = [parse_scale(text) for text in args.cfg_scale.split(",")]
+    return [config.sampling.model_copy(update={**changes, "cfg_scale": s}) for s in scales]
 
 
 def report(chain: Chain, count: int, network: str, out: Path) -> None:
@@ -254,23 +242,15 @@ def report(chain: Chain, count: int, network: str, out: Path) -> None:
 def main() -> None:
     """Measure every link of the chain, and print, write and plot the table."""
     args = parse_args()
-    denoiser = None
-    if args.only_encoders:
-        config = read_config(args.ckpt)
-    else:
-        denoiser, config = load_denoiser(args.ckpt)
+    model = Model.load(args.ckpt)
     train = load_faces(args.data / "train")
     images, records = load_faces(args.data / "test", args.num)
     classifier = load_classifier(args.out / "classifier.safetensors", args.data / "train")
-    chain, of_images, of_captions = encoder_chain(config, classifier, images, records, train)
-    if denoiser is not None:
-        if args.num_steps:
-            sampling = config.sampling.model_copy(update={"num_steps": args.num_steps})
-            config = config.model_copy(update={"sampling": sampling})
-        embeddings = {"image": of_images, "caption": of_captions}
-        scales = scales_to_sample(args, config)
-        chain |= model_chain(denoiser, config, classifier, records, embeddings, scales)
-    report(chain, len(records), "encoders" if denoiser is None else str(args.ckpt), args.out)
+    chain, of_images, of_captions = encoder_chain(model, classifier, images, records, train)
+    embeddings = {"image": of_images, "caption": of_captions}
+    sampling = sampler_settings(args, model.config)
+    chain |= model_chain(model, classifier, records, embeddings, sampling)
+    report(chain, len(records), str(args.ckpt), args.out)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""The judge of the demo, which names the attributes of a picture; and the probe for embeddings.
+"""The attribute classifier, which names the attributes of an image; and a probe for embeddings.
 
-The judge is a small convolutional network with one head per attribute. It is trained on rendered
-faces that are blurred, shifted and made noisy, so that it does not depend on clean edges.
+The classifier is a small convolutional network with one head per attribute. It is trained on
+rendered faces that are blurred, shifted and made noisy, so that it does not depend on clean edges.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -13,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,6 +26,19 @@ from utils.data.images import list_images
 
 SIZES = [len(values) for values in ATTRIBUTES.values()]  # classes of each attribute
 CHUNK = 200  # images that are classified at once
+
+
+def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the rendered faces and the classifier that is trained on them."""
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/demo"), help="folder of the rendered faces"
+    )
+    parser.add_argument(
+        "--classifier",
+        type=Path,
+        default=Path("results/check_prompts/classifier.safetensors"),
+        help="attribute classifier, trained on first use",
+    )
 
 
 def split_heads(logits: Tensor) -> list[Tensor]:
@@ -57,7 +70,7 @@ def predict(logits: Tensor) -> Tensor:
 
 
 def build_classifier() -> nn.Sequential:
-    """Return the untrained judge: (N, 3, 128, 128) in [−1, 1] → logits (N, all classes)."""
+    """Return the untrained classifier: (N, 3, 128, 128) in [−1, 1] → logits (N, all classes)."""
 
     def stage(channels: int, out: int, stride: int) -> list[nn.Module]:
         convolution = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
@@ -86,8 +99,8 @@ def roughen(pixels: Tensor, generator: torch.Generator) -> Tensor:
     blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
     amount = torch.rand(n, 1, 1, 1, generator=generator)
     noise = torch.randn(pixels.shape, generator=generator)
-    level = 0.1 * torch.rand(n, 1, 1, 1, generator=generator)
-    return pixels.lerp(blurred, amount) + level * noise
+    std = 0.1 * torch.rand(n, 1, 1, 1, generator=generator)
+    return pixels.lerp(blurred, amount) + std * noise
 
 
 def load_records(folder: Path, limit: int | None = None) -> list[dict]:
@@ -124,7 +137,7 @@ def classify(classifier: nn.Module, images: Tensor) -> Tensor:
 
 
 def load_classifier(cache: Path, train_folder: Path, epochs: int = 6) -> nn.Module:
-    """Return the judge in the file `cache`; if there is none, train it (minutes) and write it."""
+    """Return the classifier in the file `cache`; without a file, train (minutes) and write it."""
     classifier = build_classifier()
     if cache.exists():
         classifier.load_state_dict(load_file(cache))
@@ -138,7 +151,7 @@ def load_classifier(cache: Path, train_folder: Path, epochs: int = 6) -> nn.Modu
 
 
 def train_classifier(classifier: nn.Module, images: Tensor, codes: Tensor, epochs: int) -> None:
-    """Train the judge by AdamW with a one-cycle learning rate and batches of 64.
+    """Train the classifier by AdamW with a one-cycle learning rate and batches of 64.
 
     images: (N, 3, 128, 128) uint8. codes: (N, A) int64.
     """
@@ -163,13 +176,6 @@ def train_classifier(classifier: nn.Module, images: Tensor, codes: Tensor, epoch
         optimizer.step()
 
 
-def build_probe(dim: int) -> nn.Sequential:
-    """Return the untrained probe, of one hidden layer: (N, dim) embeddings → logits."""
-    return nn.Sequential(
-        nn.Linear(dim, 512), nn.GELU(), nn.Dropout(0.1), nn.Linear(512, sum(SIZES))
-    )
-
-
 def train_probe(embeddings: Tensor, codes: Tensor, perturb_scale: float, steps: int) -> nn.Module:
     """Train a probe that names attributes from an embedding.
 
@@ -183,7 +189,9 @@ def train_probe(embeddings: Tensor, codes: Tensor, perturb_scale: float, steps: 
         steps: training steps of 256 embeddings.
     """
     torch.manual_seed(0)
-    probe = build_probe(embeddings.shape[1])
+    probe = nn.Sequential(
+        nn.Linear(embeddings.shape[1], 512), nn.GELU(), nn.Dropout(0.1), nn.Linear(512, sum(SIZES))
+    )
     optimizer = torch.optim.AdamW(probe.parameters(), 1e-3, weight_decay=0.01)
     for step in progress(range(steps), desc="probe", total=steps, unit="step"):
         for group in optimizer.param_groups:
@@ -194,25 +202,3 @@ def train_probe(embeddings: Tensor, codes: Tensor, perturb_scale: float, steps: 
         attribute_loss(probe(inputs), codes[picked]).backward()
         optimizer.step()
     return probe.eval()
-
-
-def load_probe(
-    cache: Path, embeddings: Tensor, codes: Tensor, encoder: str, steps: int = 3000
-) -> nn.Module:
-    """Return the probe of `train_probe` in the file `cache`; train and write it (15 s) if need be.
-
-    A file is used if it was trained on as many embeddings of this encoder. The level of the
-    perturbation is low: the probe is for embeddings of images, drawn or real.
-    """
-    made_from = {"encoder": encoder, "embeddings": str(len(embeddings))}
-    if cache.exists():
-        with safe_open(cache, framework="pt") as file:
-            is_same = file.metadata() == made_from
-        if is_same:
-            probe = build_probe(embeddings.shape[1])
-            probe.load_state_dict(load_file(cache))
-            return probe.eval()
-    trained = train_probe(embeddings, codes, perturb_scale=0.3, steps=steps)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    save_file(trained.state_dict(), cache, metadata=made_from)
-    return trained

@@ -1,10 +1,8 @@
-"""The jury: held-out faces with captions, and all metrics of a network on them."""
+"""Held-out faces with captions, and all metrics of a network on them."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,9 @@ from models.edm import EDMPrecond
 from research.attributes.check_handwritten import read_captions
 from research.attributes.check_prompts import agreement, choose_captions
 from research.attributes.classifier import classify, codes_of, load_classifier, load_faces
-from research.variety.measures import PROMPTS, classify_generated, figures
+from research.attributes.model import Model
+from research.variety.check import check_sentences
+from research.variety.measures import PROMPTS
 from utils.config.schema import Config
 from utils.evaluation.evaluator import load_networks_and_references
 from utils.evaluation.image_set import ImageSet
@@ -24,9 +24,8 @@ from utils.evaluation.metric_names import key_of
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions
-from utils.sampling.generate import generate
 
-BATCH = 64  # pictures that are drawn or encoded at once
+BATCH = 64  # images that are encoded at once
 # Metrics of utils/evaluation that are kept; recall needs a reference that holds features.
 KEPT = (
     "frechet_distance",
@@ -36,38 +35,24 @@ KEPT = (
     "recall",
     "clip_score",
 )
-SEEDS = 24  # pictures of each sentence that says little
+SEEDS = 24  # images of each sentence that says little
 LOSS_FACES = 128
-LOSS_LEVELS = torch.logspace(-1.3, 1.3, 12)  # sigma, 0.05 to 20
+LOSS_SIGMAS = torch.logspace(-1.3, 1.3, 12)  # 0.05 to 20
 SIGMA_DATA = 0.5  # of the weight of the loss, also if a network has another one
-
-
-def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name the jury's faces and its judge of attributes."""
-    parser.add_argument(
-        "--data", type=Path, default=Path("data/demo"), help="folder of the rendered faces"
-    )
-    parser.add_argument(
-        "--judge",
-        type=Path,
-        default=Path("results/check_prompts/classifier.safetensors"),
-        help="judge of attributes, trained on first use; research/attributes/check_prompts.py "
-        "uses it too",
-    )
 
 
 @torch.inference_mode()
 def held_out_losses(
-    denoiser: EDMPrecond, latents: Tensor, cond: Tensor, levels: Tensor = LOSS_LEVELS
+    denoiser: EDMPrecond, latents: Tensor, cond: Tensor, sigmas: Tensor = LOSS_SIGMAS
 ) -> list[float]:
-    """Return the denoising loss at each noise level: no mask, and noise of a fixed seed.
+    """Return the denoising loss at each sigma: no mask, and noise of a fixed seed.
 
-    latents: (N, C, H, W). cond: (N, D). levels: (K,) sigma; every face is noised to all of them.
+    latents: (N, C, H, W). cond: (N, D). sigmas: (K,); every face is noised to all of them.
     The weight is lambda(sigma) of EDM (Karras 2022, table 1), with which the loss is that of the
     network's own output F.
     """
     generator, losses = torch.Generator().manual_seed(0), []
-    for sigma in levels.tolist():
+    for sigma in sigmas.tolist():
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
         error = denoiser(latents + sigma * noise, sigma, cond) - latents
@@ -76,12 +61,12 @@ def held_out_losses(
 
 
 class Evaluation:
-    """Held-out faces, their captions, and the networks that judge pictures of the captions."""
+    """Held-out faces, their captions, and the networks that evaluate images of the captions."""
 
     def __init__(self, config: Config, data: Path, count: int, classifier: Path) -> None:
         """Load the first `count` test faces below `data`, and the networks of `config`.
 
-        classifier: file of the judge of attributes, which is trained on first use. Raise UserError
+        classifier: file of the attribute classifier, which is trained on first use. Raise UserError
         if something is missing.
         """
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -100,14 +85,14 @@ class Evaluation:
     def identity(self) -> dict[str, Any]:
         """Return the facts that must be equal for metrics that are compared."""
         return {
-            "pictures": len(self.records),
+            "images": len(self.records),
             "network": self.networks[0].name,
             "reference": self.references[0].source,
         }
 
     @cached_property
     def classifier(self) -> nn.Module:
-        """Evaluator of attributes."""
+        """Attribute classifier."""
         return load_classifier(self._classifier_file, self._train_faces)
 
     @cached_property
@@ -127,18 +112,23 @@ class Evaluation:
         `coarse` (mean of the coarse ones) and `shown` (each); `variety` of sentences that say
         little, relative to the data, and the percentage `stated` that they state and show; the loss
         of `held_out_losses` given the image's own embedding, as `loss` (mean) and `losses` (each
-        level).
+        sigma).
         """
-        pictures = self.draw(denoiser, config)
+        prior = load_config_prior(config, self.clip.identity, self.device)
+        sampling = config.sampling.model_copy(update={"amp": "bf16"})
+        model = Model(denoiser, config, self.vae, self.clip, prior)
+        conditions = caption_conditions(self.texts, config)
+        images = model.generate(conditions, range(len(self.texts)), sampling, "captions")
         generated = ImageSet(self.networks, self.clip)
-        for rows in torch.arange(len(pictures)).split(BATCH):
-            generated.update(pictures[rows], rows, self.texts[rows.to(self.texts.device)])
+        for rows in torch.arange(len(images)).split(BATCH):
+            generated.update(images[rows], rows, self.texts[rows.to(self.texts.device)])
         metrics = generated.metrics(self.references)
-        shown = agreement(classify(self.classifier, pictures), self.codes, self.stated)
+        shown = agreement(classify(self.classifier, images), self.codes, self.stated)
         latents, embeddings = self.loss_inputs
         cond = F.normalize(embeddings, dim=1) if config.data.norm_feature else embeddings
         losses = held_out_losses(denoiser, latents, cond)
-        open_ended = self.vary(denoiser, config)
+        texts, stated = read_captions(PROMPTS)
+        open_ended = check_sentences(model, self.classifier, texts, stated, SEEDS, sampling)
         return {
             "variety": open_ended["ratio"],
             "stated": open_ended["stated"],
@@ -149,37 +139,3 @@ class Evaluation:
             "losses": losses,
             "shown": shown,
         }
-
-    def vary(self, denoiser: EDMPrecond, config: Config) -> dict[str, Any]:
-        """Return the figures of research/variety/measures.py for sentences that say little."""
-        sentences, stated = read_captions(PROMPTS)
-
-        def draw(texts: list[str], seeds: list[int]) -> Tensor:
-            return self.draw(denoiser, config, self.clip.encode_texts(texts), seeds)
-
-        name = partial(classify, self.classifier)
-        return figures(classify_generated(draw, name, sentences, SEEDS), stated)
-
-    def draw(
-        self,
-        denoiser: EDMPrecond,
-        config: Config,
-        texts: Tensor | None = None,
-        seeds: Sequence[int] | None = None,
-    ) -> Tensor:
-        """Draw a picture of each caption by the config's sampler: (N, 3, H, W) uint8.
-
-        texts: embeddings of captions (N, D); None = those of the held-out faces.
-        seeds: None = the captions' numbers, so that all networks start from equal noise.
-        """
-        texts = self.texts if texts is None else texts
-        batches = generate(
-            denoiser,
-            self.vae,
-            caption_conditions(texts, config),
-            seeds or range(len(texts)),
-            config.sampling.model_copy(update={"amp": "bf16"}),
-            prior=load_config_prior(config, self.clip.identity, self.device),
-            batch_size=BATCH,
-        )
-        return torch.cat([images for _, images in batches]).permute(0, 3, 1, 2)

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import ROOT
 from utils.base.errors import UserError
 from utils.config.load import load_config
 from utils.config.schema import Config
 from utils.config.yaml_files import get_value
 
-FOLDER = ROOT / "configs" / "demo" / "recipes"
-# Sections that make a recipe; `eval` and `log` change neither the training nor the pictures.
+# Sections that make a recipe; `eval` and `log` change neither the training nor the images.
 SECTIONS = ("data", "encoders", "model", "train", "sampling")
-# Keys that change the pictures of a trained network, not its training.
+# Keys that change the images of a trained network, not its training.
 OF_IMAGES = ("sampling.", "encoders.image_mean", "encoders.prior")
 # Keys that change neither the size of the network nor the work of a step.
 OF_DATA = (*OF_IMAGES, "data.", "encoders.", "train.perturbation")
@@ -81,21 +79,9 @@ def read_recipe(file: Path) -> Recipe:
     return Recipe(file.stem, file, config, " ".join(head))
 
 
-def read_recipes(files: Sequence[Path] = ()) -> list[Recipe]:
-    """Read recipes, by default all of `configs/demo/recipes`.
-
-    Raise UserError if there are none, if two have one name, or if they disagree in a key of SHARED.
-    """
-    files = list(files) or sorted(FOLDER.glob("*.yaml"))
-    if not files:
-        raise UserError(f"{FOLDER}: there are no recipes; docs/recipes.md says how to write one")
-    recipes: dict[str, Recipe] = {}
-    for file in files:
-        recipe = read_recipe(file)
-        if recipe.name in recipes:
-            before = recipes[recipe.name].file
-            raise UserError(f"{file}: has the name of {before}; give one of them another name")
-        recipes[recipe.name] = recipe
+def read_recipes(files: Sequence[Path]) -> dict[str, Recipe]:
+    """Read recipes by name; raise UserError if they disagree in a key of SHARED."""
+    recipes = {file.stem: read_recipe(file) for file in files}
     first, *others = recipes.values()
     for recipe in others:
         for key in SHARED:
@@ -105,4 +91,4 @@ def read_recipes(files: Sequence[Path] = ()) -> list[Recipe]:
                     f"{recipe.file}: {key} is {ours}, but {first.file} has {theirs}; metrics can "
                     "only be compared if all recipes agree in it"
                 )
-    return [first, *others]
+    return recipes

@@ -1,11 +1,10 @@
-"""All runs of all recipes: a JSON that grows, and keeps the recipes that were dropped."""
+"""All runs of all recipes in one JSON that grows; recipes that lost stay in it."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,22 @@ from benchmarks.timing import ROOT
 from research.recipes.recipe import Recipe
 from utils.base.errors import UserError, refusing
 
-Run = dict[str, Any]  # see measure.measure
+Run = dict[str, Any]  # see training.measure
+COLUMNS = {  # metric → title of its column and format
+    "frechet_distance": ("Fréchet distance", ".1f"),
+    "attributes": ("attributes of captions, %", ".1f"),
+    "recall": ("recall", ".2f"),
+    "variety": ("variety", ".2f"),
+    "stated": ("stated by short sentences, %", ".1f"),
+    "clip_score": ("CLIP score", ".1f"),
+    "loss": ("held-out loss", ".4f"),
+}
 
 
 class Results:
     """Runs of recipes at equal time, and the settings of each recipe.
 
-    setup: facts that are equal for all runs, e.g. `seconds` and `pictures`.
+    setup: facts that are equal for all runs, e.g. `seconds` and `images`.
     """
 
     def __init__(self, path: Path, setup: Mapping[str, Any]) -> None:
@@ -34,8 +42,6 @@ class Results:
             return
         with refusing(f"{path}: not readable as results; give another --out"):
             content = json.loads(path.read_text(encoding="utf-8"))
-            if "runs" not in content:  # a table of an older version
-                return
             self.recipes, self.runs = dict(content["recipes"]), list(content["runs"])
             before = dict(content["setup"])
         for key, value in self.setup.items():
@@ -45,68 +51,71 @@ class Results:
                     "cannot be compared: give another --out, or remove the file"
                 )
 
-    def add(self, recipe: Recipe, runs: Iterable[Run]) -> None:
-        """Add runs of a recipe; they replace those of equal label and seed.
+    def add(self, recipe: Recipe, run: Run) -> None:
+        """Add a run of a recipe; it replaces the one of equal seed.
 
         Runs of a recipe whose settings have changed since are removed.
         """
         name, settings = recipe.name, recipe.settings
         if self.recipes.get(name, {}).get("settings", settings) != settings:
-            self.runs = [run for run in self.runs if run["recipe"] != name]
+            self.runs = [other for other in self.runs if other["recipe"] != name]
         file = recipe.file.resolve()
         shown = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
         self.recipes[name] = {"file": str(shown), "about": recipe.about, "settings": settings}
-        new = list(runs)
-        keys = [(run["label"], run["seed"]) for run in new]
-        self.runs = [r for r in self.runs if (r["label"], r["seed"]) not in keys] + new
+        key = (name, run["seed"])
+        self.runs = [r for r in self.runs if (r["recipe"], r["seed"]) != key] + [run]
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the JSON holds beside the table."""
         return {"setup": self.setup, "recipes": self.recipes, "runs": self.runs}
 
-    def standings(self) -> list[Standing]:
-        """Return all recipes by their Fréchet distance, the lowest first, diverged ones last."""
-        by_label: dict[str, list[Run]] = {}
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each recipe, the lowest Fréchet distance first, diverged ones last."""
+        by_recipe: dict[str, list[Run]] = {}
         for run in self.runs:
-            by_label.setdefault(run["label"], []).append(run)
-        found = []
-        for label, runs in by_label.items():
-            recipe = self.recipes[runs[0]["recipe"]]
-            is_dropped = not (ROOT / recipe["file"]).exists()
-            found.append(Standing(label, sorted(runs, key=lambda r: int(r["seed"])), is_dropped))
-        return sorted(found, key=lambda s: s.distance)
+            by_recipe.setdefault(run["recipe"], []).append(run)
+        ordered = sorted(by_recipe, key=lambda name: _distance(by_recipe[name]))
+        return [_row(name, by_recipe[name]) for name in ordered]
+
+    def notes(self) -> list[str]:
+        """Return the sentences below the table."""
+        sentences = [
+            f"Equal time for all recipes: {self.setup['seconds']:g} {self.setup['unit']} of "
+            "training steps, without start-up, checkpoints and evaluation.",
+            f"{self.setup['images']} images of held-out captions, from equal noise. Values are "
+            "means over the seeds of the training, with the lowest and the highest in brackets.",
+        ]
+        machines = sorted({run["machine"] for run in self.runs})
+        if len(machines) > 1:
+            sentences.append(f"Times of several machines do not compare: {'; '.join(machines)}.")
+        return sentences
 
 
-@dataclass(frozen=True)
-class Standing:
-    """The runs of one recipe, in order of their seeds; `dropped` = its YAML is gone."""
+def _values(runs: Sequence[Run], key: str) -> list[float]:
+    """Return a metric of each run that did not diverge; runs without it are left out."""
+    found = (run["metrics"].get(key) for run in runs if not run["diverged"])
+    return [float(value) for value in found if value is not None]
 
-    label: str
-    runs: list[Run]
-    dropped: bool = False
 
-    @property
-    def finished(self) -> list[Run]:
-        """Runs that reached their end and were judged there."""
-        return [run for run in self.runs if not run["diverged"] and run["points"]]
+def _distance(runs: Sequence[Run]) -> float:
+    """Return the mean Fréchet distance; infinite if a run diverged."""
+    values = _values(runs, "frechet_distance")
+    return sum(values) / len(values) if len(values) == len(runs) else math.inf
 
-    def ends(self, key: str) -> list[float]:
-        """Return a metric at the end of each finished run; runs without it are left out."""
-        values = (run["points"][-1].get(key) for run in self.finished)
-        return [float(value) for value in values if value is not None]
 
-    def mean(self, key: str) -> float | None:
-        """Return the mean of `ends`, or None if there are none."""
-        values = self.ends(key)
-        return sum(values) / len(values) if values else None
+def _row(name: str, runs: Sequence[Run]) -> dict[str, Any]:
+    row = {"recipe": name, "seeds": len(runs), "steps": runs[0]["steps"]}
+    row |= {
+        title: _mean_and_range(_values(runs, key), form) for key, (title, form) in COLUMNS.items()
+    }
+    if lost := sum(run["diverged"] for run in runs):
+        row[COLUMNS["frechet_distance"][0]] = f"{lost} diverged"
+    return row
 
-    @property
-    def distance(self) -> float:
-        """Mean Fréchet distance at the end; infinite if no run finished, or if one diverged."""
-        value = self.mean("frechet_distance")
-        return math.inf if value is None or len(self.finished) < len(self.runs) else value
 
-    @property
-    def curve(self) -> list[dict[str, Any]]:
-        """Points of the run with most of them, the first seed among equals; empty without runs."""
-        return max((run["points"] for run in self.finished), key=len, default=[])
+def _mean_and_range(values: Sequence[float], form: str) -> str:
+    """Return `mean (lowest … highest)`."""
+    if not values:
+        return "–"
+    ends = f" ({min(values):{form}} … {max(values):{form}})" if len(values) > 1 else ""
+    return format(sum(values) / len(values), form) + ends

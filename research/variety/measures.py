@@ -1,16 +1,8 @@
-"""Variety of the faces drawn for sentences that say little, beside all that these sentences state.
+"""Variety of the faces generated for sentences that say little, beside all that these state.
 
-A method draws K pictures of each sentence, or K embeddings. A judge names their attributes. Those
-that a sentence leaves open should vary as they do among the faces of which the sentence is true;
-`make_faces.py` gives that distribution.
-
-    texts, stated = read_captions(PROMPTS)
-    codes = classify_generated(draw, name, texts, num_seeds=48)   # (P, K, A)
-    figures(codes, stated)                                 # stated, variety, ratio, …
-
-`draw(texts, seeds)` is any method: it returns a row for each sentence and its seed. `name` names
-the attributes of these rows: `partial(classify, classifier)` for pictures (B, 3, 128, 128) uint8,
-`embedding_classifier(…)` for embeddings (B, D), without drawing a picture.
+A model generates K images of each sentence, and the attribute classifier names their attributes.
+Those that a sentence leaves open should vary as they do among the faces of which the sentence is
+true; `make_faces.py` gives that distribution.
 """
 
 from __future__ import annotations
@@ -20,35 +12,27 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.stats import binom
 from torch import Tensor
 
 from demo.make_faces import ATTRIBUTES, encode_attributes, hide, random_attributes
-from research.attributes.classifier import codes_of, load_probe, predict
 from utils.base.errors import UserError
-from utils.base.progress import progress
-from utils.data.lmdb_reader import LMDBReader
 from utils.evaluation.frechet import frechet_distance
 from utils.evaluation.metrics import manifold_metrics
 
 PROMPTS = Path(__file__).with_name("short_prompts.jsonl")
-FACES = 200_000  # drawn for the data's own distribution
+FACES = 200_000  # random ones, for the data's own distribution
 VALUES = 1 + max(len(values) for values in ATTRIBUTES.values())  # the first one is "hidden"
 MIN_FACES = 200  # of which a sentence is true, to know how they vary
-AT_ONCE = 48  # rows that a method draws at a time
 
-Draw = Callable[[list[str], list[int]], Tensor]  # sentences and seeds of B rows → (B, …)
-Evaluator = Callable[[Tensor], Tensor]  # (B, …) → attributes (B, A) int64
 States = Mapping[str, str]  # name of an attribute → the value that a sentence states
 
 
 def visible(codes: Tensor) -> Tensor:
-    """Return attributes (N, A) with −1 for those that a drawing cannot show; see `hide`.
+    """Return attributes (N, A) with −1 for those that a face cannot show; see `hide`.
 
-    A judge names hidden attributes too, by guessing.
+    A classifier names hidden attributes too, by guessing.
     """
     rows = []
     for row in codes.tolist():
@@ -60,7 +44,7 @@ def visible(codes: Tensor) -> Tensor:
 
 @cache
 def data_codes(count: int = FACES) -> Tensor:
-    """Return the visible attributes of `count` faces as the demo draws them, (count, A) int64."""
+    """Return the visible attributes of `count` faces of the demo, (count, A) int64."""
     rng = random.Random("variety")
     return torch.tensor([encode_attributes(hide(random_attributes(rng))) for _ in range(count)])
 
@@ -76,10 +60,10 @@ def wanted_codes(stated: Sequence[States]) -> Tensor:
     )  # fmt: skip
 
 
-def shares(codes: Tensor) -> Tensor:
-    """Return the share of each value: visible attributes (N, A) → (A, VALUES) float64.
+def frequencies(codes: Tensor) -> Tensor:
+    """Return the frequency of each value: visible attributes (N, A) → (A, VALUES) float64.
 
-    The first column is the share of faces that hide the attribute.
+    The first column is that of faces that hide the attribute.
     """
     places = codes + 1 + VALUES * torch.arange(codes.shape[1])
     counts = torch.bincount(places.flatten(), minlength=VALUES * codes.shape[1])
@@ -92,13 +76,13 @@ def entropies(p: Tensor) -> Tensor:
 
 
 def expected_entropies(p: Tensor, k: int) -> Tensor:
-    """Return the mean entropy of the shares in k samples of each distribution: (A, V) → (A,).
+    """Return the mean entropy of the frequencies in k samples of each distribution: (A, V) → (A,).
 
     The entropy of few samples is too low (Miller 1955). This one is as low, so that their ratio is
     one if the samples are of that distribution. It is exact: the number of times that a value of
     probability p comes up is binomial.
     """
-    return _expected(p, k, lambda share, _: -torch.xlogy(share, share))
+    return _expected(p, k, lambda f, _: -torch.xlogy(f, f))
 
 
 def expected_overlaps(p: Tensor, k: int) -> Tensor:
@@ -107,7 +91,7 @@ def expected_overlaps(p: Tensor, k: int) -> Tensor:
 
 
 def _expected(p: Tensor, k: int, f: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Return E Σ f(share, p) over the values, for the shares in k samples: (A, V) → (A,)."""
+    """Return E Σ f(frequency in k samples, p) over the values: (A, V) → (A,)."""
     counts = torch.arange(k + 1, dtype=torch.float64)
     chance = torch.from_numpy(binom.pmf(counts.numpy(), k, p[..., None].numpy()))  # (A, V, k+1)
     return (chance * f(counts / k, p[..., None])).sum(dim=(-2, -1))
@@ -131,10 +115,10 @@ def faces_that_show(stated: Tensor, data: Tensor) -> Tensor:
 
 
 def variety_of(generated: Tensor, data: Tensor, stated: Tensor) -> dict[str, Tensor]:
-    """Compare the attributes of one sentence's draws with those of the faces that it is true of.
+    """Compare the attributes of one sentence's images with those of the faces that it is true of.
 
     Args:
-        drawn: (K, A) visible attributes of the draws.
+        generated: (K, A) visible attributes of the images.
         data: (N, A) visible attributes of faces; N should be thousands.
         stated: (A,) int64 of `wanted_codes`.
 
@@ -144,12 +128,12 @@ def variety_of(generated: Tensor, data: Tensor, stated: Tensor) -> dict[str, Ten
         1 − total variation distance of both distributions; `data_overlap`. The data's figures are
         those of K faces, on average.
     """
-    possible = (shares(data) > 0).sum(dim=1).double()
-    p, q = shares(faces_that_show(stated, data)), shares(generated)
+    possible = (frequencies(data) > 0).sum(dim=1).double()
+    p, q = frequencies(faces_that_show(stated, data)), frequencies(generated)
     is_open = (stated < 0) & (p.amax(dim=1) < 1)  # a stated bun leaves no choice of a hat
     k = len(generated)
     found = {
-        "drawn": entropies(q) / possible.log(),
+        "generated": entropies(q) / possible.log(),
         "data": expected_entropies(p, k) / possible.log(),
         "overlap": torch.minimum(p, q).sum(dim=1),
         "data_overlap": expected_overlaps(p, k),
@@ -158,17 +142,17 @@ def variety_of(generated: Tensor, data: Tensor, stated: Tensor) -> dict[str, Ten
 
 
 def figures(codes: Tensor, stated: Sequence[States], data: Tensor | None = None) -> dict:
-    """Return the figures of a method from the attributes of its draws, (P, K, A) int64.
+    """Return the figures of a model from the attributes of its images, (P, K, A) int64.
 
     stated: the P sentences' attributes. data: visible attributes of faces; None = the demo's.
 
     Returns:
-        `stated`: percentage of the stated attributes that the draws show; None if none is stated.
+        `stated`: percentage of the stated attributes that the images show; None if none is stated.
         `variety`: mean normalised entropy of the open attributes, over all sentences; 1 = uniform.
         `data_variety`: that of the faces of which the sentences are true, for K of them.
         `ratio`: variety / data_variety; 1 = as varied as the data.
         `overlap`: mean overlap of both distributions, divided by that of K faces; 1 = distributed
-        like the data. Unlike the ratio it falls, too, where a method draws rare values too often.
+        like the data. Unlike the ratio it also falls if rare values come up too often.
         `prompts`: stated (None if nothing is), variety, ratio and overlap of each sentence.
     """
     data = data_codes() if data is None else data
@@ -181,8 +165,8 @@ def figures(codes: Tensor, stated: Sequence[States], data: Tensor | None = None)
     ]
     rows = []
     for hit, said, found in zip(hits, says, of_prompts, strict=True):
-        share = 100 * hit[said].mean().item() if said.any() else None
-        rows.append({"stated": share, **_summary(found)})
+        shown = 100 * hit[said].mean().item() if said.any() else None
+        rows.append({"stated": shown, **_summary(found)})
     every = {key: torch.cat([found[key] for found in of_prompts]) for key in of_prompts[0]}
     return {
         "seeds": codes.shape[1],
@@ -196,47 +180,15 @@ def _summary(found: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the means of `variety_of` over attributes."""
     mean = {key: values.mean().item() for key, values in found.items()}
     return {
-        "variety": mean["drawn"],
+        "variety": mean["generated"],
         "data_variety": mean["data"],
-        "ratio": mean["drawn"] / mean["data"],
+        "ratio": mean["generated"] / mean["data"],
         "overlap": mean["overlap"] / mean["data_overlap"],
     }
 
 
-def classify_generated(
-    draw: Draw, name: Evaluator, texts: Sequence[str], num_seeds: int, first_seed: int = 0
-) -> Tensor:
-    """Let a method draw each sentence `num_seeds` times, and name the attributes: (P, K, A) int64.
-
-    All draws have seeds of their own, counted from `first_seed`.
-    """
-    every = [text for text in texts for _ in range(num_seeds)]
-    rows = progress(torch.arange(len(every)).split(AT_ONCE), "draws", unit="batch")
-    codes = [
-        name(draw([every[i] for i in part.tolist()], [first_seed + i for i in part.tolist()]))
-        for part in rows
-    ]
-    return torch.cat(codes).unflatten(0, (len(texts), num_seeds))
-
-
-def embedding_classifier(embeddings: LMDBReader, records: list[dict], cache: Path) -> Evaluator:
-    """Return a judge of CLIP image embeddings (B, D) of any length; its probe is kept in `cache`.
-
-    embeddings, records: of the training faces, in the same order.
-    """
-    everything = torch.from_numpy(embeddings.read(np.arange(embeddings.info.length)))
-    encoder = str(embeddings.info.meta.get("encoder"))
-    probe = load_probe(cache, everything, codes_of(records), encoder)
-
-    @torch.inference_mode()
-    def name(rows: Tensor) -> Tensor:
-        return predict(probe(F.normalize(rows.float(), dim=1)))
-
-    return name
-
-
 def closeness(features: Tensor, reference: Tensor) -> dict[str, float]:
-    """Compare features of draws with those of real faces, (N, D) and (M, D).
+    """Compare features of images with those of real faces, (N, D) and (M, D).
 
     Returns the Fréchet distance (Heusel 2017), and precision, recall (Kynkäänniemi 2019), density
     and coverage (Naeem 2020).

@@ -184,5 +184,5 @@ def test_statistics_and_angles_follow_an_experiment_too(call, experiment, config
 
 def test_the_check_of_encoders_asks_the_checkpoint_for_them(call, capsys):
     with pytest.raises(SystemExit):
-        call(check_prompts.main, "--ckpt", "nowhere.pt", "--only_encoders")
+        call(check_prompts.main, "--ckpt", "nowhere.pt")
     assert capsys.readouterr().err == "error: nowhere.pt does not exist\n"

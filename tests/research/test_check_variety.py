@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from demo.make_faces import make_face, render
 from models.clip import load_clip
 from research.attributes.classifier import build_classifier
+from research.attributes.model import Model
 from research.variety import check as check_variety
 from utils.data.lmdb_writer import LMDBWriter
 
@@ -19,7 +20,7 @@ FACES = 12
 
 @pytest.fixture
 def check(tmp_path, monkeypatch):
-    """`check(*words)` runs the script with the shipped network and an untrained judge."""
+    """`check(*words)` runs the script with the shipped network and an untrained classifier."""
     made = [make_face("test", index, 2) for index in range(FACES)]
     (tmp_path / "test").mkdir()
     lines = [json.dumps(record) for _, record in made]
@@ -54,9 +55,9 @@ def check(tmp_path, monkeypatch):
 STATES = {"facial_hair": "beard"}
 
 
-def test_sentences_and_captions_are_drawn_and_judged(check, capsys):
-    point = check("--captions", "10", "--method", "prior", "--strength", "0.7")
-    assert (point["method"], point["strength"], point["seeds"]) == ("prior", 0.7, 2)
+def test_sentences_and_captions_are_generated_and_classified(check, capsys):
+    point = check("--captions", "10")
+    assert point["seeds"] == 2
     assert [row["stated"] is None for row in point["prompts"]] == [True, False]
     assert 0 <= point["ratio"] <= 2 and 0 < point["data_variety"] < 1
     captions = point["captions"]
@@ -66,17 +67,18 @@ def test_sentences_and_captions_are_drawn_and_judged(check, capsys):
     assert "a beard" in said and "10 captions of held-out faces" in said
 
 
-def test_settings_on_the_command_line_change_the_pictures(check):
+def test_settings_on_the_command_line_change_the_images(check):
     plain = check("--captions", "0")
     assert plain["captions"] is None
-    pictures, _ = check_variety.generation(check_variety.parse_args().ckpt, plain["settings"])
-    other, _ = check_variety.generation(
-        check_variety.parse_args().ckpt, [*plain["settings"], "sampling.cfg_scale=4"]
+    checkpoint = check_variety.parse_args().ckpt
+    one, other = (
+        Model.load(checkpoint, [*plain["settings"], *more])
+        for more in ((), ("sampling.cfg_scale=4",))
     )
-    first = pictures(["a beard"], [3])
+    first = one.generate(one.conditions(["a beard"]), [3])
     assert first.shape == (1, 3, 128, 128)
-    assert torch.equal(first, pictures(["a beard"], [3]))
-    assert not torch.equal(first, other(["a beard"], [3]))
+    assert torch.equal(first, one.generate(one.conditions(["a beard"]), [3]))
+    assert not torch.equal(first, other.generate(other.conditions(["a beard"]), [3]))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_mistakes_give_one_clear_line(check, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_sentence_that_no_face_can_show_is_refused_before_the_drawing(check, capsys, tmp_path):
+def test_a_sentence_that_no_face_can_show_is_refused_before_the_sampling(check, capsys, tmp_path):
     states = {"hair_style": "bun", "headwear": "hat"}
     path = tmp_path / "contradiction.jsonl"
     path.write_text(json.dumps({"text": "a bun under a hat", "states": states}))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from demo.make_faces import ATTRIBUTES
-from research.attributes.check_handwritten import CAPTIONS, read_captions, share_shown
+from research.attributes.check_handwritten import CAPTIONS, fraction_shown, read_captions
 from utils.base.errors import UserError
 
 
@@ -19,13 +19,13 @@ def test_fifty_sentences_state_attributes_that_a_face_can_show():
             assert "eyes" not in states
 
 
-def test_share_counts_each_stated_attribute_of_each_picture():
+def test_each_stated_attribute_of_each_image_counts():
     hair, glasses = list(ATTRIBUTES).index("hair_style"), list(ATTRIBUTES).index("glasses")
     shown = torch.zeros(2, 4, len(ATTRIBUTES), dtype=torch.int64)
     shown[0, :3, hair] = ATTRIBUTES["hair_style"].index("bun")
     shown[1, :, glasses] = ATTRIBUTES["glasses"].index("round")
     stated = [{"hair_style": "bun"}, {"glasses": "round", "hair_style": "bun"}]
-    table = share_shown(shown, stated)
+    table = fraction_shown(shown, stated)
     assert table["captions"] == [75.0, 50.0]
     assert table["hair_style"] == 37.5 and table["glasses"] == 100.0
     assert table["all"] == pytest.approx((75 + 100 + 0) / 3)

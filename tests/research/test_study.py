@@ -1,4 +1,4 @@
-"""The study: its list of runs, its captions, faces and priors. test_time_to_quality.py runs it."""
+"""The study: its list of runs, its captions, faces and priors."""
 
 import subprocess
 import sys
@@ -11,6 +11,7 @@ from conftest import ROOT
 
 from demo.captions import GLASSES, SKIN
 from demo.make_faces import ATTRIBUTES, hide, make_face
+from research.recipes.compare import RECIPES, read_run_list, recipe_file
 from research.recipes.recipe import read_recipe
 from research.study.material import (
     CAPTIONS,
@@ -23,8 +24,6 @@ from research.study.material import (
     wrong_captions,
 )
 from research.study.pairs_prior import PairsTraining
-from research.study.run import RECIPES, RUNS, RUNS_WIDE, read_study, recipe_file
-from research.tables import BEGIN, STUDY
 from utils.base.errors import UserError
 from utils.config.sections import Prior
 from utils.data.lmdb_layout import names_hash
@@ -34,16 +33,14 @@ from utils.data.lmdb_writer import LMDBWriter
 # The list
 
 
-STUDIES = [read_study(RUNS), read_study(RUNS_WIDE)]
-NAMES = [name for study in STUDIES for name in study.names]
+RUNS = ROOT / "research" / "study" / "study.yaml"
+NAMES = [
+    name for file in (RUNS, RUNS.with_name("study_wide.yaml")) for name in read_run_list(file).seeds
+]
 
 
-def test_the_lists_name_every_recipe_of_the_study_and_the_page_has_all_tables():
-    assert sorted(file.stem for file in RECIPES.glob("*.yaml")) == sorted(set(NAMES))
-    assert all(recipe_file(name, RUNS).stem == name for name in NAMES)
-    assert all(study.seeds(name) for study in STUDIES for name in study.names)
-    dropped = 1  # the last table is of recipes that lost
-    assert STUDY.read_text().count(BEGIN) == sum(len(s.tables) for s in STUDIES) + dropped
+def test_the_lists_name_every_recipe_of_the_study():
+    assert sorted(file.stem for file in RECIPES[1].glob("*.yaml")) == sorted(set(NAMES))
 
 
 def test_no_recipe_of_images_alone_reads_a_caption():
@@ -57,12 +54,12 @@ def test_no_recipe_of_images_alone_reads_a_caption():
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("seconds: [", "not readable"), ("seconds: 1\npictures: 2\ntabels: {}\n", "not readable")],
+    [("seconds: [", "not readable"), ("seconds: 1\nimages: 2\nsedes: {}\n", "not readable")],
 )
 def test_a_damaged_list_is_one_line(text, line, tmp_path):
     (tmp_path / "runs.yaml").write_text(text)
     with pytest.raises(UserError, match=line):
-        read_study(tmp_path / "runs.yaml")
+        read_run_list(tmp_path / "runs.yaml")
 
 
 # Captions and faces
@@ -161,7 +158,7 @@ def test_a_prior_of_pairs_learns_which_images_belong_to_a_caption(tmp_path):
 
 
 def test_an_unknown_recipe_is_one_line():
-    command = [sys.executable, "research/study/run.py", "no_such_recipe"]
+    command = [sys.executable, "research/recipes/compare.py", str(RUNS), "nothing"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: no_such_recipe: not in")
+    assert done.stderr.splitlines()[-1].startswith("error: nothing: not in")

@@ -1,4 +1,4 @@
-"""Variety of draws, measured against the faces that a sentence is true of."""
+"""Variety of images, measured against the faces that a sentence is true of."""
 
 import math
 
@@ -7,26 +7,20 @@ import torch
 
 from demo.make_faces import ATTRIBUTES
 from research.attributes.check_handwritten import read_captions
-from research.attributes.classifier import load_probe
 from research.variety.measures import (
     PROMPTS,
-    VALUES,
-    classify_generated,
     closeness,
     data_codes,
-    embedding_classifier,
     entropies,
     expected_entropies,
     expected_overlaps,
     faces_that_show,
     figures,
-    shares,
+    frequencies,
     visible,
     wanted_codes,
 )
 from utils.base.errors import UserError
-from utils.data.lmdb_reader import LMDBReader
-from utils.data.lmdb_writer import LMDBWriter
 
 NAMES = list(ATTRIBUTES)
 K = 48
@@ -53,7 +47,7 @@ def test_entropy_of_known_distributions():
     assert torch.allclose(entropies(p), expected)
 
 
-def test_expected_figures_of_few_samples_are_the_mean_over_many_draws():
+def test_expected_figures_of_few_samples_are_the_mean_over_many():
     p = torch.tensor([[0.5, 0.3, 0.2, 0.0], [1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     generated = torch.multinomial(p[0], 20_000 * 10, replacement=True, generator=generator)
@@ -67,7 +61,7 @@ def test_expected_figures_of_few_samples_are_the_mean_over_many_draws():
     assert entropy[1] == 0 and overlap[1] == 1
 
 
-def test_the_judges_guesses_of_hidden_attributes_do_not_count():
+def test_the_classifiers_guesses_of_hidden_attributes_do_not_count():
     codes = torch.zeros(2, len(NAMES), dtype=torch.int64)
     codes[1, NAMES.index("headwear")] = code("headwear", "turban")
     codes[1, NAMES.index("glasses")] = code("glasses", "sunglasses")
@@ -125,23 +119,6 @@ def test_a_sentence_of_which_hardly_any_face_is_true_is_refused():
         faces_that_show(stated, data_codes())
 
 
-def test_each_draw_has_a_sentence_and_a_seed_of_its_own():
-    calls: list[tuple[str, int]] = []
-
-    def draw(texts: list[str], seeds: list[int]) -> torch.Tensor:
-        calls.extend(zip(texts, seeds, strict=True))
-        return torch.tensor(seeds)
-
-    def name(seeds: torch.Tensor) -> torch.Tensor:
-        return seeds[:, None].expand(-1, len(NAMES))
-
-    codes = classify_generated(draw, name, ["a", "b"], num_seeds=60, first_seed=5)
-    assert codes.shape == (2, 60, len(NAMES))
-    assert codes[:, :, 0].flatten().tolist() == list(range(5, 125))
-    assert [text for text, _ in calls] == ["a"] * 60 + ["b"] * 60
-    assert [seed for _, seed in calls] == list(range(5, 125))
-
-
 def test_closeness_of_a_set_to_itself_and_to_a_shifted_one():
     features = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
     same, far = closeness(features, features), closeness(features + 10, features)
@@ -156,33 +133,4 @@ def test_short_sentences_state_at_most_two_attributes_and_all_are_asked_for():
     assert len(set(texts)) == 12 and "a person" in texts
     assert max(len(states) for states in stated) <= 2
     assert {name for states in stated for name in states} == set(ATTRIBUTES)
-    assert shares(data_codes()).sum(dim=1).allclose(torch.ones(len(NAMES)).double())
-
-
-def sums_of_attributes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return embeddings (count, 64), sums of a random vector for each value, and attributes."""
-    codes = visible(true_faces([{}], count)[0])
-    vectors = torch.randn(len(NAMES), VALUES, 64, generator=torch.Generator().manual_seed(3))
-    return vectors[range(len(NAMES)), codes + 1].sum(dim=1), codes
-
-
-def test_the_probe_names_attributes_of_embeddings_and_is_kept_for_its_encoder(tmp_path):
-    embeddings, codes = sums_of_attributes(3000)
-    cache = tmp_path / "probe.safetensors"
-    load_probe(cache, embeddings[:2500], codes[:2500], "clip-a", steps=400)
-    written = cache.stat().st_mtime_ns
-    with LMDBWriter(tmp_path / "y", "y", {"encoder": "clip-a"}, 2500) as writer:
-        writer.append(embeddings[:2500, None].numpy())
-    records = [{"attributes": named(row)} for row in codes[:2500].tolist()]
-    name = embedding_classifier(LMDBReader(tmp_path / "y"), records, cache)
-    assert cache.stat().st_mtime_ns == written
-    held_out, seen = codes[2500:], codes[2500:] >= 0
-    found = name(5 * embeddings[2500:])  # of any length
-    assert (found == held_out)[seen].double().mean() > 0.9
-    load_probe(cache, embeddings[:2500], codes[:2500], "clip-b", steps=1)
-    assert cache.stat().st_mtime_ns > written  # another encoder: trained anew
-
-
-def named(row: list[int]) -> dict[str, str]:
-    pairs = zip(ATTRIBUTES.items(), row, strict=True)
-    return {name: "hidden" if code < 0 else values[code] for (name, values), code in pairs}
+    assert frequencies(data_codes()).sum(dim=1).allclose(torch.ones(len(NAMES)).double())

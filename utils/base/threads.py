@@ -2,7 +2,7 @@
 
 GNU OpenMP's threads spin while they wait for one another. Beside other programs the one that they
 wait for often does not run, and they burn the time that it needs: an evaluation then takes three
-times its processor time (benchmarks/busy_machine.py). Its count of threads follows the processors
+times its processor time (docs/performance.md). Its count of threads follows the processors
 of the machine, not the quota of a container. Both are read when torch is loaded, so that
 utils.base.script sets them before.
 """

@@ -1,5 +1,4 @@
-"""research/recipes/time_to_quality.py and research/study/run.py as processes: two small recipes,
-continued."""
+"""research/recipes/compare.py as a process: two small recipes, stopped, killed, continued."""
 
 import json
 import os
@@ -15,7 +14,7 @@ from conftest import ROOT
 
 from research.attributes.classifier import load_faces
 from research.recipes.recipe import read_recipe
-from research.recipes.trainings import PROBE_STEPS, PROBE_WINDOWS, PROBES
+from research.recipes.training import PROBE_STEPS, PROBE_WINDOWS, PROBES
 from utils.base.files import write_json
 from utils.config.load import load_config
 from utils.data.lmdb_writer import LMDBWriter
@@ -55,7 +54,7 @@ def recipes(faces, tmp_path) -> list[Path]:
     """Write two recipes of a small network."""
     lmdb = faces / "lmdb"
     values = {
-        "base": str(ROOT / "configs/demo/recipes/today.yaml"),
+        "base": str(ROOT / "configs/demo/recipes/v0_2.yaml"),
         "data": {"root": str(lmdb / "z"), "feat_path": str(lmdb / "clip_img")},
         "eval": {"ref_path": str(faces / "reference.npz")},
         "model": {"depth": 1, "hidden_size": 32, "num_heads": 2, "decoder_depth": 1},
@@ -71,18 +70,13 @@ def recipes(faces, tmp_path) -> list[Path]:
 class Harness:
     """The command, started in a process group of its own."""
 
-    def __init__(self, folder: Path, faces: Path, recipes: list[Path]) -> None:
-        self.work, self.out = folder / "work", folder / "out.json"
-        self.command = [
-            sys.executable,
-            "research/recipes/time_to_quality.py",
-            "--seconds",
-            str(SECONDS),
-        ]
-        self.command += ["--num", "24", "--points", "2", "--threads", "1", "--data", str(faces)]
-        self.command += ["--work", str(self.work), "--out", str(self.out)]
-        self.command += ["--judge", str(faces / "judge.safetensors"), "--not_averaged", "slow"]
-        self.command += ["--recipes", *map(str, recipes)]
+    def __init__(self, folder: Path, faces: Path, **runs) -> None:
+        self.work, self.out, self.runs = folder / "work", folder / "out.json", folder / "runs.yaml"
+        self.runs.write_text(yaml.safe_dump({"seconds": SECONDS, "images": 24, **runs}))
+        self.command = [sys.executable, "research/recipes/compare.py", str(self.runs)]
+        self.command += ["--threads", "1", "--data", str(faces), "--work", str(self.work)]
+        self.command += ["--out", str(self.out)]
+        self.command += ["--classifier", str(faces / "classifier.safetensors")]
 
     def keep_probes(self, recipe: Path, count: int) -> None:
         """Write the first `count` probes of a recipe, as an earlier start leaves them."""
@@ -122,94 +116,63 @@ class Harness:
 def test_a_comparison_that_is_stopped_and_killed_goes_on_and_equals_its_parts(
     faces, recipes, tmp_path
 ):
-    harness = Harness(tmp_path, faces, recipes)
+    harness = Harness(tmp_path, faces, seeds={"small": [0], "slow": [0]})
     run = harness.work / "small" / f"{SECONDS}s_seed0"
     for recipe, count in zip(recipes, (PROBES - 1, PROBES), strict=True):
         harness.keep_probes(recipe, count)
 
     process = harness.start()
-    said = harness.when(run / "metrics.jsonl", signal.SIGTERM, process, group=False)
+    said = harness.when(run / "config.yaml", signal.SIGTERM, process, group=False)
     assert process.returncode == 2, said
     assert "stopped; the same command goes on" in said.splitlines()[-1]
-    assert list((run / "checkpoints").glob("*.pt"))
     probes = (harness.work / "small" / "probes.json").read_bytes()
     assert len(json.loads(probes)["probes"]) == PROBES
 
     process = harness.start()
-    harness.when(run / "judged_24.json", signal.SIGKILL, process, group=True)
-    evaluated = json.loads((run / "judged_24.json").read_text())["ema"]["points"]
-    assert len(evaluated) == 1 and not harness.out.exists()
+    harness.when(run / "small_24.json", signal.SIGKILL, process, group=True)
+    evaluated = json.loads((run / "small_24.json").read_text())
 
     content = harness.finish()
     assert (harness.work / "small" / "probes.json").read_bytes() == probes
-    labels = {run["label"]: run for run in content["runs"]}
-    assert set(labels) == {"small", "slow", "slow, not averaged"}
-    assert labels["small"]["points"][: len(evaluated)] == evaluated  # they are not judged again
-    for label, one in labels.items():
-        *_, last = one["points"]
-        assert len(one["points"]) == 2 and last["step"] == one["steps"], label
-        assert SECONDS / 3 < last["seconds"] < SECONDS * 3
-        assert last["frechet_distance_low"] <= last["frechet_distance"]
-        assert 0 <= last["recall"] <= 1 and 0 <= last["attributes"] <= 100
-    assert labels["small"]["points"][-1]["loss"] < labels["slow"]["points"][-1]["loss"]
-    assert harness.out.with_suffix(".png").stat().st_size > 10_000
+    found = {run["recipe"]: run for run in content["runs"]}
+    assert set(found) == {"small", "slow"}
+    assert found["small"] == evaluated  # it is not evaluated again
+    for one in found.values():
+        metrics = one["metrics"]
+        assert metrics["frechet_distance_low"] <= metrics["frechet_distance"]
+        assert 0 <= metrics["recall"] <= 1 and 0 <= metrics["attributes"] <= 100
+    assert found["small"]["metrics"]["loss"] < found["slow"]["metrics"]["loss"]
 
-    # A further seed is judged at its end alone; a recipe without YAML stays in the table.
-    recipes[1].unlink()
-    harness.command = [word for word in harness.command if word != str(recipes[1])]
+    # A recipe that has left the list stays in the table.
+    harness = Harness(tmp_path, faces, seeds={"small": [0]})
     content = harness.finish("--seeds", "0,1")
-    points = {(run["label"], run["seed"]): len(run["points"]) for run in content["runs"]}
-    assert points[("small", 0)] == 2 and points[("small", 1)] == 1
-    assert {row["recipe"] for row in content["rows"]} == {
-        "small",
-        "slow (dropped)",
-        "slow, not averaged (dropped)",
+    assert {(run["recipe"], run["seed"]) for run in content["runs"]} == {
+        ("small", 0),
+        ("small", 1),
+        ("slow", 0),
     }
+    assert {row["recipe"] for row in content["rows"]} == {"small", "slow"}
 
 
 def test_missing_faces_are_one_line(recipes, tmp_path):
-    harness = Harness(tmp_path, tmp_path / "nowhere", recipes)
+    harness = Harness(tmp_path, tmp_path / "nowhere", seeds={"small": [0]})
     process = harness.start()
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 2
     assert said.splitlines()[-1].startswith("error: ") and "make the faces" in said
 
 
-def test_the_study_trains_judges_and_goes_on(faces, recipes, tmp_path):
-    runs = {
-        "seconds": 2,
-        "pictures": 24,
-        "tables": {"all": {"recipes": ["small", "slow"], "seeds": "0"}},
-        "starts": {"slow": "small"},
-    }
-    (tmp_path / "runs.yaml").write_text(yaml.safe_dump(runs))
-    work, out = tmp_path / "work", tmp_path / "out.json"
-    windows = [1.0] * PROBE_WINDOWS  # so that two seconds are ten steps
+def test_a_training_starts_from_the_network_of_another_recipe(faces, recipes, tmp_path):
+    seeds, starts = {"small": [0], "slow": [0]}, {"slow": "small"}
+    harness = Harness(tmp_path, faces, seeds=seeds, starts=starts)
+    windows = [SECONDS / 2] * PROBE_WINDOWS  # so that the training takes ten steps
     for recipe in recipes:
         kept = {"settings": read_recipe(recipe).settings, "probes": [windows] * PROBES}
-        write_json(work / recipe.stem / "probes.json", kept)
-    command = [sys.executable, "research/study/run.py", "--runs", str(tmp_path / "runs.yaml")]
-    command += ["--data", str(faces), "--work", str(work), "--out", str(out), "--threads", "1"]
-    command += ["--judge", str(faces / "judge.safetensors")]
-
-    def study(*words: str) -> str:
-        done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    study("slow", "--seeds", "1")
-    content = json.loads(out.read_text())
+        write_json(harness.work / recipe.stem / "probes.json", kept)
+    content = harness.finish("slow", "--seeds", "1")
     steps = 2 * PROBE_STEPS // PROBE_WINDOWS
     found = {(run["recipe"], run["seed"]): run["steps"] for run in content["runs"]}
-    # The recipe from which another one starts is trained and judged first.
+    # The recipe from which another one starts is trained and evaluated first.
     assert found == {("small", 0): steps, ("slow", 1): steps}
-    log = (work / "slow" / "2s_seed1" / "log.txt").read_text()
+    log = (harness.work / "slow" / f"{SECONDS}s_seed1" / "log.txt").read_text()
     assert "start.safetensors" in log
-
-    evaluated = work / "slow" / "2s_seed1" / "judged_24.json"
-    before = evaluated.stat().st_mtime_ns
-    study()
-    assert evaluated.stat().st_mtime_ns == before
-    content = json.loads(out.read_text())
-    assert {(r["recipe"], r["seed"]) for r in content["runs"]} == {*found, ("slow", 0)}
-    assert {row["recipe"] for row in content["rows"]} == {"small", "slow"}

@@ -1,4 +1,4 @@
-"""Trainings of recipes: processes of train_latent_t2f.py, their cost, and the steps that fit in.
+"""Trainings of recipes: processes of train_latent_t2f.py, their cost, and one evaluated run.
 
 Time is processor seconds of the training's process, all threads together, so that other programs of
 the machine disturb less. On a GPU it is wall-clock seconds.
@@ -6,21 +6,25 @@ the machine disturb less. On a GPU it is wall-clock seconds.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.timing import ROOT
+from benchmarks.timing import ROOT, machine
+from research.recipes.evaluation import Evaluation
 from research.recipes.recipe import Recipe
 from utils.base.errors import DIVERGED, UserError
 from utils.base.files import read_json_lines, write_json
+from utils.pretrained.denoisers import load_denoiser
 
 PROBES = 3  # short trainings that measure what a step costs
 PROBE_STEPS, PROBE_WINDOWS = 50, 10  # each of so many steps, timed in windows of equal length
@@ -50,14 +54,11 @@ def seconds_of(line: Mapping[str, Any], steps: int, batchsize: int) -> float:
     return float(line["cpu_s"])
 
 
-def clock(lines: Lines, batchsize: int) -> dict[int, float]:
-    """Return step -> seconds of training until then, without evaluation and sample grids."""
-    found, seconds, before = {}, 0.0, 0
-    for line in lines:
-        seconds += seconds_of(line, line["step"] - before, batchsize)
-        before = line["step"]
-        found[before] = seconds
-    return found
+def training_seconds(lines: Lines, batchsize: int) -> float:
+    """Return the time of all steps, without evaluation and sample grids."""
+    steps = [0, *(line["step"] for line in lines)]
+    pairs = zip(lines, itertools.pairwise(steps), strict=True)
+    return sum(seconds_of(line, step - before, batchsize) for line, (before, step) in pairs)
 
 
 def run_training(recipe: Recipe, folder: Path, overrides: Sequence[str]) -> Lines:
@@ -104,7 +105,7 @@ class Costs:
         self.work = work
 
     def measure(self, recipes: Sequence[Recipe]) -> dict[str, float]:
-        """Return name -> seconds of a step. Recipes take turns, so that they meet equal conditions.
+        """Return name -> seconds of a step; probes alternate, so that they meet equal conditions.
 
         Raise UserError if a recipe has changed since it was measured, or fails.
         """
@@ -161,3 +162,53 @@ class Costs:
             ) from None
         shutil.rmtree(folder)  # its checkpoints are of no use
         return [seconds_of(line, every, recipe.config.train.batchsize) for line in lines]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run: `steps` of a recipe with a seed, in `folder`.
+
+    training: the recipe that is trained: `recipe`, or an earlier one that trains like it.
+    start: released weights from which the training starts.
+    """
+
+    recipe: Recipe
+    seed: int
+    steps: int
+    folder: Path
+    training: Recipe
+    start: Path | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last checkpoint of the training."""
+        return self.folder / "checkpoints" / f"{self.steps:07d}.pt"
+
+
+def measure(plan: Plan, evaluation: Evaluation) -> dict[str, Any]:
+    """Train and evaluate as planned; a run that was evaluated before is read.
+
+    Returns recipe, seed, steps, machine, images_per_second of the training, `diverged`, and
+    `metrics` (see Evaluation.evaluate).
+    """
+    kept = plan.folder / f"{plan.recipe.name}_{len(evaluation.records)}.json"
+    if kept.exists():
+        run: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+        return run
+    run = {"recipe": plan.recipe.name, "seed": plan.seed, "steps": plan.steps}
+    run |= {"machine": machine(), "diverged": False, "metrics": {}, "images_per_second": None}
+    options = [f"train.max_num_steps={plan.steps}", f"train.seed={plan.seed}"]
+    options += [f"log.ckpt_every={plan.steps}", f"log.log_every={plan.steps}"]
+    if plan.start:
+        options += ["--ckpt_path", str(plan.start.resolve())]
+    batchsize = plan.recipe.config.train.batchsize
+    try:
+        seconds = training_seconds(run_training(plan.training, plan.folder, options), batchsize)
+    except Diverged:
+        run["diverged"] = True
+    else:
+        run["images_per_second"] = plan.steps * batchsize / seconds
+        denoiser, _ = load_denoiser(plan.checkpoint, evaluation.device)
+        run["metrics"] = evaluation.evaluate(denoiser, plan.recipe.config)
+    write_json(kept, run)
+    return run

@@ -1,0 +1,177 @@
+"""Train recipes for equal time and compare their networks: docs/recipes.md and docs/study.md.
+
+    python research/recipes/compare.py research/recipes/recipes.yaml --threads 1
+    python research/recipes/compare.py research/study/study.yaml --threads 1      # all runs: hours
+    python research/recipes/compare.py research/study/study.yaml pairs_short --seeds 0
+    python research/tables.py                                  # then: write the tables of the docs
+
+Needs the data of `make demo`. A list of runs names recipes (YAML files beside it, or below
+configs/demo) and the seeds of their trainings. Short trainings measure what a recipe's steps cost;
+it then gets the steps that fit into equal time: processor seconds, or wall-clock seconds on a GPU.
+The averaged weights generate images of held-out captions and of short sentences, which are
+evaluated. Other sets of faces and captions, and priors, are made when a recipe needs them
+(research/study/material.py).
+
+This command, started again, goes on where it was stopped, and adds to the JSON of --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+# First: from here on, Ctrl-C ends the script with one line.
+from utils.base.errors import UserError
+from utils.base.script import one_line_errors
+
+# isort: split
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+
+from benchmarks.timing import report, start
+from research.attributes.classifier import add_classifier_arguments
+from research.recipes.evaluation import Evaluation
+from research.recipes.recipe import Recipe, read_recipes
+from research.recipes.results import Results
+from research.recipes.training import Costs, Plan, measure, unit
+from research.study.material import prepare
+from utils.base.errors import refusing
+from utils.base.locks import FolderLock
+from utils.config.command_line import HelpFormatter
+from utils.config.parsing import parse_seeds
+from utils.config.yaml_files import load_yaml
+
+RECIPES = (ROOT / "configs" / "demo" / "recipes", ROOT / "configs" / "demo" / "study")
+
+
+class RunList(BaseModel):
+    """A list of runs.
+
+    seconds: of each training. images: held-out captions to generate. seeds: recipe -> seeds of its
+    trainings. starts: recipe -> the recipe from whose network of seed 0 its trainings
+    start.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    seconds: PositiveFloat
+    images: PositiveInt
+    seeds: Mapping[str, list[int]]
+    starts: Mapping[str, str] = {}
+
+
+def read_run_list(file: Path) -> RunList:
+    """Read a list of runs; raise UserError if it is damaged."""
+    with refusing(f"{file}: not readable as a list of runs"):
+        return RunList.model_validate(load_yaml(file.read_text(encoding="utf-8")))
+
+
+def recipe_file(name: str, runs: Path) -> Path:
+    """Return the YAML of a recipe: beside the list `runs`, or one of the project's.
+
+    Raises UserError if there is none.
+    """
+    folders = (runs.parent, *RECIPES)
+    for file in (folder / f"{name}.yaml" for folder in folders):
+        if file.is_file():
+            return file
+    places = ", ".join(str(folder) for folder in folders)
+    raise UserError(f"{runs}: there is no {name}.yaml in {places}")
+
+
+class Comparison:
+    """All that the runs of a list share."""
+
+    def __init__(self, runs: RunList, args: argparse.Namespace) -> None:
+        """Read the recipes and load the evaluation; raise UserError for what is missing."""
+        self.runs, self.args = runs, args
+        self.recipes = read_recipes([recipe_file(name, args.runs) for name in runs.seeds])
+        config = next(iter(self.recipes.values())).config
+        networks = (config.encoders.clip, config.eval.ref_path)
+        prepare([Path(path) for path in networks if path is not None], args.data)
+        self.evaluation = Evaluation(config, args.data, runs.images, args.classifier)
+        setup = {"seconds": runs.seconds, "unit": unit(), **self.evaluation.identity}
+        self.results, self.costs = Results(args.out, setup), Costs(args.work)
+
+    def plan(self, name: str, seed: int) -> Plan:
+        """Return the run of a recipe with a seed. Recipes that train alike share one training."""
+        recipe, starts = self.recipes[name], self.runs.starts
+        training = next(
+            other
+            for other in self.recipes.values()
+            if recipe.trains_like(other) and starts.get(name) == starts.get(other.name)
+        )
+        steps = self.costs.steps(training, list(self.recipes.values()), self.runs.seconds)
+        folder = self.args.work / training.name / f"{self.runs.seconds:g}s_seed{seed}"
+        return Plan(recipe, seed, steps, folder, training, self._start(name))
+
+    def run(self, name: str, seed: int) -> None:
+        """Train a recipe with a seed and evaluate it, from where that was stopped."""
+        recipe = self.recipes[name]
+        prepare(_databases(recipe), self.args.data)
+        self.results.add(recipe, measure(self.plan(name, seed), self.evaluation))
+        rows, notes = self.results.rows(), self.results.notes()
+        title = f"Trainings of equal time: {self.args.runs.stem}"
+        report(self.args.out, title, rows, notes, data=self.results.to_dict())
+
+    def _start(self, name: str) -> Path | None:
+        """Return the released weights from which a recipe starts; train and export them first."""
+        if name not in self.runs.starts:
+            return None
+        other = self.runs.starts[name]
+        released = Path(self.args.work / other / "start.safetensors")
+        if not released.exists():
+            self.run(other, 0)
+            last = self.plan(other, 0).checkpoint
+            command = ["train_latent_t2f.py", "--export", str(released), "--ckpt_path", str(last)]
+            if subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode:
+                raise UserError(f"{last}: could not be exported; the lines above say why")
+        return released
+
+
+def _databases(recipe: Recipe) -> list[Path]:
+    data, prior = recipe.config.data, recipe.config.encoders.prior
+    return [Path(path) for path in (data.root, data.feat_path, prior) if path is not None]
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("runs", type=Path, metavar="LIST", help="YAML file, the list of runs")
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="recipes to run; None = all")
+    parser.add_argument("--seeds", help="seeds, e.g. 0,1; None = those of the list")
+    parser.add_argument(
+        "--work", type=Path, help="folder of the trainings; None = results/NAME of the list"
+    )
+    add_classifier_arguments(parser)
+    parser.add_argument("--threads", type=int, default=2, help="processor cores to use")
+    parser.add_argument("--out", type=Path, help="JSON to add to; None = results.json in --work")
+    args = parser.parse_intermixed_args()
+    args.work = args.work or Path("results") / args.runs.stem
+    args.out = args.out or args.work / "results.json"
+    return args
+
+
+@one_line_errors
+def main() -> None:
+    """Run all that is missing, in the folder --work, which one process at a time may use."""
+    args = parse_args()
+    start(args)
+    runs = read_run_list(args.runs)
+    if unknown := [name for name in args.recipes if name not in runs.seeds]:
+        raise UserError(f"{', '.join(unknown)}: not in {args.runs}; it has {', '.join(runs.seeds)}")
+    args.work.mkdir(parents=True, exist_ok=True)
+    with FolderLock(args.work, "comparison"):
+        comparison = Comparison(runs, args)
+        for name in args.recipes or runs.seeds:
+            for seed in parse_seeds(args.seeds) if args.seeds else runs.seeds[name]:
+                comparison.run(name, seed)
+
+
+if __name__ == "__main__":
+    main()
