@@ -106,7 +106,7 @@ def test_ctrl_c_during_the_imports_is_one_line(script):
 @pytest.mark.e2e
 @pytest.mark.parametrize("folder", FOLDERS[1:])
 def test_scripts_in_folders_run_as_users_run_them(folder):
-    script = next(script for script in SCRIPTS if script.parent == Path(folder))
+    script = next(script for script in SCRIPTS if script.parent.match(folder))
     command = [sys.executable, str(script), "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
