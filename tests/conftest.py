@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: reference values, small folders of images, training data."""
+"""Fixtures of many tests: reference values, small folders of images, training data."""
 
 import os
 import shutil
@@ -28,17 +28,17 @@ def golden() -> Path:
 
 
 def crude_face(index: int, size: int) -> Image.Image:
-    """Draw a crude face; its colours and smile depend on the index alone."""
+    """Return a crude face; its colours and smile depend on the index alone."""
     rng = np.random.default_rng(index)
     skin, hair, back = (colours[rng.integers(4)] for colours in (SKIN, HAIR, BACK))
     image = Image.new("RGB", (size, size), back)
-    draw = ImageDraw.Draw(image)
+    canvas = ImageDraw.Draw(image)
     s = size / 16
-    draw.ellipse((3 * s, 1 * s, 13 * s, 12 * s), fill=hair)
-    draw.ellipse((4 * s, 3 * s, 12 * s, 14 * s), fill=skin)
+    canvas.ellipse((3 * s, 1 * s, 13 * s, 12 * s), fill=hair)
+    canvas.ellipse((4 * s, 3 * s, 12 * s, 14 * s), fill=skin)
     for x in (6, 9):
-        draw.ellipse((x * s, 7 * s, (x + 1) * s, 8 * s), fill="#222222")
-    draw.arc((6 * s, 8 * s, 10 * s, (11 + rng.integers(2)) * s), 20, 160, fill="#993333", width=2)
+        canvas.ellipse((x * s, 7 * s, (x + 1) * s, 8 * s), fill="#222222")
+    canvas.arc((6 * s, 8 * s, 10 * s, (11 + rng.integers(2)) * s), 20, 160, fill="#993333", width=2)
     return image
 
 

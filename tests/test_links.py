@@ -39,9 +39,9 @@ def test_every_link_of_a_page_leads_to_a_file_of_the_repository(page):
             assert anchor in headings_of(file), f"{page.relative_to(ROOT)}: no heading {target}"
 
 
-def test_every_picture_in_docs_is_shown_on_a_page():
+def test_every_figure_in_docs_is_shown_on_a_page():
     shown = {
         (page.parent / unquote(target)).resolve() for page in PAGES for target in links_of(page)
     }
-    pictures = [p for p in (ROOT / "docs").iterdir() if p.suffix in (".png", ".svg")]
-    assert [p.name for p in pictures if p not in shown] == []
+    figures = [p for p in (ROOT / "docs").iterdir() if p.suffix in (".png", ".svg")]
+    assert [p.name for p in figures if p not in shown] == []

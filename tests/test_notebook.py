@@ -1,4 +1,4 @@
-"""docs/notebook.ipynb: all its code runs, and its pictures are those of the demo's network."""
+"""docs/notebook.ipynb: all its code runs, and its images are those of the demo's network."""
 
 import ast
 import json
@@ -29,7 +29,7 @@ def outputs() -> list[Any]:
         return [shown("".join(cell["source"]), scope) for cell in CODE]
 
 
-def test_a_cell_shows_a_picture_where_the_stored_notebook_shows_one(outputs):
+def test_a_cell_shows_an_image_where_the_stored_notebook_shows_one(outputs):
     stored = ["image/png" in str(cell["outputs"]) for cell in CODE]
     assert [isinstance(output, Image.Image) for output in outputs] == stored
     assert sum(stored) == 6

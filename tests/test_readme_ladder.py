@@ -105,7 +105,7 @@ def workplace(tmp_path_factory) -> Workplace:
     return Workplace(tmp_path_factory.mktemp("my für-"))
 
 
-def test_the_commands_for_own_images_end_with_a_report_a_grid_and_a_file_to_share(workplace):
+def test_the_commands_for_own_images_end_with_a_report_a_grid_and_a_file_to_publish(workplace):
     sharing = commands("docs/training.md", "Sharing")
     workplace.run(*commands("README.md", STEP))
     workplace.check_results("own")

@@ -1,6 +1,6 @@
 """Damages valid files at random and reads them; readers may raise a user's error only.
 
-python tests/faults/fuzz_readers.py --seconds 600          # all readers in turn
+python tests/faults/fuzz_readers.py --seconds 600          # one reader after another
 python tests/faults/fuzz_readers.py --only checkpoint --seed 7
 
 Prints the seed of each fault and keeps the file. A fault is any other exception, a crash of the
@@ -95,10 +95,10 @@ def damaged_inside(content: bytes, rng: random.Random) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w") as new:
         # Small members, above all the pickle, describe the others: damage there reaches more code.
         small = sorted(old.infolist(), key=lambda entry: entry.file_size)
-        chosen = rng.choice([*(e for e in small if e.filename.endswith(".pkl"))] * 20 + small)
+        target = rng.choice([*(e for e in small if e.filename.endswith(".pkl"))] * 20 + small)
         for entry in old.infolist():
             member = old.read(entry)
-            new.writestr(entry.filename, damaged(member, rng) if entry is chosen else member)
+            new.writestr(entry.filename, damaged(member, rng) if entry is target else member)
     return out.getvalue()
 
 

@@ -107,7 +107,7 @@ def _become(
     folder: str,
     before: Callable[[], None] | None,
 ) -> None:
-    """Turn this forked process into the script; it exits with the exit code of the script."""
+    """Run the script in this forked process; it exits with the exit code of the script."""
     os.setsid()  # a group of its own, so that one kill reaches its children
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for number in (1, 2):

@@ -200,7 +200,7 @@ def test_a_checkpoint_of_another_form_is_one_line(tmp_path, content):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_weights_that_claim_more_memory_than_they_have_are_refused(tmp_path):
+def test_weights_that_declare_more_memory_than_they_have_are_refused(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"a": torch.as_strided(torch.ones(1), (10**9, 10**9), (0, 0))}, path)
     tensors = read_tensors(path)  # a view of one number takes no memory

@@ -128,7 +128,7 @@ def test_any_pickled_list_of_strings_is_read(names, protocol):
 
 
 def in_batches(draw: st.DrawFn, length: int) -> list[int]:
-    """Draw sizes of batches that sum to `length`."""
+    """Choose sizes of batches that sum to `length`."""
     sizes = []
     while sum(sizes) < length:
         sizes.append(draw(st.integers(1, length - sum(sizes))))
@@ -137,7 +137,7 @@ def in_batches(draw: st.DrawFn, length: int) -> list[int]:
 
 @st.composite
 def databases(draw: st.DrawFn):
-    """Draw (kind, samples, sizes of batches, batches before which the writer restarts)."""
+    """Choose (kind, samples, sizes of batches, batches before which the writer restarts)."""
     kind = draw(st.sampled_from("zy"))
     length, dim = draw(st.integers(1, 30)), draw(st.sampled_from([1, 3, 16, 500, 2000]))
     rng = np.random.default_rng(draw(st.integers(0, 99)))

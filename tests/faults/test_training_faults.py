@@ -62,7 +62,7 @@ def test_a_kill_costs_no_more_than_the_steps_since_the_last_checkpoint(faces, tm
 
 
 @pytest.mark.parametrize("compile", ["false", "auto"])
-def test_two_processes_see_and_draw_what_one_does(faces, whole, tmp_path, compile):
+def test_two_processes_see_the_batches_and_numbers_of_one(faces, whole, tmp_path, compile):
     folder = tmp_path / "two"
     ranks = start_ranks(faces, folder, f"train.compile={compile}")
     codes = [training.wait() for training in ranks]

@@ -1,4 +1,4 @@
-"""An HTTP server for tests that fails in the ways that real ones do."""
+"""An HTTP server for tests that fails as real ones do."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 
 class _Unloaded(FeatureExtractorInceptionV3):
-    """The network with the weights that its constructor draws."""
+    """The network with the weights of its constructor."""
 
     def load_state_dict(self, state_dict: object) -> None:
         """Keep the random weights."""

@@ -4,7 +4,7 @@ import torch
 from diffusers import AutoencoderKL
 
 # Parts of a weight's name in diffusers -> in LDM.
-PIECES = {
+RENAMES = {
     "down_blocks.": "down.",
     "mid_block.resnets.0.": "mid.block_1.",
     "mid_block.resnets.1.": "mid.block_2.",
@@ -27,13 +27,13 @@ def ldm_names(vae: AutoencoderKL) -> dict[str, torch.Tensor]:
 
     Weights of attention layers become 1 x 1 convolutions.
     """
-    levels = len(vae.config.block_out_channels)
-    pieces = {f"up_blocks.{i}.": f"up.{levels - 1 - i}." for i in range(levels)} | PIECES
+    depth = len(vae.config.block_out_channels)
+    renames = {f"up_blocks.{i}.": f"up.{depth - 1 - i}." for i in range(depth)} | RENAMES
     renamed = {}
     for name, tensor in vae.state_dict().items():
         if ".attentions." in name and tensor.ndim == 2:
             tensor = tensor[:, :, None, None]
-        for ours, theirs in pieces.items():
+        for ours, theirs in renames.items():
             name = name.replace(ours, theirs)
         renamed[name] = tensor.clone()
     return renamed

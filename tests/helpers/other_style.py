@@ -12,19 +12,19 @@ SHAPES = [(72, 96), (110, 80), (64, 64), (150, 70)]  # width, height
 
 
 def robot(index: int) -> tuple[Image.Image, list[str]]:
-    """Draw a robot's face of odd shape; return it with two captions, one English, one German."""
+    """Return a robot's face of odd shape; return it with two captions, one English, one German."""
     rng = np.random.default_rng(index)
     colour, eyes = list(COLOURS)[index % 4], 1 + int(rng.integers(3))
     width, height = SHAPES[int(rng.integers(4))]
     image = Image.new("RGB", (width, height), ["#f4f1ea", "#222831"][int(rng.integers(2))])
-    draw = ImageDraw.Draw(image)
-    draw.line((width / 2, 2, width / 2, height / 4), fill="#888888", width=3)
+    canvas = ImageDraw.Draw(image)
+    canvas.line((width / 2, 2, width / 2, height / 4), fill="#888888", width=3)
     box = (width / 5, height / 5, width * 4 / 5, height * 9 / 10)
-    draw.rectangle(box, fill=COLOURS[colour], outline="#111111", width=2)
+    canvas.rectangle(box, fill=COLOURS[colour], outline="#111111", width=2)
     for eye in range(eyes):
         x, y = width * (eye + 1) / (eyes + 1), height * 0.45
-        draw.rectangle((x - 4, y - 4, x + 4, y + 4), fill="#ffffff", outline="#111111")
-    draw.rectangle((width * 0.35, height * 0.7, width * 0.65, height * 0.75), fill="#111111")
+        canvas.rectangle((x - 4, y - 4, x + 4, y + 4), fill="#ffffff", outline="#111111")
+    canvas.rectangle((width * 0.35, height * 0.7, width * 0.65, height * 0.75), fill="#111111")
     captions = [
         f"a robot with a {colour} head and {eyes} square eyes 🤖",
         f"ein Roboter mit {GERMAN[colour]} Kopf",
@@ -34,7 +34,7 @@ def robot(index: int) -> tuple[Image.Image, list[str]]:
 
 def _turned_jpeg(image: Image.Image, path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # a viewer turns it by a quarter
+    exif[0x0112] = 6  # a viewer rotates it by a quarter
     image.rotate(90, expand=True).save(path, exif=exif)
 
 
@@ -69,9 +69,9 @@ def write_robots(folder: Path, count: int, first: int = 0) -> None:
         image, lines = robot(index)
         suffix, save = KINDS[index % len(KINDS)]
         name = f"my robots/Nr. {index} grün" if index % 5 == 0 else f"robot_{index}"
-        picture = folder / "images" / f"{name}.{suffix}"
+        image_file = folder / "images" / f"{name}.{suffix}"
         text = folder / "captions" / f"{name}.txt"
-        for path in (picture, text):
+        for path in (image_file, text):
             path.parent.mkdir(parents=True, exist_ok=True)
-        save(image, picture)
+        save(image, image_file)
         text.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

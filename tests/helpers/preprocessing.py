@@ -53,7 +53,7 @@ class Project:
         self.yaml.write_text(yaml.safe_dump(values))
 
     def train_and_generate(self, *prompts: str) -> tuple[Config, Path]:
-        """Encode the images, train for two steps, draw; return the run's config, the pictures."""
+        """Encode the images, train for two steps, generate; return the config and the images."""
         self.run(Z, "--with_clip")
         self.run(TXT, "--split", "test")
         where = ["--results_dir", str(self.folder), "--exp_name", "own"]
@@ -63,7 +63,7 @@ class Project:
                 "train_latent_t2f", "--config", self.yaml, *where, *steps, "log.num_samples=2"
             )
         assert ended.value.code == 0
-        ckpt, out = self.folder / "own" / "checkpoints" / "0000002.pt", self.folder / "drawn"
+        ckpt, out = self.folder / "own" / "checkpoints" / "0000002.pt", self.folder / "generated"
         flags = [part for prompt in prompts for part in ("--prompt", prompt)]
         self._main("t2f", "--ckpt", ckpt, *flags, "--num", 1, "--out", out)
         return load_config(self.folder / "own" / "config.yaml"), out
@@ -95,7 +95,7 @@ def pixels(folder: Path) -> torch.Tensor:
 
 
 def forget(database: Path, *keys: str) -> None:
-    """Turn a database into one of an older version, without entries of `meta` and records."""
+    """Change a database to one of an older version, without entries of `meta` and records."""
     (database / RECORDS).unlink()
     with lmdb.open(str(database)) as env, env.begin(write=True) as txn:
         meta = json.loads(txn.get(b"meta"))

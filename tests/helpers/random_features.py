@@ -4,7 +4,7 @@ import numpy as np
 
 
 def features(n: int, dim: int, seed: int) -> np.ndarray:
-    """Draw features (n, dim): correlated, not Gaussian, of very different scales."""
+    """Return features (n, dim): correlated, not Gaussian, of very different scales."""
     generator = np.random.default_rng(seed)
     mixing = generator.normal(size=(dim, dim)) * np.exp(-np.arange(dim) / dim * 4)
     return np.maximum(generator.normal(size=(n, dim)) @ mixing.T, -0.3) + generator.normal()

@@ -87,7 +87,7 @@ def denoised(
     """Return D(x; sigma, y), x (N, C, H, W), with patches of 2 x 2.
 
     Options of the network are on if `weights` has their weights. `features`: external features
-    (N, F), `noise`: draws of the learned perturbation (N, D). `kind`: of the MLPs.
+    (N, F), `noise`: random numbers of the learned perturbation (N, D). `kind`: of the MLPs.
     """
     w = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     n, channels, side, _ = x.shape
@@ -101,10 +101,10 @@ def denoised(
         c = c + linear(w, "feat_embedder", features)
     c_unperturbed = c + linear(w, "y_embedder.embedding_table", y)
     if noise is not None:
-        level = y / y.norm(dim=1, keepdim=True)
+        scale = y / y.norm(dim=1, keepdim=True)
         for layer in range(1, 5):
-            level = linear(w, f"y_embedder.perturbator.r2_net.layer{layer}", level).clamp(min=0)
-        y = y / y.norm(dim=1, keepdim=True) + level * noise / noise.norm(dim=1, keepdim=True)
+            scale = linear(w, f"y_embedder.perturbator.r2_net.layer{layer}", scale).clamp(min=0)
+        y = y / y.norm(dim=1, keepdim=True) + scale * noise / noise.norm(dim=1, keepdim=True)
         y = y / y.norm(dim=1, keepdim=True)
     c = c + linear(w, "y_embedder.embedding_table", y)
 
