@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import pytest
 from conftest import ROOT
 
-FOLDERS = ("docs", "demo", "configs")
+FOLDERS = ("docs", "demo", "configs", "research")
 PAGES = sorted(ROOT.glob("*.md")) + sorted(p for f in FOLDERS for p in (ROOT / f).rglob("*.md"))
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
