@@ -1,6 +1,6 @@
 """Measure the CLIP similarity between generated pictures and their prompts.
 
-Pictures of t2f.py:    python tools/clip_similarity.py samples/a-bald-man
+Pictures of t2f.py:    python tools/clip_similarity.py samples/a-man-in-a-turban
 Two folders compared:  python tools/clip_similarity.py samples/guidance1 samples/guidance4
 Other pictures:        python tools/clip_similarity.py samples_t2f/72 --prompts prompts.txt
 An experiment's CLIP:  python tools/clip_similarity.py samples/x --experiment_dir results/own

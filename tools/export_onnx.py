@@ -3,7 +3,7 @@
 The shipped network:   python tools/export_onnx.py
 Your own:              python tools/export_onnx.py --ckpt results/own/checkpoints/0100000.pt
 Other settings:        python tools/export_onnx.py sampling.preset=paper sampling.cfg_scale=2
-Then, anywhere:        python results/onnx/generate.py "a bald man" --seeds 0 1 2 3
+Then, anywhere:        python results/onnx/generate.py "a man in a turban" --seeds 0 1 2 3
 
 Writes denoiser.onnx, decoder.onnx, text.onnx, settings.json, tokenizer.json, and the files of
 tools/onnx_files, which need numpy and onnxruntime alone. A seed gives the face that t2f.py draws in

@@ -1,6 +1,6 @@
 """Draw faces on a machine without PyTorch; this folder, numpy and onnxruntime are all it needs.
 
-python generate.py "a bald man" "a woman with a green hat" --seeds 0 1 2 3 --out faces
+python generate.py "a man in a turban" "a woman with a green hat" --seeds 0 1 2 3 --out faces
 """
 
 import argparse
