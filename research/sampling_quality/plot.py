@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 
 
 def plot(rows: list[dict[str, Any]], band: tuple[float, float], path: Path, title: str) -> None:
-    """Plot Fréchet distance and attributes shown against the cost of a picture.
+    """Plot Fréchet distance and attributes shown against the cost of an image.
 
     rows: the reference comes first. band: 95 % interval of its distance.
     """
@@ -26,7 +26,7 @@ def plot(rows: list[dict[str, Any]], band: tuple[float, float], path: Path, titl
         ticks = [1, 2, 4, 10, 20, 40, 80, 160]
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.minorticks_off()
-        axis.set_xlabel("network evaluations a picture, guidance counted double")
+        axis.set_xlabel("network evaluations of an image, guidance counted double")
         axis.set_ylabel(key)
         axis.grid(alpha=0.3)
     # Settings that fail are cut off, so that the differences among the others can be seen.
