@@ -1,7 +1,7 @@
 """Draw faces from sentences, from images, and from mixtures of them.
 
 One sentence:    python t2f.py --prompt "a person with long red hair and round glasses"
-Several:         python t2f.py --prompt "a man in a turban" --prompt "a woman with a green hat" --num 8
+Several:         python t2f.py --prompt "a man in a turban" --prompt "a woman in a hat" --num 4
 A file, a line each:  python t2f.py --prompts_file prompts.txt --out samples/mine
 Your own model:  python t2f.py --prompt "…" --ckpt results/demo/checkpoints/0000900.pt
 Certain seeds:   python t2f.py --prompt "…" --seeds 0-7,42

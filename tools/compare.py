@@ -1,7 +1,7 @@
 """Compare runs on one page: settings that differ, curves, best results, pictures side by side.
 
 Two trainings:     python tools/compare.py results/first results/second
-With new pictures: python tools/compare.py results/a results/b --prompt "a man in a turban" --seeds 0-3
+With new images:   python tools/compare.py results/a results/b --prompt "red hair" --seeds 0-3
 
 Reads what the folders of the trainings hold: config.yaml, metrics.jsonl, evaluation/results.jsonl
 and samples/. With --prompt it also draws from each run's last checkpoint, with equal seeds and the
