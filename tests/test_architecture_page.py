@@ -10,7 +10,6 @@ from conftest import ROOT
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 BOTH = PAGE + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 NAMED = sorted(set(re.findall(r"`([\w/]+\.py): ([\w.]+)`", BOTH)))
-WALKS = re.findall(r"^## Walk \d: (.+?)\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
 
 
 @cache
@@ -42,26 +41,6 @@ def test_every_file_that_the_pages_name_exists():
     assert {name for name in files if not (ROOT / name).is_file()} == set()
 
 
-def test_every_room_is_on_the_page_and_in_the_drawing():
-    generation = (ROOT / "docs" / "rooms.svg").read_text(encoding="utf-8")
+def test_every_room_is_on_the_page():
     rooms = [f"utils/{path.parent.name}" for path in (ROOT / "utils").glob("*/__init__.py")]
-    for room in [*rooms, "models"]:
-        assert f"| `{room}/` |" in PAGE
-        assert f">{room}<" in generation
-
-
-def test_the_page_has_three_walks_and_ten_answers():
-    assert [title for title, _ in WALKS] == [
-        "an image to the database",
-        "a condition to the network",
-        "a prompt to the picture",
-    ]
-    for _, text in WALKS:
-        steps = re.findall(r"^\d+\. (.*)$", text, re.MULTILINE)
-        assert len(steps) >= 10
-        assert all(re.match(r"`[\w/]+\.py: [\w.]+` — ", step) for step in steps)
-    _, questions = PAGE.split("## Ten questions\n")
-    answers = re.split(r"^\d+\. ", questions, flags=re.MULTILINE)[1:]
-    assert len(answers) == 10
-    assert all(re.search(r"^\*\*.+\?\*\* ", answer) for answer in answers)
-    assert all(re.search(r"`[\w/]+\.py: [\w.]+`", answer) for answer in answers)
+    assert [room for room in [*rooms, "models"] if f"| `{room}/` |" not in PAGE] == []
