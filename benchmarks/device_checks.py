@@ -27,7 +27,7 @@ from utils.training.distributed import allow_tf32
 
 # Largest deviation, relative to the largest reference value of a comparison, that is met.
 AMP_LIMITS = {torch.bfloat16: 0.05, torch.float16: 0.01}
-LOSS_LIMIT = 0.02  # relative, between ways to do the same training
+LOSS_LIMIT = 0.02  # relative, between variants of one training
 PROMPTS = ("a bald man with glasses", "a woman with long red hair", "a person in a blue hoodie")
 
 
@@ -79,8 +79,8 @@ def reference_values(device: Device) -> Iterator[Finding]:
         yield Finding(f"network, {name}", f"largest deviation {worst:.2%}", worst < limit)
 
 
-def pictures(device: Device) -> Iterator[Finding]:
-    """Draw the shipped network's pictures on the device in three types, and on the CPU."""
+def images(device: Device) -> Iterator[Finding]:
+    """Generate images with the shipped network on the device in three types, and on the CPU."""
     allow_tf32(False)
     expected = generated("cpu", "no")
     for amp, limit in (("no", 0.05), ("bf16", 4.0), ("fp16", 1.0)):
@@ -93,7 +93,7 @@ def pictures(device: Device) -> Iterator[Finding]:
 
 
 def generated(device: str, amp: str) -> torch.Tensor:
-    """Draw PROMPTS with the shipped networks, (N, H, W, 3) float32 from 0 to 255."""
+    """Generate PROMPTS with the shipped networks, (N, H, W, 3) float32 from 0 to 255."""
     denoiser, config = load_denoiser(ROOT / "assets" / "demo" / "dit.safetensors", device)
     y = load_config_clip(config, device).encode_texts(PROMPTS)
     vae = load_config_autoencoder(config, device)
@@ -101,24 +101,24 @@ def generated(device: str, amp: str) -> torch.Tensor:
     conds = caption_conditions(y, config)
     seeds = range(len(PROMPTS))
     batches = generate(denoiser, vae, conds, seeds, settings, batch_size=8)
-    return torch.cat([images for _, images in batches]).float()
+    return torch.cat([batch for _, batch in batches]).float()
 
 
 def end_to_end(device: Device) -> Iterator[Finding]:
-    """Render faces, encode them, train, and draw from the last checkpoint."""
+    """Render faces, encode them, train, and generate from the last checkpoint."""
     work = device.work
     losses = work.whole()
     value = f"loss {losses[0]:.3f} → {losses[-1]:.3f} in {STEPS} steps"
     yield Finding("faces, latents, training", value, losses[-1] < losses[0])
-    out = work.folder / "drawn"
+    out = work.folder / "generated"
     flags = ["--prompt", PROMPTS[0], "--num", 1, "--out", out, "--device", device.name]
     work.run("t2f.py", "--ckpt", work.checkpoint("whole"), *flags)
-    with Image.open(out / "00_000.png") as picture:
-        yield Finding("picture of the last checkpoint", f"{picture.width} x {picture.height}", True)
+    with Image.open(out / "00_000.png") as image:
+        yield Finding("image of the last checkpoint", f"{image.width} x {image.height}", True)
 
 
-def training_ways(device: Device) -> Iterator[Finding]:
-    """Do one training in several ways, which must give equal losses."""
+def training_variants(device: Device) -> Iterator[Finding]:
+    """Do one training resumed, compiled and on several processes, with equal losses."""
     work = device.work
     expected = work.whole()
     work.train_on_from_half("whole", "resumed")
@@ -128,15 +128,15 @@ def training_ways(device: Device) -> Iterator[Finding]:
     yield Finding("resumed at half", value, difference < 1e-4)
     count = min(torch.cuda.device_count(), 4) if device.is_gpu else 2
     several, by = ["--num_process_per_node", count], "NCCL" if device.is_gpu else "gloo"
-    ways: list[tuple[str, list[object]]] = [("compiled", ["train.compile=true"])]
+    variants: list[tuple[str, list[object]]] = [("compiled", ["train.compile=true"])]
     if device.is_gpu:
-        ways.append(("fp16 with a loss scaler", ["train.amp=fp16"]))
+        variants.append(("fp16 with a loss scaler", ["train.amp=fp16"]))
     if count > 1:
-        ways.append((f"{count} processes ({by})", several))
-        ways.append((f"{count} processes, sharded (FSDP)", [*several, "train.shard=true"]))
+        variants.append((f"{count} processes ({by})", several))
+        variants.append((f"{count} processes, sharded (FSDP)", [*several, "train.shard=true"]))
     else:
         yield Finding("several processes (NCCL, FSDP)", "not checked: there is one GPU")
-    for name, options in ways:
+    for name, options in variants:
         try:
             losses = work.train(name.split(",")[0].replace(" ", "_") + str(len(options)), *options)
         except RuntimeError as fault:
@@ -175,7 +175,7 @@ def sampling_speed(device: Device) -> Iterator[Finding]:
                 continue
             work = sampling.setup(network, settings, count)
             seconds, _ = timing.timed(work)
-            value = f"{count / seconds:.3g} pictures/s, {count} at once"
+            value = f"{count / seconds:.3g} images/s, {count} at once"
             shown = Path(network).stem if network == sampling.SHIPPED else network
             yield Finding(f"{shown}, {name}", value)
 
@@ -183,9 +183,9 @@ def sampling_speed(device: Device) -> Iterator[Finding]:
 Check = Callable[[Device], Iterator[Finding]]
 CHECKS: dict[str, Check] = {
     "reference values": reference_values,
-    "pictures": pictures,
+    "images": images,
     "end to end": end_to_end,
-    "ways to train": training_ways,
+    "variants of training": training_variants,
     "speed of a step": step_speed,
     "speed of sampling": sampling_speed,
 }

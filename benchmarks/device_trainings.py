@@ -113,7 +113,7 @@ class Workplace:
         return [line["loss"] for line in read_json_lines(self.folder / name / "metrics.jsonl")]
 
     def train_on_from_half(self, source: str, name: str) -> list[float]:
-        """Continue a copy of a training, which holds its checkpoint of half way only."""
+        """Continue a copy of a training, with its checkpoint of half the steps alone."""
         half = f"{STEPS // 2:07d}.pt"
         (self.folder / name / "checkpoints").mkdir(parents=True)
         for file in ("config.yaml", f"checkpoints/{half}"):

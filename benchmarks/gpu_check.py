@@ -2,13 +2,14 @@
 
     make gpu-check
     python benchmarks/gpu_check.py --out docs/benchmarks/gpu_check.json   # for docs/performance.md
-    python benchmarks/gpu_check.py --only "reference values,pictures"
+    python benchmarks/gpu_check.py --only "reference values,images"
     python benchmarks/gpu_check.py --device cpu                           # a quick run without GPU
 
-Compares with the reference values in float32, bf16 and fp16; draws the shipped network's pictures
-on the device and on the CPU; trains on the demo's faces, resumed, compiled, and on several GPUs, if
-there are, by NCCL and sharded (FSDP); times training steps beside a plain network, and sampling.
-Writes one JSON file and prints one table, which says what failed. Exit code 1: something failed.
+Compares with the reference values in float32, bf16 and fp16; generates images with the shipped
+network on the device and on the CPU; trains on the demo's faces, resumed, compiled, and on several
+GPUs, if there are, by NCCL and sharded (FSDP); times training steps beside a plain network, and
+sampling. Writes one JSON file and prints one table, which says what failed. Exit code 1: something
+failed.
 """
 
 from __future__ import annotations

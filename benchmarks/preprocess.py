@@ -215,10 +215,10 @@ def memory(source: Path) -> list[dict]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for count in (1000, 10_000):
-            chosen = Path(folder, f"{count}.txt")
-            chosen.write_text("\n".join(names[:count]), encoding="utf-8")
+            split = Path(folder, f"{count}.txt")
+            split.write_text("\n".join(names[:count]), encoding="utf-8")
             command = [sys.executable, "preprocess_scripts/create_latentspace_lmdb.py"]
-            command += ["--split", "train", "--images", str(source), "--split_file", str(chosen)]
+            command += ["--split", "train", "--images", str(source), "--split_file", str(split)]
             command += ["--out", f"{folder}/{count}/z", "--with_clip", "encoders.precision=bf16"]
             process = subprocess.Popen(command, cwd=timing.ROOT, stderr=subprocess.DEVNULL)
             _, status, usage = os.wait4(process.pid, 0)

@@ -1,15 +1,15 @@
-"""Time the sampling of pictures: the presets `fast` and `paper`, and each change between them.
+"""Time the sampling of images: the presets `fast` and `paper`, and each change between them.
 
-    python benchmarks/sampling.py                       # the shipped network, 16 pictures at once
+    python benchmarks/sampling.py                       # the shipped network, 16 images at once
     python benchmarks/sampling.py --student X.safetensors  # a distilled network too
     python benchmarks/sampling.py --network DiT-S/2     # random weights, 256x256 pixels, SD's VAE
 
     python benchmarks/sampling.py --freedom 0.7         # with the prior (docs/freedom.md)
 
-All variants draw with guidance (both halves in one batch) from seeds to pixels, decoding included.
+All variants sample with guidance (both halves in one batch) from seeds to pixels, decoded.
 `paper` is the baseline: 40 Heun steps of the eager network in float32. One row decodes alone.
 Processor seconds count all threads, and are those of the last repetition.
-research/sampling_quality/compare.py measures the quality of the pictures.
+research/sampling_quality/compare.py measures the quality of the images.
 """
 
 from __future__ import annotations
@@ -90,11 +90,11 @@ def load(network: str) -> tuple[EDMPrecond, Autoencoder, EmbeddingPrior | None]:
 
 
 def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
-    """Return work that draws `count` pictures in one batch; run one step to warm up."""
+    """Return work that generates `count` images in one batch; run one step to warm up."""
     denoiser, vae, prior = load(network)
     conds = torch.nn.functional.normalize(torch.randn(count, denoiser.model.cond_dim), dim=1)
 
-    def draw(sampling: Sampling) -> float:
+    def run(sampling: Sampling) -> float:
         started = time.process_time()
         batches = generate(
             denoiser,
@@ -109,8 +109,8 @@ def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
             assert images.float().std() > 0
         return time.process_time() - started
 
-    draw(sampling if sampling.sigmas else sampling.model_copy(update={"num_steps": 1}))
-    return partial(draw, sampling)
+    run(sampling if sampling.sigmas else sampling.model_copy(update={"num_steps": 1}))
+    return partial(run, sampling)
 
 
 def main() -> None:
@@ -122,9 +122,9 @@ def main() -> None:
         "--student", action="append", default=[], help="a distilled network too; may be repeated"
     )
     parser.add_argument(
-        "--freedom", type=float, default=0.0, help="above 0: draw with the shipped prior"
+        "--freedom", type=float, default=0.0, help="above 0: sample with the shipped prior"
     )
-    parser.add_argument("--count", type=int, default=16, help="pictures of a batch")
+    parser.add_argument("--count", type=int, default=16, help="images of a batch")
     args = parser.parse_args()
     timing.start(args)
     variants = VARIANTS
@@ -145,8 +145,8 @@ def main() -> None:
         {
             "sampler": name,
             "network evaluations": nfe(sampler_settings(variants[name])) if name in variants else 0,
-            "s/picture": timings[name].median / args.count,
-            "processor s/picture": timings[name].result / args.count,
+            "s/image": timings[name].median / args.count,
+            "processor s/image": timings[name].result / args.count,
             "times as fast": baseline / timings[name].median,
             "peak memory, GB": timings[name].peak / 1e9,
         }

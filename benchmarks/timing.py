@@ -56,7 +56,7 @@ def timed(work: Work) -> tuple[float, Any]:
 def interleaved(
     variants: Mapping[str, Work], repeats: int = 5, warmup: int = 1
 ) -> dict[str, Timing]:
-    """Time variants in turn, so that changes of the machine's speed meet all of them.
+    """Time variants in alternation, so that changes of the machine's speed meet all of them.
 
     Peaks are not measured.
     """
@@ -72,7 +72,7 @@ def interleaved(
 def compare(
     setups: Mapping[str, Callable[[], Work]], repeats: int = 5, warmup: int = 1, *, rounds: int = 0
 ) -> dict[str, Timing]:
-    """Time variants in turn, each in a process of its own; return name -> Timing with its peak.
+    """Time variants in alternation, each in its own process; return name -> Timing with its peak.
 
     Variants run one at a time, with as many threads as this process has.
 
@@ -188,7 +188,7 @@ def machine() -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that all benchmarks share; `start` and `report` read them."""
+    """Add the flags of all benchmarks; `start` and `report` read them."""
     parser.add_argument("--threads", type=int, default=2, help="processor cores to use")
     parser.add_argument("--repeats", type=int, default=5, help="timed repetitions")
     parser.add_argument("--out", type=Path, help="JSON file to write; None = none")

@@ -5,8 +5,8 @@
 
 A step is forward, loss, backward, optimizer and weight average, on 32x32x4 latents with conditions
 of 512 numbers. Ours is `train_step` of utils/training. Each variant has a process of its own; they
-take turns on the same cores. Before that, both networks get equal weights and draws, and their
-losses must agree.
+alternate on the same cores. Before that, both networks get equal weights and random numbers, and
+their losses must agree.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Case:
         return build_denoiser(name, self.side, 4, 512, use_decoder=self.decoder).train()
 
     def loss(self, denoiser: EDMPrecond, latents: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
-        """Compute the loss of each image with draws of the default generator, (N,)."""
+        """Compute the loss of each image with random numbers of the default generator, (N,)."""
         random = random_for_loss(denoiser, latents, cond, self.mask_ratio)
         return edm_loss(denoiser, latents, cond, random, mae_loss_coef=self.mae_loss_coef)
 
@@ -138,7 +138,7 @@ def step_flops(case: Case) -> int:
 
 
 def largest_loss_difference(case: Case) -> float:
-    """Return |ours - plain| / plain of the loss, with equal weights and draws, in float32."""
+    """Return |ours - plain| / plain of the float32 loss, with equal weights and random numbers."""
     denoiser, plain = case.ours().to(DEVICE), case.plain().to(DEVICE)
     latents, cond = case.data()
     with torch.no_grad():
@@ -156,7 +156,7 @@ def largest_loss_difference(case: Case) -> float:
 
 
 def time_in_products(case: Case, kind: str) -> Callable[[], float]:
-    """Return work that profiles a step and gives the share of its time in matrix products."""
+    """Return work that profiles a step and gives the fraction of its time in matrix products."""
     step = setup(case, kind)
     activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (DEVICE.type == "cuda")]
     clock = "self_device_time_total" if DEVICE.type == "cuda" else "self_cpu_time_total"
@@ -199,13 +199,13 @@ def measure(
 
 
 def add_time_in_products(case: Case, kinds: list[str], rows: list[dict]) -> None:
-    """Add to each row the share of a profiled step that goes to matrix products."""
+    """Add to each row the fraction of a profiled step that goes to matrix products."""
     setups = {kind: partial(time_in_products, case, kind) for kind in kinds}
-    shares = compare(setups, repeats=1, warmup=2, rounds=1)
+    fractions = compare(setups, repeats=1, warmup=2, rounds=1)
     for kind, row in zip(kinds, rows, strict=True):
-        share = shares[kind].result
-        row["time in products"] = f"{share:.0%}"
-        row["x if all else were free"] = f"{1 / share:.2f}"
+        fraction = fractions[kind].result
+        row["time in products"] = f"{fraction:.0%}"
+        row["x if all else were free"] = f"{1 / fraction:.2f}"
 
 
 def add_gain_of_masking(rows: list[dict]) -> None:
@@ -238,7 +238,7 @@ def parse_args() -> argparse.Namespace:
         "--rounds", type=int, default=2, help="rounds; in each, all variants start anew"
     )
     parser.add_argument(
-        "--profile", action="store_true", help="measure the share of time in matrix products"
+        "--profile", action="store_true", help="measure the fraction of time in matrix products"
     )
     parser.add_argument("--title", default="Training step", help="of the table")
     add_arguments(parser)
@@ -269,7 +269,8 @@ def main() -> None:
     rates_note = " and ".join(f"{rate / 1e9:.0f} in {name}" for name, rate in rates.items())
     notes = [
         f"GFLOP/s of matrix products of 2048 x 2048 here: {rates_note}.",
-        f"From equal weights and draws the losses of both networks differ by {worst:.0e} at most.",
+        "From equal weights and random numbers the losses of both networks differ by "
+        f"{worst:.0e} at most.",
         "FLOPs are counted by torch.utils.flop_counter; peak memory is that of the whole process.",
     ]
     report(args.out, args.title, rows, notes)

@@ -1,1 +1,1 @@
-"""Measurements that back the claims of docs/, a folder for each question; see README.md."""
+"""Measurements that back what docs/ says, a folder for each question; see README.md."""

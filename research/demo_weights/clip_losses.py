@@ -25,7 +25,7 @@ NAMING = {
 
 
 class AttributeTeacher(nn.Module):
-    """A perfect reader of captions, and a layer that names attributes. Both are thrown away.
+    """A perfect reader of captions, and a layer that names attributes. Neither is kept.
 
     Each value of each attribute has a vector. The embedding of a caption is the sum of the vectors
     of what it states. The image tower learns to match these sums. Then the vectors are fitted to
@@ -62,12 +62,12 @@ class AttributeTeacher(nn.Module):
         """
         shown = [F.one_hot(column.clamp(min=0), size) * (column >= 0).unsqueeze(1)
                  for column, size in zip(codes.T, SIZES, strict=True)]  # fmt: skip
-        shares = torch.cat(shown, dim=1).float()  # (N, all values)
-        inputs = torch.cat([shares, torch.ones(len(codes), 1)], dim=1)
+        values = torch.cat(shown, dim=1).float()  # (N, all values)
+        inputs = torch.cat([values, torch.ones(len(codes), 1)], dim=1)
         # The values of an attribute add up to one, so that a little ridge makes the fit unique.
         gram = inputs.T @ inputs + 1e-3 * torch.eye(inputs.shape[1])
         fitted = torch.linalg.solve(gram, inputs.T @ image)[:-1]
-        means = (shares.mean(0).unsqueeze(1) * fitted).split(SIZES)
+        means = (values.mean(0).unsqueeze(1) * fitted).split(SIZES)
         mean = torch.cat(
             [part.sum(0).expand(size, -1) for part, size in zip(means, SIZES, strict=True)]
         )
@@ -80,7 +80,7 @@ class AttributeTeacher(nn.Module):
         y: (N, D) of unit length.
         codes: (N, A) int64, −1 does not count.
         """
-        inputs = [y, *(perturb(y, level) for level in PERTURBATIONS)]
+        inputs = [y, *(perturb(y, one) for one in PERTURBATIONS)]
         losses = [attribute_loss(self.head(HEAD_SCALE * x), codes, self.weights) for x in inputs]
         return torch.stack(losses).mean()
 

@@ -20,7 +20,7 @@ from utils.base.threads import processors
 GROUP = 4  # faces
 # Writes a text about shown attributes; the last argument names one that it has to state.
 Writer = Callable[[dict[str, str], random.Random, str], dict[str, Any]]
-# Relative number of groups; attributes with variants that look similar get more.
+# Relative number of groups; attributes with similar variants get more.
 ATTRIBUTE_WEIGHTS = {
     "expression": 4,
     "eyes": 1.5,
@@ -47,21 +47,18 @@ def make_group(index: int) -> tuple[list[dict[str, str]], str]:
     if name == "eyes" and face["glasses"] == "sunglasses":
         face["glasses"] = rng.choice(["none", "round"])
     values = ATTRIBUTES[name]
-    chosen = rng.sample(values, min(GROUP, len(values)))
-    chosen += rng.choices(values, k=GROUP - len(chosen))
-    return [face | {name: value} for value in chosen], name
+    picked = rng.sample(values, min(GROUP, len(values)))
+    picked += rng.choices(values, k=GROUP - len(picked))
+    return [face | {name: value} for value in picked], name
 
 
 def render_group(index: int) -> np.ndarray:
-    """Draw the faces of a group, (4, 128, 128, 3) uint8."""
+    """Render the faces of a group, (4, 128, 128, 3) uint8."""
     return np.stack([np.asarray(render(face)) for face in make_group(index)[0]])
 
 
 def render_all(cache: Path, groups: int) -> np.ndarray:
-    """Draw all training faces, (groups, 4, 128, 128, 3) uint8, or read them from the file `cache`.
-
-    Generated faces are written to `cache`.
-    """
+    """Render all training faces, or read the file `cache`: (groups, 4, 128, 128, 3) uint8."""
     if cache.exists():
         images: np.ndarray = np.load(cache, mmap_mode="r", allow_pickle=False)
         if len(images) >= groups:
@@ -104,7 +101,7 @@ class Batch:
 
 
 def random_batch(faces: TrainingFaces, step: int, groups: int, write: Writer) -> Batch:
-    """Draw so many groups and their texts, by the number of the training step alone.
+    """Choose so many groups and write their texts, by the number of the training step alone.
 
     write: `make_caption` or another writer with its arguments.
     """

@@ -14,7 +14,7 @@ image weigh more in this loss.
 
 Then the image tower is locked, the table is fitted to its embeddings, and the text tower learns
 (Zhai 2022, "LiT"): to match texts and images, to write the sums of the table, and to be read by the
-linear layer. Table and layer are thrown away afterwards. The texts are the captions of the data set
+linear layer. Table and layer are not kept. The texts are the captions of the data set
 and free sentences (`free_captions.py`). Prints held-out retrieval at the end.
 """
 

@@ -35,7 +35,7 @@ from utils.config.command_line import HelpFormatter
 
 CHANNELS = (16, 32, 64, 128)
 
-# The part of the picture with eyes and mouth (rows, columns of 128), and its weight in the loss.
+# The part of the image with eyes and mouth (rows, columns of 128), and its weight in the loss.
 FACE = (slice(40, 88), slice(38, 90))
 FACE_WEIGHT = 2.0
 
@@ -52,7 +52,7 @@ def build_vae() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=CHANNELS,
         layers_per_block=1,
-        # Groups of one channel would normalise the overall colour away in every layer.
+        # Groups of one channel would remove the overall colour in every layer.
         norm_num_groups=4,
         latent_channels=4,
         sample_size=128,
@@ -83,7 +83,7 @@ def face_weight() -> Tensor:
 
 
 def random_pixels(faces: np.ndarray, seed: int, count: int) -> Tensor:
-    """Draw so many of the faces (N, 128, 128, 3) uint8; return (count, 3, 128, 128) in [-1, 1]."""
+    """Choose some of the faces (N, 128, 128, 3) uint8; return (count, 3, 128, 128) in [-1, 1]."""
     picked = np.sort(np.random.default_rng(seed).choice(len(faces), count, replace=False))
     pixels = torch.from_numpy(faces[picked]).permute(0, 3, 1, 2)
     return pixels.float().div(127.5).sub(1).contiguous()

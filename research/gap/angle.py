@@ -1,4 +1,4 @@
-"""Measure the angle by which a perturbation turns the condition.
+"""Measure the angle by which a perturbation changes the condition.
 
 The config's embeddings:  python research/gap/angle.py gaussian:1.2 fixed:0.8
 An experiment's:          python research/gap/angle.py gaussian:1.2 --experiment_dir results/own
@@ -10,7 +10,7 @@ then mean)
 
 Prints a line for each setting: the angle between an embedding and its perturbed version (mean,
 standard deviation, 5, 50 and 95 % points, range), and the mean angle between two perturbed versions
-of one embedding ("two draws"). Angles are in degrees.
+of one embedding ("two samples"). Angles are in degrees.
 Writes angles.png, angles.json and angles.csv into --out.
 """
 
@@ -31,7 +31,12 @@ import torch
 from matplotlib.figure import Figure
 
 from research.gap.embeddings import open_embeddings, random_directions, read_some
-from research.gap.perturbations import PUBLISHED, distribution, parse_perturbation, turning_angles
+from research.gap.perturbations import (
+    PUBLISHED,
+    distribution,
+    parse_perturbation,
+    perturbation_angles,
+)
 from research.gap.plots import plot_histograms
 from utils.base.files import write_csv, write_json
 from utils.base.text import aligned
@@ -41,7 +46,7 @@ from utils.data.embeddings import some_samples
 from utils.evaluation.plots import save_plot, style_axis
 from utils.pretrained.effective_config import load_effective_config
 
-HEADER = ("perturbation", "mean", "std", "5 %", "50 %", "95 %", "min", "max", "two draws")
+HEADER = ("perturbation", "mean", "std", "5 %", "50 %", "95 %", "min", "max", "two samples")
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,13 +64,13 @@ def parse_args() -> argparse.Namespace:
     add("--embeddings", type=Path, help="database of embeddings; None = the config's")
     add("--dim", type=int, help="measure random unit vectors of this dimension; None = a database")
     add("--num", type=int, default=10_000, help="largest number of embeddings")
-    add("--seed", type=parse_seed, default=0, help="seed that draws embeddings and perturbations")
+    add("--seed", type=parse_seed, default=0, help="seed of embeddings and perturbations")
     add("--out", type=Path, default=Path("results/angle"), help="folder to write into")
     return parser.parse_args()
 
 
 def load(args: argparse.Namespace) -> tuple[torch.Tensor, str]:
-    """Return the embeddings to turn, (N, D) float32, and a text that names them."""
+    """Return the embeddings to perturb, (N, D) float32, and a text that names them."""
     generator = torch.Generator().manual_seed(args.seed)
     if args.dim is not None:
         return random_directions(args.num, args.dim, generator), f"random, {args.dim} dimensions"
@@ -77,7 +82,7 @@ def load(args: argparse.Namespace) -> tuple[torch.Tensor, str]:
 
 @one_line_errors
 def main() -> None:
-    """Measure, print and draw the angles of all settings."""
+    """Measure, print and plot the angles of all settings."""
     args = parse_args()
     if args.num < 1 or (args.dim is not None and args.dim < 2):
         raise UserError("--num must be at least 1, and --dim at least 2")
@@ -86,9 +91,11 @@ def main() -> None:
 
     angles, records = {}, []
     for setting in settings:
-        angles[str(setting)], between = turning_angles(y, setting, args.seed)
+        angles[str(setting)], between = perturbation_angles(y, setting, args.seed)
         values = distribution(angles[str(setting)])
-        records.append({"perturbation": str(setting), **values, "two_draws": float(between.mean())})
+        records.append(
+            {"perturbation": str(setting), **values, "two_samples": float(between.mean())}
+        )
 
     print(f"angle to the perturbed embedding, degrees; {len(y)} embeddings ({source})\n")
     cells = [[f"{v:.2f}" if isinstance(v, float) else str(v) for v in r.values()] for r in records]

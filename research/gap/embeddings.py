@@ -33,7 +33,7 @@ def random_directions(count: int, dim: int, generator: torch.Generator) -> torch
 def read_some(
     reader: LMDBReader, samples: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """Return one embedding of each sample, (N, D) float32; it is drawn where there are several.
+    """Return one embedding of each sample, (N, D) float32; it is random where there are several.
 
     samples: (N,) int64, rows of the database.
     """

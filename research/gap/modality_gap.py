@@ -8,8 +8,8 @@ lmdb/clip_txt With other settings:      python research/gap/modality_gap.py gaus
 
 Prints the cosines between images and their own texts, images and other texts, two images, and two
 texts, and the distance between the means of images and texts. Then prints, for each perturbation,
-the share of training angles above the median angle between image and text. Suggests a fixed and a
-gaussian perturbation that reach this angle. Writes gap.png, gap.json and gap.csv into --out.
+the fraction of training angles above the median angle between image and text. Suggests a fixed and
+a gaussian perturbation of this angle. Writes gap.png, gap.json and gap.csv into --out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,12 @@ from matplotlib.figure import Figure
 from models.geometry import Gap, gaussian_for_angle, level_for_angle, modality_gap
 from models.perturbation import Perturbation
 from research.gap.embeddings import open_embeddings, read_pairs
-from research.gap.perturbations import PUBLISHED, distribution, parse_perturbation, turning_angles
+from research.gap.perturbations import (
+    PUBLISHED,
+    distribution,
+    parse_perturbation,
+    perturbation_angles,
+)
 from research.gap.plots import plot_fractions_above, plot_histograms
 from utils.base.files import write_csv, write_json
 from utils.base.text import aligned
@@ -65,16 +70,16 @@ def parse_args() -> argparse.Namespace:
     add("--texts", type=Path, help="database of text embeddings; None = the config's")
     add("--num", type=int, default=5000, help="largest number of samples, with one text each")
     add(
-        "--share",
+        "--fraction",
         type=float,
         default=0.05,
-        help="share of the suggested gaussian's angles that are above the median gap",
+        help="fraction of the suggested gaussian's angles that are above the median gap",
     )
     add(
         "--seed",
         type=parse_seed,
         default=0,
-        help="seed that draws samples, texts, pairs and perturbations",
+        help="seed of samples, texts, pairs and perturbations",
     )
     add("--out", type=Path, default=Path("results/modality_gap"), help="folder to write into")
     return parser.parse_args()
@@ -95,22 +100,22 @@ def open_databases(args: argparse.Namespace) -> list[LMDBReader]:
     ]
 
 
-def suggest(angle: float, share: float) -> list[Perturbation]:
-    """Return a fixed and a gaussian perturbation that reach `angle` (degrees).
+def suggest(angle: float, fraction: float) -> list[Perturbation]:
+    """Return a fixed and a gaussian perturbation of `angle` (degrees).
 
-    `share` of the gaussian's angles are above it. At 90 degrees and more the list is empty.
+    `fraction` of the gaussian's angles are above it. At 90 degrees and more the list is empty.
     """
     try:
         fixed = Perturbation("fixed", round(level_for_angle(angle), 3))
-        gaussian = Perturbation("gaussian", round(gaussian_for_angle(angle, share), 3))
+        gaussian = Perturbation("gaussian", round(gaussian_for_angle(angle, fraction), 3))
     except ValueError as fault:
         note(f"no suggestion: {fault}")
         return []
     return [fixed, gaussian]
 
 
-def draw(gap: Gap, angles: dict[str, np.ndarray], path: Path) -> None:
-    """Draw the cosines on the left, and on the right the share of training angles above x."""
+def plot(gap: Gap, angles: dict[str, np.ndarray], path: Path) -> None:
+    """Plot the cosines on the left, and on the right the fraction of training angles above x."""
     figure = Figure(figsize=(12.5, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     by_kind = {label: values.numpy() for label, values in cosines(gap).items()}
@@ -144,10 +149,10 @@ def cosines(gap: Gap) -> dict[str, torch.Tensor]:
 
 @one_line_errors
 def main() -> None:
-    """Measure, print and draw the gap and the perturbations."""
+    """Measure, print and plot the gap and the perturbations."""
     args = parse_args()
-    if args.num < 2 or not 0 < args.share < 1:
-        raise UserError("--num must be at least 2, and --share between 0 and 1")
+    if args.num < 2 or not 0 < args.fraction < 1:
+        raise UserError("--num must be at least 2, and --fraction between 0 and 1")
     given = [parse_perturbation(text) for text in args.settings]
     images, texts = open_databases(args)
     generator = torch.Generator().manual_seed(args.seed)
@@ -166,25 +171,25 @@ def main() -> None:
     print(f"\ndistance of the means of image and text embeddings: {gap.distance:.3f}")
 
     median = float(np.median(gap.angle.numpy()))
-    suggested = suggest(median, args.share)
-    angles = {str(s): turning_angles(x, s, args.seed)[0] for s in [*given, *suggested]}
-    shares = {label: float((values > median).mean()) for label, values in angles.items()}
+    suggested = suggest(median, args.fraction)
+    angles = {str(s): perturbation_angles(x, s, args.seed)[0] for s in [*given, *suggested]}
+    above = {label: float((values > median).mean()) for label, values in angles.items()}
     suggested_names = sorted(str(setting) for setting in suggested)
     print(f"\ntraining angles above {median:.1f} degrees, the median from an image to its text:")
     cells = [
-        [name, f"{100 * share:.1f} %", "suggested" if name in suggested_names else ""]
-        for name, share in shares.items()
+        [name, f"{100 * fraction:.1f} %", "suggested" if name in suggested_names else ""]
+        for name, fraction in above.items()
     ]
     print(aligned([("perturbation", "above", ""), *cells], left=1))
 
-    draw(gap, angles, args.out / "gap.png")
+    plot(gap, angles, args.out / "gap.png")
     report = {
         "images": str(images.path),
         "texts": str(texts.path),
         "n": len(x),
         "distance_of_means": gap.distance,
         "pairs": records,
-        "share_of_training_angles_above_median": shares,
+        "fraction_of_training_angles_above_median": above,
         "suggested": suggested_names,
     }
     write_json(args.out / "gap.json", report)

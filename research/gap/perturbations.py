@@ -1,4 +1,4 @@
-"""Perturbations by name, and the angles by which they turn embeddings."""
+"""Perturbations by name, and the angles by which they change embeddings."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def parse_perturbation(text: str) -> Perturbation:
         raise UserError(f"perturbation {text!r}: {fault}") from fault
 
 
-def turning_angles(
+def perturbation_angles(
     y: torch.Tensor, perturbation: Perturbation, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Perturb y (N, D) twice and return angles in degrees, (N,) each.
 
     The first array holds the angles of y to its first perturbed version, the second those of the
-    two versions. The draws depend on `seed` alone, not on other perturbations.
+    two versions. They depend on `seed` alone, not on other perturbations.
     """
-    # A stream of its own: that of embeddings drawn with the same seed must not be repeated.
+    # A stream of its own: that of random embeddings of equal seed must not be repeated.
     rng = BatchRandom(torch.Generator().manual_seed((seed + OWN_STREAM) % SEED_LIMIT))
     first, second = (perturb(y, perturbation, rng) for _ in range(2))
     return angle_deg(y, first).numpy(), angle_deg(first, second).numpy()

@@ -11,7 +11,7 @@ MOST_BINS = 120
 
 
 def plot_histograms(axis: Axes, values: Mapping[str, np.ndarray], digits: int) -> None:
-    """Draw a histogram of (N,) values for each label, one below the other, on one x axis.
+    """Plot a histogram of (N,) values for each label, one below the other, on one x axis.
 
     Each histogram is as high as its row. Below it a line marks the 5 to 95 % points and a dot the
     median, which is written with `digits` decimals.
@@ -48,7 +48,7 @@ def histogram_edges(numbers: np.ndarray) -> np.ndarray:
 
 
 def plot_fractions_above(axis: Axes, values: Mapping[str, np.ndarray]) -> None:
-    """Draw a curve for each label: the share of its (N,) values above x, in percent."""
+    """Plot a curve for each label: the fraction of its (N,) values above x, in percent."""
     for label, numbers in values.items():
         ordered = np.sort(numbers)
         above = 100 * (1 - np.arange(1, len(ordered) + 1) / len(ordered))

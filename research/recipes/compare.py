@@ -85,7 +85,7 @@ def recipe_file(name: str, runs: Path) -> Path:
 
 
 class Comparison:
-    """All that the runs of a list share."""
+    """What all runs of a list need."""
 
     def __init__(self, runs: RunList, args: argparse.Namespace) -> None:
         """Read the recipes and load the evaluation; raise UserError for what is missing."""
@@ -99,7 +99,7 @@ class Comparison:
         self.results, self.costs = Results(args.out, setup), Costs(args.work)
 
     def plan(self, name: str, seed: int) -> Plan:
-        """Return the run of a recipe with a seed. Recipes that train alike share one training."""
+        """Return the run of a recipe with a seed. Recipes that train alike have one training."""
         recipe, starts = self.recipes[name], self.runs.starts
         training = next(
             other

@@ -41,7 +41,7 @@ from utils.data.lmdb_writer import LMDBWriter
 
 FOLDER = "study"
 CAPTIONS, MORE_CAPTIONS = 6, 10  # of each face
-WRONG = 0.3  # share of a caption's attributes that are drawn anew
+WRONG = 0.3  # fraction of a caption's attributes that are replaced at random
 NARROW_FACES = 10_000
 NARROW = {  # values that the faces of a narrow set have
     "headwear": ("none",),
@@ -103,7 +103,7 @@ def short_captions(index: int) -> list[str]:
 
 
 def wrong_captions(index: int) -> list[str]:
-    """Return captions of training face `index`, of whose attributes WRONG are drawn anew."""
+    """Return captions of training face `index`; WRONG of its attributes are replaced at random."""
     face, _ = make_face("train", index, 1)
     rng, texts = random.Random(f"wrong-{index}"), []
     for _ in range(CAPTIONS):
@@ -220,8 +220,8 @@ def mix(captions: Path, images: Path, out: Path) -> None:
 
     A sample's embeddings are its captions', and as many times that of its image.
     """
-    texts, pictures = LMDBReader(captions), LMDBReader(images)
-    names = pictures.info.meta["names"]
+    texts, faces = LMDBReader(captions), LMDBReader(images)
+    names = faces.info.meta["names"]
     meta = {
         **{key: texts.info.meta[key] for key in ("encoder", "source")},
         "names": names,
@@ -229,7 +229,7 @@ def mix(captions: Path, images: Path, out: Path) -> None:
         "y_holds": "captions and images",
     }
     with LMDBWriter(out, "y", meta, texts.info.length) as writer:
-        pairs = zip(texts.all_samples(writer.done), pictures.all_samples(writer.done), strict=True)
+        pairs = zip(texts.all_samples(writer.done), faces.all_samples(writer.done), strict=True)
         for lines, own in pairs:
             writer.append(
                 [np.concatenate([t, i.repeat(len(t), 0)]) for t, i in zip(lines, own, strict=True)]

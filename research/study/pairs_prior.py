@@ -31,10 +31,10 @@ class PairsTraining(Training):
 
     def losses(self, batch: Tensor, bank: Tensor, rng: BatchRandom) -> Tensor:
         """Return the losses (B,) of the images at `batch`; `bank` is not used."""
-        chosen = rng.rand((len(batch),)) * self.captions.info.n_features
-        texts = torch.from_numpy(self.captions.read(batch.numpy(), chosen.long().numpy()))
-        away = self.prior.away_from_mean(texts, FREEDOM)
-        return flow_loss(self.prior, self.y[batch], away, rng)
+        which = rng.rand((len(batch),)) * self.captions.info.n_features
+        texts = torch.from_numpy(self.captions.read(batch.numpy(), which.long().numpy()))
+        offset = self.prior.away_from_mean(texts, FREEDOM)
+        return flow_loss(self.prior, self.y[batch], offset, rng)
 
 
 def train_pairs_prior(images: Path, captions: Path, out: Path) -> None:

@@ -24,7 +24,7 @@ def run(monkeypatch, *flags: object) -> int:
     [
         ([], "there is no GPU that PyTorch can use; --device cpu runs a quick check"),
         (["--device", "tpu"], "--device tpu: should be cuda or cpu"),
-        (["--only", "pictures,nothing"], "--only nothing: should be among reference values, "),
+        (["--only", "images,nothing"], "--only nothing: should be among reference values, "),
     ],
 )
 def test_a_mistake_or_a_missing_gpu_is_one_line(monkeypatch, capsys, tmp_path, flags, said):
@@ -86,8 +86,8 @@ def test_what_does_not_begin_in_time_is_named(monkeypatch, tmp_path):
 
 
 @pytest.mark.e2e
-def test_the_quick_run_trains_draws_and_times_on_a_cpu(monkeypatch, tmp_path):
-    checks = "pictures,end to end,ways to train,speed of a step,speed of sampling"
+def test_the_quick_run_trains_generates_and_times_on_a_cpu(monkeypatch, tmp_path):
+    checks = "images,end to end,variants of training,speed of a step,speed of sampling"
     out = tmp_path / "out.json"
     flags = ["--device", "cpu", "--minutes", 20, "--only", checks, "--out", out]
     assert run(monkeypatch, *flags) == 0, json.loads(out.read_text())["rows"]

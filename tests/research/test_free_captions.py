@@ -47,7 +47,7 @@ def test_free_captions_stay_as_they_are():
 
 
 @pytest.mark.parametrize("name", ATTRIBUTES)
-def test_every_value_has_words_and_shares_none_with_another_value(name):
+def test_every_value_has_words_and_none_of_another_value(name):
     seen: dict[str, str] = {}
     for value in ATTRIBUTES[name]:
         own = set(wordings(name, value))

@@ -129,7 +129,7 @@ def test_a_recipe_that_changed_after_it_was_measured_is_refused(tmp_path):
 # Loss of held-out faces
 
 
-def test_the_held_out_loss_is_the_training_loss_without_mask_at_each_level():
+def test_the_held_out_loss_is_the_training_loss_without_mask_at_each_sigma():
     denoiser = make_tiny_denoiser()
     latents, cond = torch.randn(6, 4, LATENT_SIZE, LATENT_SIZE), torch.randn(6, DIM)
     losses = held_out_losses(denoiser, latents, cond)

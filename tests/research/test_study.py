@@ -89,7 +89,7 @@ def test_a_part_of_the_wrong_captions_contradicts_the_face():
             stated += says_pale(text)
             false += says_pale(text) and shown["skin"] != "pale"
     assert stated > 100
-    assert 0.1 < false / stated < 0.4  # 0.3 are drawn anew, of which a quarter fall on the old one
+    assert 0.1 < false / stated < 0.4  # 0.3 are replaced, a quarter by the old one
 
 
 def test_more_captions_begin_with_those_of_the_demo():

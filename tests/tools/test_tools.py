@@ -147,11 +147,11 @@ def test_the_gap_of_two_databases_is_measured(run, databases, capsys):
 
 
 def test_perturbations_that_cover_the_gap_are_suggested(run, databases):
-    out = run(modality_gap, "--images", databases[0], "--texts", databases[1], "--share", 0.2)
+    out = run(modality_gap, "--images", databases[0], "--texts", databases[1], "--fraction", 0.2)
     report = json.loads((out / "gap.json").read_text())
     # tan 60° = 1.732, and 80 % of a normal distribution lie within 1.2816 deviations
     assert report["suggested"] == ["fixed 1.732", "gaussian 1.352"]
-    shares = report["share_of_training_angles_above_median"]
+    shares = report["fraction_of_training_angles_above_median"]
     assert shares["fixed 0.8"] == 0
     assert shares["fixed 1.732"] == pytest.approx(0.5, abs=0.15)
     assert shares["gaussian 1.352"] == pytest.approx(0.2, abs=0.12)
