@@ -1,4 +1,4 @@
-"""Draw faces from sentences, from images, and from mixtures of them.
+"""Generate faces from sentences, from images, and from mixtures of them.
 
 One sentence:    python t2f.py --prompt "a person with long red hair and round glasses"
 Several:         python t2f.py --prompt "a man in a turban" --prompt "a woman in a hat" --num 4
@@ -12,16 +12,17 @@ In four evaluations of the network instead of 18:  python t2f.py --prompt "…" 
 Literal, or freer:  python t2f.py --prompt "a person in a hat" --freedom 0 (or 1)
 In five steps from one to the other:  python t2f.py --prompt "…" --prompt "…" --interpolate 5
 
-Writes one PNG per picture, <row>_<seed>.png, and grid.png, which shows all of them with their
+Writes one PNG per image, <row>_<seed>.png, and grid.png, which shows all of them with their
 sentences. A folder holds the images of one run: another one's are never overwritten or mixed in.
 Each prompt and each image has a row, in the order of the command line; with --mix or
---interpolate, each mixture has a row. A picture depends only on its seed, its condition, the
+--interpolate, each mixture has a row. An image depends only on its seed, its condition, the
 weights and the sampler settings.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import time
 from pathlib import Path
@@ -47,73 +48,66 @@ SAMPLER_FLAGS = ("preset", "seed", "cfg_scale", "freedom", "num_steps", "solver"
 def parse_args() -> argparse.Namespace:
     """Parse the command line; raises UserError if a count is below one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument(
-        "--prompt", action="append", dest="sources", help="what to draw; may be given repeatedly",
-        type=text_prompt, metavar="TEXT",
+    add = parser.add_argument
+    add(
+        "--prompt", action="append", dest="sources", type=text_prompt, metavar="TEXT",
+        help="sentence to generate images for; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--prompts_file", type=Path, help="text file with one prompt a line")
-    parser.add_argument(
-        "--image", action="append", dest="sources", help="draw faces like this; may be repeated",
-        type=image_prompt, metavar="FILE",
+    add("--prompts_file", type=Path, help="text file with one prompt a line")
+    add(
+        "--image", action="append", dest="sources", type=image_prompt, metavar="FILE",
+        help="generate faces like this; may be repeated",
     )  # fmt: skip
-    parser.add_argument(
-        "--mix", action="append", default=None, metavar="W,W",
-        help="draw a row from the mixture of all prompts and images with these weights; may be "
-        "given repeatedly; weights may be negative",
+    add(
+        "--mix", action="append", metavar="W,W",
+        help="a row from the mixture of all prompts and images with these weights, which may be "
+        "negative; may be repeated",
     )  # fmt: skip
-    parser.add_argument(
-        "--interpolate", type=int, metavar="ROWS", help="rows from one prompt or image to another"
-    )
-    parser.add_argument("--num", type=int, default=16, help="pictures per row")
-    parser.add_argument(
-        "--seed", default=FROM_CONFIG, help="seed of the first picture; the others follow it"
-    )
-    parser.add_argument(
-        "--seeds", type=parse_seeds, help="seeds, e.g. 0-63,100, instead of --num and --seed"
-    )
-    parser.add_argument(
-        "--cfg_scale", default=FROM_CONFIG, help="guidance scale, or None for no guidance"
-    )
-    parser.add_argument(
-        "--freedom",
-        default=FROM_CONFIG,
-        help="how freely each seed fills in what the prompt leaves open: 0 = literal, one face for "
-        "all seeds; 0.7 = shows what the prompt states, and varies all else; 1 = free",
-    )
-    parser.add_argument(
-        "--preset",
-        default=FROM_CONFIG,
-        help="paper (158 evaluations of the network a picture), fast (18), fast8 (8), or instant "
-        "for students (1 to 4); --num_steps and --solver override it",
-    )
-    parser.add_argument("--num_steps", default=FROM_CONFIG, help="noise levels of the sampler")
-    # Not `choices`: argparse would answer a wrong name with several lines.
-    parser.add_argument("--solver", default=FROM_CONFIG, help=f"{', '.join(get_args(Solver))}")
-    parser.add_argument(
+    add("--interpolate", type=int, metavar="ROWS", help="rows from one prompt or image to another")
+    add("--num", type=int, default=16, help="images per row")
+    add("--seeds", type=parse_seeds, help="seeds, e.g. 0-63,100, instead of --num and --seed")
+    add_sampler_flags(parser)
+    add(
         "--ckpt",
         type=Path,
         help=".pt, .safetensors, a folder of --export, or owner/name on the Hugging Face hub; None "
         f"= {DEMO}, or with --preset instant its student, {DEMO_STUDENT}",
     )
     add_config_arguments(parser, instead="the one in the checkpoint; published ones hold none")
-    parser.add_argument(
+    add(
         "--out",
         type=Path,
         help="folder to write into; None = samples/ and the first label, with a number if that "
         "holds another run",
     )
-    parser.add_argument("--batch_size", type=int, default=16, help="pictures drawn at once")
-    parser.add_argument(
-        "--device",
-        default=default_device(),
-        help="where to compute, e.g. cpu or cuda:1",
-    )
+    add("--batch_size", type=int, default=16, help="images sampled at once")
+    add("--device", default=default_device(), help="where to compute, e.g. cpu or cuda:1")
     args = parser.parse_intermixed_args()
     if args.ckpt is None:
         args.ckpt = Path(DEMO_STUDENT if args.preset == "instant" else DEMO)
     if args.num < 1 or args.batch_size < 1:
         raise UserError("--num and --batch_size must be at least 1")
     return args
+
+
+def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of SAMPLER_FLAGS; each sets the key of its name in the `sampling` section."""
+    add = functools.partial(parser.add_argument, default=FROM_CONFIG)
+    add("--seed", help="seed of the first image; the others follow it")
+    add("--cfg_scale", help="guidance scale, or None for no guidance")
+    add(
+        "--freedom",
+        help="how far the prior may leave the sentence, for each seed anew: 0 = literal, one face "
+        "for all seeds; 0.7 = shows what the prompt states, and varies all else; 1 = free",
+    )
+    add(
+        "--preset",
+        help="paper (158 evaluations of the network an image), fast (18), fast8 (8), or instant "
+        "for students (1 to 4); --num_steps and --solver override it",
+    )
+    add("--num_steps", help="steps of the sampler")
+    # Not `choices`: argparse would answer a wrong name with several lines.
+    add("--solver", help=", ".join(get_args(Solver)))
 
 
 def rows_to_generate(args: argparse.Namespace) -> list[Row]:
@@ -143,7 +137,7 @@ def default_out(label: str) -> Path:
 
 @one_line_errors
 def main() -> None:
-    """Draw what the command line asks for, and save the pictures and their grid."""
+    """Generate what the command line asks for; save the images and their grid."""
     started = time.perf_counter()
     args = parse_args()
     rows = rows_to_generate(args)
@@ -157,11 +151,11 @@ def main() -> None:
     generation = faces.start(rows, num=args.num, seeds=args.seeds)
     out = args.out or generation.free_folder(default_out(rows[0].label))
     generation.check_folder(out)
-    with progress(desc="draw", total=len(generation), unit="image") as bar:
-        for pictures in generation.batches(args.batch_size):
-            for picture in pictures:
-                picture.save(out / picture.file_name)
-            bar.update(len(pictures))
+    with progress(desc="generate", total=len(generation), unit="image") as bar:
+        for images in generation.batches(args.batch_size):
+            for image in images:
+                image.save(out / image.file_name)
+            bar.update(len(images))
     generation.save_grid(out / GRID)
     seconds = time.perf_counter() - started
     print(f"{len(generation)} images in {seconds:.1f} s: {out / GRID}")

@@ -43,7 +43,7 @@ def test_a_line_that_shows_nothing_is_blank(text, tmp_path):
     assert (
         captions_in(content, tmp_path) == read_prompts(tmp_path / "p.txt") == ["a man", "a woman"]
     )
-    with pytest.raises(UserError, match="the prompt is empty; say what to draw"):
+    with pytest.raises(UserError, match="the prompt is empty; say what to generate"):
         text_prompt(text)
 
 

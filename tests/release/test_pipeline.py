@@ -100,7 +100,7 @@ def test_output_types_and_tuples_are_those_of_diffusers(pipe):
     ("options", "message"),
     [
         ({"prompt": " "}, "the prompt is empty"),
-        ({}, "say what to draw"),
+        ({}, "say what to generate"),
         ({"image": "none.png"}, "there is no image of this name"),
         ({"prompt": "x", "steps": 3}, "steps sampling.steps: unknown key"),
         ({"prompt": "x", "num_images_per_prompt": 0}, "num is 0"),

@@ -120,8 +120,8 @@ def test_settings_beside_a_released_file_count_over_those_in_it(checkpoint, tmp_
         ({"encoders": {"prior": "gone.safetensors"}}, "gone.safetensors is not there"),
         ({"encoders": {"prior": "no_prior.safetensors"}}, "holds no prior"),
         ({"encoders": {"prior": "text.safetensors"}}, "holds no prior"),
-        ({"encoders": {"prior": "other_clip.safetensors"}}, "of another CLIP"),
-        ({"encoders": {"prior": "wider.safetensors"}}, "of another CLIP"),
+        ({"encoders": {"prior": "other_clip.safetensors"}}, "for another CLIP"),
+        ({"encoders": {"prior": "wider.safetensors"}}, "for another CLIP"),
     ],
 )
 def test_a_prior_that_does_not_fit_is_named_in_one_line(tmp_path, monkeypatch, settings, message):

@@ -143,7 +143,7 @@ def test_a_note_names_the_long_prompt_that_is_cut(run, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "say what to draw"),
+        ([], "say what to generate"),
         (["--prompt", "  "], "the prompt is empty"),
         (["--prompts_file", "none.txt"], "none.txt: cannot be read"),
         (["--prompt", "x", "--ckpt", "none.pt"], "none.pt does not exist"),

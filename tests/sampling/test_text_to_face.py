@@ -153,7 +153,7 @@ def test_settings_of_a_call_do_not_stay(faces):
     ("sources", "options", "message"),
     [
         (" ", {}, "the prompt is empty"),
-        ([], {}, "say what to draw"),
+        ([], {}, "say what to generate"),
         (3, {}, "3: should be a sentence, a pathlib.Path of an image"),
         (Path("none.png"), {}, "there is no image of this name"),
         (Path("README.md"), {}, "unreadable image"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +11,28 @@ import torch
 from safetensors.torch import save_file
 
 from models.edm import EDMPrecond, build_denoiser
+from models.maskdit import Architecture
 from utils.base.errors import UserError
 from utils.base.files import write_whole
 from utils.base.finite import require_finite
 from utils.config.load import config_from_dict
 from utils.config.schema import Config
+from utils.config.sections import Model
 from utils.pretrained.checkpoint_files import load_weights, read_weights
 from utils.pretrained.encoder_paths import shareable_encoders
 
 
 def denoiser_arguments(config: Config) -> dict[str, Any]:
-    """Return the arguments of `build_denoiser` for a configuration: plain values."""
+    """Return the arguments of `build_denoiser`: the `model` section, under Architecture's names."""
     model = config.model
+    names = [field.name for field in fields(Architecture) if field.name in Model.model_fields]
     return {
+        **{name: getattr(model, name) for name in names},
         "model_type": model.model_type,
         "in_size": model.in_size,
-        "in_channels": model.in_channels,
         "cond_dim": model.num_classes,
         "sigma_data": model.sigma_data,
         "student_sigmas": config.distill.sigmas,
-        "depth": model.depth,
-        "hidden_size": model.hidden_size,
-        "num_heads": model.num_heads,
-        "use_decoder": model.use_decoder,
-        "decoder_hidden_size": model.decoder_hidden_size,
-        "decoder_depth": model.decoder_depth,
-        "decoder_num_heads": model.decoder_num_heads,
-        "cond_init_std": model.cond_init_std,
-        "mae_loss_coef": model.mae_loss_coef,
-        "pad_cls_token": model.pad_cls_token,
-        "ext_feature_dim": model.ext_feature_dim,
-        "self_cond": model.self_cond,
-        "mlp": model.mlp,
         "perturbation": config.learns_perturbation,
     }
 
@@ -70,10 +61,7 @@ def denoiser_with(weights: Mapping[str, torch.Tensor], config: Config, source: P
 
 
 def check_sigma_data(trained: float, configured: float, source: Path) -> None:
-    """Raise UserError if the weights in `source` were trained at another scale than configured.
-
-    They would fit, and give wrong pictures.
-    """
+    """Raise UserError if the weights in `source` fit, but were trained at another scale."""
     if trained != configured:
         raise UserError(
             f"{source} was trained with model.sigma_data={trained:g}, and the settings say "
@@ -82,24 +70,20 @@ def check_sigma_data(trained: float, configured: float, source: Path) -> None:
 
 
 def check_same_student(stored: Config, config: Config, source: Path) -> None:
-    """Raise UserError if the weights in `source` are those of another student than configured.
-
-    They would fit, and give wrong pictures at all levels but their own.
-    """
-    theirs, ours = stored.distill.sigmas, config.distill.sigmas
-    if theirs != ours:
+    """Raise UserError if the weights in `source` fit, but were distilled for other sigmas."""
+    if stored.distill.sigmas != config.distill.sigmas:
         raise UserError(
-            f"{source} holds {_kind(theirs)}, and the settings ask for {_kind(ours)}; name "
-            f"another file, or set distill.sigmas={_listed(theirs)}"
+            f"{source} holds {_kind(stored)}, and the settings ask for {_kind(config)}; name "
+            f"another file, or set distill.sigmas={_listed(stored)}"
         )
 
 
-def _kind(student_sigmas: tuple[float, ...] | None) -> str:
-    levels = _listed(student_sigmas)
-    return f"a student for the noise levels {levels}" if student_sigmas else "no student"
+def _kind(config: Config) -> str:
+    return f"a student for the sigmas {_listed(config)}" if config.distill.sigmas else "no student"
 
 
-def _listed(sigmas: tuple[float, ...] | None) -> str:
+def _listed(config: Config) -> str:
+    sigmas = config.distill.sigmas
     return f"[{','.join(f'{sigma:g}' for sigma in sigmas)}]" if sigmas else "null"
 
 
@@ -142,7 +126,7 @@ def export_safetensors(
     """Write a checkpoint's EMA weights as float16 with its configuration, for release.
 
     `overrides`, e.g. `sampling.cfg_scale=2`, change the released configuration. Encoder paths are
-    stored so that they are found from other folders. Returns the local encoders that drawing needs.
+    stored so that other folders find them. Returns the local encoders that sampling needs.
     Raises UserError if the checkpoint holds no configuration, or its weights do not fit.
     """
     checkpoint, out = Path(checkpoint), Path(out)

@@ -142,16 +142,11 @@ def is_release_config(path: Path) -> bool:
 def release_values(path: Path) -> dict[str, Any]:
     """Return the plain configuration of a release folder; encoders in the folder get their place.
 
-    The file names encoders relative to its own folder.
     Raises UserError if the file holds no sections.
     """
     values, _ = read_yaml(path)
     encoders = values.get("encoders")
-    if isinstance(encoders, Mapping):
-        inside = {
-            key: os.path.normpath(path.parent / source)
-            for key, source in encoders.items()
-            if isinstance(source, str) and key in KEYS and (path.parent / source).exists()
-        }
-        values["encoders"] = {**encoders, **inside}
+    for key, source in encoders.items() if isinstance(encoders, Mapping) else ():
+        if isinstance(source, str) and key in KEYS and (path.parent / source).exists():
+            values["encoders"] = {**values["encoders"], key: os.path.normpath(path.parent / source)}
     return values

@@ -10,7 +10,7 @@ from typing import Any
 from models.weights import looks_like_path
 
 PROJECT = Path(__file__).resolve().parents[2]  # the folder of the scripts
-NEEDED = ("vae", "clip", "image_mean", "prior")  # keys of `encoders` that drawing reads
+NEEDED = ("vae", "clip", "image_mean", "prior")  # keys of `encoders` that sampling reads
 KEYS = (*NEEDED, "inception", "dinov2")
 
 
@@ -40,7 +40,7 @@ def shareable_encoders(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     """Return a plain configuration that can be used from other folders, and its local encoders.
 
     Paths that exist become relative to the project's folder if they lie in it, else absolute. The
-    list names those that drawing needs; another machine needs copies of them.
+    list names those that sampling needs; another machine needs copies of them.
     """
     encoders = dict(values["encoders"])
     local = []

@@ -1,4 +1,4 @@
-"""Files of priors of image embeddings, which `train_prior.py` writes and drawing reads."""
+"""Files of priors of image embeddings, which `train_prior.py` writes and the sampler reads."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def load_config_prior(
     width = config.model.num_classes or config.model.ext_feature_dim
     if made_for != (clip or made_for) or len(prior.mean) != width:
         raise UserError(
-            f"encoders.prior: {path} draws embeddings of another CLIP ({made_for}) than "
+            f"encoders.prior: {path} was trained for another CLIP ({made_for}) than "
             f"encoders.clip ({clip}); {TRAIN}, or set sampling.freedom=0"
         )
     return prior.to(device)

@@ -138,7 +138,7 @@ COMPONENTS = {"denoiser": Denoiser, "vae": PublicVae, "clip": Clip, "settings": 
 
 
 def _copy(file: Path, folder: Path, dim: int) -> str:
-    """Copy a file that drawing needs into a folder, as safetensors; return its new name."""
+    """Copy a file that sampling needs into a folder, as safetensors; return its new name."""
     folder.mkdir(exist_ok=True)
     if not file.is_file():
         raise UserError(f"encoders: {file} is not there; copy it there, or set its key to null")

@@ -21,7 +21,7 @@ PROMPTS = (
     "someone with long dark hair",
     "an old man with a beard",
 )
-PICTURES = 4  # of each prompt, in the sample grid
+IMAGES = 4  # of each prompt, in the sample grid
 GRID = "samples.png"
 MORE_PACKAGES = "# Beyond generating images"  # line of requirements.txt
 
@@ -32,7 +32,7 @@ def export_folder(
     """Write a release folder of a checkpoint's EMA weights (float16), complete or not at all.
 
     It holds the network, its encoders or their public names, the settings with `overrides`, the
-    code that draws, a model card and samples: safetensors, text and PNG only.
+    code, a model card and samples: safetensors, text and PNG only.
     Raises UserError if `out` is there already, or if the checkpoint or an encoder is not usable.
     """
     from utils.release.pipeline import TextToFacePipeline  # imported here: it imports diffusers
@@ -51,10 +51,10 @@ def export_folder(
         packages = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
         needed = [line for line in packages.split(MORE_PACKAGES)[0].splitlines() if line[0] != "#"]
         (folder / "requirements.txt").write_text("\n".join(needed) + "\n", encoding="utf-8")
-        # The samples are drawn by the release itself, from its weights in float16.
+        # The release itself generates the samples, from its weights in float16.
         released = TextToFace.load(folder, device=device)
         released.source = out.name
-        released.generate(prompts, num=PICTURES, progress=True).save_grid(folder / GRID)
+        released.generate(prompts, num=IMAGES, progress=True).save_grid(folder / GRID)
         card = model_card(out.name, faces, run, prompts, GRID, has_demo_parts(faces.config))
         (folder / "README.md").write_text(card, encoding="utf-8")
 

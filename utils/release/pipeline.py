@@ -40,12 +40,12 @@ EXPORT = ("folder.py", "card.py")  # they stand on further rooms, and only make 
 LOADER = "text_to_face"  # module in the folder of each component
 # Files of a release folder that a new copy of it takes over.
 BESIDE = ("README.md", "LICENSE", "NOTICE.md", "requirements.txt", "samples.png")
-# Names that pipelines of diffusers share, and ours.
+# Names of diffusers' pipelines -> ours.
 OWN_NAMES = {"guidance_scale": "cfg_scale", "num_inference_steps": "num_steps"}
 
 
 class TextToFacePipeline(DiffusionPipeline):
-    """Faces from sentences and images; calls TextToFace, and so draws its pictures.
+    """Faces from sentences and images; calls TextToFace, and so gives its images.
 
     scheduler: takes the steps instead of our sampler, see `utils/release/schedulers.py`.
     """
@@ -96,16 +96,16 @@ class TextToFacePipeline(DiffusionPipeline):
         return_dict: bool = True,
         **options: Any,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Draw faces.
+        """Generate faces.
 
-        prompt, image: sentences and images (Pillow or paths); each is a row of pictures.
-        generator: its first seed counts, as a picture has a seed of its own; a list: one for each
-            picture of a row. None = the seeds from `sampling.seed` on.
+        prompt, image: sentences and images (Pillow or paths); each is a row of images.
+        generator: its first seed counts, as an image has a seed of its own; a list: one for each
+            image of a row. None = the seeds from `sampling.seed` on.
         output_type: "pil", "np" ((N, H, W, 3) float32 in [0, 1]) or "pt" ((N, 3, H, W)).
         options: `guidance_scale`, `num_inference_steps`, `prompt_embeds` (N, D), `seeds`, `mix`,
             `interpolate`, `batch_size`, and all keys of the config's `sampling` section.
 
-        Returns the pictures, ordered by row and then by seed. Raises UserError for mistakes.
+        Returns the images, ordered by row and then by seed. Raises UserError for mistakes.
         """
         options = {OWN_NAMES.get(name, name): value for name, value in options.items()}
         sources = [*_listed(prompt), *map(_image_source, _listed(image))]

@@ -1,8 +1,8 @@
 """Schedulers of diffusers in place of the project's own samplers.
 
 A scheduler is accepted if its step means one of our solvers: EDM's Euler steps, DPM-Solver++(2M) on
-EDM's levels, and Heun steps. EDM's schedulers bring their own noise levels (`sigma_min`,
-`sigma_max`, `rho`). HeunDiscreteScheduler has only those of DDPM; it takes ours.
+EDM's sigmas, and Heun steps. EDM's schedulers bring their own sigmas (`sigma_min`, `sigma_max`,
+`rho`). HeunDiscreteScheduler has only those of DDPM; it takes ours.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def solve_with(scheduler: Any) -> Solve:
             raise UserError("scheduler: sampling.S_churn is for our own samplers; set it to 0")
         if settings.sigmas is not None:
             raise UserError(
-                "scheduler: it has noise levels of its own, and sampling.sigmas names others; "
+                "scheduler: it has sigmas of its own, and sampling.sigmas names others; "
                 "leave the scheduler out"
             )
-        # The levels stay on the CPU, where their values are read without waiting for the device.
+        # The sigmas stay on the CPU, where their values are read without waiting for the device.
         scheduler.set_timesteps(settings.num_steps)
         if kind is HeunDiscreteScheduler:
-            scheduler.sigmas = _heun_levels(settings)
+            scheduler.sigmas = _heun_sigmas(settings)
         scheduler.set_begin_index(0)
         x = latents.float() * scheduler.sigmas[0].item()
         for index, timestep in enumerate(scheduler.timesteps):
@@ -73,16 +73,16 @@ def solve_with(scheduler: Any) -> Solve:
     return solve
 
 
-def _heun_levels(settings: SamplerSettings) -> torch.Tensor:
-    """Return our noise levels as HeunDiscreteScheduler keeps them: inner ones twice."""
-    levels = torch.tensor(settings.formulation().t_steps, dtype=torch.float32)
-    return torch.cat([levels[:1], levels[1:-1].repeat_interleave(2), levels[-1:]])
+def _heun_sigmas(settings: SamplerSettings) -> torch.Tensor:
+    """Return our sigmas as HeunDiscreteScheduler keeps them: inner ones twice."""
+    sigmas = torch.tensor(settings.formulation().t_steps, dtype=torch.float32)
+    return torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
 
 
 def _model_output(
     scheduler: Any, x: torch.Tensor, denoised: torch.Tensor, sigma: float
 ) -> torch.Tensor:
-    """Return the output from which a scheduler gets `denoised` at a noise level, (N, C, h, w).
+    """Return the output from which a scheduler gets `denoised` at a sigma, (N, C, h, w).
 
     EDM's schedulers apply the preconditioning (Karras 2022, table 1); this inverts it.
     HeunDiscreteScheduler takes the noise.

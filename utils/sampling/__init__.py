@@ -1,1 +1,1 @@
-"""From a prompt to a picture; read generate.py first."""
+"""From a prompt to an image; read generate.py first."""

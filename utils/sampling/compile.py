@@ -48,7 +48,7 @@ def compile_if(
 
 
 def compile_blocks(model: MaskDiT, *, varying_tokens: bool = False) -> None:
-    """Compile each block in place; blocks of one width share their code.
+    """Compile each block in place; blocks of one width are compiled once.
 
     varying_tokens: compile with dynamic shapes, for any number of tokens and images, as mask
         schedules and sampling need it.

@@ -36,9 +36,9 @@ def caption_conditions(y: torch.Tensor, config: Config) -> torch.Tensor:
 
 
 def captions_of(
-    config: Config, reader: LMDBReader | None, chosen: torch.Tensor
+    config: Config, reader: LMDBReader | None, indices: torch.Tensor
 ) -> list[str] | None:
-    """Return the captions of `chosen`, (N, 2): index of the test image, and of its caption.
+    """Return the captions at `indices`, (N, 2): index of the test image, and of its caption.
 
     reader: embeddings of the captions; None = the captions are not compared with those embedded.
     Returns None if the config does not say where the captions are. Raises UserError if they are not
@@ -47,12 +47,12 @@ def captions_of(
     folder = config.eval.caption_dir
     if folder is None or (samples := captioned_images(config, reader)) is None:
         return None
-    rows = chosen[:, 0].tolist()
+    rows = indices[:, 0].tolist()
     if reader is None:
         captions = load_captions([samples[row] for row in rows], folder, all_images=False)
     else:
         captions = read_captions(check_captions(reader, samples, folder, rows))
-    return [lines[which] for lines, which in zip(captions, chosen[:, 1].tolist(), strict=True)]
+    return [lines[which] for lines, which in zip(captions, indices[:, 1].tolist(), strict=True)]
 
 
 def check_test_captions(config: Config, reader: LMDBReader) -> None:

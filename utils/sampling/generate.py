@@ -3,7 +3,7 @@
 An image depends only on its seed, its condition, the weights and the `sampling` section of the
 config. CPUs and GPUs round sums of another batch size differently, by at most 1 of 255 in float32;
 docs/use.md states the bounds. In half precision a CPU samples blocks of a fixed size, so that the
-batch changes nothing. Each seed has its own generator: it draws the latent first, then what the
+batch changes nothing. Each seed has its own generator, which gives the latent first, then what the
 caller asks for, then the noise of the prior if there is one, then the churn noise.
 """
 
@@ -43,8 +43,8 @@ def sampler_settings(
     """Return the sampler of a config's `sampling` section.
 
     student_sigmas: `distill.sigmas` of the network, which is a student then; None = it is none.
-    Raises UserError if values do not go together, or if a student would be sampled in another way
-    than it was distilled for.
+    Raises UserError if values do not go together, or if a student would be sampled with other
+    settings than it was distilled for.
     """
     try:
         settings = SamplerSettings(
@@ -55,7 +55,7 @@ def sampler_settings(
     is_euler = settings.solver == "euler" and not settings.S_churn
     fits = is_euler and settings.sigmas == student_sigmas and sampling.cfg_scale in (None, 1)
     if student_sigmas is not None and not fits:
-        listed = ",".join(f"{level:g}" for level in student_sigmas)
+        listed = ",".join(f"{sigma:g}" for sigma in student_sigmas)
         raise UserError(
             f"sampling: the network is a student, distilled for Euler steps at sigmas=[{listed}] "
             "without further guidance; use preset instant and cfg_scale None"
@@ -97,16 +97,16 @@ def sample_images(
     prior: EmbeddingPrior | None = None,
     solve: Solve | None = None,
 ) -> torch.Tensor:
-    """Draw one batch of images: (B, H, W, 3) uint8 on the CPU.
+    """Sample and decode one batch of images: (B, H, W, 3) uint8 on the CPU.
 
-    noise: generators of the seeds, which go on from where they are. They draw the noise of the
-        prior, then the churn noise.
+    noise: generators of the seeds, which go on from where they are: first the noise of the prior,
+        then the churn noise.
     latents: (B, C, h, w) unit normal.
     conds: (B, D), or None for a model without condition. External features, if the network reads
         them, are the last columns.
     sampling: sampler, guidance and precision. `amp` is the precision of the network, and bf16 also
         that of the decoder. The sampler's state stays in float64.
-    prior: draws another condition for each seed, with `sampling.freedom`; None = `conds` as given.
+    prior: samples another condition for each seed, with `sampling.freedom`; None = none does.
     solve: replaces the sampler, e.g. by a scheduler of diffusers.
 
     Raises UserError if values of `sampling` do not go together, or an image is not finite.
@@ -196,5 +196,5 @@ def generate(
 
     everything, size = range(len(seeds)), -(-batch_size // (block or 1)) * (block or 1)
     batches = [everything[start : start + size] for start in everything[::size]]
-    # A thread draws the next batch while the caller saves or judges this one.
+    # A thread samples the next batch while the caller saves or evaluates this one.
     yield from zip(batches, read_ahead(sample_batch, batches, threads=1, ahead=1), strict=True)

@@ -1,4 +1,4 @@
-"""A drawing: rows of prompts, images and mixtures times seeds, drawn batch by batch."""
+"""Generated images: rows of prompts, images and mixtures times seeds, batch by batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.sampling.image_files import labelled_grid, save_png
 from utils.sampling.prompts import Row, describe
 from utils.sampling.sample_folder import GRID, Texts, free_folder, other_runs_fault
 
-MAX_COLUMNS = 8  # of a grid whose rows have one picture each
+MAX_COLUMNS = 8  # of a grid whose rows have one image each
 ALWAYS_TOLD = ("cfg_scale", "num_steps", "solver", "amp")  # in each PNG; other keys if changed
 
 # (conditions (N, D), seeds, sampling, batch size) -> finished batches, see `generate`.
@@ -46,10 +46,10 @@ def file_name(row: int, seed: int) -> str:
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """One finished picture.
+    """One finished image.
 
     image: Pillow image, RGB.
-    row: index of its row in the drawing; seed: of its noise.
+    row: index of its row; seed: of its noise.
     text: its sources, seed and settings, as they stand in its PNG.
     """
 
@@ -71,7 +71,7 @@ class GeneratedImage:
 
 @dataclass
 class Generation:
-    """Pictures of each row and seed: ordered first by row, then by seed.
+    """Images of each row and seed, ordered by row and then by seed.
 
     conditions: rows with their embeddings.
     results: images that are finished.
@@ -97,11 +97,11 @@ class Generation:
 
     @property
     def images(self) -> list[Image.Image]:
-        """Return the finished pictures as Pillow images."""
-        return [picture.image for picture in self.results]
+        """Return the finished images as Pillow images."""
+        return [image.image for image in self.results]
 
     def __len__(self) -> int:
-        """Return the number of pictures that are asked for."""
+        """Return the number of images that are asked for."""
         return len(self.rows) * len(self.seeds)
 
     @cached_property
@@ -110,7 +110,7 @@ class Generation:
         return settings_text(self.sampling) | self.about
 
     def batches(self, batch_size: int = 16) -> Iterator[list[GeneratedImage]]:
-        """Draw all pictures that are not finished yet; yield each batch when it is finished.
+        """Generate all images that are not finished yet; yield each batch when it is finished.
 
         A caller may stop at any batch, and go on later with a new call.
         Raises UserError if the sampler settings do not go together.
@@ -129,12 +129,12 @@ class Generation:
             yield batch
 
     def grid(self) -> Image.Image:
-        """Return all finished pictures on one page: a line for each row, with its sentence."""
+        """Return all finished images on one page: a line for each row, with its sentence."""
         pixels = np.stack([np.asarray(image) for image in self.images])
         icons = self.conditions.icons()
         if len(self.rows) == 1:
             return labelled_grid(pixels, None, title=self.rows[0].label, icons=icons)
-        labels = [picture.label for picture in self.results]
+        labels = [image.label for image in self.results]
         columns = len(self.seeds) if len(self.seeds) > 1 else min(len(self.rows), MAX_COLUMNS)
         return labelled_grid(pixels, labels, columns, icons=icons)
 
@@ -173,11 +173,11 @@ class Generation:
         return free_folder(folder, self._texts(), self.text)
 
     def save(self, folder: str | Path) -> None:
-        """Write each finished picture and `grid.png` into a folder, as t2f.py does.
+        """Write each finished image and `grid.png` into a folder, as t2f.py does.
 
         Raises UserError if the folder holds images of another run.
         """
         self.check_folder(Path(folder))
-        for picture in self.results:
-            picture.save(Path(folder) / picture.file_name)
+        for image in self.results:
+            image.save(Path(folder) / image.file_name)
         self.save_grid(Path(folder) / GRID)

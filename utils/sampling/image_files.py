@@ -1,4 +1,4 @@
-"""Write pictures: single PNGs, and labelled grids."""
+"""Write images: single PNGs, and labelled grids."""
 
 import io
 import math
@@ -15,9 +15,11 @@ from utils.data.archive_files import read_bytes
 from utils.data.image_metadata import texts_of_png
 from utils.data.images import opened_image
 
-MIN_CELL = 160  # pixels; smaller pictures are enlarged in grids so that captions can be read
+MIN_CELL = 160  # pixels; smaller images are enlarged in grids so that captions can be read
 MAX_LINES = 6  # of a caption
 MAX_ICONS = 3  # in front of a caption
+# x and y of the top left corner, pixels, size on the page, filter
+Placed = tuple[int, int, np.ndarray, tuple[int, int], Image.Resampling]
 
 
 def save_png(
@@ -57,13 +59,13 @@ def labelled_grid(
     title: str | None = None,
     icons: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> Image.Image:
-    """Lay out pictures, (N, H, W, 3) uint8, on white with their captions.
+    """Lay out images, (N, H, W, 3) uint8, on white with their captions.
 
-    A caption stands below its picture. A caption that a whole row shares stands once, above the
-    row; the rows after it that share it too have no caption of their own.
+    A caption stands below its image. A caption of a whole row stands once, above the row; rows of
+    the same caption after it have none of their own.
 
-    columns: pictures in a row; None = a nearly square grid.
-    icons: caption or title -> (H, W, 3) uint8 pictures, which stand small before it.
+    columns: images in a row; None = a nearly square grid.
+    icons: caption or title -> (H, W, 3) uint8 images, which stand small before it.
     """
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
     page = _GridPage(images.shape[2], images.shape[1], columns, icons or {})
@@ -76,12 +78,12 @@ def labelled_grid(
 
 
 class _GridPage:
-    """A page that is filled from top to bottom, and drawn when its height is known."""
+    """A page that is filled from top to bottom, and rendered when its height is known."""
 
     def __init__(
         self, width: int, height: int, columns: int, icons: Mapping[str, Sequence[np.ndarray]]
     ) -> None:
-        """`width`, `height`: pixels of a picture, which is enlarged to at least MIN_CELL."""
+        """`width`, `height`: pixels of an image, which is enlarged to at least MIN_CELL."""
         enlarge = math.ceil(MIN_CELL / width)
         self.width, self.height = width * enlarge, height * enlarge
         self.gap = self.width // 12
@@ -94,8 +96,7 @@ class _GridPage:
         self.heading: str | None = None  # caption that the last row shared
         # All with x and y of the top left corner.
         self.texts: list[tuple[int, int, str, ImageFont.FreeTypeFont]] = []
-        self.pictures: list[tuple[int, int, np.ndarray]] = []
-        self.thumbnails: list[tuple[int, int, np.ndarray]] = []
+        self.images: list[Placed] = []
 
     def add_title(self, title: str) -> None:
         """Set a title over the whole width."""
@@ -103,14 +104,15 @@ class _GridPage:
         self.bottom += self.gap // 2
 
     def add_row(self, images: np.ndarray, captions: Sequence[str]) -> None:
-        """Place a row of pictures (N, H, W, 3), with N captions or without any."""
+        """Place a row of images (N, H, W, 3), with N captions or without any."""
         gap, font = self.gap, self.font
         shared = len(set(captions)) == 1 and (len(captions) > 1 or captions[0] == self.heading)
         if shared and captions[0] != self.heading:
             self.bottom = self._add_text(gap, self.bottom, captions[0], font, self.full) + gap // 3
         self.heading = captions[0] if shared else None
         xs = [gap + i * (self.width + gap) for i in range(len(images))]
-        self.pictures += [(x, self.bottom, image) for x, image in zip(xs, images, strict=True)]
+        size, filter = (self.width, self.height), Image.Resampling.BICUBIC
+        self.images += [(x, self.bottom, i, size, filter) for x, i in zip(xs, images, strict=True)]
         self.bottom += self.height
         if captions and not shared:
             top = self.bottom + gap // 3
@@ -122,7 +124,8 @@ class _GridPage:
         """Set a block of text, icons first, at most `room` pixels wide; return the y below it."""
         icons = self.icons.get(words, ())[:MAX_ICONS]
         for icon in icons:
-            self.thumbnails.append((x, y, icon))
+            size = (self.icon_side, self.icon_side)
+            self.images.append((x, y, icon, size, Image.Resampling.LANCZOS))
             step = self.icon_side + self.gap // 2
             x, room = x + step, room - step
         lines, line_height = _wrap(words, font, room), round(1.3 * font.size)
@@ -134,17 +137,11 @@ class _GridPage:
     def render(self) -> Image.Image:
         """Return the page as it has been filled."""
         canvas = Image.new("RGB", (self.full + 2 * self.gap, self.bottom), "white")
-        for x, y, pixels in self.pictures:
-            picture = Image.fromarray(np.asarray(pixels))
-            size = (self.width, self.height)
-            canvas.paste(picture.resize(size, Image.Resampling.BICUBIC), (x, y))
-        for x, y, pixels in self.thumbnails:
-            size = (self.icon_side, self.icon_side)
-            icon = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
-            canvas.paste(icon, (x, y))
-        draw = ImageDraw.Draw(canvas)
+        for x, y, pixels, size, filter in self.images:
+            canvas.paste(Image.fromarray(np.asarray(pixels)).resize(size, filter), (x, y))
+        pen = ImageDraw.Draw(canvas)
         for x, y, line, font in self.texts:
-            draw.text((x, y), line, fill="#222222", font=font)
+            pen.text((x, y), line, fill="#222222", font=font)
         return canvas
 
 

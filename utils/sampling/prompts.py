@@ -1,4 +1,4 @@
-"""Sources of a picture: prompts, images, embeddings, and mixtures of them by weight."""
+"""Sources of an image: prompts, images, embeddings, and mixtures of them by weight."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def text_prompt(text: str) -> Source:
             "it into a UTF-8 file and give --prompts_file"
         )
     if not is_visible(text):
-        raise UserError("the prompt is empty; say what to draw")
+        raise UserError("the prompt is empty; say what to generate")
     text = text.strip().strip(BOM).strip()
     return Source("prompt", text, text)
 
@@ -127,7 +127,7 @@ def arrange(
     mixes: Sequence[str | Sequence[float]] = (),
     steps: int | None = None,
 ) -> list[Row]:
-    """Return the rows to draw: each source; or each of `mixes`; or `steps` between two sources.
+    """Return the rows to generate: each source; or each of `mixes`; or `steps` between two sources.
 
     mixes: weights, for example '0.3,0.7' or (0.3, 0.7), one for each source; only their ratios
         count.
@@ -136,7 +136,7 @@ def arrange(
     """
     if not sources:
         raise UserError(
-            'say what to draw: --prompt "a person with red hair", --prompts_file F or --image F'
+            'say what to generate: --prompt "a person with red hair", --prompts_file F or --image F'
         )
     # Images of one name in different folders are labelled with their paths.
     labels = [source.label for source in dict.fromkeys(sources)]

@@ -71,7 +71,7 @@ def single_images(folder: Path) -> list[Sample]:
     if grids:
         names = ", ".join(grids[:3])
         more = f" and {len(grids) - 3} more" if len(grids) > 3 else ""
-        note(f"{folder}: left out {names}{more}, an overview of pictures and no single one")
+        note(f"{folder}: left out {names}{more}, an overview of images and no single one")
     single = [sample for sample in samples if sample.path.name != GRID]
     _require_one_run(folder, single)
     return single

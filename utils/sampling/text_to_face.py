@@ -3,8 +3,8 @@
 from utils.sampling.text_to_face import TextToFace
 
 faces = TextToFace.load("assets/demo/dit.safetensors")
-drawing = faces.generate("a person with long red hair", num=4)
-drawing.grid()
+generation = faces.generate("a person with long red hair", num=4)
+generation.grid()
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 DEMO = "assets/demo/dit.safetensors"  # the network that is part of the project
 DEMO_STUDENT = "assets/demo/student.safetensors"  # distilled from it, for --preset instant
 Seeds = str | int | Sequence[int] | None
-MAX_IMAGES = 1_000_000  # of one drawing; more are a slip of the pen
+MAX_IMAGES = 1_000_000  # of one generation; more are a slip of the pen
 
 
 def default_device() -> str:
@@ -68,13 +68,13 @@ def with_sampling(config: Config, flags: Mapping[str, Mapping[str, Any]]) -> Con
     if flags:
         sampling = config_from_dict(config.to_dict(), "the settings", flags=flags).sampling
         config = config.model_copy(update={"sampling": sampling})
-    # Raises now rather than when the first batch is drawn.
+    # Raises now rather than at the first batch.
     sampler_settings(config.sampling, config.distill.sigmas)
     return config
 
 
 class TextToFace:
-    """A trained network with its encoders; it draws faces from sentences and images.
+    """A trained network with its encoders; it generates faces from sentences and images.
 
     config: its settings; `config.sampling` counts where a call says nothing else.
     source: the file, folder or hub name of the network, for messages and PNGs.
@@ -145,7 +145,7 @@ class TextToFace:
         progress: bool = False,
         **options: Any,
     ) -> Generation:
-        """Draw, and return the drawing when all its pictures are finished.
+        """Generate images, and return when all are finished.
 
         batch_size: images sampled at once, see `generate`.
         progress: show a bar.
@@ -154,7 +154,7 @@ class TextToFace:
         generation = self.start(sources, **options)
         batches: Iterator[list[Any]] = generation.batches(batch_size)
         if progress:
-            with progress_bar(desc="draw", total=len(generation), unit="image") as bar:
+            with progress_bar(desc="generate", total=len(generation), unit="image") as bar:
                 for batch in batches:
                     bar.update(len(batch))
         else:
@@ -177,14 +177,14 @@ class TextToFace:
         seeds: Seeds = None,
         **sampling: Any,
     ) -> Generation:
-        """Embed what is to be drawn; `Generation.batches` then draws.
+        """Embed the sources; `Generation.batches` then generates the images.
 
         sources: a sentence, the `pathlib.Path` of an image, a Pillow image or an embedding (a
             tensor (D,), the condition itself with `freedom=0`); or a list of these, or a dict that
             labels them. Each is a row.
         mix: a row for each mixture of all sources instead: weights, or a list of weights.
         interpolate: so many rows from the first source to the second one instead.
-        num: pictures for each row, with the seeds from `sampling.seed` on.
+        num: images for each row, with the seeds from `sampling.seed` on.
         seeds: their seeds instead, e.g. `range(8)` or "0-63,100".
         sampling: keys of the config's `sampling` section, e.g. `preset="paper"`, `cfg_scale=2`,
             `freedom=0.8`, `seed=5`; None of a key means None, and keys that are left out stay as
@@ -199,9 +199,7 @@ class TextToFace:
         about = {"checkpoint": self.source}
         chosen = resolve_seeds(seeds, num, config.sampling)
         if len(rows) * len(chosen) > MAX_IMAGES:
-            raise UserError(
-                f"{len(rows)} rows of {len(chosen)} pictures are too many; ask for less"
-            )
+            raise UserError(f"{len(rows)} rows of {len(chosen)} images are too many; ask for less")
         if self._prior is None:
             check_prior(config)
             self._prior = load_config_prior(config, self.clip.identity, self.device)
