@@ -13,8 +13,8 @@ Images from a folder:  python eval_latent_t2f.py --images DIR --ref X.npz
 The settings are those of the experiment (its config.yaml) or of the file. --config replaces them;
 key=value and flags change them. Writes report.html (open it in a browser), results.jsonl,
 results.csv and curve.png into <experiment_dir>/evaluation/, or into --out. A checkpoint with a
-record in results.jsonl for these settings is not judged again, and a killed sweep goes on with the
-batch that was in hand.
+record in results.jsonl for these settings is not evaluated again, and a killed sweep goes on with
+the batch that was in hand.
 """
 
 from __future__ import annotations
@@ -75,49 +75,35 @@ from utils.training.experiment import experiment_name
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=HelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add = parser.add_argument
     add_config_arguments(
         parser, instead=f"that of the experiment or of --ckpt, or else {DEFAULT_CONFIG}"
     )
-    parser.add_argument(
+    add(
         "--experiment_dir",
         type=path_or_none,
         help="folder of the training; None = in --results_dir, under the name that the training "
         "makes from --config (demo without --config)",
     )
-    parser.add_argument(
+    add(
         "--ckpt",
         type=path_or_none,
-        help="one checkpoint (.pt) or released model (.safetensors) to judge, instead of those of "
-        "an experiment; None = those of the experiment",
+        help="one checkpoint (.pt) or released model (.safetensors) to evaluate, instead of those "
+        "of an experiment; None = those of the experiment",
     )
-    parser.add_argument(
+    add(
         "--out",
         type=path_or_none,
         help="folder to write into; None = evaluation/ of the experiment, and for a --ckpt that is "
         "in none, <results_dir>/<name of the file>/evaluation/",
     )
-    parser.add_argument(
-        "--results_dir", type=Path, default=Path("results"), help="folder of all experiments"
-    )
-    parser.add_argument(
-        "--ckpt_id_start", type=step_or_none, help="first step to evaluate; None = the first"
-    )
-    parser.add_argument(
-        "--ckpt_id_end", type=step_or_none, help="last step to evaluate; None = the last"
-    )
-    parser.add_argument(
+    add("--results_dir", type=Path, default=Path("results"), help="folder of all experiments")
+    add("--ckpt_id_start", type=step_or_none, help="first step to evaluate; None = the first")
+    add("--ckpt_id_end", type=step_or_none, help="last step to evaluate; None = the last")
+    add(
         "--ckpt_ids",
         help="steps to evaluate, e.g. 300,600-900; a range means all checkpoints in it; None = all",
-    )
-    parser.add_argument(
-        "--save_images",
-        choices=("png", "npz"),
-        help="keep all judged images, see eval.save_images of the config; None = keep the first "
-        "few",
     )
     own = {
         "preset": Flag(
@@ -125,6 +111,7 @@ def parse_args() -> argparse.Namespace:
             "students",
             "sampling.preset",
         ),
+        "save_images": Flag("keep all images, as png or npz", "eval.save_images"),
         "amp": Flag("precision of the diffusion model: no (float32), bf16, fp16", "sampling.amp"),
     }
     published = ("train_global_batch", "local_rank", *SAMPLING)
@@ -135,7 +122,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_choice(args: argparse.Namespace) -> None:
-    """Raise UserError if the command line names more than one thing to judge."""
+    """Raise UserError if the command line names more than one thing to evaluate."""
     if args.ckpt and (args.experiment_dir or args.images):
         raise UserError("--ckpt, --experiment_dir and --images exclude each other; give one")
     limits = (args.ckpt_id_start, args.ckpt_id_end, args.ckpt_ids)
@@ -143,43 +130,23 @@ def check_choice(args: argparse.Namespace) -> None:
         raise UserError("--ckpt names one file; leave --ckpt_ids, _id_start and _id_end out")
 
 
-def named_experiment(args: argparse.Namespace) -> Path | None:
-    """Return the folder of the experiment to judge, or None if only the config names it."""
-    if args.experiment_dir is None and args.config in (None, DEFAULT_CONFIG):
-        return Path(args.results_dir, "demo")
-    return args.experiment_dir
-
-
-def settings_file(args: argparse.Namespace, experiment: Path | None) -> str:
-    """Return the file of the settings: `--config`, else that of `--ckpt`, the experiment, the demo.
-
-    Raises UserError if the folder of `--experiment_dir` holds none.
-    """
-    if args.ckpt or (args.images and not args.experiment_dir):
-        return config_file(args.config, None, args.ckpt)
-    if args.experiment_dir or (experiment and experiment_config(experiment)):
-        return config_file(args.config, experiment)
-    return config_file(args.config)
-
-
 def load_settings(args: argparse.Namespace) -> Config:
-    """Return the configuration in the file `args.config`, as the command line changes it."""
-    flags = flag_settings(args)
-    if args.save_images:
-        flags["--save_images"] = {"eval.save_images": args.save_images}
+    """Return the config of `--config`, `--ckpt`, the experiment or the demo, and note its file.
+
+    The command line changes it. Raises UserError if the folder of `--experiment_dir` holds none.
+    """
+    folder = args.experiment_dir
+    if args.config is None and not (folder or args.ckpt or args.images):
+        demo = args.results_dir / "demo"
+        folder = demo if experiment_config(demo) else None
+    args.config = config_file(args.config, folder, args.ckpt)
     required = () if args.images else ("eval.ref_path",)
-    return read_config(args.config, args.overrides, required, flags)
-
-
-def note_other_files(results: Results, checkpoint: Path) -> None:
-    """Print a note if the results hold records of another file than a single one to judge."""
-    digest = file_hash(checkpoint)
-    if any(record.get("checkpoint_sha256") != digest for record in results.records):
-        note(f"{results.folder} holds results of other files too; --out keeps them apart")
+    config = read_config(args.config, args.overrides, required, flag_settings(args))
+    return with_derived_sizes(config, "none", "none")
 
 
 def checkpoints_to_evaluate(
-    folder: Path, first: int | None, last: int | None, listed: str | None = None
+    folder: Path, first: int | None, last: int | None, listed: str | None
 ) -> dict[int, Path]:
     """Return step -> file of the checkpoints from `first` to `last` that `listed` names.
 
@@ -192,37 +159,22 @@ def checkpoints_to_evaluate(
         raise UserError(f"{folder}: holds no checkpoints; train first, or set --experiment_dir")
     first = min(found) if first is None else first
     last = max(found) if last is None else last
-    chosen = {step: path for step, path in found.items() if first <= step <= last}
-    what = f"from step {first} to {last}"
+    ranges, missing, what = [(first, last)], [], f"from step {first} to {last}"
     if listed not in (None, "None"):
         ranges = parse_steps(listed)
-        single = [low for low, high in ranges if low == high and low not in found]
-        chosen = {
-            step: path
-            for step, path in chosen.items()
-            if any(low <= step <= high for low, high in ranges)
-        }
-        what = f"of step {single[0]}" if single else f"of steps {listed}, {what}"
-        chosen = {} if single else chosen
-    if not chosen:
+        missing = [low for low, high in ranges if low == high and low not in found]
+        what = f"of step {missing[0]}" if missing else f"of steps {listed}, {what}"
+    steps = {
+        step: path
+        for step, path in found.items()
+        if first <= step <= last and any(low <= step <= high for low, high in ranges)
+    }
+    if missing or not steps:
         raise UserError(
             f"{folder}: no checkpoint {what}; there are "
             f"{len(found)}, from {min(found)} to {max(found)}"
         )
-    return chosen
-
-
-def what_to_evaluate(args: argparse.Namespace, experiment: Path) -> tuple[dict[int, Path], Path]:
-    """Return step -> file of the checkpoints to judge, and the folder for the results.
-
-    They are the file of `--ckpt`, or those of the experiment that the command line lists.
-    """
-    if args.ckpt:
-        folder = args.out or evaluation_of(args.ckpt, args.results_dir)
-        return {step_of(args.ckpt): args.ckpt}, folder
-    steps = args.ckpt_id_start, args.ckpt_id_end, args.ckpt_ids
-    found = checkpoints_to_evaluate(experiment / "checkpoints", *steps)
-    return found, args.out or experiment / "evaluation"
+    return steps
 
 
 def parse_steps(text: str) -> list[tuple[int, int]]:
@@ -237,25 +189,21 @@ def parse_steps(text: str) -> list[tuple[int, int]]:
     return ranges
 
 
-def check_trained_with(path: Path, trained: Config, config: Config) -> None:
-    """Raise UserError if the checkpoint's conditions or latents are not those of the config."""
+def denoiser_of(path: Path, config: Config, device: torch.device) -> EDMPrecond:
+    """Load a checkpoint's network, built by the config in the checkpoint if there is one.
+
+    `config` decides if it is compiled. Raises UserError if the conditions or latents of the two
+    configs differ.
+    """
+    trained_with = read_weights(path)[1] or config
     for key in ("model.num_classes", "model.in_channels", "model.in_size", "data.norm_feature"):
         section, name = key.split(".")
-        there, here = (getattr(getattr(c, section), name) for c in (trained, config))
+        there, here = (getattr(getattr(c, section), name) for c in (trained_with, config))
         if there != here:
             raise UserError(
                 f"{path}: was trained with {key}={there}, but the config says {here}; "
                 "leave --config out, or give the one it was trained with"
             )
-
-
-def denoiser_of(path: Path, config: Config, device: torch.device) -> EDMPrecond:
-    """Load a checkpoint's network, built by the config in the checkpoint if there is one.
-
-    `config` decides if it is compiled. Raises UserError if the two configs do not fit.
-    """
-    trained_with = read_weights(path)[1] or config
-    check_trained_with(path, trained_with, config)
     denoiser, _ = load_denoiser(path, device, config=trained_with)
     compile_for_sampling(denoiser, config, device)
     return denoiser
@@ -266,16 +214,22 @@ def main() -> None:
     """Evaluate checkpoints, or a folder of images with `--images`."""
     args = parse_args()
     check_choice(args)
-    is_given, experiment = args.config is not None, named_experiment(args)
-    args.config = settings_file(args, experiment)
-    config = with_derived_sizes(load_settings(args), "none", "none")
+    is_given, is_demo = args.config is not None, args.config in (None, DEFAULT_CONFIG)
+    config = load_settings(args)
     if args.images:
         relaunch(args)
         report_folder(args, config)
         return leave_processes()
     configs = configs_to_evaluate(config)
-    experiment = experiment or args.results_dir / experiment_name(config)
-    checkpoints, folder = what_to_evaluate(args, experiment)
+    if args.ckpt:
+        checkpoints = {step_of(args.ckpt): args.ckpt}
+        folder = args.out or evaluation_of(args.ckpt, args.results_dir)
+    else:
+        name = "demo" if is_demo else experiment_name(config)
+        experiment = args.experiment_dir or args.results_dir / name
+        limits = args.ckpt_id_start, args.ckpt_id_end, args.ckpt_ids
+        checkpoints = checkpoints_to_evaluate(experiment / "checkpoints", *limits)
+        folder = args.out or experiment / "evaluation"
     relaunch(args)
     if not is_given:
         note(f"the settings are those of {args.config}, as --config is not given")
@@ -285,14 +239,17 @@ def main() -> None:
     evaluator = Evaluator(config, processes.device)
     results = Results(folder)
     if args.ckpt and not is_of_experiment(args.ckpt):
-        note_other_files(results, args.ckpt)
-    processes.print(f"judged by {evaluator.network.name} against {evaluator.reference.n} images")
+        digest = file_hash(args.ckpt)
+        if any(record.get("checkpoint_sha256") != digest for record in results.records):
+            note(f"{results.folder} holds results of other files too; --out keeps them apart")
+    network, reference = evaluator.network.name, evaluator.reference
+    processes.print(f"features of {network}, compared with {reference.n} images")
 
     records: list[Record] = []
     for step, path in checkpoints.items():
         denoiser = None  # loaded if there is something to do
         for name, one in configs.items():
-            evaluation = Evaluation(results, path, one, evaluator, step=step)
+            evaluation = Evaluation(results, path, one, evaluator, step)
             record, remark = evaluation.recorded(), " (there already)"
             if record is None:
                 denoiser = denoiser or denoiser_of(path, config, processes.device)
@@ -302,8 +259,7 @@ def main() -> None:
 
     best = best_of(records)
     processes.print(f"\n{table(records)}\n")
-    (name,) = setting_names([best])
-    processes.print(f"best: {checkpoints[best['step']]}, {name}")
+    processes.print(f"best: {checkpoints[best['step']]}, {setting_names([best])[0]}")
     if is_main_process():
         results.refresh()  # another evaluation may have ended meanwhile
         plot_curves(results.records, results.folder / "curve.png")

@@ -1,1 +1,1 @@
-"""Measurements for research on language-free conditions; each script runs on its own."""
+"""Tools for a user's own runs; each script runs on its own."""

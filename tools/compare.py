@@ -1,11 +1,11 @@
-"""Compare runs on one page: settings that differ, curves, best results, pictures side by side.
+"""Compare runs on one page: settings that differ, curves, best results, images side by side.
 
-Two trainings:     python tools/compare.py results/first results/second
-With new images:   python tools/compare.py results/a results/b --prompt "red hair" --seeds 0-3
+Two trainings:   python tools/compare.py results/first results/second
+With new images: python tools/compare.py results/a results/b --prompt "red hair" --seeds 0-3
 
 Reads what the folders of the trainings hold: config.yaml, metrics.jsonl, evaluation/results.jsonl
-and samples/. With --prompt it also draws from each run's last checkpoint, with equal seeds and the
-run's own sampler settings. Writes one HTML file, which loads no other file.
+and samples/. With --prompt, each run's last checkpoint also generates images, with equal seeds and
+the run's own sampler settings. Writes one HTML file, which loads no other file.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # First: from here on, Ctrl-C ends the script with one line.
-from utils.base.errors import UserError
+from utils.base.errors import UserError, note
 from utils.base.script import one_line_errors
 
 # isort: split
@@ -27,28 +28,45 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
-from tools.runs import Run, best_of_each_step, differing_settings, load_runs
+from utils.base.files import read_json_lines
 from utils.config.command_line import HelpFormatter
 from utils.config.parsing import parse_seeds
+from utils.config.schema import Config
 from utils.evaluation.html_report import (
-    Picture,
+    chart_size,
     data_uri,
+    metric_charts,
     png_uri,
     svg_uri,
     table_rows,
     write_page,
 )
-from utils.evaluation.metric_names import MetricInfo, end_key, metrics_in
+from utils.evaluation.metric_names import MetricInfo, distance_of, metrics_in
 from utils.evaluation.plots import style_axis
-from utils.evaluation.results import setting_names
+from utils.evaluation.results import Record, Results, best_of, comparable, setting_names
 from utils.pretrained.checkpoint_files import list_checkpoints
+from utils.pretrained.effective_config import experiment_config, read_config
 from utils.pretrained.encoders import usable_device
 from utils.sampling.prompts import Source, text_prompt
 from utils.sampling.text_to_face import TextToFace
+from utils.training.comparison import flat_settings
 
-SMOOTHED = 20  # parts of a training over which its loss is averaged
+SMOOTHED = 20  # windows of a training over which its loss is averaged
+# Keys that say where things lie and not how a run was made.
+PLACES = ("log.tag", "train.num_workers", "train.step_timeout", "train.max_bad_steps")
+PageImage = tuple[str, str]  # data URI, and the text below it
+
+
+class Run(NamedTuple):
+    """A training with what its folder holds."""
+
+    name: str
+    folder: Path
+    config: Config
+    losses: dict[int, float]  # step -> training loss
+    records: list[Record]  # its evaluations that can be compared with those of the other runs
+    grids: dict[int, Path]  # step -> sample grid
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,16 +76,72 @@ def parse_args() -> argparse.Namespace:
     add("runs", nargs="+", type=Path, metavar="run", help="folders of trainings, results/<name>")
     add(
         "--prompt", action="append", default=None, dest="prompts", type=text_prompt, metavar="TEXT",
-        help="draw this with every run; may be repeated; None = show the runs' sample grids",
+        help="generate this with every run; may be repeated; None = show the runs' sample grids",
     )  # fmt: skip
-    add("--seeds", type=parse_seeds, default="0-3", help="seeds of the pictures of a prompt")
+    add("--seeds", type=parse_seeds, default="0-3", help="seeds of the images of a prompt")
     add(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="where to draw, e.g. cpu or cuda:1",
+        help="where to compute, e.g. cpu or cuda:1",
     )
     add("--out", type=Path, default=Path("results/compare.html"), help="page to write")
     return parser.parse_args()
+
+
+def load_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read the folders of trainings. A note names evaluations that cannot be compared.
+
+    Raises UserError if there are fewer than two, or if one holds no run or nothing to compare.
+    """
+    folders = list(dict.fromkeys(folder.resolve() for folder in folders))
+    if len(folders) < 2:
+        raise UserError("name two runs or more, e.g. results/first results/second")
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    runs = [_load_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    first = next((run for run in runs if run.records), None)
+    if first is None:
+        return runs
+    latest, compared = first.records[-1], []
+    for run in runs:
+        records = comparable(run.records, latest)
+        if left_out := len(run.records) - len(records):
+            note(
+                f"{run.name}: {left_out} evaluations left out, as their reference or feature "
+                f"network is not that of {first.name}'s last one"
+            )
+        compared.append(run._replace(records=records))
+    return compared
+
+
+def _load_run(folder: Path, name: str) -> Run:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no folder of a run")
+    config_file = experiment_config(folder)
+    if config_file is None:
+        raise UserError(f"{folder}: holds no run: neither config.yaml nor a checkpoint with one")
+    losses = {  # of a step that was done twice, the last one
+        int(line["step"]): float(line["loss"])
+        for line in read_json_lines(folder / "metrics.jsonl", note)
+        if None not in (line.get("step"), line.get("loss"))
+    }
+    losses = dict(sorted(losses.items()))
+    records = Results(folder / "evaluation").records
+    if not losses and not records:
+        raise UserError(
+            f"{folder}: holds no metrics: neither metrics.jsonl nor evaluation/results.jsonl"
+        )
+    paths = [path for path in (folder / "samples").glob("*.png") if path.stem.isdigit()]
+    grids = {int(path.stem): path for path in sorted(paths)}
+    return Run(name, folder, read_config(config_file), losses, records, grids)
+
+
+def differing_settings(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Return the keys in which the configs of the runs differ, with the value of each run."""
+    settings = [flat_settings(run.config) for run in runs]
+    rows = {key: [str(values[key]) for values in settings] for key in settings[0]}
+    return {k: row for k, row in rows.items() if k not in PLACES and len(set(row)) > 1}
 
 
 def colour(number: int) -> str:
@@ -77,11 +151,9 @@ def colour(number: int) -> str:
 
 def running_mean(values: np.ndarray) -> np.ndarray:
     """Average values (N,) over windows of N / SMOOTHED, which are cut at both ends -> (N,)."""
-    half = len(values) // (2 * SMOOTHED)
-    sums = np.concatenate([[0], np.cumsum(values)])
-    places = np.arange(len(values))
-    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
+    window = np.ones(2 * (len(values) // (2 * SMOOTHED)) + 1)
+    counts = np.convolve(np.ones(len(values)), window, mode="same")
+    return np.asarray(np.convolve(values, window, mode="same") / counts)
 
 
 def plot_losses(axis: Axes, runs: Sequence[Run]) -> None:
@@ -95,65 +167,51 @@ def plot_losses(axis: Axes, runs: Sequence[Run]) -> None:
     axis.set_xlabel("training step")
 
 
-def plot_metric(axis: Axes, runs: Sequence[Run], key: str, about: MetricInfo) -> None:
-    """Plot one metric of all runs over the training, with its interval where it has one."""
-    for number, run in enumerate(runs):
-        records = best_of_each_step(run.records)
-        values, low, high = (
-            np.array([record.get(name) for record in records.values()], float)  # None is nan
-            for name in (key, end_key(key, "low"), end_key(key, "high"))
-        )
-        axis.plot(list(records), values, color=colour(number), marker="o", markersize=4, lw=1.8)
-        axis.fill_between(list(records), low, high, color=colour(number), alpha=0.12, linewidth=0)
-    style_axis(axis, about.label, f"{about.better} is better")
-    axis.set_xlabel("training step")
-    axis.margins(x=0.04)
+def charts(runs: Sequence[Run], metrics: Mapping[str, MetricInfo]) -> dict[str, str]:
+    """Return label -> plot as a data URI: the loss, then each metric.
 
-
-def charts(runs: Sequence[Run], metrics: dict[str, MetricInfo]) -> dict[str, str]:
-    """Return label -> plot as a data URI: the loss, then each metric."""
-    size = (5.6, 3.4) if len(metrics) < 4 else (4.1, 2.9)  # inches
-    found = {}
+    Of several sampler settings, each step shows the one with the lowest Fréchet distance.
+    """
+    lines: dict[str, dict[int, Record]] = {}
+    for run in runs:
+        best = {r["step"]: r for r in sorted(run.records, key=distance_of, reverse=True)}
+        lines[run.name] = dict(sorted(best.items()))
+    size, found = chart_size(1 + len(metrics)), {}
     if any(run.losses for run in runs):
-        figure = Figure(figsize=size, layout="constrained")
-        plot_losses(figure.subplots(), runs)
-        found["Training loss"] = svg_uri(figure)
-    for key, about in metrics.items():
-        figure = Figure(figsize=size, layout="constrained")
-        plot_metric(figure.subplots(), runs, key, about)
-        found[about.label] = svg_uri(figure)
-    return found
+        found["Training loss"] = svg_uri(size, lambda axis: plot_losses(axis, runs))
+    labels = [about.label for about in metrics.values()]
+    return found | dict(zip(labels, metric_charts(lines, metrics, size), strict=True))
 
 
-def grids(runs: Sequence[Run]) -> tuple[list[Picture], bool]:
+def grids(runs: Sequence[Run]) -> tuple[list[PageImage], bool]:
     """Return the runs' sample grids of the last step that all have, or else of their last steps.
 
     The second value is True if the steps differ.
     """
     having = [run for run in runs if run.grids]
     shared = set.intersection(*(set(run.grids) for run in having)) if having else set()
-    chosen = [(run, max(shared) if shared else max(run.grids)) for run in having]
-    pictures = [
-        Picture(data_uri(run.grids[step].read_bytes()), f"{run.name}, step {step:,}")
-        for run, step in chosen
+    steps = [max(shared or run.grids) for run in having]
+    images = [
+        (data_uri(run.grids[step].read_bytes()), f"{run.name}, step {step:,}")
+        for run, step in zip(having, steps, strict=True)
     ]
-    return pictures, len({step for _, step in chosen}) > 1
+    return images, len(set(steps)) > 1
 
 
 def generated_by(
     run: Run, prompts: Sequence[Source], seeds: Sequence[int], device: str
 ) -> list[str]:
-    """Draw prompts with a run's last checkpoint; return a row of pictures for each as data URI.
+    """Generate prompts by a run's last checkpoint; return a row of images for each as data URI.
 
     Raises UserError if the run has no checkpoint, or its network takes other conditions.
     """
     checkpoints = list_checkpoints(run.folder / "checkpoints")
     if not checkpoints:
-        raise UserError(f"{run.folder}: holds no checkpoint to draw from; leave --prompt out")
+        raise UserError(f"{run.folder}: holds no checkpoint to sample from; leave --prompt out")
     *_, path = checkpoints.values()
     generation = TextToFace.load(path, device=device).generate(list(prompts), seeds=list(seeds))
-    pictures = np.stack([np.asarray(image) for image in generation.images])  # (P x S, H, W, 3)
-    strips = np.split(pictures, len(prompts))
+    images = np.stack([np.asarray(image) for image in generation.images])  # (P x S, H, W, 3)
+    strips = np.split(images, len(prompts))
     return [png_uri(np.concatenate(list(strip), axis=1)) for strip in strips]
 
 
@@ -164,19 +222,18 @@ def main() -> None:
     device = str(usable_device(args.device))
     runs = load_runs(args.runs)
     names = [run.name for run in runs]
-    evaluated = [(number, run.best) for number, run in enumerate(runs)]
-    best = [(number, record) for number, record in evaluated if record is not None]
-    records = [record for _, record in best]
+    evaluated = [number for number, run in enumerate(runs) if run.records]
+    records = [best_of(runs[number].records) for number in evaluated]
     metrics = metrics_in(records)
     rows = table_rows(records, metrics) if records else []
-    for row, (number, _), name in zip(rows, best, setting_names(records), strict=True):
-        row |= {"name": names[number], "colour": colour(number), "settings": name}
-    generated: dict[str, list[Picture]] = {}
+    for row, number, settings in zip(rows, evaluated, setting_names(records), strict=True):
+        row |= {"name": names[number], "colour": colour(number), "settings": settings}
+    generated: dict[str, list[PageImage]] = {}
     if args.prompts:
         strips = [generated_by(run, args.prompts, args.seeds, device) for run in runs]
         for prompt, uris in zip(args.prompts, zip(*strips, strict=True), strict=True):
-            generated[prompt.label] = [Picture(*pair) for pair in zip(uris, names, strict=True)]
-    pictures, steps_differ = grids(runs)
+            generated[prompt.label] = list(zip(uris, names, strict=True))
+    sample_grids, steps_differ = grids(runs)
     write_page(
         args.out,
         "compare.html",
@@ -190,7 +247,7 @@ def main() -> None:
         charts=charts(runs, metrics),
         generated=generated,
         seeds=", ".join(map(str, args.seeds)),
-        grids=pictures,
+        grids=sample_grids,
         steps_differ=steps_differ,
         without_grid=[run.name for run in runs if not run.grids],
         made=time.strftime("%d %B %Y, %H:%M"),

@@ -1,4 +1,4 @@
-"""The three networks that a drawing needs as ONNX files, and CLIP's tokenizer as JSON."""
+"""The three networks of a sampler as ONNX files, and CLIP's tokenizer as JSON."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ def _export(network: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Keep the exporter's progress and warnings of its own code off the terminal."""
-    level = logging.root.manager.disable
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(level)
+        logging.disable(before)
 
 
 def export_tokenizer(clip: ClipEncoder, path: Path) -> None:

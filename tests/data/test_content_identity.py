@@ -238,10 +238,10 @@ def test_a_training_image_that_was_replaced_is_not_shown_as_a_neighbour(project)
     project.run(IMG, "--split", "train")
     config, reader = load_config(project.yaml), LMDBReader(project.train / "clip_img")
     images = project.folder / "train" / "images"
-    assert training_image_paths(config, reader, [2, 1]) == [
+    assert training_image_paths(config.data.image_dir, reader, [2, 1]) == [
         images / "000002.png",
         images / "000001.png",
     ]
     change_a_pixel(images)
-    assert training_image_paths(config, reader, [2, 1]) is None
-    assert training_image_paths(config, reader, [1]) == [images / "000001.png"]
+    assert training_image_paths(config.data.image_dir, reader, [2, 1]) is None
+    assert training_image_paths(config.data.image_dir, reader, [1]) == [images / "000001.png"]

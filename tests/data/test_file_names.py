@@ -140,5 +140,5 @@ def test_neighbours_of_equal_names_are_shown_in_their_order(tmp_path):
     for name in ("a.jpg", "a.png", f"{NFC}.png"):
         (folder / name).write_bytes(b"")
     reader = LMDBReader(database(tmp_path / "y", "y", ["a", "a", NFD]))
-    found = training_image_paths(config, reader, [1, 2, 0])
+    found = training_image_paths(config.data.image_dir, reader, [1, 2, 0])
     assert [path.name for path in found] == ["a.png", f"{NFC}.png", "a.jpg"]

@@ -61,7 +61,7 @@ def test_each_image_is_that_of_its_caption_and_seed(config, tmp_path):
     for c, generated in enumerate(of_caption):
         assert torch.equal(generated.caption_ids, variety.caption_ids[[c] * SEEDS])
         assert not torch.equal(generated.images[c - 1], alone.images[c - 1])
-    # Seed c has chosen caption c itself.
+    # Seed c chooses caption c itself.
     of_seed = torch.stack([generated.images[c] for c, generated in enumerate(of_caption)])
     assert_alike(of_seed, alone.images[:CAPTIONS])
 
@@ -130,8 +130,8 @@ def test_the_first_images_of_each_caption_are_kept(config, tmp_path):
     assert len(list((tmp_path / "images" / "x").glob("*.png"))) == 18
 
 
-def test_a_stopped_evaluation_draws_only_the_rest(config, tmp_path, monkeypatch):
-    """Lost batches before and after a whole one are drawn in one: their order in it is another."""
+def test_a_stopped_evaluation_generates_only_the_rest(config, tmp_path, monkeypatch):
+    """Lost batches before and after a whole one become one: their order in it is another."""
     denoiser, evaluator = make_tiny_denoiser(), Evaluator(config)
     whole = evaluate_checkpoint(denoiser, config, evaluator, tmp_path / "whole")
     add = FeatureBlocks.add
@@ -153,7 +153,7 @@ def test_a_stopped_evaluation_draws_only_the_rest(config, tmp_path, monkeypatch)
         "00000000",
         "00000008",
     ]
-    for key in KEYS | {"frechet_distance_clip", "images_generated"}:
+    for key in KEYS | {"frechet_distance_clip", "images_drawn"}:
         assert resumed[key] == whole[key]
 
 
@@ -186,5 +186,5 @@ def test_a_model_without_captions_has_no_variety_per_caption(tmp_path):
         tmp_path, model={"num_classes": 0}, eval={"variety_captions": 2, "feat_path": None}
     )
     make_tiny_evaluation_data(make_tiny_config(tmp_path))
-    with pytest.raises(UserError, match=r"eval\.variety_captions: the model is not drawn from"):
+    with pytest.raises(UserError, match=r"eval\.variety_captions: the model does not sample from"):
         Evaluator(config)

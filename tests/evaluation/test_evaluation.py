@@ -22,7 +22,7 @@ import eval_latent_t2f
 from models.samplers import SeededNoise
 from utils.base.errors import UserError
 from utils.config.schema import Config
-from utils.evaluation import image_pass
+from utils.evaluation import generated
 from utils.evaluation.checkpoints import evaluate_checkpoint
 from utils.evaluation.evaluator import Evaluator
 from utils.evaluation.frechet import frechet_distance
@@ -105,18 +105,18 @@ def test_metrics_do_not_depend_on_the_batch_size(config, tmp_path):
         assert values == pytest.approx(values[:1] * 3, rel=1e-9)
 
 
-def test_metrics_are_the_same_if_the_next_batch_is_drawn_meanwhile(config, tmp_path, monkeypatch):
+def test_metrics_are_the_same_if_a_thread_generates_the_next_batch(config, tmp_path, monkeypatch):
     denoiser, evaluator = make_tiny_denoiser(), Evaluator(config)
     config = with_eval(config, batchsize=8)
     metrics = []
     for ahead in (True, False):
-        monkeypatch.setattr(image_pass, "generates_ahead", lambda device, ahead=ahead: ahead)
+        monkeypatch.setattr(generated, "generates_ahead", lambda device, ahead=ahead: ahead)
         metrics.append(evaluate_checkpoint(denoiser, config, evaluator, tmp_path / str(ahead)))
         del metrics[-1]["seconds"]
     assert metrics[0] == metrics[1]
 
 
-def test_a_seed_draws_latent_then_image_then_caption(config):
+def test_a_seed_gives_latent_then_image_then_caption(config):
     evaluator, shape = Evaluator(config), latent_shape(make_tiny_denoiser())
     noise = SeededNoise([3, 8])
     noise.randn(shape)
@@ -227,13 +227,12 @@ def test_mistakes_give_one_clear_line(experiment, monkeypatch, capsys, flags, me
 
 
 @pytest.mark.parametrize(("classes", "wanted"), [(0, None), (5, None), (5, 3)])
-def test_models_without_captions_are_judged_by_their_images_alone(tmp_path, classes, wanted):
+def test_models_without_captions_are_evaluated_by_their_images_alone(tmp_path, classes, wanted):
     config = make_tiny_config(tmp_path)
     make_tiny_evaluation_data(config)
-    generated_of = {"num_classes": classes}
     config = make_tiny_config(
         tmp_path,
-        model=generated_of,
+        model={"num_classes": classes},
         data={"feat_path": None},
         eval={"feat_path": None, "class_idx": wanted},
     )
@@ -247,8 +246,8 @@ def test_models_without_captions_are_judged_by_their_images_alone(tmp_path, clas
     latents = noise.randn(latent_shape(denoiser))
     conds = None
     if classes:
-        generated = noise.randint(classes)
-        conds = torch.eye(classes)[generated if wanted is None else [wanted]]
+        of_seed = noise.randint(classes)
+        conds = torch.eye(classes)[of_seed if wanted is None else [wanted]]
     expected = sample_images(
         denoiser, evaluator.autoencoder, noise, latents, conds, config.sampling
     )

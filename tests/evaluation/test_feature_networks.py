@@ -43,7 +43,7 @@ def random_images(n: int, size: int) -> torch.Tensor:
 
 
 def generations(folder: Path, n: int) -> list[Path]:
-    """Smooth random pictures, each of its own size, grey ones among them."""
+    """Smooth random images, each of its own size, grey ones among them."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     for i in range(n):

@@ -64,7 +64,7 @@ def test_a_folder_compared_with_itself_has_no_distance(
     assert "Fréchet distance" in said.out and "24 images are few" in said.err
 
 
-def test_archives_and_npz_are_judged_as_the_folder_is(config, faces, tmp_path, monkeypatch):
+def test_archives_and_npz_are_evaluated_as_the_folder_is(config, faces, tmp_path, monkeypatch):
     images, _ = faces
     ref = make_reference(monkeypatch, tmp_path, images, "ref.npz", "--features", "--no_crop")
     with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
@@ -143,7 +143,7 @@ def test_bad_input_gives_one_clear_line(config, faces, tmp_path, monkeypatch, ca
         assert len(lines) == 1 and message in lines[0], lines
 
 
-def test_grey_images_are_judged_like_others(config, tmp_path, monkeypatch, tiny_faces):
+def test_grey_images_are_evaluated_like_others(config, tmp_path, monkeypatch, tiny_faces):
     images, _ = tiny_faces(12)
     ref = make_reference(monkeypatch, tmp_path, images, "ref.npz")
     grey = tmp_path / "grey"

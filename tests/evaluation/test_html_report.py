@@ -1,4 +1,4 @@
-"""report.html: loads no other file, shows all results, and looks right in a browser."""
+"""report.html: loads no other file, shows all results, and shows in a browser."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ from utils.evaluation.results import Results
 from utils.pretrained.encoders import load_config_clip
 from utils.sampling.image_files import save_png
 
-CAPTION = 'a "drawn" face <b>& more</b>'
+CAPTION = 'a "rendered" face <b>& more</b>'
 
 
 @pytest.fixture
@@ -113,14 +113,14 @@ def test_images_of_one_caption_stand_in_a_row_beside_their_variety(made):
     page = Page(write_report(made.results, made.config, made.clip).read_text())
     assert "One caption, several seeds" in page.text
     assert page.text.count("caption <000>") == page.text.count("caption <001>") == 1
-    pictures = [sum("image/png" in uri for uri in shown.loads) for shown in (before, page)]
-    assert pictures[1] - pictures[0] == 6
+    counts = [sum("image/png" in uri for uri in shown.loads) for shown in (before, page)]
+    assert counts[1] - counts[0] == 6
     text = " ".join(page.text.split())
     assert "0.43 of that of as many" in text and "2.3 of 3 (Vendi score)" in text
     assert {"0.432", "Variety", "Vendi score"} <= set(page.words)
 
 
-def test_an_image_that_was_learnt_by_heart_is_found(made):
+def test_an_image_that_was_memorised_is_found(made):
     reader = LMDBReader(made.config.data.feat_path)
     y = torch.from_numpy(reader.read(range(12)))
     indices, cosines = nearest(3 * y[[7, 2]], reader)

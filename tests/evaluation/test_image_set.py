@@ -171,7 +171,7 @@ def test_features_that_are_not_finite_name_the_image(networks, images):
         made.add(features, [7, 8, 9])
 
 
-def test_pictures_that_are_all_the_same_are_remarked(networks, images, references, capsys):
+def test_images_that_are_all_the_same_are_noted(networks, images, references, capsys):
     made = ImageSet(networks[:1])
     grey = torch.full((20, 3, RESOLUTION, RESOLUTION), 128, dtype=torch.uint8)
     made.update(grey, range(20))
@@ -185,7 +185,7 @@ def test_few_images_come_with_a_remark():
     assert few_samples_note(10_000) is None
 
 
-def test_more_references_are_judged_by_as_well(tmp_path: Path, clip):
+def test_more_references_bring_their_networks(tmp_path: Path, clip):
     config = make_tiny_config(tmp_path)
     save_stats(config.eval.ref_path, Reference(np.zeros(DIM), np.eye(DIM), network=clip.identity))
     unnamed = tmp_path / "unnamed.npz"

@@ -144,8 +144,8 @@ def test_spread_and_vendi_score_are_those_of_their_definitions():
     pairs = [(i, j) for i in range(6) for j in range(6) if i != j]
     expected = np.mean([1 - float(halves[i] @ halves[j]) for i, j in pairs])
     assert spread(halves) == pytest.approx(expected)
-    shares = np.array([0.8, 0.2])  # eigenvalues of [[1, 0.6], [0.6, 1]] / 2
-    expected_vendi = np.exp(-(shares * np.log(shares)).sum())
+    weights = np.array([0.8, 0.2])  # eigenvalues of [[1, 0.6], [0.6, 1]] / 2
+    expected_vendi = np.exp(-(weights * np.log(weights)).sum())
     assert vendi_score(halves) == pytest.approx(expected_vendi)
     both = torch.stack([halves, first.expand(6, -1)])
     assert spread(both) == pytest.approx(expected / 2)

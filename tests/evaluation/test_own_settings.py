@@ -69,7 +69,7 @@ def records_in(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
-def test_an_experiment_is_judged_with_its_own_settings(evaluate, experiment, capsys):
+def test_an_experiment_is_evaluated_with_its_own_settings(evaluate, experiment, capsys):
     evaluate("--experiment_dir", experiment)
     (record,) = records_in(experiment / "evaluation")
     assert (record["n"], record["num_steps"], record["step"]) == (12, 2, 10)
@@ -82,7 +82,7 @@ def test_keys_and_flags_change_the_experiments_settings(evaluate, experiment):
     assert (record["n"], record["num_steps"]) == (9, 3)
 
 
-def test_an_old_experiment_without_config_file_is_judged_with_its_checkpoints_settings(
+def test_an_old_experiment_without_config_file_is_evaluated_with_its_checkpoints_settings(
     evaluate, experiment
 ):
     evaluate("--experiment_dir", experiment)
@@ -91,7 +91,7 @@ def test_an_old_experiment_without_config_file_is_judged_with_its_checkpoints_se
     assert len(records_in(experiment / "evaluation")) == 1  # the settings were equal
 
 
-def test_a_demo_that_is_there_is_judged_with_its_own_settings(evaluate, experiment, tmp_path):
+def test_a_demo_that_is_there_is_evaluated_with_its_own_settings(evaluate, experiment, tmp_path):
     demo = tmp_path / "results" / "demo"
     demo.parent.mkdir()
     experiment.rename(demo)
@@ -99,13 +99,13 @@ def test_a_demo_that_is_there_is_judged_with_its_own_settings(evaluate, experime
     assert records_in(demo / "evaluation")[0]["n"] == 12
 
 
-def test_one_checkpoint_of_an_experiment_is_judged_into_its_folder(evaluate, experiment):
+def test_one_checkpoint_of_an_experiment_is_evaluated_into_its_folder(evaluate, experiment):
     evaluate("--experiment_dir", experiment)
     evaluate("--ckpt", experiment / "checkpoints" / "0000010.pt")
     assert len(records_in(experiment / "evaluation")) == 1
 
 
-def test_a_file_alone_is_judged(evaluate, experiment, config, tmp_path, capsys):
+def test_a_file_alone_is_evaluated(evaluate, experiment, config, tmp_path, capsys):
     checkpoint = experiment / "checkpoints" / "0000010.pt"
     released = tmp_path / "sent" / "dit.safetensors"
     export_safetensors(checkpoint, released)
@@ -148,10 +148,10 @@ def test_mistakes_give_one_clear_line(evaluate, capsys, flags, message):
     assert message in line
 
 
-def test_the_overview_among_drawn_pictures_is_not_judged(
+def test_the_overview_among_generated_images_is_not_evaluated(
     evaluate, experiment, config, tmp_path, capsys
 ):
-    generated = tmp_path / "drawn"
+    generated = tmp_path / "made"
     generated.mkdir()
     for seed in range(5):
         crude_face(seed, RESOLUTION).save(generated / f"00_{seed:03d}.png")
@@ -160,7 +160,7 @@ def test_the_overview_among_drawn_pictures_is_not_judged(
     assert "left out" not in capsys.readouterr().err
     crude_face(9, 4 * RESOLUTION).save(generated / "grid.png")
     evaluate(*flags, tmp_path / "with.json")
-    assert "drawn: left out grid.png, an overview" in capsys.readouterr().err
+    assert "made: left out grid.png, an overview" in capsys.readouterr().err
     without, beside = (
         json.loads((tmp_path / f"{n}.json").read_text()) for n in ("without", "with")
     )

@@ -1,4 +1,4 @@
-"""A sweep: judges every combination, draws nothing twice, and leaves the right files."""
+"""A sweep: evaluates every combination, generates nothing twice, and leaves the right files."""
 
 import contextlib
 import json
@@ -74,18 +74,18 @@ def generated_so_far(experiment: Path) -> int:
             begun += sum(map(int, file.read_text().split()))
     results = folder / "results.jsonl"
     records = results.read_text().split("\n")[:-1] if results.exists() else []
-    return begun + sum(json.loads(record)["images_generated"] for record in records)
+    return begun + sum(json.loads(record)["images_drawn"] for record in records)
 
 
-# --- What is judged
+# --- What is evaluated
 
 
-def test_lists_of_scales_steps_and_solvers_are_judged_in_every_combination(sweep):
+def test_lists_of_scales_steps_and_solvers_are_evaluated_in_every_combination(sweep):
     records = sweep(
         "--ckpt_ids", 20, "--cfg_scale", "None,2", "--num_steps", "1,2", "--solver", "heun,dpmpp_2m"
     )
-    ways = [(r["solver"], r["num_steps"], r["cfg_scale"]) for r in records]
-    assert ways == [(s, n, c) for s in ("heun", "dpmpp_2m") for n in (1, 2) for c in (None, 2)]
+    settings = [(r["solver"], r["num_steps"], r["cfg_scale"]) for r in records]
+    assert settings == [(s, n, c) for s in ("heun", "dpmpp_2m") for n in (1, 2) for c in (None, 2)]
     assert {record["step"] for record in records} == {20}
 
 
@@ -98,7 +98,7 @@ def test_a_record_says_with_which_config_and_file_it_was_made(sweep):
     (record,) = sweep("--ckpt_ids", "10-15", "--num_expected", 8)
     assert record["config"]["eval"]["fid_sample_size"] == 8
     assert len(record["checkpoint_sha256"]) == 16 and record["seconds"] > 0
-    assert record["images_generated"] == record["n"] == 8
+    assert record["images_drawn"] == record["n"] == 8
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,9 @@ def test_a_sweep_that_cannot_finish_is_refused_before_it_begins(sweep, experimen
 
 def test_the_first_images_are_kept_with_their_captions(sweep, experiment):
     (record,) = sweep("--ckpt_ids", 10)
-    pictures = sorted((experiment / "evaluation" / record["images"]).iterdir())
-    assert [path.name for path in pictures] == [f"{seed:06d}.png" for seed in range(18)]
-    about = png_text(pictures[7])
+    images = sorted((experiment / "evaluation" / record["images"]).iterdir())
+    assert [path.name for path in images] == [f"{seed:06d}.png" for seed in range(18)]
+    about = png_text(images[7])
     generator = torch.Generator().manual_seed(7)
     torch.randn(4, 2, 2, generator=generator)
     image, line = (int(torch.randint(n, (1,), generator=generator)) for n in (10, 2))
@@ -147,9 +147,9 @@ def test_the_first_images_are_kept_with_their_captions(sweep, experiment):
 
 def test_all_images_are_kept_on_request(sweep, experiment):
     sweep("--ckpt_ids", 10, "--save_images", "png", "--subdirs", "--seeds", "990-1013")
-    pictures = (experiment / "evaluation" / "images").rglob("*.png")
+    images = (experiment / "evaluation" / "images").rglob("*.png")
     expected = [f"{s - s % 1000:06d}/{s:06d}" for s in range(990, 1014)]
-    assert sorted(f"{p.parent.name}/{p.stem}" for p in pictures) == expected
+    assert sorted(f"{p.parent.name}/{p.stem}" for p in images) == expected
 
 
 def test_an_npz_holds_all_images_in_order(sweep, experiment):
@@ -161,7 +161,7 @@ def test_an_npz_holds_all_images_in_order(sweep, experiment):
     assert metrics_of(after) == 2 * metrics_of(before)
 
 
-# --- Nothing is drawn twice
+# --- Nothing is generated twice
 
 
 @pytest.mark.e2e
@@ -179,7 +179,7 @@ def test_a_sweep_killed_at_any_moment_goes_on_and_gives_the_same(sweep, experime
     print(f"killed {kills} times")
     assert kills > 0
     resumed = sweep(*flags)
-    generated = sum(record["images_generated"] for record in resumed)
+    generated = sum(record["images_drawn"] for record in resumed)
     assert generated <= 2 * count + 8 * kills  # at most a batch of eight is lost each time
     assert not list((experiment / "evaluation" / "partial").iterdir())
     (experiment / "evaluation" / "results.jsonl").unlink()
@@ -199,7 +199,7 @@ def test_another_number_of_processes_may_finish_and_gives_the_same(sweep, experi
             worker.kill()
         psutil.wait_procs(workers, timeout=30)  # a dying process still holds its locks
     (alone,) = sweep(*flags)
-    assert 120 <= alone["images_generated"] <= 120 + 2 * 8
+    assert 120 <= alone["images_drawn"] <= 120 + 2 * 8
     (experiment / "evaluation" / "results.jsonl").unlink()
     with Run(SCRIPT, arguments(experiment, *flags), said, launcher=launcher) as run:
         assert run.wait() == 0, run.said()
@@ -227,11 +227,12 @@ def test_a_damaged_part_is_named_and_made_again(sweep, experiment, monkeypatch, 
     content = bytearray(changed.read_bytes())
     content[-5] ^= 1
     changed.write_bytes(content)
+    (kept["folder"] / "begun-0.txt").rename(kept["folder"] / "drawn-0.txt")  # 0.2 names it so
     capsys.readouterr()
     (record,) = sweep("--ckpt_ids", 10, "--num_expected", 40)
     notes = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
     assert [str(path) in line for path, line in zip((cut, changed), notes, strict=True)] == [1, 1]
-    assert record["images_generated"] == 40 + 16
+    assert record["images_drawn"] == 40 + 16
     (experiment / "evaluation" / "results.jsonl").unlink()
     assert metrics_of([record]) == metrics_of(sweep("--ckpt_ids", 10, "--num_expected", 40))
 
@@ -246,7 +247,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(sweep, experiment, capsys):
         before = generated_so_far(experiment)
         filler.unlink()
         (record,) = sweep("--ckpt_ids", 10, "--num_expected", 400)
-        assert before >= 16 and record["images_generated"] <= 400 + 8
+        assert before >= 16 and record["images_drawn"] <= 400 + 8
 
 
 def test_blocks_come_back_in_order_whatever_the_order_in_which_they_were_made(tmp_path):

@@ -53,7 +53,7 @@ def page_of(monkeypatch, out: Path, *flags: object) -> Page:
     return Page(out.read_text(encoding="utf-8"))
 
 
-def pictures(page: Page) -> list[np.ndarray]:
+def images(page: Page) -> list[np.ndarray]:
     contents = [u.partition(",")[2] for u in page.loads if u.startswith("data:image/png")]
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(c)))) for c in contents]
 
@@ -74,16 +74,16 @@ def test_the_page_shows_what_differs_the_best_results_and_loads_nothing(
 
 def test_grids_are_those_of_the_last_step_that_all_runs_have(runs, tmp_path, monkeypatch):
     page = page_of(monkeypatch, tmp_path / "page.html", *runs)
-    assert [int(picture.mean()) for picture in pictures(page)] == [20, 20]
+    assert [int(image.mean()) for image in images(page)] == [20, 20]
     assert "second, step 20" in page.text and "The steps differ" not in page.text
     (runs[0] / "samples" / "0000010.png").unlink()
     (runs[0] / "samples" / "0000020.png").rename(runs[0] / "samples" / "0000077.png")
     page = page_of(monkeypatch, tmp_path / "page.html", *runs)
-    assert [int(picture.mean()) for picture in pictures(page)] == [20, 30]
+    assert [int(image.mean()) for image in images(page)] == [20, 30]
     assert "The steps differ" in page.text
 
 
-def test_a_prompt_is_drawn_by_every_run_with_equal_seeds(runs, tmp_path, monkeypatch):
+def test_a_prompt_is_generated_by_every_run_with_equal_seeds(runs, tmp_path, monkeypatch):
     flags = [
         "--prompt",
         "a face & a <hat>",
@@ -95,11 +95,11 @@ def test_a_prompt_is_drawn_by_every_run_with_equal_seeds(runs, tmp_path, monkeyp
         "cpu",
     ]
     page = page_of(monkeypatch, tmp_path / "page.html", *runs, *flags)
-    generated = pictures(page)
-    assert [picture.shape for picture in generated] == [(RESOLUTION, 2 * RESOLUTION, 3)] * 4
+    generated = images(page)
+    assert [image.shape for image in generated] == [(RESOLUTION, 2 * RESOLUTION, 3)] * 4
     assert (generated[0] != generated[1]).any()  # the networks differ
     assert page.text.count("a face & a <hat>") == 1
-    again = pictures(page_of(monkeypatch, tmp_path / "page.html", *runs[::-1], *flags))
+    again = images(page_of(monkeypatch, tmp_path / "page.html", *runs[::-1], *flags))
     assert (again[0] == generated[1]).all() and (again[1] == generated[0]).all()
 
 
@@ -131,7 +131,7 @@ def test_an_evaluation_against_another_reference_is_left_out_and_named(
         (lambda folder, run: [run, folder / "gone"], "gone: there is no folder of a run"),
         (lambda folder, run: [run, folder / "clip"], "holds no run: neither config.yaml nor"),
         (lambda folder, run: [run, without(run, "metrics.jsonl")], "bare: holds no metrics"),
-        (lambda folder, run: [run, without(run), "--prompt", "x"], "holds no checkpoint to draw"),
+        (lambda folder, run: [run, without(run), "--prompt", "x"], "holds no checkpoint to sample"),
         (lambda folder, run: [run, run, "--prompt", " "], "the prompt is empty"),
     ],
 )

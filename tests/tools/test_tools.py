@@ -207,7 +207,7 @@ def clip_folder(tmp_path_factory) -> Path:
     return make_tiny_clip(tmp_path_factory.mktemp("clip") / "clip")
 
 
-def picture(seed: int) -> np.ndarray:
+def noise(seed: int) -> np.ndarray:
     shape = (RESOLUTION, RESOLUTION, 3)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
@@ -215,7 +215,7 @@ def picture(seed: int) -> np.ndarray:
 def expected_scores(clip_folder: Path, seeds: list[int], prompt: str) -> list[float]:
     """Return cosine x 100, computed by hand."""
     clip = load_clip(clip_folder)
-    images = torch.from_numpy(np.stack([picture(seed) for seed in seeds])).permute(0, 3, 1, 2)
+    images = torch.from_numpy(np.stack([noise(seed) for seed in seeds])).permute(0, 3, 1, 2)
     x, y = clip.encode_images(images).double(), clip.encode_texts([prompt]).double()
     return (100 * (x @ y.T)[:, 0] / (x.norm(dim=1) * y.norm())).tolist()
 
@@ -226,48 +226,46 @@ def records_of(out: Path) -> dict[tuple[str, str], dict]:
 
 
 def test_prompts_are_read_from_the_pngs(run, tmp_path, clip_folder):
-    folder = tmp_path / "drawn"
+    folder = tmp_path / "made"
     for seed in range(5):
         prompt = "red hair" if seed < 3 else "a hat"
-        save_png(picture(seed), folder / f"00_{seed:03d}.png", {"prompt": prompt})
-    save_png(picture(9), folder / "grid.png", {"prompt": "red hair\na hat"})
+        save_png(noise(seed), folder / f"00_{seed:03d}.png", {"prompt": prompt})
+    save_png(noise(9), folder / "grid.png", {"prompt": "red hair\na hat"})
     records = records_of(run(clip_similarity, folder, "--clip", clip_folder, "--batch_size", 2))
     scores = expected_scores(clip_folder, [0, 1, 2], "red hair")
-    red = records["drawn", "red hair"]
+    red = records["made", "red hair"]
     assert red["n"] == 3
     values = [red["mean"], red["max"], red["min"]]
     assert values == pytest.approx([np.mean(scores), max(scores), min(scores)], abs=1e-3)
     assert red["best"] == f"00_{int(np.argmax(scores)):03d}.png"
     everything = [*scores, *expected_scores(clip_folder, [3, 4], "a hat")]
-    assert records["drawn", "all prompts"]["n"] == 5
-    assert records["drawn", "all prompts"]["mean"] == pytest.approx(np.mean(everything), abs=1e-3)
+    assert records["made", "all prompts"]["n"] == 5
+    assert records["made", "all prompts"]["mean"] == pytest.approx(np.mean(everything), abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["description_{}/7.png", "{}/x.png", "{:02d}_003.png"])
 def test_prompts_of_a_file_are_found_by_number(run, tmp_path, clip_folder, name):
     (tmp_path / "prompts.txt").write_text("red hair\na hat\n")
     for number in (0, 1):
-        save_png(picture(number), tmp_path / "drawn" / name.format(number))
+        save_png(noise(number), tmp_path / "made" / name.format(number))
     flags = ("--prompts", tmp_path / "prompts.txt", "--clip", clip_folder)
-    records = records_of(run(clip_similarity, tmp_path / "drawn", *flags))
+    records = records_of(run(clip_similarity, tmp_path / "made", *flags))
     (score,) = expected_scores(clip_folder, [1], "a hat")
-    assert records["drawn", "a hat"]["mean"] == pytest.approx(score, abs=1e-3)
+    assert records["made", "a hat"]["mean"] == pytest.approx(score, abs=1e-3)
 
 
-def test_a_single_prompt_is_that_of_all_pictures(run, tmp_path, clip_folder):
+def test_a_single_prompt_is_that_of_all_images(run, tmp_path, clip_folder):
     (tmp_path / "prompts.txt").write_text("red hair\n")
     for name in ("a.png", "b.png"):
-        save_png(picture(0), tmp_path / "drawn" / name)
+        save_png(noise(0), tmp_path / "made" / name)
     flags = ("--prompts", tmp_path / "prompts.txt", "--clip", clip_folder)
-    assert (
-        records_of(run(clip_similarity, tmp_path / "drawn", *flags))["drawn", "red hair"]["n"] == 2
-    )
+    assert records_of(run(clip_similarity, tmp_path / "made", *flags))["made", "red hair"]["n"] == 2
 
 
 def test_folders_stand_side_by_side(run, tmp_path, clip_folder, capsys):
     for folder, prompts in (("one", ["red hair", "a hat"]), ("two", ["a hat"])):
         for number, prompt in enumerate(prompts):
-            save_png(picture(0), tmp_path / folder / f"{number:02d}_000.png", {"prompt": prompt})
+            save_png(noise(0), tmp_path / folder / f"{number:02d}_000.png", {"prompt": prompt})
     out = run(clip_similarity, tmp_path / "one", tmp_path / "two", "--clip", clip_folder)
     lines = capsys.readouterr().out.splitlines()
     (red,) = (line.split() for line in lines if line.startswith("red hair"))
@@ -278,25 +276,25 @@ def test_folders_stand_side_by_side(run, tmp_path, clip_folder, capsys):
     assert [Path(row["folder"]).name for row in rows] == ["one"] * 3 + ["two"] * 2
 
 
-def test_pictures_of_mixtures_are_left_out_with_a_note(run, tmp_path, clip_folder, capsys):
-    folder = tmp_path / "drawn"
-    save_png(picture(0), folder / "00_000.png", {"prompt": "a hat"})
-    save_png(picture(1), folder / "01_000.png", {"prompt": "a hat", "mix": "[]"})
-    save_png(picture(2), folder / "02_000.png", {"image": "face.png"})
+def test_images_of_mixtures_are_left_out_with_a_note(run, tmp_path, clip_folder, capsys):
+    folder = tmp_path / "made"
+    save_png(noise(0), folder / "00_000.png", {"prompt": "a hat"})
+    save_png(noise(1), folder / "01_000.png", {"prompt": "a hat", "mix": "[]"})
+    save_png(noise(2), folder / "02_000.png", {"image": "face.png"})
     records = records_of(run(clip_similarity, folder, "--clip", clip_folder))
-    assert records["drawn", "all prompts"]["n"] == 1
-    assert "left out 2 pictures" in capsys.readouterr().err
+    assert records["made", "all prompts"]["n"] == 1
+    assert "left out 2 images" in capsys.readouterr().err
 
 
 def test_similarity_mistakes_give_one_clear_line(run, tmp_path, clip_folder, capsys):
-    save_png(picture(0), tmp_path / "plain" / "face.png")
-    save_png(picture(0), tmp_path / "third" / "02_000.png")
-    save_png(picture(0), tmp_path / "images" / "00_000.png", {"image": "face.png"})
+    save_png(noise(0), tmp_path / "plain" / "face.png")
+    save_png(noise(0), tmp_path / "third" / "02_000.png")
+    save_png(noise(0), tmp_path / "images" / "00_000.png", {"image": "face.png"})
     (tmp_path / "images" / "grid.png").write_bytes(b"")
     (tmp_path / "two.txt").write_text("red hair\na hat\n")
     (tmp_path / "none.txt").write_text("\n")
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "00_000.png").write_bytes(b"no picture")
+    (tmp_path / "broken" / "00_000.png").write_bytes(b"not an image")
     two = ("--prompts", tmp_path / "two.txt")
     for flags, message in (
         ((tmp_path / "plain",), "does not hold its prompt"),
@@ -312,4 +310,4 @@ def test_similarity_mistakes_give_one_clear_line(run, tmp_path, clip_folder, cap
         assert message in error_of(run, capsys, clip_similarity, *flags, "--clip", clip_folder)
     with pytest.raises(SystemExit):
         run(clip_similarity, tmp_path / "images", "--clip", clip_folder)
-    assert "holds no picture that was drawn from a prompt" in capsys.readouterr().err
+    assert "holds no image that was generated from a prompt" in capsys.readouterr().err

@@ -18,7 +18,7 @@ CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 
 
 class Tokenizer:
-    """Tokens of sentences: pieces of words, found by merging pairs in the order of their ranks."""
+    """Tokens of sentences: parts of words, found by merging pairs in the order of their ranks."""
 
     def __init__(self, path: Path) -> None:
         """Read the vocabulary, the merges and the context length from `path`."""
@@ -30,10 +30,10 @@ class Tokenizer:
         self.start, self.end = content["start"], content["end"]
 
     def __call__(self, text: str) -> list[int]:
-        """Return the tokens of a sentence: start, pieces, end, then zeros up to the context."""
+        """Return the tokens of a sentence: start, parts of words, end, then zeros."""
         tokens = [self.vocabulary[self.start]]
         for word in self.words(text):
-            tokens += [self.vocabulary[piece] for piece in self.pieces(word)]
+            tokens += [self.vocabulary[part] for part in self.merge(word)]
         tokens = [*tokens[: self.context_length - 1], self.vocabulary[self.end]]
         return tokens + [0] * (self.context_length - len(tokens))
 
@@ -50,8 +50,8 @@ class Tokenizer:
         patterns += [f"[{letters}]+"] * bool(letters) + [f"[{numerals}]"] * bool(numerals)
         return re.findall("|".join([*patterns, rf"[^\s{letters}{numerals}]+"]), text)
 
-    def pieces(self, word: str) -> list[str]:
-        """Merge the bytes of a word into pieces of the vocabulary."""
+    def merge(self, word: str) -> list[str]:
+        """Merge the bytes of a word into tokens of the vocabulary."""
         parts = [self.symbols[byte] for byte in word.encode()]
         parts[-1] += "</w>"
         while len(parts) > 1:

@@ -1,4 +1,4 @@
-"""Draw faces on a machine without PyTorch; this folder, numpy and onnxruntime are all it needs.
+"""Generate faces on a machine without PyTorch; this folder, numpy and onnxruntime are all it needs.
 
 python generate.py "a man in a turban" "a woman with a green hat" --seeds 0 1 2 3 --out faces
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from sampler import Sampler
 
-AT_ONCE = 8  # pictures; more are drawn in batches
+BATCH = 8  # images
 
 
 def save_png(path: Path, pixels: np.ndarray) -> None:
@@ -35,11 +35,11 @@ def seed_of(text: str) -> int:
 
 
 def main() -> None:
-    """Draw every prompt with every seed; write <number of prompt>_<seed>.png, and prompts.txt."""
+    """Generate every prompt with every seed: <number of prompt>_<seed>.png, and prompts.txt."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("prompts", nargs="+", help="what to draw")
+    parser.add_argument("prompts", nargs="+", help="what to show")
     parser.add_argument("--seeds", nargs="+", type=seed_of, default=[0], help="default: 0")
     parser.add_argument("--out", type=Path, default=Path("faces"), help="folder; default: faces")
     args = parser.parse_args()
@@ -52,14 +52,11 @@ def main() -> None:
     if any(args.out.glob("*.png")) and not (about.exists() and about.read_bytes() == content):
         parser.error(f"{args.out} holds faces of other prompts; name another folder with --out")
     about.write_bytes(content)
-    for start in range(0, len(jobs), AT_ONCE):
-        batch = jobs[start : start + AT_ONCE]
-        _, images = sampler.generate(
-            [args.prompts[n] for n, _ in batch], [seed for _, seed in batch]
-        )
-        pixels = (images * 127.5 + 127.5).round().clip(0, 255).astype(np.uint8)
-        for (number, seed), picture in zip(batch, pixels.transpose(0, 2, 3, 1), strict=True):
-            save_png(args.out / f"{number:02d}_{seed:03d}.png", picture)
+    for start in range(0, len(jobs), BATCH):
+        batch = jobs[start : start + BATCH]
+        prompts, seeds = [args.prompts[n] for n, _ in batch], [seed for _, seed in batch]
+        for (number, seed), image in zip(batch, sampler.generate(prompts, seeds), strict=True):
+            save_png(args.out / f"{number:02d}_{seed:03d}.png", image)
     print(f"{len(jobs)} images in {time.perf_counter() - started:.1f} s: {args.out}")
 
 

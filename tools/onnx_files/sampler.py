@@ -2,12 +2,25 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from clip_tokenizer import Tokenizer
-from noise import randn
 from onnxruntime import InferenceSession
+
+
+def randn(shape: Sequence[int], seed: int) -> np.ndarray:
+    """Return what `torch.randn` gives on a CPU from a new generator of this seed, up to rounding.
+
+    The Mersenne Twister gives 24-bit fractions; Box & Muller 1958 makes normal numbers of them, of
+    each eight and the next eight. Hence shape should have a multiple of 16 elements.
+    Raises ValueError for seeds outside [0, 2^32).
+    """
+    bits = np.frombuffer(np.random.RandomState(seed).bytes(4 * math.prod(shape)), "<u4")
+    u, v = ((bits & 0xFFFFFF) / 2**24).reshape(-1, 2, 8).transpose(1, 0, 2)
+    waves = np.stack([np.cos(2 * np.pi * v), np.sin(2 * np.pi * v)], axis=1)
+    return (np.sqrt(-2 * np.log(1 - u))[:, None] * waves).reshape(shape)
 
 
 class Sampler:
@@ -38,10 +51,10 @@ class Sampler:
         return without + (scale or 1) * (given - without)
 
     def sample(self, x: np.ndarray, cond: np.ndarray) -> np.ndarray:
-        """Go down the levels to 0 by Heun, Euler (Karras 2022) or DPM-Solver++(2M) (Lu 2022)."""
-        solver, levels, last, last_h = self.settings["solver"], self.settings["levels"], None, 0.0
-        x = x * levels[0]
-        for sigma, after in zip(levels, levels[1:], strict=False):
+        """Go down the sigmas to 0 by Heun, Euler (Karras 2022) or DPM-Solver++(2M) (Lu 2022)."""
+        solver, sigmas, last, last_h = self.settings["solver"], self.settings["sigmas"], None, 0.0
+        x = x * sigmas[0]
+        for sigma, after in zip(sigmas, sigmas[1:], strict=False):
             clean = target = self.denoise(x, sigma, cond)
             if solver == "dpmpp_2m" and after:
                 h = math.log(sigma / after)
@@ -54,8 +67,9 @@ class Sampler:
             x = x + step
         return x
 
-    def generate(self, prompts: list[str], seeds: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return latents, and images (N, 3, H, W) in [-1, 1], for a prompt and a seed each."""
+    def generate(self, prompts: list[str], seeds: list[int]) -> np.ndarray:
+        """Return images (N, H, W, 3) uint8, for a prompt and a seed each."""
         noise = np.stack([randn(self.settings["latent"], seed) for seed in seeds])
         latents = self.sample(noise, np.stack([self.condition(prompt) for prompt in prompts]))
-        return latents, self.run("decoder", latents=latents.astype(np.float32))
+        images = self.run("decoder", latents=latents.astype(np.float32))  # (N, 3, H, W)
+        return (images * 127.5 + 127.5).round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)

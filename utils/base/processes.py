@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 # A launcher (torchrun, accelerate launch, docs/slurm_train.sh) sets these in each process.
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 # mpirun and Slurm's MPI set these instead; accelerate reads them.
 MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+T = TypeVar("T")
 
 
 class Launch(NamedTuple):
@@ -95,6 +97,14 @@ def is_main_process() -> bool:
         return launch().rank == 0
     except ValueError:  # nobody's rank; scripts refuse it, and a notebook is alone
         return True
+
+
+def main_process_only(compute: Callable[[], T]) -> T:
+    """Return to all processes what `compute` returns in the main process; all call this."""
+    from accelerate.utils import broadcast_object_list  # not above, as in `leave_processes`
+
+    result: T = broadcast_object_list([compute() if is_main_process() else None])[0]
+    return result
 
 
 def leave_processes() -> None:

@@ -1,7 +1,7 @@
-"""Variety of the images of one caption, beside that of training images alike to the caption.
+"""Variety of the images of one caption, compared with training images near the caption.
 
-Metrics of a whole set cannot show if one caption gives many pictures or one: each caption has one
-picture in the set. Here some captions are drawn with several seeds each.
+Metrics of a whole set cannot show if a caption gives many images or always the same one: in the
+set, each caption has one image. Here, some captions have several seeds each.
 """
 
 from __future__ import annotations
@@ -12,22 +12,18 @@ import torch
 from torch import Tensor
 
 from models.edm import EDMPrecond
+from models.samplers import SeededNoise
 from utils.base.errors import note
 from utils.config.schema import Config
 from utils.evaluation.evaluator import Evaluator
 from utils.evaluation.feature_networks import ClipFeatures
 from utils.evaluation.feature_store import FeatureBlocks, Rows
-from utils.evaluation.generated import (
-    Generated,
-    captions_of_seeds,
-    generate_seeds,
-    seeds_to_evaluate,
-)
-from utils.evaluation.image_pass import fill_blocks, require_whole
+from utils.evaluation.generated import Generated, fill_blocks, generate_seeds, seeds_to_evaluate
 from utils.evaluation.kept_images import KeptImages
 from utils.evaluation.metrics import spread, vendi_score
 from utils.evaluation.neighbours import nearest, open_training_embeddings
 from utils.sampling.conditions import caption_conditions
+from utils.sampling.generate import latent_shape
 
 FOLDER = "variety"  # of the unfinished evaluation, for the blocks of these images
 
@@ -36,7 +32,7 @@ class CaptionVariety:
     """Images of `eval.variety_captions` captions with `eval.variety_seeds` seeds each.
 
     The captions are those of the first images of the evaluation, the seeds its first seeds. Image
-    c · S + s is of caption c with seed s; it depends on these two, weights and settings alone.
+    c · S + s has caption c and seed s; it depends on these two, weights and settings alone.
     """
 
     def __init__(
@@ -52,51 +48,46 @@ class CaptionVariety:
         captions, self.size = config.eval.variety_captions, config.eval.variety_seeds
         seeds = seeds_to_evaluate(config)
         self.seeds = seeds[: self.size]
-        self.caption_ids = captions_of_seeds(denoiser, evaluator, seeds[:captions])  # (C, 2)
+        noise = SeededNoise(seeds[:captions])
+        noise.randn(latent_shape(denoiser))  # a seed gives the latent first, then the caption
+        self.caption_ids = evaluator.choose_captions(noise)  # (C, 2)
         self.blocks = FeatureBlocks(partial / FOLDER, captions * self.size)
         self.tower = ClipFeatures(evaluator.clip)
 
-    def draw(self) -> float:
-        """Draw and judge the images that are not there yet; return the seconds that others took.
+    def generate(self) -> float:
+        """Generate the images that are missing; return the seconds that earlier calls took.
 
         All processes call this.
         """
-        size = self.config.eval.batchsize
-        return fill_blocks(
-            self.blocks, self._draw, self._features, self.evaluator, size, "variety per caption"
-        )
+        device, size = self.evaluator.device, self.config.eval.batchsize
+        name = "variety per caption"
+        return fill_blocks(self.blocks, self._images, self._features, device, size, name)
 
-    def _places(self, positions: list[int]) -> list[tuple[int, int]]:
-        """Return the number of the caption, and of the seed, of each image."""
-        return [divmod(position, self.size) for position in positions]
-
-    def _draw(self, positions: list[int]) -> Generated:
-        captions, seeds = zip(*self._places(positions), strict=True)
-        return generate_seeds(
-            self.denoiser,
-            self.config,
-            self.evaluator,
-            [self.seeds[seed] for seed in seeds],
-            self.caption_ids[list(captions)],
-        )
+    def _images(self, positions: list[int]) -> Generated:
+        seeds = [self.seeds[position % self.size] for position in positions]
+        captions = self.caption_ids[[position // self.size for position in positions]]
+        return generate_seeds(self.denoiser, self.config, self.evaluator, seeds, captions)
 
     def _features(self, positions: list[int], generated: Generated) -> Rows:
         if self.kept is not None:
-            places = self._places(positions)
-            self.kept.save_variety(places, [self.seeds[seed] for _, seed in places], generated)
+            places = [divmod(position, self.size) for position in positions]
+            self.kept.save_variety(places, self.seeds, generated)
         return {"embeddings": self.tower(generated.images.permute(0, 3, 1, 2)).pooled}
 
     def metrics(self) -> dict[str, float | None]:
-        """Compute the metrics of all images; the main process calls this after `draw`.
+        """Compute the metrics of all images; the main process calls this after `generate`.
 
         Returns `spread`, the mean over captions of the spread of one caption's images;
         `vendi_score`, the mean of their Vendi scores; `spread_alike` and `vendi_alike`, those of as
         many training images, the nearest to the caption's condition; and `variety`, spread /
         spread_alike. The last three are None without embeddings of training images.
         """
-        generated, alike = self._generated_images(), self._alike_images()
-        width = spread(generated)
-        usual = None if alike is None else spread(alike)
+        batches = [(positions, rows["embeddings"]) for positions, rows in self.blocks]
+        order = torch.cat([positions for positions, _ in batches]).argsort()
+        embeddings = torch.cat([part for _, part in batches])[order]
+        generated = embeddings.unflatten(0, (-1, self.size))  # (C, S, D)
+        alike = self._alike_images()
+        width, usual = spread(generated), None if alike is None else spread(alike)
         return {
             "spread": width,
             "vendi_score": vendi_score(generated),
@@ -105,17 +96,10 @@ class CaptionVariety:
             "variety": width / usual if usual else None,
         }
 
-    def _generated_images(self) -> Tensor:
-        """Return the embeddings of all images, (C, S, D)."""
-        require_whole(self.blocks)
-        batches = [(positions, rows["embeddings"]) for positions, rows in self.blocks]
-        order = torch.cat([positions for positions, _ in batches]).argsort()
-        return torch.cat([part for _, part in batches])[order].unflatten(0, (-1, self.size))
-
     def _alike_images(self) -> Tensor | None:
         """Return embeddings of the training images nearest to each caption, (C, S, D), or None."""
         clip, size = self.evaluator.clip, self.size
-        reader = open_training_embeddings(self.config, clip.identity, clip.dim)
+        reader = open_training_embeddings(self.config.data.feat_path, clip.identity, clip.dim)
         if reader is None or reader.info.length < size:
             note(
                 "variety per caption is not compared with real images: data.feat_path holds too "

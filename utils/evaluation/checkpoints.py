@@ -1,4 +1,4 @@
-"""Evaluation of checkpoints: draw images of test captions, judge them batch by batch, record."""
+"""Evaluation of checkpoints: generate images of test captions, compute metrics, record them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from typing import Any
 from models.edm import EDMPrecond
 from utils.base.errors import UserError
 from utils.base.locks import FolderLock
-from utils.base.processes import is_main_process
+from utils.base.processes import is_main_process, main_process_only
 from utils.config.schema import Config
 from utils.data.lmdb_reader import LMDBReader
 from utils.evaluation.caption_variety import CaptionVariety
-from utils.evaluation.collective import main_process_only
 from utils.evaluation.evaluator import Evaluator
 from utils.evaluation.feature_store import FeatureBlocks, Rows
-from utils.evaluation.generated import Generated, generate_seeds, seeds_to_evaluate
-from utils.evaluation.image_pass import fill_blocks, require_whole
+from utils.evaluation.generated import Generated, fill_blocks, generate_seeds, seeds_to_evaluate
 from utils.evaluation.kept_images import KeptImages
 from utils.evaluation.references import Reference
 from utils.evaluation.results import CONTENT, Record, Results, setting_names
@@ -41,7 +39,7 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Evaluate `eval.fid_sample_size` images of test captions, sampled as `sampling` says.
 
-    All processes call this: each draws its share, and all get the result.
+    All processes call this, divide the work, and get the result.
 
     Args:
         partial: folder for finished batches. After a kill the next call goes on from there, with
@@ -50,7 +48,7 @@ def evaluate_checkpoint(
 
     Returns:
         The metrics of `ImageSet`, those of `CaptionVariety` if `eval.variety_captions` asks for
-        them, `images_generated` (more than `n` only after a kill), and `seconds`.
+        them, `images_drawn` (those generated, more than `n` only after a kill), and `seconds`.
     """
     started = time.perf_counter()
     if evaluator.captions is not None and denoiser.model.cond_width != evaluator.clip.dim:
@@ -61,7 +59,7 @@ def evaluate_checkpoint(
     seeds, size = seeds_to_evaluate(config), config.eval.batchsize
     blocks = FeatureBlocks(partial, len(seeds))
 
-    def draw(positions: list[int]) -> Generated:
+    def generate(positions: list[int]) -> Generated:
         return generate_seeds(denoiser, config, evaluator, [seeds[p] for p in positions])
 
     def features(positions: list[int], generated: Generated) -> Rows:
@@ -70,21 +68,20 @@ def evaluate_checkpoint(
             rows |= kept.save(positions, [seeds[p] for p in positions], generated)
         return rows
 
-    before = fill_blocks(blocks, draw, features, evaluator, size, "evaluate")
+    before = fill_blocks(blocks, generate, features, evaluator.device, size, "evaluate")
     variety = None
     if config.eval.variety_captions:
         variety = CaptionVariety(denoiser, config, evaluator, partial, kept)
-        before += variety.draw()
+        before += variety.generate()
 
     def finish() -> dict[str, Any]:
-        require_whole(blocks)
         metrics = evaluator.metrics(blocks)
         if variety is not None:
             metrics |= variety.metrics()
         if kept is not None:
             kept.finish(blocks)
         seconds = round(before + time.perf_counter() - started, 2)
-        return {**metrics, "images_generated": blocks.images_generated, "seconds": seconds}
+        return {**metrics, "images_drawn": blocks.images_generated, "seconds": seconds}
 
     return main_process_only(finish)
 
@@ -113,7 +110,7 @@ def configs_to_evaluate(config: Config) -> dict[str, Config]:
 class Evaluation:
     """Evaluation of one checkpoint file with one sampler setting, and its record in `results`.
 
-    All processes make it and call its methods.
+    All processes make it and call its methods. Looking for the record needs no network.
     """
 
     def __init__(
@@ -122,13 +119,12 @@ class Evaluation:
         checkpoint: Path,
         config: Config,
         evaluator: Evaluator,
-        *,
-        step: int | None = None,
+        step: int,
     ) -> None:
-        """`step`: of the training; None = the checkpoint's name, <step>.pt."""
+        """`step`: of the training that wrote the checkpoint."""
         self.results, self.config, self.evaluator = results, config, evaluator
         self.settings: Record = {
-            "step": int(checkpoint.stem) if step is None else step,
+            "step": step,
             "checkpoint": checkpoint.name,
             "checkpoint_sha256": main_process_only(lambda: file_hash(checkpoint)),
             **evaluation_settings(config, evaluator),
@@ -172,23 +168,6 @@ class Evaluation:
         return record
 
 
-def evaluate_into(
-    results: Results,
-    checkpoint: Path,
-    denoiser: EDMPrecond,
-    config: Config,
-    evaluator: Evaluator,
-    *,
-    step: int | None = None,
-) -> Record:
-    """Return the record of a checkpoint; evaluate its denoiser if there is no record yet.
-
-    See `Evaluation`, which needs no network to look for the record. All processes call this.
-    """
-    evaluation = Evaluation(results, checkpoint, config, evaluator, step=step)
-    return evaluation.recorded() or evaluation.run(denoiser)
-
-
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
     """Turn the error of a full or read-only disk into a UserError of one line."""
@@ -213,22 +192,28 @@ def folder_name(settings: Record) -> str:
 
 def evaluation_settings(config: Config, evaluator: Evaluator) -> dict[str, Any]:
     """Return all settings that change the metrics, besides the weights, as plain values."""
-    sampling = config.sampling
+    sampling, reference = config.sampling, evaluator.reference
     captions = "none"
     if evaluator.captions is not None:
         meta, path = evaluator.captions.info.meta, str(config.eval.feat_path)
         captions = meta.get("content_hash", meta.get("captions_hash", path))
+    optional: dict[str, Any] = {}  # a setting that is off has no entry, as in older records
+    if config.eval.variety_captions:
+        optional |= config.eval.model_dump(include={"variety_captions", "variety_seeds"})
+    if reference.features is not None:
+        optional["reference_features"] = len(reference.features)
+    if others := evaluator.references[1:]:
+        optional["more_references"] = [f"{r.network} {r.identity}" for r in others]
     return {
         "cfg_scale": sampling.cfg_scale,
         "num_steps": sampling.num_steps,
         "solver": sampling.solver,
         **sampling.model_dump(mode="json", exclude_defaults=True, exclude={"preset", "compile"}),
         **config.eval.model_dump(include={"seeds", "class_idx"}, exclude_none=True),
-        **variety_settings(config),
         "n": config.eval.fid_sample_size,
         "network": evaluator.network.name,
-        "reference": evaluator.reference.identity,
-        **reference_settings(evaluator),
+        "reference": reference.identity,
+        **optional,
         "captions": captions,
         "norm_feature": config.data.norm_feature,
         **config.encoders.model_dump(
@@ -239,13 +224,6 @@ def evaluation_settings(config: Config, evaluator: Evaluator) -> dict[str, Any]:
         "vae": evaluator.autoencoder.identity,
         "amp": sampling.amp,
     }
-
-
-def variety_settings(config: Config) -> dict[str, int]:
-    """Return the settings of `CaptionVariety`; none if it is off."""
-    if not config.eval.variety_captions:
-        return {}
-    return config.eval.model_dump(include={"variety_captions", "variety_seeds"})
 
 
 def content_settings(

@@ -1,4 +1,4 @@
-"""Captions, reference statistics and networks that judge generated images."""
+"""Everything that an evaluation loads: test captions, reference statistics and networks."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 
 class Evaluator:
-    """Test captions, references and networks of a config, loaded once."""
+    """Test captions, references and networks of a config, loaded once; computes the metrics."""
 
     def __init__(self, config: Config, device: torch.device | str = "cpu") -> None:
         """Raise UserError if a file is missing or was made with another encoder or network."""
         model = config.model
         has_captions = bool(model.num_classes or model.ext_feature_dim)
         has_captions &= not config.samples_classes
-        self.ref_path = _required(config.eval.ref_path, "eval.ref_path")
+        _required(config.eval.ref_path, "eval.ref_path")  # before the slow imports of encoders
         feat_path = _required(config.eval.feat_path, "eval.feat_path") if has_captions else None
         classes, wanted = model.num_classes if config.samples_classes else 0, config.eval.class_idx
         if wanted is not None and wanted >= classes:
@@ -49,7 +49,7 @@ class Evaluator:
             )
         if config.eval.variety_captions and not has_captions:
             raise UserError(
-                "eval.variety_captions: the model is not drawn from captions; set it to 0"
+                "eval.variety_captions: the model does not sample from captions; set it to 0"
             )
         self.device = torch.device(device)
         with naming_commands(config):
@@ -76,11 +76,11 @@ class Evaluator:
         self.in_memory = OomBatchSplitter("sampling")
 
     def choose_captions(self, noise: SeededNoise) -> Tensor:
-        """Draw a test image and then one of its captions for each of B seeds: (B, 2) int64."""
+        """Choose a test image, then one of its captions, for each of B seeds: (B, 2) int64."""
         assert self.captions is not None
         info = self.captions.info
-        generated = [noise.randint(count).cpu() for count in (info.length, info.n_features)]
-        return torch.stack(generated, dim=1)
+        indices = [noise.randint(count).cpu() for count in (info.length, info.n_features)]
+        return torch.stack(indices, dim=1)
 
     def features(self, images: Tensor, captions: Tensor | None) -> Rows:
         """Run the networks on images (B, H, W, 3) uint8 with caption embeddings (B, D)."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from models.clip import ClipEncoder
 
 BLOCK = 16  # images
+Batch = TypeVar("Batch", bound=tuple[Tensor | None, ...])
 
 
 class Outputs(NamedTuple):
@@ -74,20 +75,18 @@ class FeatureNetwork(ABC):
             filling = inputs[:1].expand(BLOCK - len(inputs), -1, -1, -1)
             parts += self.in_memory(self._run_to_cpu, torch.cat([inputs, filling]))
 
-        def join(values: Iterable[Tensor | None]) -> Tensor | None:
-            tensors = [value for value in values if value is not None]
-            return torch.cat(tensors)[: len(images)] if tensors else None
-
-        return Outputs(
-            pooled=torch.cat([part.pooled for part in parts])[: len(images)],
-            logits=join(part.logits for part in parts),
-            spatial=join(part.spatial for part in parts),
-        )
+        return joined(parts, len(images))
 
     def _run_to_cpu(self, inputs: Tensor) -> Outputs:
         pooled, *others = self.run(inputs)
-        logits, spatial = (None if x is None else x.float().cpu() for x in others)
-        return Outputs(pooled.float().cpu(), logits, spatial)
+        return Outputs(pooled.float().cpu(), *(x if x is None else x.float().cpu() for x in others))
+
+
+def joined(parts: Sequence[Batch], count: int) -> Batch:
+    """Join the named tuples of several batches, field by field; keep the first `count` rows."""
+    make: Any = type(parts[0])  # an optional field is None in all parts or in none
+    columns = zip(*parts, strict=True)
+    return make(*(None if column[0] is None else torch.cat(column)[:count] for column in columns))
 
 
 class ClipFeatures(FeatureNetwork):
@@ -158,10 +157,8 @@ class InceptionFeatures(FeatureNetwork):
 
         x, size = images.to(self.device).float(), (299, 299)
         if self.name == "inception-tf":
-            resized: Tensor = interpolate_bilinear_2d_like_tensorflow1x(
-                x, size, align_corners=False
-            )
-            return (resized - 128) / 128
+            x = interpolate_bilinear_2d_like_tensorflow1x(x, size, align_corners=False)
+            return (x - 128) / 128
         return 2 * F.interpolate(x / 255, size, mode="bilinear", align_corners=False) - 1
 
     def run(self, inputs: Tensor) -> Outputs:
@@ -238,23 +235,22 @@ def load_feature_network(
     Raises UserError if weights are missing, or are of another network.
     """
     wanted = kind or config.eval.feature_network
-    if wanted == "clip":
-        return ClipFeatures(clip or load_config_clip(config, device))
     key = "dinov2" if wanted == "dinov2" else "inception"
     weights: Path | None = getattr(config.encoders, key)
-    if weights and weights.is_file():
+    if wanted != "clip" and weights and weights.is_file():
         if wanted == "dinov2":
             return DinoFeatures(weights, device)
         return InceptionFeatures(weights, device, like_tensorflow=wanted == "inception-tf")
     missing = f"{weights} is not there" if weights else f"encoders.{key} is not set"
     if wanted == "inception" and kind is None:
         note(f"{missing}: the feature network is the CLIP image tower, distances are not FID")
-        return ClipFeatures(clip or load_config_clip(config, device))
-    hint = advice(weights) if weights else ""
-    raise UserError(
-        f"{missing}: the feature network {wanted} needs its weights there{hint}, "
-        f"or set encoders.{key}=FILE"
-    )
+    elif wanted != "clip":
+        hint = advice(weights) if weights else ""
+        raise UserError(
+            f"{missing}: the feature network {wanted} needs its weights there{hint}, "
+            f"or set encoders.{key}=FILE"
+        )
+    return ClipFeatures(clip or load_config_clip(config, device))
 
 
 def kind_of(name: str) -> FeatureNetworkKind:

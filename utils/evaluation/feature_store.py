@@ -1,8 +1,8 @@
 """Features of an unfinished evaluation on disk: one safetensors file for each batch of images.
 
-Each process writes the batches that it judges, so that a kill costs at most the batches in hand.
-When all batches are there, one process reads them in order. The metrics therefore do not depend on
-the number of processes or of kills, and memory holds one batch at a time.
+Each process writes its batches, so that a kill costs at most the batches in hand. When all are
+there, one process reads them in order. The metrics therefore do not depend on the number of
+processes or of kills, and memory holds one batch at a time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class FeatureBlocks:
             path.unlink()
 
     def check(self) -> tuple[list[int], float]:
-        """Return the positions that are not judged yet, and the seconds that the others took.
+        """Return the positions that are missing, and the seconds that the others took.
 
         Damaged files are named in a note and deleted. Call it in one process only.
         """
@@ -46,7 +46,7 @@ class FeatureBlocks:
                 rows, took = _read(path)
             except (SafetensorError, OSError, ValueError, KeyError) as fault:
                 reason = " ".join(str(fault).split())
-                note(f"{path}: damaged ({reason}); deleted, its images are judged again")
+                note(f"{path}: damaged ({reason}); deleted, its images are evaluated again")
                 path.unlink()
                 continue
             there[rows[POSITIONS].numpy()] = True
@@ -54,7 +54,7 @@ class FeatureBlocks:
         return np.flatnonzero(~there).tolist(), seconds
 
     def begin(self, size: int, process: int = 0) -> None:
-        """Note that a process is about to draw a batch of `size` images."""
+        """Note that a process is about to generate a batch of `size` images."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / BEGUN.format(process), "a", encoding="utf-8") as file:
             file.write(f"{size}\n")
@@ -62,16 +62,13 @@ class FeatureBlocks:
     def add(
         self, positions: Sequence[int], rows: Mapping[str, torch.Tensor], took: float = 0.0
     ) -> None:
-        """Write a batch: `rows` of the images at `positions`, judged in `took` seconds."""
+        """Write a batch: `rows` of the images at `positions`, which took `took` seconds."""
         tensors = {name: row.contiguous().cpu() for name, row in rows.items()}
         tensors[POSITIONS] = torch.tensor(list(positions))
         metadata = {"seconds": repr(took), "crc": str(_checksum(tensors))}
-        content = save(tensors, metadata)
-
-        def write(temporary: Path) -> None:
-            temporary.write_bytes(content)
-
-        write_whole(self.folder / f"{positions[0]:08d}.safetensors", write)
+        path = self.folder / f"{positions[0]:08d}.safetensors"
+        content = save(tensors, metadata)  # save_file has no OSError if the disk is full
+        write_whole(path, lambda temporary: temporary.write_bytes(content))
 
     @property
     def images_generated(self) -> int:
@@ -89,9 +86,9 @@ class FeatureBlocks:
 def batches_of_process(
     positions: Sequence[int], size: int, process: int, processes: int
 ) -> list[list[int]]:
-    """Cut positions into batches of `size`, and return those of one process.
+    """Cut positions into batches of `size`, and return every `processes`-th, those of one process.
 
-    Processes take the batches in turn, so that the batches do not depend on their number.
+    The batches do not depend on the number of processes.
     """
     batches = [list(positions[i : i + size]) for i in range(0, len(positions), size)]
     return batches[process::processes]

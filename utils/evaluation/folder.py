@@ -1,14 +1,15 @@
-"""All metrics of a folder of images against references, from the shell:
-
-python eval_latent_t2f.py --images DIR --ref X.npz [--ref Y.npz] [--captions DIR]
-"""
+"""All metrics of a folder of images against references: eval_latent_t2f.py --images DIR."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import torch
 from accelerate import PartialState
@@ -18,47 +19,41 @@ from models.choices import FeatureNetworkKind
 from utils.base.errors import UserError, note
 from utils.base.files import write_json
 from utils.base.launch import join_processes
-from utils.base.processes import is_main_process
+from utils.base.processes import is_main_process, main_process_only
 from utils.base.progress import progress
 from utils.base.text import aligned
 from utils.config.schema import Config
 from utils.data.captions import load_captions
 from utils.data.image_batches import NpzImages, image_batches
-from utils.evaluation.collective import main_process_only, shared_folder
-from utils.evaluation.feature_networks import FeatureNetwork, kind_of, load_feature_network
+from utils.evaluation.feature_networks import kind_of, load_feature_network
 from utils.evaluation.feature_store import FeatureBlocks, batches_of_process
 from utils.evaluation.image_set import ImageSet, few_samples_note
-from utils.evaluation.metric_names import METRICS, metrics_in, network_name
+from utils.evaluation.metric_names import interval_text, metrics_in, network_name
 from utils.evaluation.references import Reference, check_comparable, load_stats
 from utils.pretrained.encoders import load_config_clip
 from utils.sampling.sample_folder import single_images
 
-if TYPE_CHECKING:
-    from models.clip import ClipEncoder
+WORKERS = 2  # threads that decode images
 
 
 def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that judge existing images instead of checkpoints."""
-    group = parser.add_argument_group("existing images, instead of checkpoints")
-    group.add_argument(
-        "--images", type=Path, help="folder, .zip, .tar, folder of .tar shards, or npz of images"
-    )
-    group.add_argument(
+    """Add the flags that evaluate existing images instead of checkpoints."""
+    add = parser.add_argument_group("existing images, instead of checkpoints").add_argument
+    add("--images", type=Path, help="folder, .zip, .tar, folder of .tar shards, or npz of images")
+    add(
         "--ref",
         type=Path,
         action="append",
         help="reference statistics of fid_ref.py, pytorch-fid or ADM; once for each network; "
         "None = eval.ref_path and eval.more_ref_paths",
     )
-    group.add_argument(
-        "--captions", type=Path, help="captions of the images (<stem>.txt) for CLIP scores"
-    )
-    group.add_argument(
+    add("--captions", type=Path, help="captions of the images (<stem>.txt) for CLIP scores")
+    add(
         "--feature_network",
         choices=get_args(FeatureNetworkKind),
         help="network of references that do not name theirs; None = eval.feature_network",
     )
-    group.add_argument("--metrics_out", type=Path, help="JSON file to write the metrics to")
+    add("--metrics_out", type=Path, help="JSON file to write the metrics to")
 
 
 def report_folder(args: argparse.Namespace, config: Config) -> None:
@@ -92,7 +87,6 @@ def evaluate_folder(
     captions: Path | None = None,
     feature_network: FeatureNetworkKind | None = None,
     device: torch.device | str = "cpu",
-    workers: int = 2,
     beside: Path | None = None,
 ) -> dict[str, Any]:
     """Compute the metrics of `ImageSet` for a folder, archive or npz of images.
@@ -104,14 +98,13 @@ def evaluate_folder(
     Args:
         captions: folder of the images' captions, for CLIP scores.
         feature_network: network of references that do not name theirs.
-        workers: threads that decode images.
         beside: file next to which features are stored meanwhile, see `shared_folder`.
 
     Raises UserError if an image cannot be read or is smaller than the references', or if the
     references do not go together.
     """
-    evaluated_by = [load_stats(path) for path in references]
-    if not evaluated_by:
+    compared_with = [load_stats(path) for path in references]
+    if not compared_with:
         raise UserError("--ref: required, there is neither it nor eval.ref_path to compare with")
     if images.suffix == ".npz":
         source: NpzImages | list[Path] = NpzImages(images)
@@ -120,12 +113,14 @@ def evaluate_folder(
         source = [sample.path for sample in samples]
     if len(source) < 2:
         raise UserError(f"{images}: statistics need at least two images, there is {len(source)}")
-    size = _common_resolution(evaluated_by)
-    kinds = [kind_of(r.network) if r.network else feature_network for r in evaluated_by]
+    size = _common_resolution(compared_with)
+    kinds = [kind_of(r.network) if r.network else feature_network for r in compared_with]
     clip = None
     if captions or "clip" in kinds or config.eval.feature_network == "clip":
         clip = load_config_clip(config, device)
-    networks = _load_networks(config, device, clip, kinds, evaluated_by)
+    networks = [load_feature_network(config, device, clip, kind) for kind in kinds]
+    for reference, network in zip(compared_with, networks, strict=True):
+        check_comparable(reference, network.name, None)
     embeddings = None
     if captions:
         if isinstance(source, NpzImages):
@@ -137,35 +132,41 @@ def evaluate_folder(
     with shared_folder(beside) as folder:
         blocks = FeatureBlocks(folder, len(source))
         image_set = ImageSet(networks, clip)
-        _evaluate_slice(source, size, config.eval.batchsize, workers, image_set, embeddings, blocks)
+        _evaluate_slice(source, size, config.eval.batchsize, image_set, embeddings, blocks)
         PartialState().wait_for_everyone()
-        return main_process_only(lambda: image_set.add_batches(blocks).metrics(evaluated_by))
+        return main_process_only(lambda: image_set.add_batches(blocks).metrics(compared_with))
 
 
-def _load_networks(
-    config: Config,
-    device: torch.device | str,
-    clip: ClipEncoder | None,
-    kinds: Sequence[FeatureNetworkKind | None],
-    references: Sequence[Reference],
-) -> list[FeatureNetwork]:
-    """Load the network of each reference; raise UserError if the two do not go together."""
-    networks = [load_feature_network(config, device, clip, kind) for kind in kinds]
-    for reference, network in zip(references, networks, strict=True):
-        check_comparable(reference, network.name, None)
-    return networks
+@contextmanager
+def shared_folder(beside: Path | None = None) -> Iterator[Path]:
+    """Make an empty folder that all processes see, and delete it at the end; all call this.
+
+    `beside`: a file next to which the folder is made. If it is None, the folder is made in the
+    system's temporary folder, or, on several nodes, in the working directory.
+    """
+
+    def make() -> str:
+        one_node = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+        parent = beside.parent if beside else Path(tempfile.gettempdir() if one_node else ".")
+        parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkdtemp(prefix=".evaluation-", dir=parent.resolve())
+
+    folder = Path(main_process_only(make))
+    try:
+        yield folder
+    finally:  # in each process: if one of them fails, the others are killed
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _evaluate_slice(
     source: NpzImages | list[Path],
     size: int | None,
     batch_size: int,
-    workers: int,
     image_set: ImageSet,
     embeddings: Tensor | None,
     blocks: FeatureBlocks,
 ) -> None:
-    """Run the networks on this process's share of the images, and add the features to the blocks.
+    """Run the networks on the images of this process, and add the features to the blocks.
 
     `embeddings`: (N, D) of the captions of all images.
     """
@@ -173,7 +174,7 @@ def _evaluate_slice(
     rank, count = processes.process_index, processes.num_processes
     own = batches_of_process(range(len(source)), batch_size, rank, count)
     positions = [position for batch in own for position in batch]
-    batches = image_batches(source, size, batch_size, workers, positions, enlarge=False)
+    batches = image_batches(source, size, batch_size, WORKERS, positions, enlarge=False)
     with progress(desc="images", total=len(source), unit="image") as bar:
         for indices, batch in batches:
             captions = None if embeddings is None else embeddings[indices]
@@ -200,13 +201,6 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     """Format all metrics that are not None as aligned text."""
     rows = [("metric", "value", "", "better")]
     for key, info in metrics_in([metrics]).items():
-        name = key if key in METRICS else key.rpartition("_")[0]
-        suffix = key.removeprefix(name)
-        beside = ""
-        if (deviation := metrics.get(f"{name}_std{suffix}")) is not None:
-            beside = f"± {info.show(deviation)}"
-        elif (low := metrics.get(f"{name}_low{suffix}")) is not None:
-            beside = f"{info.show(low)} to {info.show(metrics[f'{name}_high{suffix}'])}"
-        rows.append((info.label, info.show(metrics[key]), beside, info.better))
+        rows.append((info.label, info.show(metrics[key]), interval_text(metrics, key), info.better))
     network = network_name(metrics["network"])
     return f"{metrics['n']} images, features of {network}\n{aligned(rows, left=1)}"

@@ -69,7 +69,7 @@ def influences(
 def bootstrap_interval(
     influence: np.ndarray, n: int, seed: int = 0, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """Return the deviations (low, high) that hold 95 % of the distances of draws of `n` images.
+    """Return the deviations (low, high) that hold 95 % of the distances of `n` resampled images.
 
     `influence`: of a sample of the images, (N,). Images are resampled (Efron 1979), and the
     distance is followed to first order: the distance of a resample itself would have the bias of

@@ -1,19 +1,26 @@
-"""Draw the images that an evaluation judges."""
+"""Generate the images that an evaluation measures, batch by batch, so that a kill costs little."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 
 from models.edm import EDMPrecond
 from models.samplers import SeededNoise
 from utils.base.errors import UserError
+from utils.base.processes import is_main_process, main_process_only
+from utils.base.progress import progress
+from utils.base.read_ahead import read_ahead
 from utils.config.parsing import parse_seeds, seeds_from
 from utils.config.schema import Config
 from utils.evaluation.evaluator import Evaluator
+from utils.evaluation.feature_networks import joined
+from utils.evaluation.feature_store import FeatureBlocks, Rows, batches_of_process
 from utils.sampling.conditions import caption_conditions
 from utils.sampling.generate import in_blocks, latent_shape, sample_images
 
@@ -34,8 +41,8 @@ class Generated(NamedTuple):
 def seeds_to_evaluate(config: Config) -> Sequence[int]:
     """Return the seeds of `eval.fid_sample_size` images.
 
-    Raises UserError if that is below two, `eval.seeds` lists fewer seeds, or `CaptionVariety` asks
-    for more of them, or a seed is not below 2^32.
+    Raises UserError if that is below two, if `eval.seeds` lists fewer seeds or one of 2^32 or more,
+    or if `CaptionVariety` needs more seeds.
     """
     first, count = config.sampling.seed, config.eval.fid_sample_size
     if count < 2:
@@ -53,14 +60,6 @@ def seeds_to_evaluate(config: Config) -> Sequence[int]:
     return seeds[:count]
 
 
-def generates_ahead(device: torch.device) -> bool:
-    """Return True if a thread draws the next batch while the last one is judged and saved.
-
-    On a CPU both would compete for the same cores, and together they take a fifth longer.
-    """
-    return device.type != "cpu"
-
-
 def generate_seeds(
     denoiser: EDMPrecond,
     config: Config,
@@ -68,36 +67,21 @@ def generate_seeds(
     seeds: Sequence[int],
     caption_ids: torch.Tensor | None = None,
 ) -> Generated:
-    """Draw the images of a batch of seeds, on a CPU in groups of CPU_GROUP.
+    """Generate the images of a batch of seeds, on a CPU in groups of CPU_GROUP.
 
     A group that does not fit into memory is halved. `caption_ids`: see `generate_from_captions`.
     """
     group = CPU_GROUP if evaluator.device.type == "cpu" else None
 
-    def draw(part: list[int]) -> Generated:
-        noise = SeededNoise([seeds[row] for row in part], evaluator.device)
-        own = None if caption_ids is None else caption_ids[part]
+    def generate(rows: list[int]) -> Generated:
+        noise = SeededNoise([seeds[row] for row in rows], evaluator.device)
+        own = None if caption_ids is None else caption_ids[rows]
         return generate_from_captions(denoiser, config, evaluator, noise, own)
 
     parts: list[Generated] = []
     for rows in in_blocks(len(seeds), group):
-        parts += evaluator.in_memory(draw, rows)
-    return _joined(parts, len(seeds))
-
-
-def _joined(parts: Sequence[Generated], count: int) -> Generated:
-    """Return the first `count` images of all parts as one batch."""
-
-    def join(values: Iterable[torch.Tensor | None]) -> torch.Tensor | None:
-        tensors = [value for value in values if value is not None]
-        return torch.cat(tensors)[:count] if tensors else None
-
-    return Generated(
-        images=torch.cat([part.images for part in parts])[:count],
-        captions=join(part.captions for part in parts),
-        caption_ids=join(part.caption_ids for part in parts),
-        classes=join(part.classes for part in parts),
-    )
+        parts += evaluator.in_memory(generate, rows)
+    return joined(parts, len(seeds))
 
 
 def generate_from_captions(
@@ -107,13 +91,11 @@ def generate_from_captions(
     noise: SeededNoise,
     caption_ids: torch.Tensor | None = None,
 ) -> Generated:
-    """Draw one image for each seed, from the caption that the seed chooses.
+    """Generate one image for each seed of `noise`, from the caption that the seed chooses.
 
-    chosen: (B, 2) index of the test image and of its caption, to draw instead. An image is the same
-    if the seed had chosen this caption.
-
-    A model of classes has no captions: each seed chooses a class, as in MaskDiT's code, unless
-    `eval.class_idx` sets one class for all seeds.
+    `caption_ids`: (B, 2) captions to take instead; the seed gives the same image for a caption that
+    it would choose itself. For a model of classes, each seed chooses a class, as in MaskDiT's
+    code, unless `eval.class_idx` sets one for all.
     """
     latents = noise.randn(latent_shape(denoiser))
     captions = conds = classes = None
@@ -139,10 +121,57 @@ def generate_from_captions(
     return Generated(images, captions, caption_ids, classes)
 
 
-def captions_of_seeds(
-    denoiser: EDMPrecond, evaluator: Evaluator, seeds: Sequence[int]
-) -> torch.Tensor:
-    """Return the captions that seeds choose, (B, 2): index of a test image, and of its caption."""
-    noise = SeededNoise(seeds)
-    noise.randn(latent_shape(denoiser))  # the seed draws the latent first
-    return evaluator.choose_captions(noise)
+def generates_ahead(device: torch.device) -> bool:
+    """Return True if a thread generates the next batch while the features of one are computed.
+
+    On a CPU both would compete for the same cores, and together they take a fifth longer.
+    """
+    return device.type != "cpu"
+
+
+def fill_blocks(
+    blocks: FeatureBlocks,
+    generate: Callable[[list[int]], Generated],
+    features: Callable[[list[int], Generated], Rows],
+    device: torch.device,
+    batch_size: int,
+    desc: str,
+) -> float:
+    """Generate the images that the blocks lack, and store their features.
+
+    All processes call this and divide the work; a call after a kill continues it. A CPU generates
+    whole groups of CPU_GROUP.
+
+    Args:
+        generate: returns the images at some positions.
+        features: returns the rows to store, from positions and images.
+
+    Returns the seconds that earlier calls took. Raises UserError if images are missing at the end.
+    """
+    missing, before = main_process_only(blocks.check)
+    processes = PartialState()
+    if device.type == "cpu":
+        batch_size = -(-batch_size // CPU_GROUP) * CPU_GROUP
+    own = batches_of_process(missing, batch_size, processes.process_index, processes.num_processes)
+
+    def begin(positions: list[int]) -> Generated:
+        blocks.begin(len(positions), processes.process_index)
+        return generate(positions)
+
+    done = blocks.count - len(missing)
+    with progress(desc=desc, total=blocks.count, unit="image", initial=done) as bar:
+        last = time.perf_counter()
+        batches = read_ahead(begin, own, ahead=1) if generates_ahead(device) else map(begin, own)
+        for positions, generated in zip(own, batches, strict=True):
+            rows = features(positions, generated)
+            now = time.perf_counter()
+            blocks.add(positions, rows, (now - last) / processes.num_processes)
+            bar.update(len(positions) * processes.num_processes)
+            last = now
+    processes.wait_for_everyone()
+    if is_main_process() and (lost := blocks.check()[0]):
+        raise UserError(
+            f"{blocks.folder}: {len(lost)} of {blocks.count} images are not there; all nodes "
+            "should share this folder, and only one evaluation should write to it at a time"
+        )
+    return before

@@ -5,26 +5,28 @@ from __future__ import annotations
 import base64
 import io
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
 from utils.base.files import write_text
 from utils.config.schema import Config
+from utils.config.sections import Data
 from utils.data.images import load_image, to_uint8_array
 from utils.evaluation.image_set import few_samples_note
 from utils.evaluation.kept_images import FEW, variety_folder
 from utils.evaluation.metric_names import (
     MetricInfo,
-    end_key,
+    interval_text,
     key_of,
     metrics_in,
     network_name,
@@ -35,15 +37,8 @@ from utils.evaluation.neighbours import (
     training_image_paths,
     usual_cosine,
 )
-from utils.evaluation.plots import plot_curve, plot_trade_off
-from utils.evaluation.results import (
-    Record,
-    Results,
-    best_of,
-    comparable,
-    curves,
-    setting_names,
-)
+from utils.evaluation.plots import plot_metric, plot_trade_off
+from utils.evaluation.results import Record, Results, best_of, comparable, curves, setting_names
 from utils.sampling.image_files import png_text
 
 if TYPE_CHECKING:
@@ -51,26 +46,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).with_name("templates")
 PAIRS = 8  # generated images on the page, each with its nearest training image
-CHARTS = {True: (5.6, 3.4), False: (4.1, 2.9)}  # inches; True: few charts, False: many
 HIGHLIGHTS = ("frechet_distance", "kid", "recall", "clip_score")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image of the page, as a data URI, and the text below it."""
-
-    uri: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A generated image and its nearest training image, as data URIs."""
-
-    generated: str
-    trained: str | None  # None = the training images are gone
-    name: str
-    cosine: float
 
 
 def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
@@ -79,11 +55,16 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
     Results that cannot be compared with the latest one are left out. `config`: of the latest
     evaluation. `clip`: finds the nearest training images.
     """
-    lines = curves(comparable(results.records))
+    compared = comparable(results.records)
+    lines = curves(compared)
     records = [record for line in lines.values() for record in line.values()]
     records.sort(key=lambda record: record["step"])
     best = best_of(records)
     metrics = metrics_in(records)
+    points = [record for record in records if record.get("clip_score") is not None]
+    trade_off = None
+    if len({record["cfg_scale"] for record in points}) > 1:
+        trade_off = svg_uri((11.2, 4.6), lambda axis: plot_trade_off(axis, points))
     highlights = [key_of(key, best["network"]) for key in HIGHLIGHTS]
     folder = results.folder / best.get("images", "-")
     images = kept_images(folder)
@@ -94,19 +75,19 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
         title=results.folder.resolve().parent.name,
         facts=facts(records, config),
         best=best,
-        best_name=dict(zip(map(id, records), setting_names(records), strict=True))[id(best)],
+        best_name=setting_names(records)[records.index(best)],
         header=[about.label for about in metrics.values()],
         rows=table_rows(records, metrics),
         highlights={key: metrics[key] for key in highlights if best.get(key) is not None},
-        curves=[curve_chart(records, key, CHARTS[len(metrics) <= 4]) for key in metrics],
+        curves=metric_charts(lines, metrics, chart_size(len(metrics))),
         legend=[(name, to_hex(f"C{i % 10}")) for i, name in enumerate(lines)],
-        trade_off=trade_off_chart(records),
-        pictures=[Picture(data_uri(file.read_bytes()), text) for file, text in images],
+        trade_off=trade_off,
+        images=[(data_uri(file.read_bytes()), text) for file, text in images],
         varieties=variety_rows(folder),
-        neighbours=neighbours([file for file, _ in images], config, clip),
+        neighbours=neighbours([file for file, _ in images], config.data, clip),
         counts_differ=len({record["n"] for record in records}) > 1,
         bias=few_samples_note(min(record["n"] for record in records)),
-        left_out=len(results.records) - len(comparable(results.records)),
+        left_out=len(results.records) - len(compared),
         made=time.strftime("%d %B %Y, %H:%M"),
     )
     return path
@@ -126,34 +107,25 @@ def write_page(path: Path, template: str, **values: object) -> None:
 
 def facts(records: Sequence[Record], config: Config) -> dict[str, str]:
     """Return label -> text for the head of the page: data, network, sampler, reference."""
-    last = records[-1]
     counts = sorted({record["n"] for record in records})
-    model = config.model.model_type + (", with decoder" if config.model.use_decoder else "")
     samplers = {(record["num_steps"], record["solver"]) for record in records}
-    size = config.data.resolution
-    generated_of = "classes" if config.samples_classes else "no condition"
+    precisions = sorted({record["amp"] for record in records})
+    seconds, size = sum(record["seconds"] for record in records), config.data.resolution
+    condition = "classes" if config.samples_classes else "no condition"
     if config.eval.feat_path and not config.samples_classes:
-        generated_of = f"test captions, {config.eval.feat_path}"
+        condition = f"test captions, {config.eval.feat_path}"
+    time_text = f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
     return {
         "Data": f"{config.data.dataset}, {size} × {size} pixels",
-        "Network": model,
-        "Images judged": f"{' or '.join(f'{n:,}' for n in counts)} for each line of the table",
-        "Generated from": generated_of,
+        "Network": config.model.model_type + (", with decoder" if config.model.use_decoder else ""),
+        "Images": f"{' or '.join(f'{n:,}' for n in counts)} for each line of the table",
+        "Generated from": condition,
         "Sampler": "; ".join(f"{steps} {solver} steps" for steps, solver in sorted(samplers)),
-        "Precision": ", ".join(sorted({record["amp"] for record in records})).replace(
-            "no", "float32"
-        ),
-        "Features": network_name(last["network"]),
+        "Precision": ", ".join(precisions).replace("no", "float32"),
+        "Features": network_name(records[-1]["network"]),
         "Reference": str(config.eval.ref_path),
-        "Time": duration(sum(record["seconds"] for record in records)),
+        "Time": f"{seconds:.0f} s" if seconds < 120 else time_text,
     }
-
-
-def duration(seconds: float) -> str:
-    """Format seconds for people."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def table_rows(records: Sequence[Record], metrics: dict[str, MetricInfo]) -> list[dict[str, Any]]:
@@ -168,30 +140,10 @@ def table_rows(records: Sequence[Record], metrics: dict[str, MetricInfo]) -> lis
         cells = []
         for key, about in metrics.items():
             value = record.get(key)
-            low, high = (record.get(end_key(key, end)) for end in ("low", "high"))
-            interval = "" if low is None else f"{about.show(low)} – {about.show(high)}"
-            if spread := record.get(end_key(key, "std")):
-                interval = f"± {about.show(spread)}"
+            interval = interval_text(record, key)
             cells.append((about.show(value), interval, value == leaders[key]))
         rows.append({"record": record, "cells": cells, "is_best": record is best})
     return rows
-
-
-def curve_chart(records: Sequence[Record], key: str, size: tuple[float, float]) -> str:
-    """Plot one metric against the training step, `size` in inches, as a data URI."""
-    figure = Figure(figsize=size, layout="constrained")
-    plot_curve(figure.subplots(), records, key)
-    return svg_uri(figure)
-
-
-def trade_off_chart(records: Sequence[Record]) -> str | None:
-    """Plot Fréchet distance against CLIP score as a data URI; None without several scales."""
-    points = [record for record in records if record.get("clip_score") is not None]
-    if len({record["cfg_scale"] for record in points}) < 2:
-        return None
-    figure = Figure(figsize=(11.2, 4.6), layout="constrained")
-    plot_trade_off(figure.subplots(), points)
-    return svg_uri(figure)
 
 
 def kept_images(folder: Path) -> list[tuple[Path, str]]:
@@ -205,34 +157,36 @@ def kept_images(folder: Path) -> list[tuple[Path, str]]:
 
 
 def variety_rows(folder: Path) -> list[tuple[str, list[str]]]:
-    """Return the captions that were drawn with several seeds: text, and images as data URIs."""
+    """Return text and images, as data URIs, of the captions with several seeds."""
     rows = []
     for caption in sorted(path for path in variety_folder(folder).glob("*") if path.is_dir()):
-        pictures = kept_images(caption)
-        rows.append((pictures[0][1], [data_uri(path.read_bytes()) for path, _ in pictures]))
+        images = kept_images(caption)
+        rows.append((images[0][1], [data_uri(path.read_bytes()) for path, _ in images]))
     return rows
 
 
-def neighbours(paths: Sequence[Path], config: Config, clip: ClipEncoder) -> dict[str, Any] | None:
+def neighbours(paths: Sequence[Path], data: Data, clip: ClipEncoder) -> dict[str, Any] | None:
     """Find the training images nearest to generated ones; None without their embeddings."""
-    reader = open_training_embeddings(config, clip.identity, clip.dim)
+    reader = open_training_embeddings(data.feat_path, clip.identity, clip.dim)
     if reader is None or not paths:
         return None
     pixels = np.stack([np.asarray(load_image(path)) for path in paths])
     embeddings = clip.encode_images(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     indices, cosines = (found[:, 0] for found in nearest(embeddings, reader))
     order = cosines.argsort(descending=True)[:PAIRS]
-    files = training_image_paths(config, reader, indices[order].tolist())
+    files = training_image_paths(data.image_dir, reader, indices[order].tolist())
     names = reader.info.meta.get("names")
     pairs = []
     for place, row in enumerate(order.tolist()):
         index = int(indices[row])
-        shown = None
-        if files is not None:
-            shown = png_uri(to_uint8_array(files[place], config.data.resolution))
-        name = names[index] if names else f"number {index}"
-        generated = data_uri(paths[row].read_bytes())
-        pairs.append(Pair(generated, shown, name, float(cosines[row])))
+        pairs.append(
+            {
+                "generated": data_uri(paths[row].read_bytes()),
+                "trained": files and png_uri(to_uint8_array(files[place], data.resolution)),
+                "name": names[index] if names else f"number {index}",
+                "cosine": float(cosines[row]),
+            }
+        )
     return {
         "pairs": pairs,
         "median": float(cosines.median()),
@@ -242,9 +196,22 @@ def neighbours(paths: Sequence[Path], config: Config, clip: ClipEncoder) -> dict
     }
 
 
-def svg_uri(figure: Figure) -> str:
-    """Return a plot as a data URI."""
-    file = io.BytesIO()
+def metric_charts(
+    lines: Mapping[str, Mapping[int, Record]], metrics: Iterable[str], size: tuple[float, float]
+) -> list[str]:
+    """Plot each metric against the training step, as data URIs; see `plot_metric`."""
+    return [svg_uri(size, partial(plot_metric, lines=lines, key=key)) for key in metrics]
+
+
+def chart_size(count: int) -> tuple[float, float]:
+    """Return the inches of each of `count` charts."""
+    return (5.6, 3.4) if count <= 4 else (4.1, 2.9)
+
+
+def svg_uri(size: tuple[float, float], plot: Callable[[Axes], None]) -> str:
+    """Return a plot of this size in inches as a data URI; `plot` fills its axis."""
+    figure, file = Figure(figsize=size, layout="constrained"), io.BytesIO()
+    plot(figure.subplots())
     figure.savefig(file, format="svg", transparent=True)
     return data_uri(file.getvalue(), "image/svg+xml")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +40,9 @@ if TYPE_CHECKING:
     from models.clip import ClipEncoder
 
 MANY_IMAGES = 10_000  # from here on, papers usually ignore the bias of a Fréchet distance
+# Metrics that need the features of the reference's images, or an Inception network.
+NEED_FEATURES = ("kid", "kid_std", "precision", "recall", "density", "coverage", "cmmd")
+NEED_INCEPTION = ("inception_score", "inception_score_std", "sfid")
 
 
 class NetworkStats:
@@ -131,7 +133,7 @@ class ImageSet:
     def update(
         self,
         images: Tensor | Sequence[Tensor],
-        indices: Sequence[int] | np.ndarray | Tensor,
+        indices: Sequence[int] | Tensor,
         captions: Tensor | None = None,
     ) -> None:
         """Run all networks on images, and add these; arguments as for `features` and `add`."""
@@ -176,13 +178,12 @@ class ImageSet:
         """
         made = []
         for network, stats in zip(self.networks, self.stats, strict=True):
-            pooled, spatial = stats.pooled, stats.spatial
-            reference = Reference(
-                pooled.mu, pooled.sigma, self.n, network.name, features=stats.sample.rows
-            )
+            rows, spatial = stats.sample.rows, stats.spatial
+            extra: dict[str, Any] = {}
             if spatial.n:
-                reference = replace(reference, mu_s=spatial.mu, sigma_s=spatial.sigma)
-            made.append(reference)
+                extra = {"mu_s": spatial.mu, "sigma_s": spatial.sigma}
+            mu, sigma = stats.pooled.mu, stats.pooled.sigma
+            made.append(Reference(mu, sigma, self.n, network.name, features=rows, **extra))
         return made
 
     def _note_seen(self, indices: np.ndarray) -> None:
@@ -203,56 +204,35 @@ def _check_finite(features: Tensor, indices: np.ndarray, network: str) -> None:
 
 
 def _metrics_of(stats: NetworkStats, reference: Reference, kind: str) -> dict[str, Any]:
-    """Compute the metrics of one network's features."""
-    pooled = stats.pooled
+    """Compute the metrics of one network's features; None where something is missing."""
+    pooled, rows, spatial = stats.pooled, stats.sample.rows, stats.spatial
     check_dimension(reference, len(pooled.mu))
     if not pooled.scatter.any():
-        note(f"all {pooled.n} images have the same {kind} features: are they one picture?")
-    metrics = {**_frechet_metrics(stats, reference), **_feature_metrics(stats, reference, kind)}
-    inception: dict[str, float | None] = dict.fromkeys(
-        ("inception_score", "inception_score_std", "sfid")
-    )
-    if kind in ("inception", "inception-tf"):
-        score, deviation = inception_score(stats.classes)
-        inception |= {"inception_score": score, "inception_score_std": deviation}
-        if reference.mu_s is not None and reference.sigma_s is not None:
-            spatial = stats.spatial
-            inception["sfid"] = frechet_distance(
-                spatial.mu, spatial.sigma, reference.mu_s, reference.sigma_s
-            )
-    return {**metrics, **inception}
-
-
-def _frechet_metrics(stats: NetworkStats, reference: Reference) -> dict[str, float | None]:
-    """Compute the Fréchet distance, its interval, and its limit for infinitely many images."""
-    pooled, rows = stats.pooled, stats.sample.rows
+        note(f"all {pooled.n} images have the same {kind} features: are they one image?")
     given = (pooled.mu, pooled.sigma, reference.mu, reference.sigma)
     distance = frechet_distance(*given)
     if not math.isfinite(distance):
         raise UserError(f"the Fréchet distance to {reference.path} is {distance}; make it again")
     low, high = bootstrap_interval(influences(rows.astype(np.float64), *given), pooled.n)
-    return {
+    metrics: dict[str, float | None] = {
         "frechet_distance": distance,
         "frechet_distance_low": max(distance + low, 0.0),
         "frechet_distance_high": distance + high,
         "fid_infinity": frechet_infinity(rows, reference.mu, reference.sigma),
+        **dict.fromkeys(NEED_FEATURES),
+        **dict.fromkeys(NEED_INCEPTION),
     }
-
-
-def _feature_metrics(
-    stats: NetworkStats, reference: Reference, kind: str
-) -> dict[str, float | None]:
-    """Compute the metrics that compare features themselves; None without the reference's."""
-    metrics: dict[str, float | None] = dict.fromkeys(
-        ("kid", "kid_std", "precision", "recall", "density", "coverage", "cmmd")
-    )
     if reference.features is not None:
-        images = torch.from_numpy(stats.sample.rows).double()
-        others = torch.from_numpy(reference.features).double()
+        images, others = (torch.from_numpy(x).double() for x in (rows, reference.features))
         metrics["kid"], metrics["kid_std"] = kid(images, others)
         metrics |= manifold_metrics(images, others)
         if kind == "clip":
             metrics["cmmd"] = cmmd(images, others)
+    if kind in ("inception", "inception-tf"):
+        metrics["inception_score"], metrics["inception_score_std"] = inception_score(stats.classes)
+        if reference.mu_s is not None and reference.sigma_s is not None:
+            theirs = (reference.mu_s, reference.sigma_s)
+            metrics["sfid"] = frechet_distance(spatial.mu, spatial.sigma, *theirs)
     return metrics
 
 

@@ -32,7 +32,7 @@ class KeptImages:
         """`captions`: the embeddings of the test captions; None = their texts are not compared."""
         self.folder, self.config, self.captions = folder, config, captions
         self.wanted, self.npz = config.eval.save_images, folder / "images.npz"
-        # Judging needs only embeddings, so it goes on when the caption texts are gone.
+        # An evaluation needs only embeddings, so it goes on when the caption texts are gone.
         folders = (config.eval.caption_dir, config.eval.image_dir)
         self.has_texts = all(folder and folder.exists() for folder in folders)
 
@@ -40,38 +40,33 @@ class KeptImages:
         """Save PNGs of a batch; return the pixels that the npz still needs."""
         few = math.inf if self.wanted == "png" else FEW
         rows = [row for row, position in enumerate(positions) if position < few]
-        self._write({row: self.path_of(seeds[row]) for row in rows}, seeds, generated)
+        self._write({row: self.path_of(seeds[row]) for row in rows}, generated)
         return {"pixels": generated.images} if self.wanted == "npz" else {}
 
     def save_variety(
         self, places: Sequence[tuple[int, int]], seeds: Sequence[int], generated: Generated
     ) -> None:
-        """Save PNGs of a batch that draws captions with several seeds: the first few of both.
+        """Save PNGs of the first few captions with the first few of all `seeds`.
 
-        places: number of the caption and number of the seed of each image.
+        `places`: number of the caption and number of the seed of each image.
         """
-        paths = {}
-        for row, (caption, seed) in enumerate(places):
-            if caption < FEW_CAPTIONS and seed < FEW_SEEDS:
-                paths[row] = self.variety_folder / f"{caption:03d}" / f"{seeds[row]:06d}.png"
-        self._write(paths, seeds, generated)
+        folder = variety_folder(self.folder)
+        paths = {
+            row: folder / f"{caption:03d}" / f"{seeds[seed]:06d}.png"
+            for row, (caption, seed) in enumerate(places)
+            if caption < FEW_CAPTIONS and seed < FEW_SEEDS
+        }
+        self._write(paths, generated)
 
-    @property
-    def variety_folder(self) -> Path:
-        """Folder of the images of `save_variety`: in it, a folder for each caption."""
-        return variety_folder(self.folder)
-
-    def _write(self, paths: Mapping[int, Path], seeds: Sequence[int], generated: Generated) -> None:
+    def _write(self, paths: Mapping[int, Path], generated: Generated) -> None:
         """Write the PNGs of some rows of a batch, with seed and condition as text chunks."""
-        rows, texts = list(paths), None
-        if rows and generated.caption_ids is not None and self.has_texts:
-            texts = captions_of(self.config, self.captions, generated.caption_ids[rows])
+        rows, ids, texts = list(paths), generated.caption_ids, None
+        if rows and ids is not None and self.has_texts:
+            texts = captions_of(self.config, self.captions, ids[rows])
         for i, row in enumerate(rows):
-            about = {"seed": str(seeds[row])}
-            if generated.caption_ids is not None:
-                about["caption"] = "test image {}, caption {}".format(
-                    *generated.caption_ids[row].tolist()
-                )
+            about = {"seed": str(int(paths[row].stem))}
+            if ids is not None:
+                about["caption"] = "test image {}, caption {}".format(*ids[row].tolist())
             if texts is not None:
                 about["prompt"] = texts[i]
             if generated.classes is not None:

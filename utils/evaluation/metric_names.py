@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from models.choices import FeatureNetworkKind
 
@@ -59,8 +59,7 @@ def network_name(network: str) -> str:
 
 def kind_of_network(name: str) -> FeatureNetworkKind | None:
     """Return the kind of the network that has this `FeatureNetwork.name`; None if unknown."""
-    kinds: tuple[FeatureNetworkKind, ...] = get_args(FeatureNetworkKind)
-    for kind in sorted(kinds, key=len, reverse=True):  # inception-tf before inception
+    for kind in sorted(NETWORKS, key=len, reverse=True):  # inception-tf before inception
         if name == kind or name.startswith(f"{kind}-"):
             return kind
     return None
@@ -68,13 +67,17 @@ def kind_of_network(name: str) -> FeatureNetworkKind | None:
 
 def metric_info(key: str) -> MetricInfo | None:
     """Return the facts about a metric, with or without a network (`kid_dinov2`), else None."""
-    if key in METRICS:
-        return METRICS[key]
+    base, suffix = _parts(key)
+    if base not in METRICS or suffix not in ("", *NETWORKS):
+        return None
+    info = METRICS[base]
+    return info._replace(label=f"{info.label} ({network_name(suffix)})") if suffix else info
+
+
+def _parts(key: str) -> tuple[str, str]:
+    """Return the metric of a key, and the network that it names: `kid_clip` -> kid, clip."""
     base, _, suffix = key.rpartition("_")
-    if base in METRICS and suffix in NETWORKS:
-        info = METRICS[base]
-        return info._replace(label=f"{info.label} ({network_name(suffix)})")
-    return None
+    return (key, "") if key in METRICS else (base, suffix)
 
 
 def key_of(metric: str, network: str) -> str:
@@ -95,12 +98,21 @@ def distance_of(record: Mapping[str, Any]) -> float:
 
 def end_key(key: str, end: str) -> str:
     """Return the key of the `low` or `high` end, or of the `std`, of a metric."""
-    base, _, suffix = key.rpartition("_")
-    return f"{base}_{end}_{suffix}" if key not in METRICS and base in METRICS else f"{key}_{end}"
+    base, suffix = _parts(key)
+    return f"{base}_{end}_{suffix}" if suffix and base in METRICS else f"{key}_{end}"
+
+
+def interval_text(record: Mapping[str, Any], key: str) -> str:
+    """Format the interval of a metric, or its standard deviation; empty if it has neither."""
+    low, high, deviation = (record.get(end_key(key, end)) for end in ("low", "high", "std"))
+    show = METRICS[_parts(key)[0]].show
+    if deviation:
+        return f"± {show(deviation)}"
+    return "" if low is None else f"{show(low)} – {show(high)}"
 
 
 def with_network_names(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with today's keys; older ones have plain keys whatever their network."""
+    """Return a record with the keys of `key_of`; old ones are plain whatever their network."""
     return {key_of(key, str(record.get("network"))): value for key, value in record.items()}
 
 
@@ -116,9 +128,7 @@ def metrics_in(records: Iterable[Mapping[str, Any]]) -> dict[str, MetricInfo]:
     order = list(METRICS)
 
     def rank(key: str) -> tuple[str, int]:
-        base, _, suffix = key.rpartition("_")
-        if key in METRICS:
-            return "", order.index(key)
+        base, suffix = _parts(key)
         return "" if suffix in own else suffix, order.index(base)
 
     return {key: found[key] for key in sorted(found, key=rank)}

@@ -1,7 +1,9 @@
 """Metrics from features, the third of three steps; frechet.py has the Fréchet distances.
 
-All functions are pure. `images` are the features of the judged images, `reference` the features
-that they are compared with: (N, D) and (M, D) tensors of float64.
+Hand-written where torch-fidelity wants all images in one pass of its own: here features come from
+disk after a kill, serve several metrics, and give bootstrap intervals.
+`images`, `reference`: features (N, D) and (M, D) float64, of the evaluated images and of those that
+they are compared with.
 """
 
 from __future__ import annotations
@@ -56,23 +58,23 @@ def manifold_metrics(
     """Compute precision, recall (Kynkäänniemi 2019), density and coverage (Naeem 2020).
 
     Each image has a ball that reaches to its `neighbour`-th nearest image of the same set; for
-    density and coverage, to its `dense_neighbour`-th. Precision: share of images inside a ball of
-    the reference. Recall: share of reference images inside a ball of the images. Density: mean
-    number of the reference's balls around an image, divided by `dense_neighbour`. Coverage: share
-    of the reference's balls that hold an image.
+    density and coverage, to its `dense_neighbour`-th. Precision: fraction of images inside a ball
+    of the reference. Recall: fraction of reference images inside a ball of the images. Density:
+    mean number of the reference's balls around an image, divided by `dense_neighbour`. Coverage:
+    fraction of the reference's balls that hold an image.
     """
     ranks = [min(k, len(reference) - 1) for k in (neighbour, dense_neighbour)]
-    reach, dense_reach = _radii(reference, ranks).unbind(dim=1)
-    (own_reach,) = _radii(images, [min(neighbour, len(images) - 1)]).unbind(dim=1)
+    radii, dense_radii = _radii(reference, ranks).unbind(dim=1)
+    (own_radii,) = _radii(images, [min(neighbour, len(images) - 1)]).unbind(dim=1)
     inside = balls = 0
     recalled = torch.zeros(len(reference), dtype=torch.bool)
     covered = torch.zeros(len(reference), dtype=torch.bool)
-    for chunk, own in zip(images.split(CHUNK), own_reach.split(CHUNK), strict=True):
+    for chunk, own in zip(images.split(CHUNK), own_radii.split(CHUNK), strict=True):
         distances = torch.cdist(chunk, reference)  # (CHUNK, M)
-        inside += int((distances <= reach).any(dim=1).sum())
-        balls += int((distances < dense_reach).sum())
+        inside += int((distances <= radii).any(dim=1).sum())
+        balls += int((distances < dense_radii).sum())
         recalled |= (distances <= own[:, None]).any(dim=0)
-        covered |= (distances < dense_reach).any(dim=0)
+        covered |= (distances < dense_radii).any(dim=0)
     return {
         "precision": inside / len(images),
         "recall": float(recalled.double().mean()),
@@ -115,9 +117,9 @@ def clip_similarities(images: Tensor, texts: Tensor) -> Tensor:
 
 
 def r_precision(images: Tensor, texts: Tensor, seed: int = 0) -> float | None:
-    """Return the share of images that are closer to their own caption than to 99 others (Xu 2018).
+    """Return the fraction of images closer to their own caption than to 99 others (Xu 2018).
 
-    `images`, `texts`: (N, D) CLIP embeddings. The seed draws the other captions among those of all
+    `images`, `texts`: (N, D) CLIP embeddings. The seed chooses the others among the captions of all
     other images. An equal caption does not count as closer. None below 100 images.
     """
     if len(images) < CHOICES:
@@ -130,7 +132,7 @@ def r_precision(images: Tensor, texts: Tensor, seed: int = 0) -> float | None:
         rows = torch.arange(len(similarity))
         own = similarity[rows, start + rows]
         keys = torch.rand(similarity.shape, generator=generator)
-        keys[rows, start + rows] = 2.0  # never drawn
+        keys[rows, start + rows] = 2.0  # never among the others
         others = keys.topk(CHOICES - 1, dim=1, largest=False).indices
         best = similarity.gather(1, others).amax(dim=1)
         right += int((own >= best - 1e-9).sum())

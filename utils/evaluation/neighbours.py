@@ -1,4 +1,4 @@
-"""Nearest training images of generated images: they show if the network learnt some by heart."""
+"""Nearest training images of generated images: they show if the network memorised some."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from utils.config.schema import Config
 from utils.data.embeddings import BATCH, some_samples
 from utils.data.file_names import numbered
 from utils.data.images import list_images
@@ -19,9 +18,8 @@ from utils.data.source_files import SourceFiles, read_records
 COMPARED = 256  # training images in the median of `usual_cosine`
 
 
-def open_training_embeddings(config: Config, encoder: str, dim: int) -> LMDBReader | None:
-    """Open `data.feat_path`; None if it is missing, or holds no embeddings of this CLIP."""
-    path = config.data.feat_path
+def open_training_embeddings(path: Path | None, encoder: str, dim: int) -> LMDBReader | None:
+    """Open a database; None if it is missing, or holds no embeddings of this CLIP."""
     if path is None or not path.exists():
         return None
     reader = LMDBReader(path)
@@ -58,16 +56,16 @@ def usual_cosine(reader: LMDBReader, seed: int = 0) -> float | None:
     """Return the median cosine of training images and their nearest others; None for one image."""
     if reader.info.length < 2:
         return None
-    chosen = some_samples(reader, COMPARED, torch.Generator().manual_seed(seed))
-    y = torch.from_numpy(reader.read(chosen.numpy()))
-    return float(nearest(y, reader, leave_out=chosen)[1].median())
+    samples = some_samples(reader, COMPARED, torch.Generator().manual_seed(seed))
+    y = torch.from_numpy(reader.read(samples.numpy()))
+    return float(nearest(y, reader, leave_out=samples)[1].median())
 
 
 def training_image_paths(
-    config: Config, reader: LMDBReader, indices: Sequence[int] | np.ndarray
+    folder: Path | None, reader: LMDBReader, indices: Sequence[int] | np.ndarray
 ) -> list[Path] | None:
-    """Return the files of training images by their index; None if one is gone or was replaced."""
-    folder, names = config.data.image_dir, reader.info.meta.get("names")
+    """Return files of training images in `folder` by index; None if one is gone or replaced."""
+    names = reader.info.meta.get("names")
     if folder is None or not folder.exists():
         return None
     samples = list_images(folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -16,7 +16,7 @@ from utils.evaluation.results import Record, comparable, curves
 
 
 def style_axis(axis: Axes, title: str, hint: str = "") -> None:
-    """Give an axis the project's look: title left, hint right, a light grid, no box."""
+    """Give an axis the style of the project: title left, hint right, a light grid, no box."""
     axis.set_title(title, fontsize=12, loc="left")
     axis.set_title(hint, fontsize=9, loc="right", color="0.45")
     axis.grid(alpha=0.25)
@@ -28,24 +28,25 @@ def save_plot(figure: Figure, path: Path) -> None:
     write_whole(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
 
 
-def plot_curve(axis: Axes, records: Sequence[Record], key: str) -> None:
-    """Plot one metric against the training step, with a line for each sampler setting.
+def plot_metric(axis: Axes, lines: Mapping[str, Mapping[int, Record]], key: str) -> None:
+    """Plot one metric against the training step, with its interval where it has one.
 
-    Raises KeyError if `key` is no metric.
+    `lines`: name -> step -> record. Raises KeyError if `key` is no metric.
     """
-    for label, line in curves(records).items():
-        values = np.array([record.get(key) for record in line.values()], float)  # None is nan
-        axis.plot(list(line), values, marker="o", markersize=4, linewidth=1.8, label=label)
-        ends = [
-            [record.get(end_key(key, end)) for record in line.values()] for end in ("low", "high")
-        ]
-        axis.fill_between(list(line), *np.array(ends, float), alpha=0.1, linewidth=0)
     about = metric_info(key)
     if about is None:
         raise KeyError(key)
+    for label, line in lines.items():
+        values, low, high = (
+            np.array([record.get(name) for record in line.values()], float)  # None is nan
+            for name in (key, end_key(key, "low"), end_key(key, "high"))
+        )
+        axis.plot(list(line), values, marker="o", markersize=4, linewidth=1.8, label=label)
+        axis.fill_between(list(line), low, high, alpha=0.1, linewidth=0)
     style_axis(axis, about.label, f"{about.better} is better")
     axis.set_xlabel("training step")
     axis.margins(x=0.04)
+    records = [record for line in lines.values() for record in line.values()]
     found = [record[key] for record in records if record.get(key) is not None]
     if about.better == "lower" and found and max(found) > 20 * min(found) > 0:
         axis.set_yscale("log")
@@ -56,13 +57,11 @@ def plot_curves(records: Sequence[Record], path: Path) -> None:
 
     Records that cannot be compared with the latest one are left out.
     """
-    records = comparable(records)
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2)
-    distance = key_of("frechet_distance", records[-1]["network"])
-    for axis, key in zip(axes, (distance, "clip_score"), strict=True):
-        plot_curve(axis, records, key)
-    axes[0].set_title(f"Fréchet distance ({network_name(records[-1]['network'])})", loc="left")
+    axes, network = figure.subplots(1, 2), records[-1]["network"]
+    for axis, key in zip(axes, (key_of("frechet_distance", network), "clip_score"), strict=True):
+        plot_metric(axis, curves(comparable(records)), key)
+    axes[0].set_title(f"Fréchet distance ({network_name(network)})", loc="left")
     labels = axes[0].get_legend_handles_labels()
     columns = min(len(labels[1]), 3)
     figure.legend(*labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
@@ -100,8 +99,7 @@ def _write_scales(axis: Axes, line: Sequence[Record]) -> None:
     """Write the guidance scale beside each point of a line in plot_trade_off."""
     last = len(line) - 1
     for i, record in enumerate(line):
-        scale = record["cfg_scale"]
-        text = "none" if scale is None else f"{scale:g}"
+        text = "none" if record["cfg_scale"] is None else f"{record['cfg_scale']:g}"
         # Scales often lie close together: the weakest left, the strongest right.
         shift, align = {0: ((-9, 0), "right"), last: ((9, 0), "left")}.get(i, ((0, -13), "center"))
         axis.annotate(

@@ -1,6 +1,6 @@
 """Reference files (npz): statistics of the images that generated images are compared with.
 
-pytorch-fid writes and reads `mu` and `sigma`. Our files add the way they were made, `mu_s` and
+pytorch-fid writes and reads `mu` and `sigma`. Our files add how they were made, `mu_s` and
 `sigma_s` for sFID (the names in ADM's reference batches), and on request the features of at most
 SAMPLE_LIMIT images, for kernel and manifold metrics. ADM's files are read too.
 """
@@ -127,7 +127,7 @@ def check_comparable(reference: Reference, network: str, resolution: int | None)
     again = f"make it again with {SCRIPT}"
     if reference.network not in (None, network):
         raise UserError(
-            f"{reference.path}: features are from '{reference.network}' but images are judged by "
+            f"{reference.path}: features are from '{reference.network}', those of the images from "
             f"'{network}', so their metrics cannot be compared: {again}, or set "
             "eval.feature_network"
         )

@@ -28,18 +28,18 @@ class Results:
         """Read the records in `folder`; a torn line is skipped with a note."""
         self.folder = folder
         self.path = folder / "results.jsonl"
-        self._said: set[str] = set()
+        self._noted: set[str] = set()
         self.refresh()
 
     def refresh(self) -> None:
         """Read the records again, with those that another process has added."""
-        read = read_json_lines(self.path, self._say_once)
+        read = read_json_lines(self.path, self._note_once)
         self.records: list[Record] = [with_network_names(record) for record in read]
 
-    def _say_once(self, message: str) -> None:
-        if message not in self._said:
+    def _note_once(self, message: str) -> None:
+        if message not in self._noted:
             note(message)
-        self._said.add(message)
+        self._noted.add(message)
 
     def find(self, settings: Mapping[str, Any]) -> Record | None:
         """Return the latest record made with exactly these settings, None if there is none.
@@ -89,10 +89,10 @@ def setting_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return names
 
 
-def comparable(records: Sequence[Record]) -> list[Record]:
-    """Return the records with the reference and the feature network of the latest one."""
-    keys = ("network", "reference")
-    return [r for r in records if all(r[key] == records[-1][key] for key in keys)]
+def comparable(records: Sequence[Record], latest: Record | None = None) -> list[Record]:
+    """Return the records with the reference and the feature network of `latest`, the last one."""
+    latest = latest or records[-1]
+    return [r for r in records if all(r[key] == latest[key] for key in ("network", "reference"))]
 
 
 def best_of(records: Sequence[Record]) -> Record:
@@ -105,22 +105,21 @@ def table(records: Sequence[Record]) -> str:
     networks = " or ".join(dict.fromkeys(network_name(record["network"]) for record in records))
     distance = f"Fréchet ({networks})"
     header = ("step", "guidance", "steps", "solver", distance, "CLIP score", "images", "time", "")
-    rows = [header]
-    for record in records:
-        rows.append(
-            (
-                str(record["step"]),
-                "none" if record["cfg_scale"] is None else f"{record['cfg_scale']:g}",
-                str(record["num_steps"]),
-                record["solver"],
-                METRICS["frechet_distance"].show(distance_of(record)),
-                METRICS["clip_score"].show(record["clip_score"]),
-                str(record["n"]),
-                f"{record['seconds']:.0f} s",
-                "*" if record is best_of(records) else "",
-            )
+    rows = [
+        (
+            str(record["step"]),
+            "none" if record["cfg_scale"] is None else f"{record['cfg_scale']:g}",
+            str(record["num_steps"]),
+            record["solver"],
+            METRICS["frechet_distance"].show(distance_of(record)),
+            METRICS["clip_score"].show(record["clip_score"]),
+            str(record["n"]),
+            f"{record['seconds']:.0f} s",
+            "*" if record is best_of(records) else "",
         )
-    return aligned(rows)
+        for record in records
+    ]
+    return aligned([header, *rows])
 
 
 def curves(records: Sequence[Record]) -> dict[str, dict[int, Record]]:
@@ -137,10 +136,7 @@ def is_of_experiment(checkpoint: Path) -> bool:
 
 
 def evaluation_of(checkpoint: Path, results_dir: Path) -> Path:
-    """Return the folder for the evaluation of one file.
-
-    It is the experiment's own for `<experiment>/checkpoints/<step>.pt`.
-    """
+    """Return the folder for the evaluation of one file, the experiment's own if it is of one."""
     if is_of_experiment(checkpoint):
         return checkpoint.absolute().parents[1] / "evaluation"
     return results_dir / checkpoint.stem / "evaluation"

@@ -8,7 +8,7 @@ from utils.base.errors import NOT_SAVED, UserError
 from utils.base.processes import is_main_process
 from utils.config.schema import Config
 from utils.data.latent_dataset import LatentDataset
-from utils.evaluation.checkpoints import configs_to_evaluate, evaluate_into
+from utils.evaluation.checkpoints import Evaluation, configs_to_evaluate
 from utils.evaluation.evaluator import Evaluator
 from utils.evaluation.plots import plot_curves
 from utils.evaluation.results import Results
@@ -125,9 +125,8 @@ class Outputs:
             return
         network = state.averaged()
         for name, config in self.eval_configs.items():
-            record = evaluate_into(
-                self.results, checkpoint, network, config, self.evaluator, step=state.step
-            )
+            evaluation = Evaluation(self.results, checkpoint, config, self.evaluator, state.step)
+            record = evaluation.recorded() or evaluation.run(network)
             self.log.evaluation(state.step, name, record)
         if is_main_process():
             plot_curves(self.results.records, self.results.folder / "curve.png")
