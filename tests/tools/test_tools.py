@@ -69,7 +69,7 @@ def test_published_angles_are_met(run, golden):
     assert len(records) == len(settings)
 
 
-def test_angles_are_drawn_and_listed(run, capsys):
+def test_angles_are_plotted_and_listed(run, capsys):
     out = run(angle, "truncated:1.2:-0.3:0.3", "fixed:0.4", "--dim", 64, "--num", 500)
     assert Image.open(out / "angles.png").width > 500
     with open(out / "angles.csv", newline="") as file:
@@ -151,10 +151,10 @@ def test_perturbations_that_cover_the_gap_are_suggested(run, databases):
     report = json.loads((out / "gap.json").read_text())
     # tan 60° = 1.732, and 80 % of a normal distribution lie within 1.2816 deviations
     assert report["suggested"] == ["fixed 1.732", "gaussian 1.352"]
-    shares = report["fraction_of_training_angles_above_median"]
-    assert shares["fixed 0.8"] == 0
-    assert shares["fixed 1.732"] == pytest.approx(0.5, abs=0.15)
-    assert shares["gaussian 1.352"] == pytest.approx(0.2, abs=0.12)
+    fractions = report["fraction_of_training_angles_above_median"]
+    assert fractions["fixed 0.8"] == 0
+    assert fractions["fixed 1.732"] == pytest.approx(0.5, abs=0.15)
+    assert fractions["gaussian 1.352"] == pytest.approx(0.2, abs=0.12)
 
 
 def test_texts_that_lie_opposite_get_no_suggestion(run, databases, tmp_path, capsys):

@@ -48,7 +48,7 @@ def evaluate_checkpoint(
 
     Returns:
         The metrics of `ImageSet`, those of `CaptionVariety` if `eval.variety_captions` asks for
-        them, `images_drawn` (those generated, more than `n` only after a kill), and `seconds`.
+        them, `images_drawn` (images generated, more than `n` only after a kill), and `seconds`.
     """
     started = time.perf_counter()
     if evaluator.captions is not None and denoiser.model.cond_width != evaluator.clip.dim:
@@ -170,7 +170,7 @@ class Evaluation:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn the error of a full or read-only disk into a UserError of one line."""
+    """Raise a UserError of one line for the error of a full or read-only disk."""
     try:
         yield
     except OSError as fault:

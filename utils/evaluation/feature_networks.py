@@ -51,7 +51,7 @@ class FeatureNetwork(ABC):
 
     @abstractmethod
     def prepare(self, images: Tensor) -> Tensor:
-        """Turn uint8 (B, 3, H, W) of any size into the network's input, each image by itself."""
+        """Make the network's input of uint8 (B, 3, H, W) of any size, each image by itself."""
 
     @abstractmethod
     def run(self, inputs: Tensor) -> Outputs:
@@ -172,7 +172,7 @@ class InceptionFeatures(FeatureNetwork):
 class DinoFeatures(FeatureNetwork):
     """The class token of a DINOv2 (Oquab 2023).
 
-    Its distances agree better with people's judgement than those of other networks (Stein 2023).
+    Its distances agree better with people than those of other networks (Stein 2023).
     Images are resized to 224x224 with antialiased bicubic interpolation, the method of that study.
     """
 

@@ -73,7 +73,7 @@ class FeatureBlocks:
     @property
     def images_generated(self) -> int:
         """Images of all batches that were begun, including those lost in kills."""
-        files = self.folder.glob("*-*.txt")  # also drawn-*.txt, which version 0.2 wrote
+        files = self.folder.glob("*-*.txt")  # also drawn-*.txt of old evaluations
         return sum(int(size) for file in files for size in file.read_text(encoding="utf-8").split())
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, Rows]]:

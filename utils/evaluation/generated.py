@@ -172,6 +172,6 @@ def fill_blocks(
     if is_main_process() and (lost := blocks.check()[0]):
         raise UserError(
             f"{blocks.folder}: {len(lost)} of {blocks.count} images are not there; all nodes "
-            "should share this folder, and only one evaluation should write to it at a time"
+            "should see this folder, and only one evaluation should write to it at a time"
         )
     return before
