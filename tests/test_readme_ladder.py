@@ -106,7 +106,7 @@ def workplace(tmp_path_factory) -> Workplace:
 
 
 def test_the_commands_for_own_images_end_with_a_report_a_grid_and_a_file_to_publish(workplace):
-    sharing = commands("docs/training.md", "Sharing")
+    sharing = commands("docs/training.md", "Publishing")
     workplace.run(*commands("README.md", STEP))
     workplace.check_results("own")
     with Image.open(workplace.folder / "samples/an-old-man-with-a-beard/00_000.png") as image:
