@@ -93,29 +93,19 @@ def load_stats(path: str | Path, words: Sequence[str] = ()) -> Reference:
             f"{path}: there are no reference statistics; make them with "
             f"{shlex.join([*SCRIPT.split(), *words])}, or set eval.ref_path"
         ) from None
+    require_finite(arrays, path, f"make it again with {SCRIPT}")
+    shapes = {key: array.shape for key, array in statistics.items()}
     for mean, covariance in (("mu", "sigma"), ("mu_s", "sigma_s")):
-        if mean in statistics:
-            _check(path, mean, statistics[mean], covariance, statistics.get(covariance))
-    features = arrays.get("features")
-    if features is not None:
-        require_finite({"features": features}, path, f"make it again with {SCRIPT}")
-    if features is not None and (features.ndim != 2 or features.shape[1] != len(arrays["mu"])):
+        mu, sigma = shapes.get(mean), shapes.get(covariance)
+        if mu is not None and (len(mu) != 1 or sigma != 2 * mu):
+            raise UserError(
+                f"{path}: {mean} {mu} and {covariance} {sigma} are not of one dimension"
+            )
+    features, length = arrays.get("features"), len(arrays["mu"])
+    if features is not None and (features.ndim != 2 or features.shape[1] != length):
         raise UserError(f"{path}: features {features.shape} do not go with mu {arrays['mu'].shape}")
     files = None if records is None else from_bytes(records)
     return Reference(**statistics, **facts, files=files, features=features, path=Path(path))
-
-
-def _check(
-    path: str | Path, mean: str, mu: np.ndarray, covariance: str, sigma: np.ndarray | None
-) -> None:
-    """Raise UserError if mean and covariance do not fit each other or are not finite."""
-    if mu.ndim != 1 or sigma is None or sigma.shape != (len(mu), len(mu)):
-        shape = None if sigma is None else sigma.shape
-        raise UserError(
-            f"{path}: {mean} {mu.shape} and {covariance} {shape} are not of one dimension"
-        )
-    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise UserError(f"{path}: the reference statistics hold NaN or infinite values")
 
 
 def check_comparable(reference: Reference, network: str, resolution: int | None) -> None:
