@@ -68,16 +68,9 @@ class ClassStats:
         log_p = logits.log_softmax(dim=1)
         p = log_p.exp()
         split = indices % SPLITS
-        self.n += _split_sums(split, np.ones(len(split)))
-        self.probabilities += _split_sums(split, p.numpy())
-        self.negentropies += _split_sums(split, (p * log_p).sum(dim=1).numpy())
-
-
-def _split_sums(split: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Sum values (B, ...) over the images of each split (B,) -> (SPLITS, ...)."""
-    sums = np.zeros((SPLITS, *values.shape[1:]))
-    np.add.at(sums, split, values)
-    return sums
+        np.add.at(self.n, split, 1)
+        np.add.at(self.probabilities, split, p.numpy())
+        np.add.at(self.negentropies, split, (p * log_p).sum(dim=1).numpy())
 
 
 class Sample:
