@@ -1,12 +1,10 @@
 """Measure the angle by which a perturbation changes the condition.
 
-The config's embeddings:  python research/gap/angle.py gaussian:1.2 fixed:0.8
-An experiment's:          python research/gap/angle.py gaussian:1.2 --experiment_dir results/own
-Another database:         python research/gap/angle.py gaussian:1.2 --embeddings
-data/ffhq/lmdb/clip_img
-No data at all:           python research/gap/angle.py gaussian:1.2 --dim 512
-Truncated normal:         python research/gap/angle.py truncated:1.2:-0.8:0.8    (scale, bounds,
-then mean)
+    python research/gap/angle.py gaussian:1.2 fixed:0.8               # the config's embeddings
+    python research/gap/angle.py gaussian:1.2 --experiment_dir results/own
+    python research/gap/angle.py gaussian:1.2 --embeddings data/ffhq/lmdb/clip_img
+    python research/gap/angle.py gaussian:1.2 --dim 512               # random unit vectors
+    python research/gap/angle.py truncated:1.2:-0.8:0.8               # scale, bounds, then mean
 
 Prints a line for each setting: the angle between an embedding and its perturbed version (mean,
 standard deviation, 5, 50 and 95 % points, range), and the mean angle between two perturbed versions

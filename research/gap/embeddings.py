@@ -38,8 +38,8 @@ def read_some(
     samples: (N,) int64, rows of the database.
     """
     rows = samples.numpy()
-    generated = torch.rand(len(samples), generator=generator).numpy()
-    which = (generated * reader.info.counts[rows]).astype(int)
+    uniform = torch.rand(len(samples), generator=generator).numpy()
+    which = (uniform * reader.info.counts[rows]).astype(int)
     return torch.from_numpy(reader.read(rows, which))
 
 

@@ -1,10 +1,10 @@
 """Measure the angle between a text and its image, and how often perturbations exceed it.
 
-The config's test split:  python research/gap/modality_gap.py
-An experiment's:          python research/gap/modality_gap.py --experiment_dir results/own
-The training split:       python research/gap/modality_gap.py --config X.yaml --split train
-Two databases:            python research/gap/modality_gap.py --images lmdb/clip_img --texts
-lmdb/clip_txt With other settings:      python research/gap/modality_gap.py gaussian:2 fixed:1.5
+    python research/gap/modality_gap.py                               # the config's test split
+    python research/gap/modality_gap.py --experiment_dir results/own
+    python research/gap/modality_gap.py --config X.yaml --split train
+    python research/gap/modality_gap.py --images lmdb/clip_img --texts lmdb/clip_txt
+    python research/gap/modality_gap.py gaussian:2 fixed:1.5          # other perturbations
 
 Prints the cosines between images and their own texts, images and other texts, two images, and two
 texts, and the distance between the means of images and texts. Then prints, for each perturbation,

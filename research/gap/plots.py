@@ -18,7 +18,9 @@ def plot_histograms(axis: Axes, values: Mapping[str, np.ndarray], digits: int) -
     """
     for row, (label, numbers) in enumerate(values.items()):
         base, color = -float(row), f"C{row}"
-        counts, edges = np.histogram(numbers, histogram_edges(numbers))
+        rounded = numbers.astype(float).round(6)  # equal numbers get one bin
+        bins = min(len(np.histogram_bin_edges(rounded, "fd")), MOST_BINS)  # Freedman & Diaconis
+        counts, edges = np.histogram(rounded, bins)
         shape = base + 0.72 * counts / counts.max()
         axis.stairs(shape, edges, baseline=base, color=color, fill=True, alpha=0.25, label=label)
         axis.stairs(shape, edges, baseline=base, color=color, linewidth=1.2)
@@ -32,19 +34,6 @@ def plot_histograms(axis: Axes, values: Mapping[str, np.ndarray], digits: int) -
     axis.set_yticks([0.2 - row for row in range(len(values))], list(values))
     axis.tick_params(axis="y", length=0)
     axis.set_ylim(-len(values) + 0.55, 0.85)
-
-
-def histogram_edges(numbers: np.ndarray) -> np.ndarray:
-    """Return the edges of equal bins, of the width of Freedman & Diaconis 1981.
-
-    There are MOST_BINS bins at the most, and one if all (N,) numbers are equal.
-    """
-    low, high = numbers.min(), numbers.max()
-    margin = 1e-6 * max(abs(low), abs(high), 1)  # keeps the width above 0 if all are equal
-    quarter, three_quarters = np.percentile(numbers, (25, 75))
-    width = max(2 * (three_quarters - quarter) / len(numbers) ** (1 / 3), margin)
-    bins = min(max(int((high - low) / width), 1), MOST_BINS)
-    return np.linspace(low - margin, high + margin, bins + 1)
 
 
 def plot_fractions_above(axis: Axes, values: Mapping[str, np.ndarray]) -> None:

@@ -93,39 +93,31 @@ def cost_of_step(probes: Sequence[Sequence[float]]) -> float:
     return sum([least[1], *least[1:]]) / PROBE_STEPS
 
 
-def steps_within(seconds: float, cost: float) -> int:
-    """Return the number of steps, at least one, that take `seconds` at a `cost` of each."""
-    return max(round(seconds / cost), 1)
-
-
 class Costs:
     """Costs of the recipes' steps; those that were measured are kept in the folder `work`."""
 
     def __init__(self, work: Path) -> None:
         self.work = work
 
-    def measure(self, recipes: Sequence[Recipe]) -> dict[str, float]:
-        """Return name -> seconds of a step; probes alternate, so that they meet equal conditions.
+    def cost(self, recipe: Recipe) -> float:
+        """Return the seconds of a step of a recipe; run the probes that are missing.
 
-        Raise UserError if a recipe has changed since it was measured, or fails.
+        Raise UserError if the recipe has changed since it was measured, or fails.
         """
-        probes = {recipe.name: self.kept(recipe) for recipe in recipes}
-        for number in range(PROBES):
-            for recipe in recipes:
-                if len(probes[recipe.name]) <= number:
-                    probes[recipe.name].append(self._probe(recipe))
-                    kept = {"settings": recipe.settings, "probes": probes[recipe.name]}
-                    write_json(self._file(recipe), kept)
-        return {name: cost_of_step(windows) for name, windows in probes.items()}
+        probes = self.kept(recipe)
+        while len(probes) < PROBES:
+            probes.append(self._probe(recipe))
+            write_json(self._file(recipe), {"settings": recipe.settings, "probes": probes})
+        return cost_of_step(probes)
 
     def steps(self, recipe: Recipe, recipes: Sequence[Recipe], seconds: float) -> int:
-        """Return the steps of a recipe that take `seconds`.
+        """Return the steps of a recipe, at least one, that take `seconds`.
 
         The first of `recipes` whose steps cost as much is measured, so that all of them take
         equally many; a recipe that was measured itself keeps its own number.
         """
         measured = recipe if self.kept(recipe) else next(r for r in recipes if recipe.costs_like(r))
-        return steps_within(seconds, self.measure([measured])[measured.name])
+        return max(round(seconds / self.cost(measured)), 1)
 
     def kept(self, recipe: Recipe) -> list[list[float]]:
         """Return the windows of the probes that were run.

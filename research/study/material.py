@@ -51,7 +51,7 @@ NARROW = {  # values that the faces of a narrow set have
     "expression": ("smiling", "serious"),
     "background": ("white", "grey"),
 }
-WIDE = "8e76b8f"  # the commit whose CLIP has a wide gap: the demo's of version 0.2
+WIDE = "8e76b8f"  # the commit whose CLIP has a wide gap
 CLIP_FILES = ("merges.txt.gz", "model.safetensors", "open_clip_config.json")
 PRIOR_OF_PAIRS = "prior_pairs.safetensors"
 REFERENCE = "ref_clip_test.npz"

@@ -19,7 +19,6 @@ from research.recipes.training import (
     PROBE_STEPS,
     Costs,
     cost_of_step,
-    steps_within,
     training_seconds,
 )
 from utils.base.errors import UserError
@@ -103,11 +102,6 @@ def test_each_part_of_the_schedule_counts_with_its_fastest_window_and_the_start_
     assert cost_of_step([busy, quiet]) == pytest.approx((8 * 2 + 2 * 3) / PROBE_STEPS)
 
 
-def test_as_many_steps_as_fit_into_the_time():
-    assert steps_within(400, 0.5) == 800
-    assert steps_within(1, 5.0) == 1
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="times are wall-clock seconds on a GPU")
 def test_a_training_takes_the_processor_seconds_of_the_steps():
     lines = [{"step": 10, "cpu_s": 4.0}, {"step": 20, "cpu_s": 5.0}, {"step": 23, "cpu_s": 1.0}]
@@ -120,10 +114,11 @@ def test_a_recipe_that_changed_after_it_was_measured_is_refused(tmp_path):
     kept = {"settings": recipe.settings, "probes": [[1.0] * 10] * 3}
     (tmp_path / "work" / "a" / "probes.json").write_text(json.dumps(kept))
     costs = Costs(tmp_path / "work")
-    assert costs.measure([recipe]) == {"a": pytest.approx(10 / PROBE_STEPS)}  # trains nothing
+    assert costs.cost(recipe) == pytest.approx(10 / PROBE_STEPS)  # trains nothing
+    assert costs.steps(recipe, [recipe], seconds=40) == 4 * PROBE_STEPS
     changed = read_recipe(write_recipe(tmp_path / "a.yaml", "train: {lr: 0.5}"))
     with pytest.raises(UserError, match=r"a.yaml: train.lr changed after .*another name"):
-        costs.measure([changed])
+        costs.cost(changed)
 
 
 # Loss of held-out faces
