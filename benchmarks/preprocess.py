@@ -1,7 +1,7 @@
 """Rates of preprocessing, in images a second: ours beside one image after the other in float32.
 
     python benchmarks/preprocess.py                    # full-size encoders with random weights
-    python benchmarks/preprocess.py --only memory      # the demo's encoders, 1,000 to 10,000 images
+    python benchmarks/preprocess.py --only decoding
 
 The images are those of the demo, enlarged to JPEGs of 512x512. Every rate includes reading them.
 The baseline does the work of a plain script: decode one image, then run the library's network on it
@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -41,7 +39,6 @@ from models.autoencoder import Autoencoder
 from models.clip import ClipEncoder
 from models.encoder_files import LDM_SCALE_FACTOR
 from utils.config.command_line import HelpFormatter
-from utils.data.captions import load_captions
 from utils.data.image_batches import iterate_batches
 from utils.data.images import list_images, to_uint8_array
 
@@ -95,8 +92,9 @@ def rows_of(
     return rows
 
 
-def clip_encoders() -> tuple[open_clip.CLIP, dict[torch.dtype, ClipEncoder]]:
-    """Return the library's ViT-B/32 with random weights, and ours with equal weights."""
+@torch.inference_mode()
+def images_with_clip(paths: list[Path], repeats: int) -> list[dict]:
+    """Time the embedding of images by ViT-B/32 with random weights, the library's and ours."""
     torch.manual_seed(0)
     plain = open_clip.create_model("ViT-B-32").eval().requires_grad_(False).to(DEVICE)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
@@ -104,13 +102,6 @@ def clip_encoders() -> tuple[open_clip.CLIP, dict[torch.dtype, ClipEncoder]]:
         dtype: ClipEncoder(copy.deepcopy(plain), tokenizer, DEVICE, dtype)
         for dtype in (torch.float32, HALF)
     }
-    return plain, ours
-
-
-@torch.inference_mode()
-def images_with_clip(paths: list[Path], repeats: int) -> list[dict]:
-    """Time the embedding of images."""
-    plain, ours = clip_encoders()
     to_tensor = transforms.Compose(
         [
             transforms.Resize(224, transforms.InterpolationMode.BICUBIC),
@@ -135,23 +126,6 @@ def images_with_clip(paths: list[Path], repeats: int) -> list[dict]:
         "batches of 64, bf16": partial(batched, ours[HALF]),
     }
     return rows_of(variants, len(paths), "images", cosine_deviation, repeats)
-
-
-@torch.inference_mode()
-def captions_with_clip(texts: list[str], repeats: int) -> list[dict]:
-    """Time the embedding of captions."""
-    plain, ours = clip_encoders()
-    tokenizer = open_clip.get_tokenizer("ViT-B-32")
-
-    def one_by_one() -> torch.Tensor:
-        return torch.cat([plain.encode_text(tokenizer([t]).to(DEVICE)).cpu() for t in texts])
-
-    variants: dict[str, timing.Work] = {
-        "one by one, float32": one_by_one,
-        "sorted batches of 64, float32": lambda: ours[torch.float32].encode_texts(texts),
-        "sorted batches of 64, bf16": lambda: ours[HALF].encode_texts(texts),
-    }
-    return rows_of(variants, len(texts), "captions", cosine_deviation, repeats)
 
 
 @torch.inference_mode()
@@ -209,23 +183,16 @@ def decoding(paths: list[Path], repeats: int) -> list[dict]:
         return rows_of(variants, len(paths), "images", None, repeats)
 
 
-def memory(source: Path) -> list[dict]:
-    """Measure the peak memory of create_latentspace_lmdb.py --with_clip, each in a new process."""
-    names = [name for name, _ in list_images(source)]
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for count in (1000, 10_000):
-            split = Path(folder, f"{count}.txt")
-            split.write_text("\n".join(names[:count]), encoding="utf-8")
-            command = [sys.executable, "preprocess_scripts/create_latentspace_lmdb.py"]
-            command += ["--split", "train", "--images", str(source), "--split_file", str(split)]
-            command += ["--out", f"{folder}/{count}/z", "--with_clip", "encoders.precision=bf16"]
-            process = subprocess.Popen(command, cwd=timing.ROOT, stderr=subprocess.DEVNULL)
-            _, status, usage = os.wait4(process.pid, 0)
-            if status:
-                raise UserError(f"failed: {' '.join(command)}")
-            rows.append({"images": count, "peak memory, GB": usage.ru_maxrss * 1024 / 1e9})
-    return rows
+# Name → title, measurement, number of images.
+TABLES: dict[str, tuple[str, Callable[[list[Path], int], list[dict]], int]] = {
+    "clip": (
+        "CLIP ViT-B/32, images of 512×512 read, cropped to 256×256 and embedded",
+        images_with_clip,
+        64,
+    ),
+    "vae": ("Stable Diffusion's VAE, images to latents of 4×32×32", latents, 8),
+    "decoding": ("JPEGs of 512×512 to 256×256 pixels, no network", decoding, 256),
+}
 
 
 @one_line_errors
@@ -233,38 +200,19 @@ def main() -> None:
     """Measure the tables that are asked for, and report them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     timing.add_arguments(parser)
-    tables = ("clip", "captions", "vae", "decoding", "memory")
-    parser.add_argument("--only", choices=tables, help="table to measure; None = all")
+    parser.add_argument("--only", choices=tuple(TABLES), help="table to measure; None = all")
     parser.add_argument(
         "--data", type=Path, default=Path("data/demo"), help="folder that make_faces.py wrote"
     )
     args = parser.parse_args()
     timing.start(args)
-    wanted = [args.only] if args.only else tables
-    found: dict[str, list[dict]] = {}
     with tempfile.TemporaryDirectory() as folder:
         paths = make_jpegs(args.data / "test" / "images", Path(folder), 256)
-        images = list_images(args.data / "test" / "images")[:40]
-        lines = load_captions(images, args.data / "test" / "captions", all_images=False)
-        texts = [text for captions in lines for text in captions][:128]
-        for name in wanted:
-            found[name] = {
-                "clip": lambda: images_with_clip(paths[:64], args.repeats),
-                "captions": lambda: captions_with_clip(texts, args.repeats),
-                "vae": lambda: latents(paths[:8], args.repeats),
-                "decoding": lambda: decoding(paths, args.repeats),
-                "memory": lambda: memory(args.data / "train" / "images"),
-            }[name]()
-    titles = {
-        "clip": "CLIP ViT-B/32, images of 512×512 read, cropped to 256×256 and embedded",
-        "captions": "CLIP ViT-B/32, captions",
-        "vae": "Stable Diffusion's VAE, images to latents of 4×32×32",
-        "decoding": "JPEGs of 512×512 to 256×256 pixels, no network",
-        "memory": "Peak memory of latents and embeddings in one pass, the demo's encoders in bf16",
-    }
-    for name, rows in found.items():
-        out = args.out and args.out.with_name(f"{args.out.stem}_{name}{args.out.suffix}")
-        timing.report(out, f"Preprocessing: {titles[name]}", rows)
+        for name in [args.only] if args.only else TABLES:
+            title, measure, count = TABLES[name]
+            rows = measure(paths[:count], args.repeats)
+            out = args.out and args.out.with_name(f"{args.out.stem}_{name}{args.out.suffix}")
+            timing.report(out, f"Preprocessing: {title}", rows)
 
 
 if __name__ == "__main__":
