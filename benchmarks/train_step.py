@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain_network import PlainMaskDiT, PlainTraining
@@ -43,8 +42,6 @@ VARIANTS = {
     "eager": "ours, not compiled, bf16 autocast",
     "ours": "ours, compiled, bf16 autocast",
 }
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
-NO_DECODER = ", no decoder"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -155,21 +152,6 @@ def largest_loss_difference(case: Case) -> float:
     return abs(ours - theirs) / theirs
 
 
-def time_in_products(case: Case, kind: str) -> Callable[[], float]:
-    """Return work that profiles a step and gives the fraction of its time in matrix products."""
-    step = setup(case, kind)
-    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (DEVICE.type == "cuda")]
-    clock = "self_device_time_total" if DEVICE.type == "cuda" else "self_cpu_time_total"
-
-    def work() -> float:
-        with profile(activities=activities) as profiler:
-            step()
-        times = {event.key: getattr(event, clock) for event in profiler.key_averages()}
-        return sum(times.get(name, 0) for name in PRODUCTS) / sum(times.values())
-
-    return work
-
-
 def measure(
     case: Case, kinds: list[str], repeats: int, rounds: int, rates: dict[str, float]
 ) -> list[dict]:
@@ -181,7 +163,7 @@ def measure(
         achieved = flops / timing.median
         rate = rates["float32" if kind == "float32" else "bf16"]
         row = {
-            "network": f"DiT-{case.size}/2" + ("" if case.decoder else NO_DECODER),
+            "network": f"DiT-{case.size}/2" + ("" if case.decoder else ", no decoder"),
             "latents": f"{case.side}x{case.side}",
             "mask": str(case.mask_ratio),
             "batch": case.batch,
@@ -198,33 +180,6 @@ def measure(
     return rows
 
 
-def add_time_in_products(case: Case, kinds: list[str], rows: list[dict]) -> None:
-    """Add to each row the fraction of a profiled step that goes to matrix products."""
-    setups = {kind: partial(time_in_products, case, kind) for kind in kinds}
-    fractions = compare(setups, repeats=1, warmup=2, rounds=1)
-    for kind, row in zip(kinds, rows, strict=True):
-        fraction = fractions[kind].result
-        row["time in products"] = f"{fraction:.0%}"
-        row["x if all else were free"] = f"{1 / fraction:.2f}"
-
-
-def add_gain_of_masking(rows: list[dict]) -> None:
-    """Add to each row its speed over that without mask and decoder, where that was measured."""
-
-    def same(row: dict) -> tuple:
-        size = row["network"].removesuffix(NO_DECODER)
-        return size, *(row[key] for key in ("latents", "batch", "variant"))
-
-    unmasked = {
-        same(row): row["images/s"]
-        for row in rows
-        if row["mask"] == "0.0" and row["network"].endswith(NO_DECODER)
-    }
-    if len(unmasked) < len(rows) and all(same(row) in unmasked for row in rows):
-        for row in rows:
-            row["x unmasked, no decoder"] = f"{row['images/s'] / unmasked[same(row)]:.2f}"
-
-
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
@@ -236,9 +191,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--variants", default=",".join(VARIANTS), help="variants to compare")
     parser.add_argument(
         "--rounds", type=int, default=2, help="rounds; in each, all variants start anew"
-    )
-    parser.add_argument(
-        "--profile", action="store_true", help="measure the fraction of time in matrix products"
     )
     parser.add_argument("--title", default="Training step", help="of the table")
     add_arguments(parser)
@@ -254,18 +206,17 @@ def main() -> None:
     worst = max(largest_loss_difference(replace(small, mask_ratio=r)) for r in (0.0, 0.5))
     rates = {"float32": matmul_rate(torch.float32), "bf16": matmul_rate(torch.bfloat16)}
     rows = []
-    for size in args.sizes.split(","):
-        for side in map(int, args.sides.split(",")):
-            for decoder in args.decoders.split(","):
-                for mask in map(float, args.masks.split(",")):
-                    for batch in map(int, args.batch.split(",")):
-                        case = Case(size, mask, decoder == "yes", batch, side)
-                        measured = measure(case, kinds, args.repeats, args.rounds, rates)
-                        if args.profile:
-                            add_time_in_products(case, kinds, measured)
-                        rows += measured
-                        print(measured, flush=True)
-    add_gain_of_masking(rows)
+    cases = itertools.product(
+        args.sizes.split(","),
+        map(int, args.sides.split(",")),
+        [decoder == "yes" for decoder in args.decoders.split(",")],
+        map(float, args.masks.split(",")),
+        map(int, args.batch.split(",")),
+    )
+    for size, side, decoder, mask, batch in cases:
+        case = Case(size, mask, decoder, batch, side)
+        rows += measure(case, kinds, args.repeats, args.rounds, rates)
+        print(rows[-1], flush=True)
     rates_note = " and ".join(f"{rate / 1e9:.0f} in {name}" for name, rate in rates.items())
     notes = [
         f"GFLOP/s of matrix products of 2048 x 2048 here: {rates_note}.",

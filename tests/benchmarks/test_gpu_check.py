@@ -96,4 +96,4 @@ def test_the_quick_run_trains_generates_and_times_on_a_cpu(monkeypatch, tmp_path
     assert found["2 processes (gloo)"]["met"] == found["compiled"]["met"] == "yes"
     assert found["2 processes, sharded (FSDP)"]["met"] == "yes"
     assert found["float32"]["result"].startswith("pixels differ from the CPU's in float32 by 0.000")
-    assert sum("images/s" in row["result"] for row in found.values()) == 2
+    assert sum("images/s" in row["result"] for row in found.values()) == 3
