@@ -14,10 +14,7 @@ from utils.data.source_files import SourceFiles
 def load_captions(
     samples: Sequence[Sample], caption_dir: str | Path, *, all_images: bool = True
 ) -> list[list[str]]:
-    """Return the captions of each image: the lines of `<name>.txt` below `caption_dir`.
-
-    See `read_captions`.
-    """
+    """Return the captions of each image: the lines of `<name>.txt` below `caption_dir`."""
     return read_captions(caption_files(samples, caption_dir, all_images=all_images))
 
 
@@ -67,17 +64,12 @@ def read_captions(files: SourceFiles) -> list[list[str]]:
 
 
 def _content(file: Path) -> bytes:
-    """Return what counts of a caption file: its captions, one a line."""
-    return "\n".join(_caption_lines(file)).encode()
-
-
-def _caption_lines(file: Path) -> list[str]:
-    """Return the lines of a caption file that are not blank; raise a UserError if it is no text."""
+    """Return what counts of a caption file: its lines that are not blank, one caption each."""
     try:
         content = read_bytes(file)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error})") from error
-    return lines_of(decoded(content, file))
+    return "\n".join(lines_of(decoded(content, file))).encode()
 
 
 def _of(part: int, whole: int, what: str) -> str:

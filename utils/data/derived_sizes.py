@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from models.maskdit import MODEL_SIZES
 from utils.base.errors import UserError, note
 from utils.config.schema import Config
-from utils.data.lmdb_reader import Peek, peek
+from utils.data.lmdb_reader import database_shape
 from utils.pretrained.encoders import config_embedding_width, config_latent_layout
 
 # The use that a script makes of latents or embeddings. If it makes them, keys, database and
@@ -23,7 +23,7 @@ from utils.pretrained.encoders import config_embedding_width, config_latent_layo
 Use = Literal["makes", "reads", "none"]
 
 
-class Claim(NamedTuple):
+class Source(NamedTuple):
     """A size, and the words that say where it comes from, e.g. `data.feat_dim says`."""
 
     value: int
@@ -38,54 +38,50 @@ class Size:
     use: Use
     stated: dict[str, int]  # keys of the config with their values
     follows: tuple[str, ...]  # keys that the config does not state
-    database: Claim | None
-    encoder: Claim | None
+    database: Source | None
+    encoder: Source | None
     encoder_key: str
     or_else: str = ""  # ends the advice to set the stated keys
 
     @property
     def value(self) -> int | None:
         """Return the size: the database's, else the first stated one, else the encoder's."""
-        sources = [self.database and self.database.value, *self.stated.values()]
-        sources.append(self.encoder and self.encoder.value)
-        return next((value for value in sources if value is not None), None)
-
-    def agrees(self, with_encoder: bool) -> bool:
-        """Return True if all that state the size agree; `with_encoder` includes the encoder."""
-        return len({claim.value for claim in self._claims(with_encoder)}) <= 1
+        if self.database is not None:
+            return self.database.value
+        return next(iter(self.stated.values()), self.encoder and self.encoder.value)
 
     @property
     def is_fault(self) -> bool:
         """Return True if the script cannot go on with this size."""
         return self.use != "none" and not self.agrees(with_encoder=self.use == "makes")
 
-    def _claims(self, with_encoder: bool) -> list[Claim]:
-        claims = [Claim(value, f"{key} says") for key, value in self.stated.items()]
-        claims += [self.encoder] if self.encoder and with_encoder else []
-        return claims + ([self.database] if self.database else [])
+    def agrees(self, with_encoder: bool) -> bool:
+        """Return True if all that state the size agree; `with_encoder` includes the encoder."""
+        return len({source.value for source in self._sources(with_encoder)}) <= 1
+
+    def _sources(self, with_encoder: bool) -> list[Source]:
+        sources = [Source(value, f"{key} says") for key, value in self.stated.items()]
+        sources += [self.encoder] if self.encoder and with_encoder else []
+        return sources + ([self.database] if self.database else [])
 
     def line(self) -> str:
-        """Return the line that names every claim, and the remedy."""
-        claims = self._claims(with_encoder=True)
-        said = ", ".join(f"{claim.says} {claim.value}" for claim in claims)
-        return f"{self.name}: {said}; {self._remedy()}"
-
-    def _remedy(self) -> str:
-        sources = {claim.value for claim in (self.database, self.encoder) if claim}
-        if len(sources) > 1:
-            return (
+        """Return the line that names every source, and the remedy."""
+        sources = self._sources(with_encoder=True)
+        listed = ", ".join(f"{source.says} {source.value}" for source in sources)
+        made = {source.value for source in (self.database, self.encoder) if source}
+        if len(made) > 1:
+            remedy = (
                 f"set {self.encoder_key} to the network that made the database, or delete the "
                 "database and make it again"
             )
-        if not sources:
-            return f"set {' and '.join(self.stated)} to one number"
-        (right,) = sources
-        wrong = [key for key, value in self.stated.items() if value != right]
-        return f"set {' and '.join(wrong)} to {right}, or leave out {_them(wrong)}{self.or_else}"
-
-
-def _them(keys: Sequence[str]) -> str:
-    return "the key" if len(keys) == 1 else "the keys"
+        elif not made:
+            remedy = f"set {' and '.join(self.stated)} to one number"
+        else:
+            (right,) = made
+            wrong = [key for key, value in self.stated.items() if value != right]
+            them = "the key" if len(wrong) == 1 else "the keys"
+            remedy = f"set {' and '.join(wrong)} to {right}, or leave out {them}{self.or_else}"
+        return f"{self.name}: {listed}; {remedy}"
 
 
 def with_derived_sizes(
@@ -165,12 +161,13 @@ def _embedding_size(config: Config, use: Use, databases: bool) -> list[Size]:
         return []
     keys = ["data.feat_dim", "model.num_classes"] if is_condition else ["data.feat_dim"]
     stated, follows = _stated(config, keys)
-    there = peek(data.feat_path) if is_condition and databases and data.feat_path else None
+    path = data.feat_path if is_condition and databases else None
+    there = None if path is None else database_shape(path)
     database = encoder = None
     if there is not None and there.kind == "y":
-        database = Claim(there.shape[0], f"the database {data.feat_path} holds")
+        database = Source(there.shape[0], f"the database {data.feat_path} holds")
     if (width := config_embedding_width(config)) is not None:
-        encoder = Claim(width, f"encoders.clip ({config.encoders.clip}) gives")
+        encoder = Source(width, f"encoders.clip ({config.encoders.clip}) gives")
     name = "width of an embedding"
     return [Size(name, use, stated, follows, database, encoder, "encoders.clip")]
 
@@ -178,51 +175,30 @@ def _embedding_size(config: Config, use: Use, databases: bool) -> list[Size]:
 def _latent_sizes(config: Config, use: Use, databases: bool) -> list[Size]:
     """Return the channels and the side of a latent."""
     data, vae = config.data, f"encoders.vae ({config.encoders.vae})"
-    channels, channels_follow = _stated(config, ["data.num_channels", "model.in_channels"])
-    side, side_follows = _stated(config, ["model.in_size"])
-    there = peek(data.root) if databases and data.root is not None else None
+    channels = _stated(config, ["data.num_channels", "model.in_channels"])
+    side = _stated(config, ["model.in_size"])
+    there = database_shape(data.root) if databases and data.root is not None else None
     there = there if there is not None and there.kind == "z" else None
-    is_open = there is None and bool(channels_follow or side_follows)
+    is_open = there is None and bool(channels[1] or side[1])
     layout = config_latent_layout(config, may_fetch=is_open or use == "makes")
     channels_of_vae = side_of_vae = channels_there = side_there = None
     if layout is not None:
-        channels_of_vae = Claim(layout[0], f"{vae} gives")
+        channels_of_vae = Source(layout[0], f"{vae} gives")
         says = f"data.resolution {data.resolution} and {vae}, {layout[1]} times down, give"
-        side_of_vae = Claim(data.resolution // layout[1], says)
+        side_of_vae = Source(data.resolution // layout[1], says)
     if there is not None:
         holds = f"the database {data.root} holds"
         if len(there.shape) == 3:
-            channels_there = Claim(there.shape[0] // (2 if there.is_moments else 1), holds)
-        stated = next(iter(channels.values()), layout[0] if layout else config.model.in_channels)
-        side_there = Claim(_side(there, stated), holds)
-    fitting = [value * layout[1] for value in side.values()] if layout else []
+            channels_there = Source(there.shape[0], holds)
+        stated = next(iter(channels[0].values()), layout[0] if layout else config.model.in_channels)
+        # The plain published layout records no shape; its latents are square.
+        is_plain = len(there.shape) == 1
+        side_of_plain = round((there.shape[0] / stated) ** 0.5)
+        side_there = Source(side_of_plain if is_plain else there.shape[2], holds)
+    fitting = [value * layout[1] for value in side[0].values()] if layout else []
     or_else = f", or set data.resolution to {fitting[0]}" if fitting else ""
+    key = "encoders.vae"
     return [
-        Size(
-            "channels of a latent",
-            use,
-            channels,
-            channels_follow,
-            channels_there,
-            channels_of_vae,
-            "encoders.vae",
-        ),
-        Size(
-            "side of a latent",
-            use,
-            side,
-            side_follows,
-            side_there,
-            side_of_vae,
-            "encoders.vae",
-            or_else,
-        ),
+        Size("channels of a latent", use, *channels, channels_there, channels_of_vae, key),
+        Size("side of a latent", use, *side, side_there, side_of_vae, key, or_else),
     ]
-
-
-def _side(there: Peek, channels: int) -> int:
-    """Return the side of a database's square latents, which have so many channels."""
-    if len(there.shape) == 3:
-        return there.shape[2]
-    # The plain published layout records no shape.
-    return round((there.shape[0] / (channels * (2 if there.is_moments else 1))) ** 0.5)

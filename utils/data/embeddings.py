@@ -19,7 +19,7 @@ from utils.base.errors import UserError, note, refusing
 from utils.base.files import write_whole
 from utils.base.finite import require_finite
 from utils.config.schema import Config
-from utils.data.lmdb_reader import LMDBReader, peek_meta
+from utils.data.lmdb_reader import LMDBReader, read_meta
 from utils.pretrained.priors import prior_made_from
 
 IMAGE_MEAN = "image_mean.npy"
@@ -116,19 +116,19 @@ def other_encoders(config: Config, vae: str | None, clip: str | None) -> list[st
         f"{path}: holds {what} of {there}, but {key} is {now}; make them again with this network, "
         f"or set {key} to the one that made them"
         for key, now, path, what in used
-        if path is not None and now and (there := peek_meta(path).get("encoder", now)) != now
+        if path is not None and now and (there := read_meta(path).get("encoder", now)) != now
     ]
 
 
 def _check_embeddings(config: Config, key: str, path: Path, made: str, script: str) -> None:
-    beside = made_from(peek_meta(path.parent))
+    beside = made_from(read_meta(path.parent))
     there = config.data.feat_path
     again = f"make it again: {shlex.join(['python', script, *config.words])}"
     if made and beside not in ("", made):
         raise UserError(
             f"encoders.{key}: {path} was made from other embeddings than those beside it; {again}"
         )
-    if made and not beside and there and made_from(peek_meta(there)) not in ("", made):
+    if made and not beside and there and made_from(read_meta(there)) not in ("", made):
         note(
             f"encoders.{key}: {path} was made from other embeddings than {there} holds; if they "
             f"were replaced, {again}"

@@ -26,7 +26,7 @@ from utils.base.progress import progress
 from utils.config.schema import Config
 from utils.data.image_batches import iterate_batches
 from utils.data.lmdb_layout import DatabaseKind, names_hash
-from utils.data.lmdb_reader import LMDBReader, is_complete, peek_meta
+from utils.data.lmdb_reader import LMDBReader, is_complete, read_meta
 from utils.data.lmdb_writer import LMDBWriter
 from utils.data.preprocess_jobs import Job
 from utils.data.source_files import (
@@ -172,7 +172,7 @@ def _refuse_changed_files(writers: Sequence[LMDBWriter], files: SourceFiles) -> 
         there = read_records(writer.path)[: min(writer.done, len(files))]
         changed, renewed = files.compare(there)
         # An older database never knew its content; of this one, files.bin was lost or cut.
-        if len(there) < len(files) and peek_meta(writer.path).get("content_hash"):
+        if len(there) < len(files) and read_meta(writer.path).get("content_hash"):
             note(f"{writer.path}: {RECORDS} lacks images; whether these have changed is not known")
         if changed:
             stale[writer.path] = changed

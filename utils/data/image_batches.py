@@ -16,7 +16,7 @@ from torch import Tensor
 
 from utils.base.errors import UserError
 from utils.base.read_ahead import read_ahead
-from utils.data.images import center_crop, load_image, to_uint8_array
+from utils.data.images import center_crop, load_image
 from utils.data.source_files import SourceFiles
 
 Batch = tuple[list[int], Tensor | list[Tensor]]  # indices; uint8 (B, 3, H, W), or each (3, H, W)
@@ -67,6 +67,7 @@ def image_batches(
     workers: int = 2,
     positions: Sequence[int] | None = None,
     enlarge: bool = True,
+    draft: bool = False,
 ) -> Iterator[Batch]:
     """Yield images with their indices, in batches.
 
@@ -76,6 +77,7 @@ def image_batches(
         workers: threads that decode files, at most two batches ahead.
         positions: ascending indices of the wanted images; None = all.
         enlarge: enlarge images that are smaller than `size`.
+        draft: decode JPEGs at the smallest size whose sides are at least twice `size`.
 
     Raises UserError at the first image that cannot be read or, unless `enlarge`, is too small.
     """
@@ -89,9 +91,10 @@ def image_batches(
         files = source if isinstance(source, SourceFiles) else SourceFiles(source)
 
         def decode(index: int) -> np.ndarray:
-            path = files.paths[index]
-            return _crop(load_image(path, content=files.read(index)), size, enlarge, path)
+            path, at_least = files.paths[index], 2 * size if draft and size else None
+            return _crop(load_image(path, at_least, files.read(index)), size, enlarge, path)
 
+        # Threads suffice: Pillow decodes outside the interpreter lock.
         numbers = range(len(files)) if positions is None else positions
         pixels = read_ahead(decode, numbers, workers, 2 * batch_size)
     images = (torch.from_numpy(x).permute(2, 0, 1) for x in pixels)
@@ -118,18 +121,11 @@ def iterate_batches(
     batch_size: int,
     workers: int = 2,
     draft: bool = False,
-) -> Iterator[torch.Tensor]:
-    """Yield the images in order as (B, 3, size, size) uint8 batches; the last may be smaller.
+) -> Iterator[Tensor]:
+    """Yield crops of images in order as (B, 3, size, size) uint8; the last batch may be smaller.
 
-    `workers` threads decode at most two batches ahead. `draft`: see to_uint8_array. Raises
-    UnreadableImage at the first broken file, after the complete batches before it.
+    See `image_batches`.
     """
-    sources = files if isinstance(files, SourceFiles) else SourceFiles(files)
-
-    def decode(index: int) -> np.ndarray:
-        return to_uint8_array(sources.paths[index], size, draft, sources.read(index))
-
-    # Threads suffice: Pillow decodes outside the interpreter lock.
-    images = read_ahead(decode, range(len(sources)), workers, 2 * batch_size)
-    while batch := list(itertools.islice(images, batch_size)):
-        yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()
+    for _, batch in image_batches(files, size, batch_size, workers, draft=draft):
+        assert isinstance(batch, Tensor)  # all crops have one size
+        yield batch

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
 import numpy as np
@@ -49,11 +49,10 @@ class LMDBReader:
     """A reader of batches by index; `info` describes the database."""
 
     def __init__(self, path: str | Path, channels: int = 4) -> None:
-        """Open a database.
+        """Open a database; raise a UserError if there is none, or an incomplete or damaged one.
 
         `channels` of a latent are needed if the database has no `meta`, which records the shape.
-        Its latents are then square. Beside class labels they are moments, with twice as many
-        channels. Raises a UserError if there is no database, or an incomplete or damaged one.
+        Its latents are then square. Beside class labels they are moments, of twice the channels.
         """
         self.path = Path(path)
         self._env = open_database(self.path)
@@ -214,16 +213,14 @@ def open_if_complete(path: Path) -> lmdb.Environment | None:
         return environment if txn.get(b"length") is not None else None
 
 
-@dataclass(frozen=True)
-class Peek:
-    """The first sample of a complete database, read without the rest."""
+class DatabaseShape(NamedTuple):
+    """Shape of the samples of a database."""
 
     kind: DatabaseKind
-    shape: tuple[int, ...]  # of the sample; (floats,) if the database does not record it
-    is_moments: bool  # it holds mean and log variance, so twice the channels of a latent
+    shape: tuple[int, ...]  # of an embedding or latent; (floats,) if the database records none
 
 
-def peek(path: Path) -> Peek | None:
+def database_shape(path: Path) -> DatabaseShape | None:
     """Return the shape of a database's samples; None if it is missing, incomplete or damaged."""
     env = open_if_complete(path) or open_if_complete(path / "train")
     if env is None:
@@ -234,12 +231,14 @@ def peek(path: Path) -> Peek | None:
         first = latent or txn.get(b"y-0-0") or txn.get(b"feat-0")
         if first is None:
             return None
-        shape = tuple(meta.get("shape", (len(first) // 4,)))
-        is_moments = txn.get(b"y-0") is not None or meta.get("z_holds") == "moments"
-        return Peek("y" if latent is None else "z", shape, latent is not None and is_moments)
+        floats, *sides = meta.get("shape", (len(first) // 4,))
+        if latent is None:
+            return DatabaseShape("y", (floats, *sides))
+        has_moments = txn.get(b"y-0") is not None or meta.get("z_holds") == "moments"
+        return DatabaseShape("z", (floats // 2 if has_moments else floats, *sides))
 
 
-def peek_meta(path: Path) -> Mapping[str, Any]:
+def read_meta(path: Path) -> Mapping[str, Any]:
     """Return the `meta` of a complete database; empty if there is none."""
     env = open_if_complete(path) or open_if_complete(path / "train")
     if env is None:
@@ -294,9 +293,6 @@ def _check_same_files(z: LMDBReader, y: LMDBReader) -> None:
         names = z.info.meta.get("names") or range(len(first))
         where = f": {len(changed)} of {len(first)} differ, the first is {names[int(changed[0])]}"
     older, newer = sorted((z, y), key=lambda r: (r.folder / "data.mdb").stat().st_mtime)
-    raise UnmadeDatabase(
-        older.path,
-        f"made from other images of the same names than {newer.path}{where}",
-        "delete this older one and make it again",
-        "delete this older one and make it again",
-    )
+    problem = f"made from other images of the same names than {newer.path}{where}"
+    remedy = "delete this older one and make it again"
+    raise UnmadeDatabase(older.path, problem, remedy, remedy)
