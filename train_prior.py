@@ -42,7 +42,7 @@ from utils.config.schema import Config
 from utils.config.sections import Prior
 from utils.data.embeddings import made_from, read_directions
 from utils.data.lmdb_reader import LMDBReader, expect_kind
-from utils.data.make_commands import naming_commands
+from utils.data.preprocess_jobs import naming_commands
 from utils.pretrained.effective_config import config_file, read_config
 from utils.pretrained.encoders import usable_device
 from utils.pretrained.priors import DIVERGED_PRIOR, save_prior

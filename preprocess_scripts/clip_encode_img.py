@@ -21,12 +21,7 @@ from utils.base.script import one_line_errors_of_each
 from utils.data.derived_sizes import with_derived_sizes
 from utils.data.embeddings import write_image_mean
 from utils.data.fill_databases import fill, image_embeddings, read_images
-from utils.data.preprocess_jobs import (
-    find_jobs,
-    load_clip_that_fits,
-    make_parser,
-    shard_of,
-)
+from utils.data.preprocess_jobs import find_jobs, load_clip_that_fits, make_parser, shard_of
 from utils.data.source_files import SourceFiles
 from utils.data.split_images import find_images
 from utils.pretrained.effective_config import load_effective_config
@@ -42,9 +37,9 @@ def main() -> None:
     todo = [(job, find_images(job, args)) for job in find_jobs(args, config, "clip_img")]
     clip = load_clip_that_fits(config, args.device)
     for job, samples in todo:
-        target = image_embeddings(job.out, clip, config, args)
+        target = image_embeddings(job.out, clip, config.data.resolution, args)
         files = SourceFiles([sample.path for sample in samples], threads=args.num_workers)
-        read = partial(read_images, files, config, args)
+        read = partial(read_images, files, config.data.resolution, args)
         if fill(job, [sample.name for sample in samples], [target], read, shard, files):
             write_image_mean(job.out)
 

@@ -28,12 +28,7 @@ from utils.data.captions import caption_files, read_captions
 from utils.data.derived_sizes import with_derived_sizes
 from utils.data.embedded_captions import captions_hash
 from utils.data.fill_databases import Target, fill
-from utils.data.preprocess_jobs import (
-    find_jobs,
-    load_clip_that_fits,
-    make_parser,
-    shard_of,
-)
+from utils.data.preprocess_jobs import find_jobs, load_clip_that_fits, make_parser, shard_of
 from utils.data.split_images import find_images
 from utils.pretrained.effective_config import load_effective_config
 

@@ -60,7 +60,7 @@ def parse_args() -> argparse.Namespace:
         choices=["mean", "sample", "moments"],
         default="mean",
         help="what to keep of an image's latent distribution: its mean; one sample, which depends "
-        "on the image's index alone; or mean and log-variance, from which training draws anew in "
+        "on the image's index alone; or mean and log-variance, from which training samples anew in "
         "every epoch",
     )
     parser.add_argument(
@@ -84,19 +84,19 @@ def latents(vae: Autoencoder, images: torch.Tensor, store: str, first: int) -> t
     """
     moments = vae.encode_moments(images.float() / 127.5 - 1)
     if store == "sample":
-        draws = [torch.Generator(moments.device).manual_seed(first + i) for i in range(len(images))]
-        pairs = zip(moments.split(1), draws, strict=True)
-        return torch.cat([vae.sample_latents(m, draw) for m, draw in pairs])
+        rngs = [torch.Generator(moments.device).manual_seed(first + i) for i in range(len(images))]
+        pairs = zip(moments.split(1), rngs, strict=True)
+        return torch.cat([vae.sample_latents(m, rng) for m, rng in pairs])
     return vae.mean_latents(moments) if store == "mean" else vae.scaled_moments(moments)
 
 
-def check_size(config: Config, vae: Autoencoder) -> None:
+def check_size(resolution: int, in_size: int, vae: Autoencoder) -> None:
     """Raise a UserError unless images of `data.resolution` give latents of `model.in_size`."""
-    if config.data.resolution != config.model.in_size * vae.downsample:
+    if resolution != in_size * vae.downsample:
         raise UserError(
-            f"data.resolution is {config.data.resolution} pixels, but latents of model.in_size "
-            f"{config.model.in_size} and this VAE (encoders.vae, {vae.downsample} times down) ask "
-            f"for {config.model.in_size * vae.downsample}"
+            f"data.resolution is {resolution} pixels, but latents of model.in_size {in_size} and "
+            f"this VAE (encoders.vae, {vae.downsample} times down) ask for "
+            f"{in_size * vae.downsample}"
         )
 
 
@@ -113,10 +113,11 @@ def main() -> None:
     todo = [(job, find_images(job, args)) for job in jobs]
     require_encoders(config, ENCODERS if args.with_clip else ["encoders.vae"])
     vae = load_config_autoencoder(config, args.device)
-    check_size(config, vae)
+    size = config.data.resolution
+    check_size(size, config.model.in_size, vae)
     clip = load_clip_that_fits(config, args.device) if args.with_clip else None
     meta = {
-        **image_meta(config, args),
+        **image_meta(size, args),
         "encoder": vae.identity,
         "scale_factor": vae.scale_factor,
         "z_holds": args.store,
@@ -134,10 +135,10 @@ def main() -> None:
             mirrored = job.out.with_name(f"{job.out.name}_xflip")
             targets.append(Target(mirrored, "z", meta | {"xflip": True}, encode_mirrored))
         if clip is not None and clip_img is not None:
-            targets.append(image_embeddings(clip_img, clip, config, args))
+            targets.append(image_embeddings(clip_img, clip, size, args))
         names = [sample.name for sample in samples]
         files = SourceFiles([sample.path for sample in samples], threads=args.num_workers)
-        read = partial(read_images, files, config, args)
+        read = partial(read_images, files, size, args)
         if fill(job, names, targets, read, shard, files) and clip_img is not None:
             write_image_mean(clip_img)
 

@@ -10,7 +10,7 @@ from utils.base.errors import UserError
 from utils.data.latent_dataset import open_data
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.lmdb_writer import LMDBWriter
-from utils.data.make_commands import command_for
+from utils.data.preprocess_jobs import command_for
 from utils.pretrained.effective_config import read_config
 from utils.training.sample_grid import SampleGrid
 

@@ -54,7 +54,7 @@ def config(tmp_path) -> Config:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(made.to_dict()))
     write(folder)
     write_image_mean(folder)
-    return made.chosen_by(tmp_path / "config.yaml", ())
+    return made.asked_by(tmp_path / "config.yaml", ())
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def short_repr(value: object) -> str:
 
 @contextmanager
 def refusing(message: str) -> Iterator[None]:
-    """Turn all that reading a damaged or hostile file raises into a UserError, `message (reason)`.
+    """Make a UserError, `message (reason)`, of all that reading a damaged or hostile file raises.
 
     Libraries that parse files raise exceptions of any type on them.
     """

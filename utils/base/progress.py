@@ -23,7 +23,7 @@ def progress(
 
     `total` and `initial` are counts of `unit`, a singular; with `scale` they are shown in k, M and
     G. Without an iterable, call `.update(n)`. If the output is not a terminal, the bar writes a
-    line now and then instead of redrawing itself.
+    line now and then instead of rewriting itself.
     """
     on_terminal = sys.stderr.isatty()
     return tqdm(

@@ -18,7 +18,7 @@ from pathlib import Path
 SPINS = "GOMP_SPINCOUNT"  # rounds that a thread waits actively before it sleeps
 COUNT = "OMP_NUM_THREADS"
 FEW_SPINS = "10000"  # GNU OpenMP's own choice is 300,000
-_chosen: dict[str, str] = {}  # variables that this process has set
+_added: dict[str, str] = {}  # variables that this process has set
 
 
 def processors(root: Path = Path("/")) -> int:
@@ -38,13 +38,13 @@ def thread_settings(environment: Mapping[str, str], root: Path = Path("/")) -> d
 
 def prepare_threads() -> None:
     """Set the threads of this process and of those that it starts, before torch is loaded."""
-    _chosen.update(thread_settings(os.environ))
-    os.environ.update(_chosen)
+    _added.update(thread_settings(os.environ))
+    os.environ.update(_added)
 
 
 def environment_of_user() -> dict[str, str]:
     """Return the environment without the variables that `prepare_threads` has set."""
-    return {name: value for name, value in os.environ.items() if name not in _chosen}
+    return {name: value for name, value in os.environ.items() if name not in _added}
 
 
 def _affinity() -> int:

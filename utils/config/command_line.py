@@ -1,4 +1,4 @@
-"""The command-line arguments that all scripts share, and the style of their help."""
+"""The command-line arguments that scripts have in common, and the style of their help."""
 
 import argparse
 import re

@@ -58,7 +58,7 @@ def schedule_name(value: Any) -> Any:
 
 
 def perturbation_name(value: Any) -> Any:
-    """Translate the published names of truncated, which add how the numbers were drawn."""
+    """Translate the published names of truncated, which add the distribution's name."""
     return "truncated" if isinstance(value, str) and value.endswith("trunc_gaussian") else value
 
 
@@ -93,7 +93,7 @@ SAMPLING_PRESETS: dict[SamplingPreset, dict[str, Any]] = {
         "sigmas": None,
         "amp": "bf16",
     },
-    "fast8": {  # levels that were searched for the demo's network
+    "fast8": {  # sigmas that were searched for the demo's network
         "solver": "dpmpp_2m",
         "num_steps": 4,
         "guidance_interval": None,
@@ -101,7 +101,7 @@ SAMPLING_PRESETS: dict[SamplingPreset, dict[str, Any]] = {
         "sigmas": (40.0, 4.7, 1.2, 0.34),
         "amp": "bf16",
     },
-    "instant": {  # for students; their noise levels follow from distill.sigmas
+    "instant": {  # for students; their sigmas follow from distill.sigmas
         "solver": "euler",
         "num_steps": 1,
         "guidance_interval": None,

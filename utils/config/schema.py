@@ -40,10 +40,10 @@ class Config(Section):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Words of a command line that choose this configuration; () if none has chosen it."""
+        """Words of a command line that ask for this configuration; () if none does."""
         return self._words
 
-    def chosen_by(self, file: Path, overrides: Sequence[str]) -> "Config":
+    def asked_by(self, file: Path, overrides: Sequence[str]) -> "Config":
         """Return this configuration, with the words for commands that make its databases."""
         needed = [text for text in overrides if text.startswith(SECTIONS_OF_DATABASES)]
         self._words = ("--config", str(file), *needed)
@@ -76,7 +76,7 @@ class Config(Section):
 
     @property
     def samples_classes(self) -> bool:
-        """True if images are drawn from random class labels, as there are no embeddings."""
+        """True if images are sampled from random class labels, as there are no embeddings."""
         no_embeddings = self.data.feat_path is None and self.eval.feat_path is None
         return self.model.num_classes > 0 and no_embeddings
 

@@ -65,7 +65,7 @@ class Data(Section):
     feat_path: LocalPath | None = None  # training condition, image embeddings (LMDB folder)
     feat_dim: NonNegativeInt = 512  # of the embeddings in feat_path; follows if not set
     norm_feature: bool = False  # scales conditions to unit length
-    # One embedding of an image is drawn among its first so many; null = among all.
+    # Each step takes one of an image's first so many embeddings at random; null = of all.
     num_features_per_sample: PositiveInt | None = None
     image_dir: LocalPath | None = None  # folder, .zip, .tar, or folder of .tar shards
     caption_dir: LocalPath | None = None  # folder or archive with <stem>.txt for each image
@@ -92,7 +92,7 @@ class Model(Section):
     mask_ratio_min: BelowOne = 0.0
     mae_loss_coef: NonNegativeFloat = 0.1  # weight of the loss on hidden patches
     self_cond: bool = False  # adds the encoder's summary of the noised image to the condition
-    class_dropout_prob: Fraction = 0.1  # share of training conditions that are dropped
+    class_dropout_prob: Fraction = 0.1  # fraction of training conditions that are dropped
     perturbation: bool = False  # adds a learned perturbation after train.perturbation
     hidden_size: PositiveInt | None = None  # overrides model_type's, as the next two keys do
     depth: PositiveInt | None = None
@@ -137,14 +137,14 @@ class Train(Section):
     lr_warmup_steps: NonNegativeInt = 0  # optimiser steps
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up
     lr_min_ratio: Fraction = 0.0  # last value of the schedule, relative to lr
-    xflip: bool = False  # mirrors each image with probability 1/2
+    xflip: bool = False  # flips each latent with probability 1/2
     max_num_steps: PositiveInt | None = None  # optimiser steps
     perturbation: NonNegativeFloat = 0.0  # scale of the noise; 0 = condition as stored
     perturbation_type: Annotated[PerturbationKind, BeforeValidator(perturbation_name)] = "gaussian"
     mean: float = 0.0  # for the truncated perturbation only, as the next two keys are
     trunc_a: Bound = -1.0
     trunc_b: Bound = 1.0
-    P_mean: float = -1.2  # mean of ln(sigma), the noise level in training
+    P_mean: float = -1.2  # mean of ln(sigma) in training
     P_std: PositiveFloat = 1.2  # standard deviation of ln(sigma)
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)  # of AdamW
     weight_decay: NonNegativeFloat = 0.0
@@ -187,11 +187,11 @@ class Eval(Section):
     fid_sample_size: PositiveInt = 5000  # images
     feat_path: LocalPath | None = None  # embeddings of the test captions (LMDB folder)
     seeds: str | None = None  # of the images, e.g. 0-63,100; null = from sampling.seed on
-    class_idx: NonNegativeInt | None = None  # class to draw; null = a random one for each seed
-    variety_captions: NonNegativeInt = 0  # captions drawn with several seeds each; 0 = none
+    class_idx: NonNegativeInt | None = None  # class to sample; null = a random one for each seed
+    variety_captions: NonNegativeInt = 0  # captions sampled with several seeds each; 0 = none
     variety_seeds: int = Field(16, ge=2)  # images of each of these captions
     cfg_scales: list[Guidance | None] = []  # guidance scales; empty = sampling.cfg_scale
-    num_steps: list[SamplerSteps] = []  # noise levels of the sampler; empty = sampling.num_steps
+    num_steps: list[SamplerSteps] = []  # of the sampler; empty = sampling.num_steps
     solvers: list[Solver] = []  # empty = sampling.solver
     save_images: Literal["png", "npz"] | None = None  # keeps all images; null = the first few
     subdirs: bool = False  # puts PNGs into a folder for every 1000 seeds
@@ -262,19 +262,20 @@ class Sampling(Section):
     solver: Solver = "heun"
     num_steps: SamplerSteps = 40
     cfg_scale: Guidance | None = None  # guidance scale; null = conditional only
-    # How freely seeds fill in what a condition leaves open: 0 = literal, all seeds have one
-    # condition; 1 = as open as the condition is. Above 0 it needs encoders.prior.
+    # How far the prior may leave the condition: 0 = literal, all seeds have one condition; 1 = as
+    # open as the condition is. 1 / freedom scales the prior's condition. Above 0 it needs
+    # encoders.prior.
     freedom: NonNegativeFloat = 0.0
     # Lowest and highest sigma at which guidance is applied; null = at all.
     guidance_interval: SigmaRange | None = None
     amp: Annotated[Amp, BeforeValidator(amp_name)] = "no"
     compile: bool | Literal["auto"] = False  # compiles the network; auto = if there is a compiler
     seed: Seed = 0
-    # Range of the noise levels; null = the discretization's own, which is 0.002 to 80 for edm.
+    # Range of the sigmas; null = the discretization's own, which is 0.002 to 80 for edm.
     sigma_min: PositiveFloat | None = None
     sigma_max: PositiveFloat | None = None
-    # The noise levels themselves, the highest first, instead of num_steps, sigma_min, sigma_max
-    # and rho; num_steps follows. A step to 0 comes after the last one. null = a discretization's.
+    # The sigmas themselves, the highest first, instead of num_steps, sigma_min, sigma_max and rho;
+    # num_steps follows. A step to 0 comes after the last one. null = a discretization's.
     sigmas: Sigmas | None = None
     rho: PositiveFloat = 7.0
     S_churn: NonNegativeFloat = 0.0

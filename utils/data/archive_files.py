@@ -32,8 +32,6 @@ MOST_LINKS = 40  # from one to the next, as Linux follows them
 MOST_PATH = 4096  # bytes of a link's target
 SPECIAL_FILES = {stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK}
 ZIP_HEADER = struct.Struct("<4s22xHH")  # of a member: signature, lengths of its name and extras
-
-
 SPARSE = "sparse file(s), as tar -S writes them"
 
 
@@ -149,7 +147,7 @@ class Index(NamedTuple):
     """Members of an archive."""
 
     members: dict[str, Member]  # its files
-    others: dict[str, str]  # what is no file, but looks like one in a folder -> reason
+    others: dict[str, str]  # what is no file, though a folder lists it as one -> reason
 
 
 def _members(archive: Path) -> Index:

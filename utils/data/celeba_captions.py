@@ -27,7 +27,6 @@ ATTRIBUTES = (
 )
 
 # fmt: on
-
 # Attributes that contradict no other: name -> kind, wordings (the most common one first).
 PhraseKind = Literal["looks", "has", "wears", "does"]
 PLAIN: dict[str, tuple[PhraseKind, list[str]]] = {
@@ -194,10 +193,10 @@ def _facial_hair_facts(attributes: Collection[str], rng: random.Random) -> list[
 def make_caption(attributes: Collection[str], rng: random.Random) -> str:
     """Return one sentence that names a random subset of a face's attributes."""
     facts = [fact for fact in face_facts(attributes, rng) if rng.random() < fact.weight]
-    chosen = rng.sample(facts, min(len(facts), rng.randint(2, MOST_FACTS)))
+    named = rng.sample(facts, min(len(facts), rng.randint(2, MOST_FACTS)))
     phrases: dict[PhraseKind, list[str]] = {"looks": [], "has": [], "wears": [], "does": []}
     last_words: set[str] = set()
-    for fact in chosen:
+    for fact in named:
         # "big lips and slightly parted lips" is no good English.
         words = [w for w in fact.wordings if w.rpartition(" ")[2] not in last_words]
         if words:

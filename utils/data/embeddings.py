@@ -75,8 +75,7 @@ def mean_made_from(path: Path) -> dict[str, Any]:
 def check_image_mean(config: Config, clip: str | None) -> None:
     """Raise UserError if `encoders.image_mean` is of another CLIP than the one of identity `clip`.
 
-    clip: of the sentences' embeddings; None = unknown. The embeddings that the mean was made from
-        are checked as `check_prior` does.
+    clip: of the sentences' embeddings; None = unknown. `check_prior` says what else is checked.
     """
     path = config.encoders.image_mean
     if path is None or not (about := mean_made_from(path)):
@@ -160,14 +159,14 @@ def read_image_mean(path: Path, dim: int) -> torch.Tensor:
 
 
 def some_samples(reader: LMDBReader, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw samples without repetition: their indices, (min(count, length),) int64."""
+    """Return the indices of random samples, each once, (min(count, length),) int64."""
     return torch.randperm(reader.info.length, generator=generator)[:count]
 
 
 def read_directions(reader: LMDBReader, most: int) -> torch.Tensor:
     """Read the first embedding of each sample, scaled to unit length, (N, D) float32.
 
-    Where there are more than `most` samples, it reads `most` of them, drawn with a fixed seed.
+    Of more than `most` samples it reads `most` random ones, by a fixed seed.
     """
     rows = some_samples(reader, most, torch.Generator().manual_seed(0)).sort().values
     parts = [torch.from_numpy(reader.read(part.numpy())) for part in rows.split(BATCH)]

@@ -78,10 +78,7 @@ class LeftOut:
         return suffix in self.suffixes
 
     def is_foreign(self, name: str) -> bool:
-        """Return True for what is hidden or of the system, or lies in such a folder; leave it out.
-
-        A folder of this kind counts once, as nothing looks into it.
-        """
+        """Leave out what is hidden, of the system, or in such a folder; return True for it."""
         parts = name.split("/")
         for i, part in enumerate(parts, 1):
             if part.startswith(".") or part.lower() in SYSTEM_NAMES:

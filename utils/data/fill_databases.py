@@ -23,7 +23,6 @@ from utils.base.errors import UserError, note
 from utils.base.locks import FileLock
 from utils.base.out_of_memory import OomBatchSplitter
 from utils.base.progress import progress
-from utils.config.schema import Config
 from utils.data.image_batches import iterate_batches
 from utils.data.lmdb_layout import DatabaseKind, names_hash
 from utils.data.lmdb_reader import LMDBReader, is_complete, read_meta
@@ -124,10 +123,7 @@ def _fill_range(
     first: int,
     files: SourceFiles,
 ) -> None:
-    """Fill databases with the samples `names`, which begin at sample `first` of the job.
-
-    files: of these samples; none = their contents are not recorded.
-    """
+    """Fill databases with the samples `names`, which begin at sample `first` of the job."""
     if not names or not targets:
         return  # there are more shards than samples, or no database lacks samples
     with ExitStack() as stack:
@@ -208,17 +204,12 @@ def _merge(job: Job, target: Target, names: list[str], count: int, files: Source
                 yield from LMDBReader(part).all_samples(max(first - start, 0))
 
     copied = replace(target, encode=lambda samples, _: samples)
-    if len(files):
-        files.records[:] = np.concatenate([_records(part, *parts[part]) for part in parts])
+    for part, (first, stop) in parts.items() if len(files) else ():
+        records = read_records(part)[: stop - first]
+        files.records[first : first + len(records)] = records
     _fill_range(job, [copied], names, stored, 0, files)
     _remove_parts(target)
     return True
-
-
-def _records(part: Path, first: int, stop: int) -> np.ndarray:
-    """Return the records of a part that holds the samples from `first` up to `stop`."""
-    records = read_records(part)[: stop - first]
-    return np.pad(records, (0, stop - first - len(records)))
 
 
 def _remove_parts(target: Target) -> None:
@@ -226,28 +217,25 @@ def _remove_parts(target: Target) -> None:
         shutil.rmtree(part)
 
 
-def image_meta(config: Config, args: argparse.Namespace) -> dict[str, Any]:
+def image_meta(resolution: int, args: argparse.Namespace) -> dict[str, Any]:
     """Return the part of `meta` that describes how images became pixels."""
-    draft = {"jpeg_draft": True} if args.jpeg_draft else {}
-    return {"resolution": config.data.resolution, **draft}
+    return {"resolution": resolution} | ({"jpeg_draft": True} if args.jpeg_draft else {})
 
 
 def read_images(
-    files: SourceFiles, config: Config, args: argparse.Namespace, first: int, stop: int
+    files: SourceFiles, size: int, args: argparse.Namespace, first: int, stop: int
 ) -> Iterator[torch.Tensor]:
-    """Yield images `first` to `stop` as (B, 3, H, W) uint8 batches, read and recorded in threads.
+    """Yield images `first` to `stop` as (B, 3, size, size) uint8, read and recorded in threads.
 
     A batch holds `--batch_size` images. Raises UnreadableImage at the first broken one.
     """
-    size = config.data.resolution
-    return iterate_batches(
-        files.part(first, stop), size, args.batch_size, args.num_workers, draft=args.jpeg_draft
-    )
+    part = files.part(first, stop)
+    return iterate_batches(part, size, args.batch_size, args.num_workers, draft=args.jpeg_draft)
 
 
 def image_embeddings(
-    out: Path, clip: ClipEncoder, config: Config, args: argparse.Namespace
+    out: Path, clip: ClipEncoder, resolution: int, args: argparse.Namespace
 ) -> Target:
     """Return the database of the images' CLIP embeddings, one for each image."""
-    meta = {"y_holds": "images", "encoder": clip.identity, **image_meta(config, args)}
+    meta = {"y_holds": "images", "encoder": clip.identity, **image_meta(resolution, args)}
     return Target(out, "y", meta, lambda images, _: clip.encode_images(images).numpy()[:, None])

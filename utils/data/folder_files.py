@@ -12,7 +12,7 @@ from utils.data.file_names import BROKEN_LINK, LISTED_ALREADY, NO_FILE, LeftOut
 
 
 def natural(text: str) -> tuple[list[str | int], str]:
-    """Return a sort key: text and numbers in turn, then the text itself (`1` is not `01`)."""
+    """Return a sort key: texts and numbers alternate, then the text itself (`1` is not `01`)."""
     parts = re.split("([0-9]+)", text)
     return [int(p) if i % 2 else p for i, p in enumerate(parts)], text
 

@@ -41,7 +41,7 @@ SUFFIXES_OF = {
 SUFFIXES = {suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes}
 CODECS = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # that Pillow may lack
 MOST_PIXELS = 500_000_000  # of an image: some 2 GB while it is decoded
-TURNS = {
+UPRIGHT = {  # by EXIF's orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -122,18 +122,15 @@ def load_image(
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Decode an opened image as upright 8-bit RGB; see `load_image`.
-
-    Raises whatever Pillow raises for a damaged file, and ValueError for values without known range.
-    """
+    """Decode an opened image as upright 8-bit RGB; raise whatever Pillow raises, and ValueError."""
     image.load()
     orientation = image.info.get("orientation") or orientation_of(image.info)
     if orientation is None:  # of an image that another program opened or changed
         with suppress(Exception):
             orientation = image.getexif().get(ORIENTATION)
     upright = to_rgb(image)
-    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
-    return upright if turn is None else upright.transpose(turn)
+    transpose = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return upright if transpose is None else upright.transpose(transpose)
 
 
 @contextmanager
@@ -207,17 +204,12 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def to_uint8_array(
-    path: str | Path, size: int, draft: bool = False, content: bytes | None = None
-) -> np.ndarray:
-    """Decode and crop an image file to (size, size, 3) uint8.
+def to_uint8_array(path: str | Path, size: int, draft: bool = False) -> np.ndarray:
+    """Decode and crop an image file to (size, size, 3) uint8; raise UnreadableImage.
 
     draft: decode a JPEG at the smallest size whose sides are at least twice `size`.
-    content: what the file holds, if it is not to be read.
-
-    Raises UnreadableImage if the file is missing or broken.
     """
-    return np.asarray(center_crop(load_image(path, 2 * size if draft else None, content), size))
+    return np.asarray(center_crop(load_image(path, 2 * size if draft else None), size))
 
 
 def find_unreadable(paths: Sequence[Path], workers: int = 2) -> Iterator[UnreadableImage | None]:

@@ -21,10 +21,10 @@ from utils.base.processes import launch
 from utils.config.schema import Config
 from utils.data.lmdb_layout import one_hot
 from utils.data.lmdb_reader import LMDBReader, check_same_samples, expect_kind
-from utils.data.make_commands import naming_commands
+from utils.data.preprocess_jobs import naming_commands
 
-RAM_SHARE = 0.25  # of the available memory that a dataset may take
-FEW = 64  # samples that are looked at before a training begins
+MOST_RAM = 0.25  # fraction of the available memory that a dataset may take
+FEW = 64  # samples that are checked before a training begins
 
 
 class LatentDataset:
@@ -52,7 +52,7 @@ class LatentDataset:
             in_memory: load the databases once; 'auto' = if they take less than a quarter of the
                 free memory. Batches do not depend on it.
             channels: of a latent, for databases that do not record it.
-            num_features: draw among this many first embeddings of an image; None = all.
+            num_features: embeddings of an image, from its first on, to choose among; None = all.
             classes: width of the one-hot class labels that the condition begins with; 0 = no
                 labels.
             scale_factor: factor for databases with class labels, whose latents are stored unscaled.
@@ -88,7 +88,10 @@ class LatentDataset:
             self._counts = np.minimum(self._y.info.counts, num_features or self._y.info.counts)
             self._choose = self._counts.max() > 1
         readers = [reader for reader in (self._z, self._y) if reader is not None]
-        if in_memory is True or (in_memory == "auto" and _fits(sum(r.nbytes for r in readers))):
+        # Every process of a machine loads its own copy.
+        nbytes = launch().local_size * sum(reader.nbytes for reader in readers)
+        fits = nbytes <= MOST_RAM * psutil.virtual_memory().available
+        if in_memory is True or (in_memory == "auto" and fits):
             for reader in readers:
                 reader.load()
         self.fault: str | None = None  # of the first sample that held NaN or infinite numbers
@@ -145,14 +148,12 @@ class LatentDataset:
         return {key: self._z.info.meta.get(key) for key in keys}
 
     def batch(
-        self,
-        indices: torch.Tensor,
-        rng: BatchRandom = WHOLE_BATCH,
+        self, indices: torch.Tensor, rng: BatchRandom = WHOLE_BATCH
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Read latents (B, C, H, W) and conditions (B, D) or None, float32 on the CPU.
 
         Conditions are one-hot labels, embeddings, or the embeddings after the labels.
-        `indices`: (B,) integers. `rng` chooses among several embeddings of a sample, and draws
+        `indices`: (B,) integers. `rng` chooses among several embeddings of a sample, and samples
         the latent where the database holds moments.
         """
         rows = indices.numpy()
@@ -167,8 +168,8 @@ class LatentDataset:
         if self._y is not None:
             feature = 0
             if self._choose:
-                draw = rng.rand((len(rows),)).numpy()
-                feature = (draw * self._counts[rows].astype(np.float32)).astype(np.int64)
+                random = rng.rand((len(rows),)).numpy()
+                feature = (random * self._counts[rows].astype(np.float32)).astype(np.int64)
             y.append(self._checked(self._y, rows, feature))
         return z, torch.from_numpy(y[0] if len(y) == 1 else np.concatenate(y, axis=1))
 
@@ -177,16 +178,11 @@ def data_differences(before: str, now: str) -> list[str]:
     """Say how two identities of a LatentDataset differ, as far as both are recorded."""
     # Older checkpoints hold the first hash alone.
     pairs = zip(before.split("-"), now.split("-"), strict=False)
-    said = (
+    texts = (
         "data.root and data.feat_path were made with other images, encoders or settings than there",
         "data.root and data.feat_path were made anew from images of another content",
     )
-    return [words for words, (a, b) in zip(said, pairs, strict=False) if a and b and a != b]
-
-
-def _fits(nbytes: int) -> bool:
-    """Return True if this many bytes fit; every process of a machine loads its own copy."""
-    return nbytes * launch().local_size <= RAM_SHARE * psutil.virtual_memory().available
+    return [text for text, (a, b) in zip(texts, pairs, strict=False) if a and b and a != b]
 
 
 def open_data(config: Config) -> LatentDataset:

@@ -83,7 +83,7 @@ def count_embeddings(txn: lmdb.Transaction[bytes], sample: int) -> int:
     return next(j for j in itertools.count() if txn.get(b"y-%d-%d" % (sample, j)) is None)
 
 
-# LMDB forbids to open a database twice in one process, so its readers share one environment.
+# LMDB forbids to open a database twice in one process, so all readers use one environment.
 _environments: weakref.WeakValueDictionary[Path, lmdb.Environment] = weakref.WeakValueDictionary()
 
 

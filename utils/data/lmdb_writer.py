@@ -67,7 +67,7 @@ class LMDBWriter:
 
     def _close(self, env: lmdb.Environment | None) -> None:
         """Close the database and release the lock, unless the database is only read."""
-        if self._lock is not None:  # without a lock, readers share the environment
+        if self._lock is not None:  # without a lock, readers use the environment too
             if env is not None:
                 env.close()
             self._lock.release()
@@ -122,7 +122,10 @@ class LMDBWriter:
         """
         arrays = [np.ascontiguousarray(sample, "<f4") for sample in samples]
         names = self._meta.get("names", [])
-        named = {_sample(i, names): array for i, array in enumerate(arrays, self.done)}
+        named = {
+            f"sample {i} ({names[i]})" if i < len(names) else f"sample {i}": array
+            for i, array in enumerate(arrays, self.done)
+        }
         require_finite(named, self.path, OVERFLOW)
         if not arrays or self.done + len(arrays) > self.length:
             raise ValueError(f"{len(arrays)} samples after {self.done} of {self.length}")
@@ -141,7 +144,10 @@ class LMDBWriter:
             ]
             items += [(b"y-%d-%d" % (i, j), y.data) for i, j, y in numbered]
         if records is not None:  # before the samples: each of these then has its record
-            self._write_records(records)
+            try:
+                write_records(self.path, records, self.done)
+            except OSError as error:
+                raise self._no_room(error) from error
         counts = self._counts + [len(ys) for ys in arrays if self.kind == "y"]
         if self.done + len(arrays) == self.length:
             items += self._last_items(counts)
@@ -162,12 +168,6 @@ class LMDBWriter:
         if meta != self._meta:
             items.append((b"meta", json.dumps(meta).encode()))
         return [*items, (b"length", self.length.to_bytes(8, "big"))]
-
-    def _write_records(self, records: np.ndarray) -> None:
-        try:
-            write_records(self.path, records, self.done)
-        except OSError as error:
-            raise self._no_room(error) from error
 
     def _no_room(self, error: Exception) -> UserError:
         return UserError(
@@ -200,20 +200,12 @@ def _difference(key: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> s
     if key == "names_hash" and there.get("names") and now.get("names"):
         before, after = there["names"], now["names"]
         added, removed = set(after).difference(before), set(before).difference(after)
-        said = [
+        changes = [
             f"{len(names)} {what}, the first is {next(name for name in order if name in names)}"
             for names, what, order in ((added, "added", after), (removed, "removed", before))
             if names
         ]
-        return f"images: {', '.join(said) or 'other order'}"
-    return f"{key} {_short(there.get(key))} there, {_short(now.get(key))} now"
-
-
-def _sample(index: int, names: Sequence[str]) -> str:
-    """Return what messages call a sample."""
-    return f"sample {index}" + (f" ({names[index]})" if index < len(names) else "")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}…"
+        return f"images: {', '.join(changes) or 'other order'}"
+    texts = [str(meta.get(key)) for meta in (there, now)]
+    before, after = (text if len(text) <= 40 else f"{text[:12]}…" for text in texts)
+    return f"{key} {before} there, {after} now"

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +19,7 @@ from utils.base.processes import launch
 from utils.base.threads import processors
 from utils.config.command_line import HelpFormatter, add_config_arguments
 from utils.config.schema import Config
+from utils.data.lmdb_layout import UnmadeDatabase
 from utils.pretrained.encoders import load_config_clip
 
 if TYPE_CHECKING:
@@ -51,6 +56,11 @@ READERS = {
     "eval.root": "this is fine, as training and evaluation do not read it",
     "eval.image_feat_path": "this is fine, as training and evaluation do not read it",
     "eval.feat_path": "sample grids and evaluation need it",
+}
+SCRIPTS = {
+    "z": "create_latentspace_lmdb.py",
+    "clip_img": "clip_encode_img.py",
+    "clip_txt": "clip_encode_text.py",
 }
 SKIPPED = "skipped.txt"
 WORKERS = min(8, processors())
@@ -105,7 +115,7 @@ def make_parser(
 
 
 def _add_shard_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that share a dataset among processes; `shard_of` reads them."""
+    """Add the options that cut a dataset into shards; `shard_of` reads them."""
     add_launch_arguments(parser)
     add = parser.add_argument_group("several processes, without a launcher").add_argument
     add(
@@ -120,8 +130,7 @@ def _add_shard_arguments(parser: argparse.ArgumentParser) -> None:
 def shard_of(args: argparse.Namespace) -> tuple[int, int]:
     """Return the number of this process's shard and the number of shards.
 
-    Starts several processes if the options ask for it, see utils.base.launch.relaunch. Raises a
-    UserError if the shard is not given or not below the number of shards.
+    Starts several processes if the options ask for it, see utils.base.launch.relaunch.
     """
     relaunch(args)
     place = launch()
@@ -266,3 +275,33 @@ def load_clip_that_fits(config: Config, device: torch.device) -> ClipEncoder:
             f"but data.feat_dim is {config.data.feat_dim}"
         )
     return clip
+
+
+@contextmanager
+def naming_commands(config: Config) -> Iterator[None]:
+    """Name the command in the message about a database of `config` that is to be made.
+
+    Raises UserError for UnmadeDatabase.
+    """
+    try:
+        yield
+    except UnmadeDatabase as fault:
+        command = command_for(fault.path, config)
+        if command is None:
+            raise
+        raise UserError(f"{fault.path}: {fault.problem}; {fault.remedy}: {command}") from fault
+
+
+def command_for(path: Path, config: Config) -> str | None:
+    """Return the shell command that makes the database `path`; None if the config names none."""
+    for split, keys in KEYS.items():
+        # Text–image pairs train on embeddings of captions, so these are looked for first.
+        for product in ("clip_txt", "clip_img", "z"):
+            if config_value(config, keys[product]) != path:
+                continue
+            more = []
+            if product == "clip_img" and re.search("te?xt", path.name):
+                product, more = "clip_txt", [f"{keys['clip_txt']}={path}"]
+            script = f"preprocess_scripts/{SCRIPTS[product]}"
+            return shlex.join(["python", script, *config.words, "--split", split, *more])
+    return None

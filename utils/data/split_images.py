@@ -96,11 +96,7 @@ def _check_images(
     ]
     lines += [header, *(f"  {name}\t{reason}" for name, reason in bad.items())]
     content = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    write_whole(job.skipped, write)
+    write_whole(job.skipped, lambda temporary: temporary.write_bytes(content))
     return set(map(nfc, bad))
 
 

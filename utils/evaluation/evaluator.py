@@ -15,7 +15,7 @@ from utils.base.out_of_memory import OomBatchSplitter
 from utils.config.schema import Config
 from utils.data.embeddings import check_image_mean, check_prior, other_encoders
 from utils.data.lmdb_reader import LMDBReader
-from utils.data.make_commands import naming_commands
+from utils.data.preprocess_jobs import naming_commands
 from utils.evaluation.feature_networks import FeatureNetwork, kind_of, load_feature_network
 from utils.evaluation.feature_store import Rows
 from utils.evaluation.image_set import ImageSet

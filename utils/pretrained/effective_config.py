@@ -80,14 +80,14 @@ def read_config(
     """
     path = Path(path)
     if path.suffix not in CHECKPOINTS and not is_release_config(path):
-        return load_config(path, overrides, require, flags).chosen_by(path, overrides)
+        return load_config(path, overrides, require, flags).asked_by(path, overrides)
     values = release_values(path) if is_release_config(path) else stored_config(path)
     if values is None:
         raise UserError(
             f"{path} holds no configuration; give the one it was trained with (--config)"
         )
     config = config_from_dict(values, str(path), overrides, require, flags)
-    return config.chosen_by(path, overrides)
+    return config.asked_by(path, overrides)
 
 
 def experiment_config(folder: Path) -> Path | None:

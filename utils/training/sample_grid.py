@@ -14,7 +14,7 @@ from utils.config.parsing import seeds_from
 from utils.config.schema import Config
 from utils.data.embeddings import check_image_mean, check_prior, other_encoders
 from utils.data.lmdb_reader import LMDBReader
-from utils.data.make_commands import naming_commands
+from utils.data.preprocess_jobs import naming_commands
 from utils.pretrained.encoders import load_config_autoencoder
 from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions, captions_of, check_test_captions
