@@ -42,10 +42,8 @@ def test_make_installs_the_highest_version_of_each_tested_range():
             assert operators.keys() == {">=", "<="}
             assert pins.pop(name) == SpecifierSet(f"=={operators['<=']}")
     assert pins == {}
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert re.findall(r"pip install.*", makefile) == [
-        "pip install --quiet --disable-pip-version-check -c constraints.txt"
-    ]
+    installs = re.findall(r"pip install.*", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert installs and all("-c constraints.txt" in command for command in installs)
 
 
 def test_hooks_run_without_network_and_are_the_checks_of_make_lint():
