@@ -13,8 +13,7 @@ import pytest
 from file_server import FileServer, announce, corrupt, drop_after, status, web_page
 
 from utils.base.errors import UserError
-from utils.pretrained.downloads import Patience, download
-from utils.pretrained.partial_file import PartialFile
+from utils.pretrained.downloads import PartialFile, Patience, download
 
 BODY = random.Random(0).randbytes(700_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()

@@ -12,9 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO
 
 from utils.base.errors import UserError
 from utils.base.files import write_whole
@@ -33,19 +31,13 @@ def extract_file(archive: Path, target: Path) -> None:
     """Write the member of an archive that has the target's name to `target`, whole or not at all.
 
     If several members have that name, the one below a folder `train` is taken. Raises UserError if
-    the archive is damaged or hostile, or if no single member can be chosen.
+    the archive is damaged or hostile, or does not hold exactly one such member.
     """
+    is_zip = archive.suffix.lower() == ".zip"
     try:
-        with _open(archive) as source:
+        with zipfile.ZipFile(archive) if is_zip else tarfile.open(archive) as source:
             member, size = _choose(dict(_members(source, archive)), target.name, archive)
-
-            def write(temporary: Path) -> None:
-                with _open_member(source, member) as stream:
-                    _copy(stream, temporary, target.name, size)
-                if isinstance(source, tarfile.TarFile):
-                    _read_to_end(source)
-
-            write_whole(target, write)
+            write_whole(target, lambda temporary: _extract(source, member, temporary, size))
     except (
         zipfile.BadZipFile,
         tarfile.TarError,
@@ -60,15 +52,6 @@ def extract_file(archive: Path, target: Path) -> None:
         ) from fault
     except OSError as fault:
         raise UserError(f"{target}: cannot be written ({fault.strerror or fault})") from fault
-
-
-@contextmanager
-def _open(archive: Path) -> Iterator[zipfile.ZipFile | tarfile.TarFile]:
-    """Open an archive whose suffix tells its kind."""
-    with (
-        zipfile.ZipFile(archive) if archive.suffix.lower() == ".zip" else tarfile.open(archive)
-    ) as source:
-        yield source
 
 
 def _members(source: zipfile.ZipFile | tarfile.TarFile, archive: Path) -> Iterator[tuple[str, int]]:
@@ -103,30 +86,27 @@ def _choose(members: dict[str, int], name: str, archive: Path) -> tuple[str, int
     return found[0], members[found[0]]
 
 
-def _open_member(source: zipfile.ZipFile | tarfile.TarFile, name: str) -> IO[bytes]:
-    """Open a file of an archive."""
-    if isinstance(source, zipfile.ZipFile):
-        return source.open(name)  # compares the checksum at the end
-    stream = source.extractfile(name)
+def _extract(
+    source: zipfile.ZipFile | tarfile.TarFile, member: str, temporary: Path, size: int
+) -> None:
+    """Write a member of `size` bytes to a file; raise EOFError if it ends early."""
+    # A zip compares the member's checksum at its end.
+    stream = (
+        source.open(member) if isinstance(source, zipfile.ZipFile) else source.extractfile(member)
+    )
     assert stream is not None  # _members admits plain files only
-    return stream
-
-
-def _copy(stream: IO[bytes], temporary: Path, label: str, size: int) -> None:
-    """Write a stream of `size` bytes to a file; raise EOFError if it ends early."""
+    name = PurePosixPath(member).name
     with (
+        stream,
         open(temporary, "wb") as file,
-        progress(None, f"unpack {label}", size, "B", scale=True) as bar,
+        progress(None, f"unpack {name}", size, "B", scale=True) as bar,
     ):
         while block := stream.read(CHUNK):
             file.write(block)
             bar.update(len(block))
         if file.tell() != size:
-            raise EOFError(f"{label} ends after {file.tell()} of {size} bytes")
-
-
-def _read_to_end(source: tarfile.TarFile) -> None:
-    """Read the rest of a compressed tar, which ends with the checksum of the whole."""
-    assert source.fileobj is not None
-    while source.fileobj.read(CHUNK):
-        pass
+            raise EOFError(f"{name} ends after {file.tell()} of {size} bytes")
+    if isinstance(source, tarfile.TarFile):  # a compressed tar ends with the checksum of the whole
+        assert source.fileobj is not None
+        while source.fileobj.read(CHUNK):
+            pass

@@ -32,6 +32,7 @@ from utils.pretrained.hub import (
 MASKDIT = "https://slurm-ord.s3.amazonaws.com"
 MASKDIT_OLD = "https://maskdit-bucket.s3.us-west-2.amazonaws.com"
 ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
+INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 CLIP_SHA256 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
 
 
@@ -49,6 +50,16 @@ class Asset:
     instead_of: tuple[str, ...] = ()  # names of similar weights that it can replace
 
 
+# Name, side of the images, how it was trained, file, names in MaskDiT's own script.
+MASKDIT_NETWORKS = (
+    ("maskdit-trained", 256, "2 M steps with mask", "2000000.pt", ("maskdit256-trained",)),
+    ("maskdit-unmask-finetune", 256, "finetuned without mask, best with guidance",
+     "imagenet256-ckpt-best_with_guidance.pt", ("maskdit256-guidance",)),
+    ("maskdit-cos-finetune", 256, "finetuned with a cosine mask schedule, best without guidance",
+     "imagenet256-ckpt-best_without_guidance.pt", ("maskdit256-conditional",)),
+    ("maskdit512-guidance", 512, "best with guidance", "1080000.pt", ()),
+    ("maskdit512-conditional", 512, "best without guidance", "1050000.pt", ()),
+)  # fmt: skip
 ASSETS = (
     Asset(
         "vae",
@@ -68,68 +79,28 @@ ASSETS = (
     Asset(
         "inception",
         "the FID Inception network",
-        Path("assets/pt_inception-2015-12-05-6726825d.pth"),
-        (
-            "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-            "pt_inception-2015-12-05-6726825d.pth",
-        ),
+        Path("assets") / INCEPTION,
+        (f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION}",),
         sha256="6726825d",
     ),
     *(
         Asset(
             f"imagenet{side}",
             f"ADM's reference batch and statistics of ImageNet at {side}×{side}",
-            Path("assets/fid_stats") / file,
-            (f"{ADM}/{side}/{file}",),
+            Path(f"assets/fid_stats/VIRTUAL_imagenet{side}{kind}.npz"),
+            (f"{ADM}/{side}/VIRTUAL_imagenet{side}{kind}.npz",),
         )
-        for side, file in (
-            (512, "VIRTUAL_imagenet512.npz"),
-            (256, "VIRTUAL_imagenet256_labeled.npz"),
-            (128, "VIRTUAL_imagenet128_labeled.npz"),
-            (64, "VIRTUAL_imagenet64_labeled.npz"),
-        )
-    ),
-    Asset(
-        "maskdit-trained",
-        "MaskDiT, ImageNet 256×256, 2 M steps with mask",
-        Path("assets/maskdit/2000000.pt"),
-        (f"{MASKDIT}/ckpts/256/2000000.pt", f"{MASKDIT_OLD}/2000000.pt"),
-        aliases=("maskdit256-trained",),
+        for side, kind in ((512, ""), (256, "_labeled"), (128, "_labeled"), (64, "_labeled"))
     ),
     *(
         Asset(
             name,
-            f"MaskDiT, ImageNet 256×256, {about}",
-            Path("assets/maskdit") / file,
-            (f"{MASKDIT}/ckpts/256/{file}", f"{MASKDIT_OLD}/{file}"),
-            aliases=(alias,),
+            f"MaskDiT, ImageNet {side}×{side}, {about}",
+            Path("assets/maskdit" if side == 256 else "assets/maskdit512") / file,
+            (f"{MASKDIT}/ckpts/{side}/{file}", f"{MASKDIT_OLD}/{file}")[: 1 + (side == 256)],
+            aliases=aliases,
         )
-        for name, about, file, alias in (
-            (
-                "maskdit-unmask-finetune",
-                "finetuned without mask, best with guidance",
-                "imagenet256-ckpt-best_with_guidance.pt",
-                "maskdit256-guidance",
-            ),
-            (
-                "maskdit-cos-finetune",
-                "finetuned with a cosine mask schedule, best without guidance",
-                "imagenet256-ckpt-best_without_guidance.pt",
-                "maskdit256-conditional",
-            ),
-        )
-    ),
-    *(
-        Asset(
-            f"maskdit512-{kind}",
-            f"MaskDiT, ImageNet 512×512, {about}",
-            Path("assets/maskdit512") / file,
-            (f"{MASKDIT}/ckpts/512/{file}",),
-        )
-        for kind, about, file in (
-            ("guidance", "best with guidance", "1080000.pt"),
-            ("conditional", "best without guidance", "1050000.pt"),
-        )
+        for name, side, about, file, aliases in MASKDIT_NETWORKS
     ),
     Asset(
         "imagenet-latent-data",

@@ -1,20 +1,22 @@
 """Download one file from one of several addresses, whole or not at all.
 
-`requests` does the transfer: it reads proxies and certificates from the environment (HTTPS_PROXY,
-NO_PROXY, REQUESTS_CA_BUNDLE), and its retries cover failures before the first byte. The bytes that
-arrive are kept in `.<name>.part` beside the target. A transfer that broke off goes on there, in
-this run or the next, if the server can resume and still has the same file.
+`requests` does the transfer, with proxies and certificates of the environment; its retries cover
+failures before the first byte. Own code does what no library does together: a transfer that broke
+off goes on in this run or the next, from mirrors, if the server still has the same file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import os
 import re
 import shutil
 import time
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,8 +26,8 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from utils.base.errors import UserError
+from utils.base.locks import FileLock
 from utils.base.progress import progress
-from utils.pretrained.partial_file import Origin, PartialFile
 
 CHUNK = 1 << 20  # bytes
 PASSING = (408, 429, 500, 502, 503, 504)  # HTTP statuses that are worth another try
@@ -48,6 +50,83 @@ class Patience:
     attempts: int = 5  # tries in a row that bring nothing new
     backoff: float = 1.0  # seconds before the second try, doubled each time
     timeout: float = 30.0  # seconds without an answer or a byte
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The source of a partial file's bytes."""
+
+    address: str  # SHA-256 of the URL, which may hold a password
+    validator: str | None  # ETag or date that the server gave for the file
+    total: int | None  # bytes that the server announced
+
+
+class PartialFile:
+    """`.<name>.part` beside the target; `.<name>.part.json` beside it records the origin.
+
+    A lock, `.<name>.part.lock`, keeps other processes from fetching the target meanwhile.
+    """
+
+    def __init__(self, target: Path) -> None:
+        """Take the lock and open the file; raise UserError if another process holds it."""
+        self.target = target
+        self.path = target.with_name(f".{target.name}.part")
+        self.about = target.with_name(f".{target.name}.part.json")
+        lock = target.with_name(f".{target.name}.part.lock")
+        with contextlib.ExitStack() as opened:
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                opened.enter_context(FileLock(lock, f"{target}: is being fetched"))
+                self.file = opened.enter_context(open(self.path, "a+b"))
+            except OSError as fault:
+                raise UserError(f"{target}: cannot be written ({fault.strerror})") from fault
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> PartialFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.size == 0:
+            self.path.unlink(missing_ok=True)
+            self.about.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a full disk was reported when writing
+            self._opened.close()
+
+    @property
+    def size(self) -> int:
+        """Return the number of bytes that have arrived."""
+        return os.fstat(self.file.fileno()).st_size
+
+    @property
+    def origin(self) -> Origin | None:
+        """Return the source of the bytes, or None if it is not known."""
+        try:
+            return Origin(**json.loads(self.about.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def begin(self, origin: Origin, keep: int) -> None:
+        """Keep the first `keep` bytes; what is written next comes from `origin`."""
+        self.file.truncate(keep)
+        self.about.write_text(json.dumps(asdict(origin)), encoding="utf-8")
+
+    def discard(self) -> None:
+        """Drop everything that has arrived."""
+        self.file.truncate(0)
+        self.about.unlink(missing_ok=True)
+
+    def sha256(self) -> str:
+        """Return the hexadecimal checksum of what has arrived."""
+        self.file.flush()
+        self.file.seek(0)
+        return hashlib.file_digest(self.file, "sha256").hexdigest()
+
+    def finish(self) -> None:
+        """Bring the file to disk, then give it the target's name."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        os.replace(self.path, self.target)
+        self.about.unlink(missing_ok=True)
 
 
 def download(

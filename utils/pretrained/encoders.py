@@ -23,7 +23,7 @@ from utils.pretrained.hub import (
     answers,
     cached_file,
     clip_is_cached,
-    clip_repository,
+    clip_place,
     fetched_file,
     hub_url,
     is_clip_name,
@@ -62,7 +62,7 @@ def require_encoders(
         missing["encoders.vae"] = (encoders.vae, hub_place(encoders.vae)[0])
     is_missing = is_clip_name(encoders.clip) and local_file(encoders.clip) is None
     if "encoders.clip" in keys and is_missing and not clip_is_cached(encoders.clip):
-        missing["encoders.clip"] = (encoders.clip, clip_repository(encoders.clip))
+        missing["encoders.clip"] = (encoders.clip, clip_place(encoders.clip)[0])
     if missing and not answers(hub_url()):
         names = " and ".join(f"{key} ({source})" for key, (source, _) in missing.items())
         raise UserError(

@@ -31,7 +31,7 @@ CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 NO_DATA = ["*.py", "*.pt", "*.bin", "*.onnx"]  # files that a released network can do without
 # Places of the usual CLIP in open_clip's own list, which takes seconds to import.
 OPENAI_CLIP = dict.fromkeys(
-    ("ViT-B-32:openai", "ViT-B-32-quickgelu:openai"), "timm/vit_base_patch32_clip_224.openai/"
+    ("ViT-B-32:openai", "ViT-B-32-quickgelu:openai"), "timm/vit_base_patch32_clip_224.openai"
 )
 
 
@@ -138,38 +138,29 @@ def vae_is_cached(source: str) -> bool:
 
 def is_clip_name(source: str) -> bool:
     """Return True if `source` is a `name:tag` whose weights `open_clip` fetches from the hub."""
-    return bool(_listed_place(source))
-
-
-def clip_repository(source: str) -> str:
-    """Return the repository of the hub that holds the weights of a `name:tag`."""
-    return _clip_place(source)[0]
+    return bool(clip_place(source)[0])
 
 
 def clip_is_cached(source: str) -> bool:
     """Return True if the cache holds the weights of a `name:tag`."""
-    repository, file = _clip_place(source)
+    repository, file = clip_place(source)
     names = (file, f"{file.rpartition('.')[0]}.safetensors") if file else CLIP_WEIGHTS
     return any(cached_file(repository, name) is not None for name in names)
 
 
-def _clip_place(source: str) -> tuple[str, str]:
-    """Return repository and file of a `name:tag`; an empty file means one of CLIP_WEIGHTS."""
-    repository, _, file = _listed_place(source).rpartition("/")
-    return repository, file
+def clip_place(source: str) -> tuple[str, str]:
+    """Return repository and file of the weights of a `name:tag`; both are empty for other sources.
 
-
-def _listed_place(source: str) -> str:
-    """Return `repository/file` of a `name:tag`, without file if it is one of CLIP_WEIGHTS.
-
-    Returns an empty text for any other source.
+    An empty file alone means one of CLIP_WEIGHTS.
     """
     name, colon, tag = source.partition(":")
     if not colon or source in OPENAI_CLIP:
-        return OPENAI_CLIP.get(source, "")
+        return OPENAI_CLIP.get(source, ""), ""
     import open_clip  # imported here: slow, and neither the usual CLIP nor a folder needs it
 
-    return str((open_clip.get_pretrained_cfg(name, tag) or {}).get("hf_hub") or "")
+    place = str((open_clip.get_pretrained_cfg(name, tag) or {}).get("hf_hub") or "")
+    repository, _, file = place.rpartition("/")
+    return repository, file
 
 
 @contextlib.contextmanager
