@@ -205,7 +205,7 @@ def denoiser_of(path: Path, config: Config, device: torch.device) -> EDMPrecond:
                 "leave --config out, or give the one it was trained with"
             )
     denoiser, _ = load_denoiser(path, device, config=trained_with)
-    compile_for_sampling(denoiser, config, device)
+    compile_for_sampling(denoiser, config.sampling, device)
     return denoiser
 
 

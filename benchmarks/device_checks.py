@@ -95,7 +95,7 @@ def images(device: Device) -> Iterator[Finding]:
 def generated(device: str, amp: str) -> torch.Tensor:
     """Generate PROMPTS with the shipped networks, (N, H, W, 3) float32 from 0 to 255."""
     denoiser, config = load_denoiser(ROOT / "assets" / "demo" / "dit.safetensors", device)
-    y = load_config_clip(config, device).encode_texts(PROMPTS)
+    y = load_config_clip(config.encoders, device).encode_texts(PROMPTS)
     vae = load_config_autoencoder(config, device)
     settings = Sampling(preset="paper", num_steps=10, cfg_scale=1.5, amp=amp)
     conds = caption_conditions(y, config)

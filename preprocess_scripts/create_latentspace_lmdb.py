@@ -111,7 +111,7 @@ def main() -> None:
     jobs = find_jobs(args, config, "z")
     embedding_paths = [embeddings_of(job, config) if args.with_clip else None for job in jobs]
     todo = [(job, find_images(job, args)) for job in jobs]
-    require_encoders(config, ENCODERS if args.with_clip else ["encoders.vae"])
+    require_encoders(config.encoders, ENCODERS if args.with_clip else ["encoders.vae"])
     vae = load_config_autoencoder(config, args.device)
     size = config.data.resolution
     check_size(size, config.model.in_size, vae)

@@ -195,7 +195,7 @@ def main() -> None:
     prompts = read_prompts(args.prompts) if args.prompts else None
     found = [find_images(folder, prompts) for folder in dict.fromkeys(args.folders)]
     args.overrides = [f"encoders.clip={args.clip}"] if args.clip else []
-    clip = load_config_clip(load_effective_config(args), device)
+    clip = load_config_clip(load_effective_config(args).encoders, device)
 
     records: list[Record] = []
     for images in found:

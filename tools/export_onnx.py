@@ -158,8 +158,8 @@ def main() -> None:
     config = with_derived_sizes(config, "none", "none")
     denoiser, _ = load_denoiser(ckpt, config=config)
     refuse_what_the_sampler_lacks(config, denoiser)
-    require_encoders(config)
-    networks = denoiser, load_config_autoencoder(config), load_config_clip(config)
+    require_encoders(config.encoders)
+    networks = denoiser, load_config_autoencoder(config), load_config_clip(config.encoders)
     from tools.onnx_networks import export_networks, export_tokenizer  # imported here: slow
 
     def write(folder: Path) -> None:

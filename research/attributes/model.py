@@ -41,7 +41,7 @@ class Model:
         """Load a checkpoint; overrides: `key=value` of its config."""
         config = read_config(checkpoint, list(overrides)) if overrides else None
         denoiser, config = load_denoiser(checkpoint, config=config)
-        clip = load_config_clip(config)
+        clip = load_config_clip(config.encoders)
         prior = load_config_prior(config, clip.identity)
         return cls(denoiser, config, load_config_autoencoder(config), clip, prior)
 

@@ -73,7 +73,7 @@ class Evaluation:
         self.images, self.records = load_faces(data / "test", count)
         texts, self.stated = choose_captions(self.records)
         self.codes = codes_of(self.records)
-        self.clip = load_config_clip(config, self.device)
+        self.clip = load_config_clip(config.encoders, self.device)
         self.vae = load_config_autoencoder(config, self.device)
         self.texts = self.clip.encode_texts(texts)
         self.networks, self.references = load_networks_and_references(

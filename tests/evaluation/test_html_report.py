@@ -34,7 +34,7 @@ def made(tmp_path: Path, tiny_faces) -> SimpleNamespace:
     """Results of two checkpoints and three scales, training images with embeddings, a report."""
     images, _ = tiny_faces(12, RESOLUTION)
     config = make_tiny_config(tmp_path, data={"image_dir": images})
-    clip = load_config_clip(config)
+    clip = load_config_clip(config.encoders)
     samples = list_images(images)
     pixels = np.stack([to_uint8_array(path, RESOLUTION) for _, path in samples])
     embeddings = clip.encode_images(torch.from_numpy(pixels).permute(0, 3, 1, 2))

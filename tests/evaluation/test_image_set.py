@@ -40,7 +40,7 @@ class MeanColours(FeatureNetwork):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return load_config_clip(make_tiny_config(tmp_path_factory.mktemp("clip")))
+    return load_config_clip(make_tiny_config(tmp_path_factory.mktemp("clip")).encoders)
 
 
 @pytest.fixture(scope="module")

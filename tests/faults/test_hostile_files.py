@@ -72,7 +72,7 @@ def load_vae(path: Path) -> None:
 
 def load_clip(path: Path) -> None:
     """Load the CLIP of a config that names `path`."""
-    load_config_clip(make_tiny_config(path.parent, encoders={"clip": str(path)}))
+    load_config_clip(make_tiny_config(path.parent, encoders={"clip": str(path)}).encoders)
 
 
 def vae_folder(path: Path, payload: Payload) -> None:

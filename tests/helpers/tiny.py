@@ -174,7 +174,7 @@ def make_tiny_training_data(config: Config, count: int = 8) -> None:
 
 def make_tiny_evaluation_data(config: Config, count: int = 10) -> None:
     """Write the databases and reference statistics that evaluation reads, of random images."""
-    clip = load_config_clip(config)
+    clip = load_config_clip(config.encoders)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, RESOLUTION, RESOLUTION), generator=generator)
     captions = [[f"face {i}", f"a face with the number {i}"] for i in range(count)]

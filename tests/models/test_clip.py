@@ -200,8 +200,8 @@ def test_tensors_of_an_archive_are_those_that_torch_reads(archive):
 @pytest.mark.parametrize("precision, tolerance", [("bf16", 0.05), ("fp16", 0.005)])
 def test_half_precision_is_used_and_answers_in_float32(tmp_path, precision, tolerance):
     images = as_tensor(face(16))
-    exact = load_config_clip(make_tiny_config(tmp_path)).encode_images(images)
-    clip = load_config_clip(make_tiny_config(tmp_path, encoders={"precision": precision}))
+    exact = load_config_clip(make_tiny_config(tmp_path).encoders).encode_images(images)
+    clip = load_config_clip(make_tiny_config(tmp_path, encoders={"precision": precision}).encoders)
     rounded = clip.encode_images(images)
     assert rounded.dtype == clip.encode_texts(TEXTS).dtype == torch.float32
     assert 0 < (rounded - exact).abs().max() < tolerance * exact.abs().max()

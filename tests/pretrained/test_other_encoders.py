@@ -146,7 +146,7 @@ def test_a_tokenizer_whose_package_is_missing_is_one_line(siglip, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     config = config_from_dict({"encoders": {"clip": str(siglip)}})
     with pytest.raises(UserError, match=r"its tokenizer needs a package: pip install transformers"):
-        load_config_clip(config)
+        load_config_clip(config.encoders)
 
 
 STATISTICS = {"latents_mean": [0.1 * i for i in range(16)], "latents_std": [2.0] * 8 + [0.5] * 8}

@@ -333,7 +333,7 @@ def test_public_encoders_are_named_and_not_copied(tmp_path):
 
 def test_the_prior_of_freedom_comes_along(tmp_path):
     config = make_tiny_config(tmp_path, encoders={"prior": tmp_path / "prior.safetensors"})
-    clip = load_config_clip(config)
+    clip = load_config_clip(config.encoders)
     torch.manual_seed(0)
     save_prior(EmbeddingPrior(DIM, 32, 1), tmp_path / "prior.safetensors", clip.identity)
     checkpoint = make_tiny_checkpoint(tmp_path / "0000010.pt", config)

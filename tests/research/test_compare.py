@@ -36,7 +36,7 @@ def faces(tmp_path_factory) -> Path:
     command += ["--num_train", "96", "--num_test", "24"]
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     config = load_config(ROOT / "configs/demo/demo.yaml")
-    vae, clip = load_config_autoencoder(config), load_config_clip(config)
+    vae, clip = load_config_autoencoder(config), load_config_clip(config.encoders)
     images = load_faces(folder / "train")[0]
     latents = vae.mean_latents(vae.encode_moments(images.float() / 127.5 - 1))
     embeddings = clip.encode_images(images)[:, None]

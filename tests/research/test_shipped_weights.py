@@ -27,7 +27,7 @@ pytestmark = pytest.mark.e2e
 
 def test_the_demo_config_fits_the_shipped_encoders():
     config = load_config(DEFAULT_CONFIG)
-    assert load_config_clip(config).dim == config.data.feat_dim == config.model.num_classes
+    assert load_config_clip(config.encoders).dim == config.data.feat_dim == config.model.num_classes
     vae = load_config_autoencoder(config)
     assert config.data.resolution == vae.downsample * config.model.in_size
 

@@ -192,7 +192,7 @@ def test_half_precision_changes_pixels_by_little(denoiser, autoencoder, conds, a
 def test_a_compiled_network_draws_the_same_images(autoencoder, conds, tmp_path):
     config = make_tiny_config(tmp_path, sampling={"compile": "auto"})
     plain, compiled = make_tiny_denoiser(), make_tiny_denoiser()
-    compile_for_sampling(compiled, config, torch.device("cpu"))
+    compile_for_sampling(compiled, config.sampling, torch.device("cpu"))
     expected, images = (
         images_of(d, autoencoder, conds, SEEDS, GUIDED, batch_size=5) for d in (plain, compiled)
     )

@@ -75,7 +75,7 @@ def sampled_by_torch(checkpoint: Path, config: Config) -> torch.Tensor:
     """The images of t2f.py in float32, (N, H, W, 3) uint8."""
     denoiser, _ = load_denoiser(checkpoint, config=config)
     rows = [Row(((text_prompt(prompt), 1.0),)) for prompt in PROMPTS]
-    conditions = embed_rows(rows, load_config_clip(config), config).embeddings
+    conditions = embed_rows(rows, load_config_clip(config.encoders), config).embeddings
     autoencoder = load_config_autoencoder(config)
     batches = generate(denoiser, autoencoder, conditions, SEEDS, config.sampling, batch_size=2)
     return torch.cat([images for _, images in batches])

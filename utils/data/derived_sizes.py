@@ -125,7 +125,7 @@ def require_fitting_resolution(config: Config, may_fetch: bool = False) -> None:
 
     Nothing is checked while the VAE or the network is unknown. may_fetch: ask the hub for the VAE.
     """
-    layout = config_latent_layout(config, may_fetch)
+    layout = config_latent_layout(config.encoders, may_fetch)
     patch = MODEL_SIZES.get(config.model.model_type, (0, 0, 0, 0))[2]
     if layout is None or not patch or config.data.resolution % (layout[1] * patch) == 0:
         return
@@ -166,7 +166,7 @@ def _embedding_size(config: Config, use: Use, databases: bool) -> list[Size]:
     database = encoder = None
     if there is not None and there.kind == "y":
         database = Source(there.shape[0], f"the database {data.feat_path} holds")
-    if (width := config_embedding_width(config)) is not None:
+    if (width := config_embedding_width(config.encoders)) is not None:
         encoder = Source(width, f"encoders.clip ({config.encoders.clip}) gives")
     name = "width of an embedding"
     return [Size(name, use, stated, follows, database, encoder, "encoders.clip")]
@@ -180,7 +180,7 @@ def _latent_sizes(config: Config, use: Use, databases: bool) -> list[Size]:
     there = database_shape(data.root) if databases and data.root is not None else None
     there = there if there is not None and there.kind == "z" else None
     is_open = there is None and bool(channels[1] or side[1])
-    layout = config_latent_layout(config, may_fetch=is_open or use == "makes")
+    layout = config_latent_layout(config.encoders, may_fetch=is_open or use == "makes")
     channels_of_vae = side_of_vae = channels_there = side_there = None
     if layout is not None:
         channels_of_vae = Source(layout[0], f"{vae} gives")

@@ -268,7 +268,7 @@ def refuse_place_of_captions(path: Path | None, config: Config, where: str) -> N
 
 def load_clip_that_fits(config: Config, device: torch.device) -> ClipEncoder:
     """Load the config's CLIP; raise a UserError unless its embeddings are `data.feat_dim` long."""
-    clip = load_config_clip(config, device)
+    clip = load_config_clip(config.encoders, device)
     if clip.dim != config.data.feat_dim:
         raise UserError(
             f"encoders.clip: {config.encoders.clip} gives embeddings of {clip.dim} numbers, "

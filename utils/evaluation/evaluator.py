@@ -56,8 +56,8 @@ class Evaluator:
             self.captions = None if feat_path is None else LMDBReader(feat_path)
             if self.captions is not None:
                 check_test_captions(config, self.captions)
-        require_encoders(config)
-        self.clip = load_config_clip(config, device)
+        require_encoders(config.encoders)
+        self.clip = load_config_clip(config.encoders, device)
         self.networks, self.references = load_networks_and_references(config, device, self.clip)
         self.network, self.reference = self.networks[0], self.references[0]
         if self.captions is not None:

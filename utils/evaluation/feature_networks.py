@@ -250,7 +250,7 @@ def load_feature_network(
             f"{missing}: the feature network {wanted} needs its weights there{hint}, "
             f"or set encoders.{key}=FILE"
         )
-    return ClipFeatures(clip or load_config_clip(config, device))
+    return ClipFeatures(clip or load_config_clip(config.encoders, device))
 
 
 def kind_of(name: str) -> FeatureNetworkKind:

@@ -117,7 +117,7 @@ def evaluate_folder(
     kinds = [kind_of(r.network) if r.network else feature_network for r in compared_with]
     clip = None
     if captions or "clip" in kinds or config.eval.feature_network == "clip":
-        clip = load_config_clip(config, device)
+        clip = load_config_clip(config.encoders, device)
     networks = [load_feature_network(config, device, clip, kind) for kind in kinds]
     for reference, network in zip(compared_with, networks, strict=True):
         check_comparable(reference, network.name, None)

@@ -17,6 +17,7 @@ from models.encoder_files import embedding_width, hub_place, latent_layout
 from utils.base.errors import UserError, note
 from utils.base.finite import OVERFLOW, require_finite
 from utils.config.schema import Config
+from utils.config.sections import Encoders
 from utils.pretrained.assets import advice, local_file, offline_advice
 from utils.pretrained.hub import (
     VAE_CONFIG,
@@ -50,14 +51,14 @@ def usable_device(name: str) -> torch.device:
 
 
 def require_encoders(
-    config: Config, keys: Sequence[str] = ("encoders.vae", "encoders.clip")
+    encoders: Encoders, keys: Sequence[str] = ("encoders.vae", "encoders.clip")
 ) -> None:
     """Raise UserError, in one line, if the hub is needed for one of these keys and is silent.
 
     The line names each file to copy and its place. Faults of local files are found when they are
     loaded.
     """
-    encoders, missing = config.encoders, {}
+    missing = {}
     if "encoders.vae" in keys and is_vae_name(encoders.vae) and not vae_is_cached(encoders.vae):
         missing["encoders.vae"] = (encoders.vae, hub_place(encoders.vae)[0])
     is_missing = is_clip_name(encoders.clip) and local_file(encoders.clip) is None
@@ -71,36 +72,36 @@ def require_encoders(
         )
 
 
-def config_embedding_width(config: Config) -> int | None:
+def config_embedding_width(encoders: Encoders) -> int | None:
     """Return D of the configured CLIP's embeddings without loading it; None if unknown."""
-    source = config.encoders.clip
+    source = encoders.clip
     return embedding_width(local_file(source) or source)
 
 
-def config_latent_layout(config: Config, may_fetch: bool) -> tuple[int, int] | None:
+def config_latent_layout(encoders: Encoders, may_fetch: bool) -> tuple[int, int] | None:
     """Return (channels, pixels per latent along a side) of the configured VAE without loading it.
 
     A VAE of the hub is known if its JSON is in the cache, or, with `may_fetch`, if the hub answers.
     Returns None if it is unknown.
     """
-    source = config.encoders.vae
+    source = encoders.vae
     if not is_vae_name(source):
         return latent_layout(Path(source).expanduser())
     file = (fetched_file if may_fetch else cached_file)(*vae_file(source, VAE_CONFIG))
     return None if file is None else latent_layout(file)
 
 
-def load_config_clip(config: Config, device: torch.device | str = "cpu") -> ClipEncoder:
+def load_config_clip(encoders: Encoders, device: torch.device | str = "cpu") -> ClipEncoder:
     """Load the CLIP at `encoders.clip`; raise UserError if it cannot be loaded.
 
     OpenAI's weights are read from the file of `download_assets.py` if it is there, else from the
     hub.
     """
-    source = config.encoders.clip
-    dtype = PRECISIONS[config.encoders.precision]
+    source = encoders.clip
+    dtype = PRECISIONS[encoders.precision]
     if file := local_file(source):
         note(f"encoders.clip: {source} is read from {file}")
-    require_encoders(config, ["encoders.clip"])
+    require_encoders(encoders, ["encoders.clip"])
     from models.clip import load_clip  # imported here: it imports open_clip and torchvision
 
     is_on_hub = file is None and is_clip_name(source)
@@ -126,7 +127,7 @@ def _remedy(fault: Exception, key: str, source: str) -> str:
 def load_config_autoencoder(config: Config, device: torch.device | str = "cpu") -> Autoencoder:
     """Load the VAE at `encoders.vae`; raise UserError if that fails or the model needs another."""
     encoders, model = config.encoders, config.model
-    require_encoders(config, ["encoders.vae"])
+    require_encoders(encoders, ["encoders.vae"])
     from models.autoencoder import load_autoencoder  # imported here: it imports diffusers
 
     from_hub = offline_if_silent() if is_vae_name(encoders.vae) else contextlib.nullcontext()

@@ -11,6 +11,7 @@ import torch
 from utils.base.errors import UserError
 from utils.base.files import write_folder_whole
 from utils.config.schema import Config
+from utils.config.sections import Encoders
 from utils.pretrained.encoder_paths import PROJECT
 from utils.release.card import model_card, read_run
 from utils.sampling.conditions import captions_of
@@ -41,12 +42,12 @@ def export_folder(
         raise UserError(f"--export {out}: is there already; delete it, or name another folder")
     faces = TextToFace.load(checkpoint, overrides=overrides, device=device)
     prompts = sample_prompts(faces.config)
-    run = read_run(checkpoint)
+    run, notice = read_run(checkpoint), has_demo_parts(faces.config.encoders)
 
     def write(folder: Path) -> None:
         TextToFacePipeline.holding(faces, torch.float16).save_pretrained(folder)
         shutil.copyfile(PROJECT / "LICENSE", folder / "LICENSE")
-        if has_demo_parts(faces.config):
+        if notice:
             shutil.copyfile(PROJECT / "NOTICE.md", folder / "NOTICE.md")
         packages = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
         needed = [line for line in packages.split(MORE_PACKAGES)[0].splitlines() if line[0] != "#"]
@@ -55,15 +56,17 @@ def export_folder(
         released = TextToFace.load(folder, device=device)
         released.source = out.name
         released.generate(prompts, num=IMAGES, progress=True).save_grid(folder / GRID)
-        card = model_card(out.name, faces, run, prompts, GRID, has_demo_parts(faces.config))
+        card = model_card(
+            out.name, faces, run, prompts, GRID, has_demo_parts(faces.config.encoders)
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     write_folder_whole(out, write)
 
 
-def has_demo_parts(config: Config) -> bool:
+def has_demo_parts(encoders: Encoders) -> bool:
     """Return True if an encoder is one of the demo's, whose terms stand in NOTICE.md."""
-    places = [Path(config.encoders.vae).absolute(), Path(config.encoders.clip).absolute()]
+    places = [Path(encoders.vae).absolute(), Path(encoders.clip).absolute()]
     return any(place.is_relative_to(PROJECT / "assets" / "demo") for place in places)
 
 

@@ -13,12 +13,12 @@ import torch
 from models.edm import EDMPrecond
 from models.maskdit import MaskDiT
 from utils.base.errors import UserError, note
-from utils.config.schema import Config
+from utils.config.sections import Sampling
 
 
-def compile_for_sampling(denoiser: EDMPrecond, config: Config, device: torch.device) -> None:
+def compile_for_sampling(denoiser: EDMPrecond, sampling: Sampling, device: torch.device) -> None:
     """Compile a denoiser with dynamic shapes if `sampling.compile` asks for it."""
-    wish = config.sampling.compile
+    wish = sampling.compile
     for line in compile_if(wish, "sampling.compile", denoiser.model, device, varying_tokens=True):
         note(line)
 
