@@ -56,9 +56,7 @@ def export_folder(
         released = TextToFace.load(folder, device=device)
         released.source = out.name
         released.generate(prompts, num=IMAGES, progress=True).save_grid(folder / GRID)
-        card = model_card(
-            out.name, faces, run, prompts, GRID, has_demo_parts(faces.config.encoders)
-        )
+        card = model_card(out.name, faces, run, prompts, GRID, notice)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     write_folder_whole(out, write)
