@@ -18,7 +18,7 @@ class EDMPrecond(nn.Module):
 
     sigma_data: standard deviation of the clean latents. The network's input and target have unit
         variance if it is right.
-    student_sigmas: the noise levels for which the network was distilled; see
+    distilled_sigmas: the noise levels for which the network was distilled; see
         models/distillation.py. None = it denoises at any level.
     """
 
@@ -26,12 +26,12 @@ class EDMPrecond(nn.Module):
         self,
         model: MaskDiT,
         sigma_data: float = 0.5,
-        student_sigmas: Sequence[float] | None = None,
+        distilled_sigmas: Sequence[float] | None = None,
     ):
         super().__init__()
         self.model = model
         self.sigma_data = sigma_data
-        self.student_sigmas = None if student_sigmas is None else tuple(student_sigmas)
+        self.distilled_sigmas = None if distilled_sigmas is None else tuple(distilled_sigmas)
 
     def forward(
         self,
@@ -88,12 +88,12 @@ def build_denoiser(
     in_channels: int,
     cond_dim: int,
     sigma_data: float = 0.5,
-    student_sigmas: Sequence[float] | None = None,
+    distilled_sigmas: Sequence[float] | None = None,
     **options: Any,
 ) -> EDMPrecond:
     """Build a denoiser of a size from MODEL_SIZES, for latents (in_channels, in_size, in_size).
 
-    sigma_data, student_sigmas: see EDMPrecond.
+    sigma_data, distilled_sigmas: see EDMPrecond.
     options: fields of Architecture. depth, hidden_size, patch_size and num_heads replace those of
         the named size. None leaves a field at its default.
     Raises ValueError for an unknown name, and for options that Architecture refuses.
@@ -105,7 +105,7 @@ def build_denoiser(
     size = dict(zip(names, MODEL_SIZES[model_type], strict=True))
     given = {name: value for name, value in options.items() if value is not None}
     architecture = Architecture(in_size, in_channels, cond_dim, **(size | given))
-    return EDMPrecond(MaskDiT(architecture), sigma_data, student_sigmas)
+    return EDMPrecond(MaskDiT(architecture), sigma_data, distilled_sigmas)
 
 
 @dataclass(frozen=True)

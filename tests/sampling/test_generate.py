@@ -146,7 +146,7 @@ STUDENT = Sampling(solver="euler", sigmas=(20.0, 2.0), num_steps=2)
 
 @pytest.fixture(scope="module")
 def student() -> EDMPrecond:
-    return EDMPrecond(make_tiny_denoiser().model, student_sigmas=(20.0, 2.0))
+    return EDMPrecond(make_tiny_denoiser().model, distilled_sigmas=(20.0, 2.0))
 
 
 def test_a_student_draws_with_the_sampler_it_was_distilled_for(student, autoencoder, conds):

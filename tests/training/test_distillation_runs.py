@@ -90,7 +90,7 @@ def test_a_released_student_says_how_it_is_sampled(finished, tmp_path):
     export_safetensors(finished / "checkpoints" / "0000012.pt", tmp_path / "student.safetensors")
     student, config = load_denoiser(tmp_path / "student.safetensors")
     sampling = config.sampling
-    assert student.student_sigmas == sampling.sigmas == SIGMAS
+    assert student.distilled_sigmas == sampling.sigmas == SIGMAS
     assert (sampling.solver, sampling.num_steps, sampling.cfg_scale) == ("euler", 2, None)
 
 
@@ -146,7 +146,7 @@ def test_a_student_teaches_a_student_of_fewer_steps(faces, finished, tmp_path):
     lines = metrics(folder)
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
     student, config = load_denoiser(folder / "checkpoints" / "0000150.pt")
-    assert student.student_sigmas == config.sampling.sigmas == (20,)
+    assert student.distilled_sigmas == config.sampling.sigmas == (20,)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def denoiser_arguments(config: Config) -> dict[str, Any]:
         "in_size": model.in_size,
         "cond_dim": model.num_classes,
         "sigma_data": model.sigma_data,
-        "student_sigmas": config.distill.sigmas,
+        "distilled_sigmas": config.distill.sigmas,
         "perturbation": config.learns_perturbation,
     }
 

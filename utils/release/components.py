@@ -46,7 +46,7 @@ class Denoiser(ModelMixin, EDMPrecond, ConfigMixin):  # type: ignore[misc]
     def __init__(self, arguments: dict[str, Any]) -> None:
         """Build it with fresh weights; `arguments`: of `models.edm.build_denoiser`."""
         built = build_denoiser(**arguments)
-        EDMPrecond.__init__(self, built.model, built.sigma_data, built.student_sigmas)
+        EDMPrecond.__init__(self, built.model, built.sigma_data, built.distilled_sigmas)
         self.requires_grad_(False).eval()
 
     @classmethod

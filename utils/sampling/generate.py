@@ -38,11 +38,11 @@ AMP_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 
 
 def sampler_settings(
-    sampling: Sampling, student_sigmas: tuple[float, ...] | None = None
+    sampling: Sampling, distilled_sigmas: tuple[float, ...] | None = None
 ) -> SamplerSettings:
     """Return the sampler of a config's `sampling` section.
 
-    student_sigmas: `distill.sigmas` of the network, which is a student then; None = it is none.
+    distilled_sigmas: `distill.sigmas` of the network, which is a student then; None = it is none.
     Raises UserError if values do not go together, or if a student would be sampled with other
     settings than it was distilled for.
     """
@@ -53,9 +53,9 @@ def sampler_settings(
     except ValueError as fault:
         raise UserError(f"sampling: {fault}") from fault
     is_euler = settings.solver == "euler" and not settings.S_churn
-    fits = is_euler and settings.sigmas == student_sigmas and sampling.cfg_scale in (None, 1)
-    if student_sigmas is not None and not fits:
-        listed = ",".join(f"{sigma:g}" for sigma in student_sigmas)
+    fits = is_euler and settings.sigmas == distilled_sigmas and sampling.cfg_scale in (None, 1)
+    if distilled_sigmas is not None and not fits:
+        listed = ",".join(f"{sigma:g}" for sigma in distilled_sigmas)
         raise UserError(
             f"sampling: the network is a student, distilled for Euler steps at sigmas=[{listed}] "
             "without further guidance; use preset instant and cfg_scale None"
@@ -111,7 +111,7 @@ def sample_images(
 
     Raises UserError if values of `sampling` do not go together, or an image is not finite.
     """
-    settings, amp = sampler_settings(sampling, denoiser.student_sigmas), sampling.amp
+    settings, amp = sampler_settings(sampling, denoiser.distilled_sigmas), sampling.amp
     if sampling.freedom and conds is not None:
         if prior is None:
             raise ValueError("sampling.freedom needs the prior of load_config_prior")

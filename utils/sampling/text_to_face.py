@@ -197,13 +197,13 @@ class TextToFace:
         rows = as_rows(sources, mix, interpolate)
         conditions = embed_rows(rows, self.clip, config)
         about = {"checkpoint": self.source}
-        chosen = resolve_seeds(seeds, num, config.sampling)
-        if len(rows) * len(chosen) > MAX_IMAGES:
-            raise UserError(f"{len(rows)} rows of {len(chosen)} images are too many; ask for less")
+        numbers = resolve_seeds(seeds, num, config.sampling)
+        if len(rows) * len(numbers) > MAX_IMAGES:
+            raise UserError(f"{len(rows)} rows of {len(numbers)} images are too many; ask for less")
         if self._prior is None:
             check_prior(config)
             self._prior = load_config_prior(config, self.clip.identity, self.device)
-        return Generation(conditions, chosen, config.sampling, about, self._generate)
+        return Generation(conditions, numbers, config.sampling, about, self._generate)
 
     def embed(
         self, sources: Any, *, mix: Any = None, interpolate: int | None = None
@@ -258,7 +258,7 @@ def resolve_seeds(
         given: list[Any] = list(seeds)  # type: ignore[arg-type]
     except TypeError:
         given = [seeds]
-    chosen = [int(seed) for seed in given if isinstance(seed, Integral)]
-    if not chosen or len(chosen) < len(given) or not 0 <= min(chosen) <= max(chosen) < SEED_LIMIT:
+    numbers = [int(seed) for seed in given if isinstance(seed, Integral)]
+    if len(numbers) < max(len(given), 1) or not 0 <= min(numbers) <= max(numbers) < SEED_LIMIT:
         raise UserError(f"seeds {short_repr(seeds)}: should be whole numbers from 0 to 2^32 - 1")
-    return chosen
+    return numbers

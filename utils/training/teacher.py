@@ -39,7 +39,7 @@ class Teacher:
         if config.learns_perturbation:
             raise UserError("distill: a network with a learned perturbation cannot be a teacher")
         sampler_settings(config.sampling, options.sigmas)
-        theirs = student_sigmas(options.teacher)
+        theirs = distilled_sigmas(options.teacher)
         if theirs is not None and options.cfg_scale not in (None, 1):
             raise UserError(
                 f"distill.cfg_scale={options.cfg_scale:g}: {options.teacher} is a student, which "
@@ -64,7 +64,7 @@ class Teacher:
         )
 
 
-def student_sigmas(path: Path) -> tuple[float, ...] | None:
+def distilled_sigmas(path: Path) -> tuple[float, ...] | None:
     """Return the noise levels of the student in a checkpoint; None = it is none."""
     stored = stored_config(path)
     return None if stored is None else config_from_dict(stored, str(path)).distill.sigmas
