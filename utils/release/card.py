@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from utils.base.errors import note
 from utils.base.files import read_json_lines
 from utils.config.schema import Config
+from utils.config.sections import Data, Encoders, Train
 from utils.evaluation.metric_names import MetricInfo, end_key, metrics_in, network_name
 from utils.evaluation.results import Record, Results, evaluation_of
 from utils.pretrained.checkpoint_files import load_checkpoint, step_of
@@ -74,12 +75,13 @@ def model_card(
         lstrip_blocks=True,
     )
     metrics = metrics_in(run.records)
-    captions = trained_on_captions(config)
     text: str = environment.get_template("model_card.md").render(
         metadata=metadata(name, config, run, metrics),
         name=name,
-        trained_on="on captions" if captions else "on images only, without any caption",
-        condition=condition(config),
+        trained_on="on captions"
+        if trained_on_captions(config.data)
+        else "on images only, without any caption",
+        condition=condition(config.data, config.train),
         has_prior=config.sampling.freedom > 0,
         grid=grid,
         seed=config.sampling.seed,
@@ -92,22 +94,21 @@ def model_card(
         rows=[[_cell(cell) for cell in row] for row in metric_rows(run.records, metrics)],
         step=f"{run.step:,}",
         evaluated_on=_cell(evaluated_on(run.records)),
-        clip=_place(config.encoders.clip, is_clip_name(config.encoders.clip)),
+        clip=place_of(config.encoders)[1],
         tokens=faces.clip.context_length,
         notice="; see `NOTICE.md`" if notice else "",
     )
     return text
 
 
-def trained_on_captions(config: Config) -> bool:
+def trained_on_captions(data: Data) -> bool:
     """Return True if the training's condition was made from captions."""
-    return config.data.feat_path is not None and config.data.feat_path == config.data.text_feat_path
+    return data.feat_path is not None and data.feat_path == data.text_feat_path
 
 
-def condition(config: Config) -> str:
+def condition(data: Data, train: Train) -> str:
     """Return a phrase that says what the network was conditioned on in training."""
-    train = config.train
-    of = "captions" if trained_on_captions(config) else "the image itself"
+    of = "captions" if trained_on_captions(data) else "the image itself"
     if not train.perturbation:
         return f"the CLIP embedding of {of}, without noise"
     kind = f"{train.perturbation_type}, {train.perturbation:g}"
@@ -118,6 +119,7 @@ def facts(faces: TextToFace, run: Run) -> dict[str, str]:
     """Return label -> text for network and training; what is unknown is left out."""
     config = faces.config
     train, model, encoders = config.train, config.model, config.encoders
+    vae, clip = place_of(encoders)
     size = sum(weight.numel() for weight in faces.denoiser.parameters()) / 1e6
     rate = f"lr {train.lr:g}" + (f", Muon {train.muon_lr:g}" if train.optimizer == "muon" else "")
     amount = f"{run.step:,} steps of {train.batchsize}"
@@ -126,13 +128,11 @@ def facts(faces: TextToFace, run: Run) -> dict[str, str]:
     data += f", {run.images:,} images" if run.images else ""
     known = {
         "Images": data,
-        "Condition": condition(config),
+        "Condition": condition(config.data, train),
         "Network": f"{model.model_type}, {size:.1f} M weights, EDM preconditioning",
         "Masking": f"{model.mask_ratio:.0%} of the tokens, {model.mask_ratio_fn}",
-        "Latents": f"{model.in_channels} × {model.in_size} × {model.in_size}, VAE "
-        + _place(encoders.vae, is_vae_name(encoders.vae)),
-        "CLIP": f"{_place(encoders.clip, is_clip_name(encoders.clip))}, {faces.clip.dim} numbers, "
-        f"identity {faces.clip.identity}",
+        "Latents": f"{model.in_channels} × {model.in_size} × {model.in_size}, VAE {vae}",
+        "CLIP": f"{clip}, {faces.clip.dim} numbers, identity {faces.clip.identity}",
         "Training": amount,
         "Optimiser": f"{train.optimizer}, {rate}, {train.lr_schedule}",
         "Averaging": f"EMA with decay {train.ema_decay:g}; these are the averaged weights",
@@ -202,9 +202,10 @@ def metadata(name: str, config: Config, run: Run, metrics: Mapping[str, MetricIn
     return str(data.to_yaml()).strip()
 
 
-def _place(source: str, is_public: bool) -> str:
-    """Return a public name, or a phrase for an encoder that the folder holds."""
-    return _cell(source) if is_public else "in this folder"
+def place_of(encoders: Encoders) -> tuple[str, str]:
+    """Return for VAE and CLIP the public name, or a phrase for one that the folder holds."""
+    vae, clip, here = encoders.vae, encoders.clip, "in this folder"
+    return _cell(vae) if is_vae_name(vae) else here, _cell(clip) if is_clip_name(clip) else here
 
 
 def _cell(value: object) -> str:
