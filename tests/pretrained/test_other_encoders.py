@@ -217,7 +217,7 @@ def test_a_width_that_is_stated_and_wrong_is_one_line_with_the_encoders_own(sigl
 
 
 @pytest.mark.parametrize("kind", ["siglip", "eva"])
-def test_encoders_in_two_keys_go_from_image_to_training_to_picture(kind, project, request):
+def test_encoders_in_two_keys_go_from_image_to_training_to_image(kind, project, request):
     vae = save_vae(project.folder / "pipeline" / "vae", scaling_factor=1.5, shift_factor=0.1)
     project.without_sizes(clip=request.getfixturevalue(kind), vae=vae.parent)
     config, out = project.train_and_generate("a face", "the man with red hair")
@@ -226,6 +226,6 @@ def test_encoders_in_two_keys_go_from_image_to_training_to_picture(kind, project
     assert (data.num_channels, model.in_channels) == (16, 16)
     latents = LMDBReader(config.data.root).read(range(9))
     assert latents.shape == (9, 16, RESOLUTION // 8, RESOLUTION // 8)
-    pictures = [np.asarray(Image.open(out / f"{i:02d}_000.png")) for i in range(2)]
-    assert pictures[0].shape == (RESOLUTION, RESOLUTION, 3)
-    assert pictures[0].std() > 1
+    images = [np.asarray(Image.open(out / f"{i:02d}_000.png")) for i in range(2)]
+    assert images[0].shape == (RESOLUTION, RESOLUTION, 3)
+    assert images[0].std() > 1

@@ -1,4 +1,4 @@
-"""The pipeline of diffusers: its pictures, its schedulers, saving, and the hub."""
+"""The pipeline of diffusers: its images, its schedulers, saving, and the hub."""
 
 import os
 import subprocess
@@ -58,7 +58,7 @@ def assert_equal_images(a, b) -> None:
     np.testing.assert_array_equal(pixels(a), pixels(b))
 
 
-def test_it_draws_the_pictures_of_text_to_face(pipe, faces, face):
+def test_it_generates_the_images_of_text_to_face(pipe, faces, face):
     wanted = faces.generate(["red hair", "a hat", face], num=2, batch_size=4).images
     found = pipe(["red hair", "a hat"], face, num_images_per_prompt=2, batch_size=4).images
     assert_equal_images(found, wanted)
@@ -120,25 +120,25 @@ SCHEDULERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("solver", "kind", "levels"), SCHEDULERS)
+@pytest.mark.parametrize(("solver", "kind", "sigmas"), SCHEDULERS)
 @pytest.mark.parametrize("num_steps", [2, 5, 18])
-def test_a_scheduler_of_diffusers_draws_our_pictures(pipe, faces, solver, kind, levels, num_steps):
-    ours = faces.generate("red hair", num=4, solver=solver, num_steps=num_steps, **levels).images
-    pipe.scheduler = kind(**levels)
+def test_a_scheduler_gives_our_images(pipe, faces, solver, kind, sigmas, num_steps):
+    ours = faces.generate("red hair", num=4, solver=solver, num_steps=num_steps, **sigmas).images
+    pipe.scheduler = kind(**sigmas)
     theirs = pipe("red hair", num_images_per_prompt=4, num_steps=num_steps).images
     assert np.abs(pixels(ours).astype(int) - pixels(theirs)).max() <= BOUND
 
 
-@pytest.mark.parametrize(("solver", "kind", "levels"), SCHEDULERS)
-def test_the_latents_of_a_scheduler_differ_by_its_rounding_only(solver, kind, levels):
+@pytest.mark.parametrize(("solver", "kind", "sigmas"), SCHEDULERS)
+def test_the_latents_of_a_scheduler_differ_by_its_rounding_only(solver, kind, sigmas):
     """Its state is float32, and ours is float64."""
     denoiser, cond = make_tiny_denoiser(), torch.randn(8, DIM)
     denoise = guided(denoiser, cond, 2.0)
     latents = torch.randn(8, 4, 2, 2)
-    settings = SamplerSettings(solver=solver, num_steps=18, **levels)
+    settings = SamplerSettings(solver=solver, num_steps=18, **sigmas)
     with torch.inference_mode():
         ours = sample(denoise, latents, settings)
-        theirs = solve_with(kind(**levels))(denoise, latents, settings)
+        theirs = solve_with(kind(**sigmas))(denoise, latents, settings)
     torch.testing.assert_close(theirs.double(), ours, rtol=0, atol=1e-4)
 
 
@@ -164,7 +164,7 @@ def test_churn_does_not_go_with_a_scheduler(pipe):
         pipe("red hair", S_churn=10)
 
 
-def test_noise_levels_of_ones_own_do_not_go_with_a_scheduler(pipe):
+def test_sigmas_of_ones_own_do_not_go_with_a_scheduler(pipe):
     pipe.scheduler = EDMEulerScheduler()
     with pytest.raises(UserError, match="sampling.sigmas names others"):
         pipe("red hair", sigmas=[80, 5, 0.5])
@@ -303,8 +303,8 @@ TextToFace.load("someone/faces", device="cpu").generate("red hair").images[0].sa
     again = run(load, "http://127.0.0.1:9", tmp_path / "third cache", tmp_path, "hf_other")
     assert again.returncode == 0, again.stderr  # from the cache, without network
 
-    told = [p for p in tmp_path.rglob("*") if p.is_file() and token.encode() in p.read_bytes()]
-    assert told == [] and token not in done.stdout + done.stderr
+    leaks = [p for p in tmp_path.rglob("*") if p.is_file() and token.encode() in p.read_bytes()]
+    assert leaks == [] and token not in done.stdout + done.stderr
 
 
 def test_a_release_becomes_a_space_whose_page_shows_its_images(pipe, faces, tmp_path):

@@ -1,4 +1,4 @@
-"""`train_latent_t2f.py --export FOLDER`: what a release folder holds, and what it draws."""
+"""`train_latent_t2f.py --export FOLDER`: what a release folder holds, and what it generates."""
 
 import ast
 import json
@@ -79,7 +79,7 @@ def released(experiment, tmp_path_factory) -> Path:
     return out
 
 
-def test_it_holds_safetensors_text_and_pictures_only(released):
+def test_it_holds_safetensors_text_and_images_only(released):
     files = {
         path.relative_to(released).as_posix() for path in released.rglob("*") if path.is_file()
     }
@@ -123,7 +123,7 @@ def test_no_file_tells_a_place_of_this_machine(released, experiment):
             assert b"/home/somebody" not in path.read_bytes(), path
 
 
-def test_command_line_python_and_pipeline_draw_equal_pictures_elsewhere(
+def test_command_line_python_and_pipeline_generate_equal_images_elsewhere(
     released, tmp_path, monkeypatch
 ):
     """The pipeline runs in a process that cannot import this project."""
@@ -155,14 +155,14 @@ for index, image in enumerate(images):
     flags += ["--out", tmp_path / "out", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["t2f.py", *map(str, flags)])
     t2f.main()
-    for index, picture in enumerate(generation.results):
-        by_command = np.asarray(Image.open(tmp_path / "out" / picture.file_name))
+    for index, image in enumerate(generation.results):
+        by_command = np.asarray(Image.open(tmp_path / "out" / image.file_name))
         by_pipeline = np.asarray(Image.open(tmp_path / f"{index}.png"))
-        np.testing.assert_array_equal(np.asarray(picture.image), by_command)
-        np.testing.assert_array_equal(np.asarray(picture.image), by_pipeline)
+        np.testing.assert_array_equal(np.asarray(image.image), by_command)
+        np.testing.assert_array_equal(np.asarray(image.image), by_pipeline)
 
 
-def test_it_draws_what_the_checkpoint_draws(released, experiment):
+def test_it_generates_what_the_checkpoint_generates(released, experiment):
     """Its weights are rounded to float16, so that pixels may differ a little."""
     checkpoint = experiment / "checkpoints" / "0000010.pt"
     ours, theirs = (

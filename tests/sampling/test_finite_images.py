@@ -23,7 +23,7 @@ def generated(autoencoder, conds=None, denoiser=None, **sampling) -> torch.Tenso
 
 
 @pytest.mark.parametrize(("precision", "amp"), [*product(PRECISIONS, AMPS)])
-def test_every_combination_of_precisions_encodes_and_draws_on_a_cpu(encoders, precision, amp):
+def test_every_combination_of_precisions_encodes_and_samples_on_a_cpu(encoders, precision, amp):
     config = make_tiny_config(encoders, encoders={"precision": precision})
     autoencoder, clip = load_config_autoencoder(config), load_config_clip(config.encoders)
     exact = load_config_autoencoder(make_tiny_config(encoders))

@@ -55,14 +55,14 @@ def test_zero_is_literal_whether_or_not_a_prior_is_there(checkpoint, faces):
     assert not differs(faces.generate("red hair", num=3), without.generate("red hair", num=3))
 
 
-def test_each_seed_draws_another_condition_after_its_latent(faces):
+def test_each_seed_samples_another_condition_after_its_latent(faces):
     literal, free = (faces.generate("red hair", num=3, freedom=f) for f in (0, 0.8))
     assert differs(literal, free)
     assert not differs(free, faces.generate("red hair", seeds=[0, 1, 2], freedom=0.8, batch_size=1))
     assert not differs(free, faces.generate("red hair", num=3, freedom=0.8))
 
 
-def test_the_prior_draws_its_noise_after_the_latent(faces, checkpoint):
+def test_the_prior_samples_its_noise_after_the_latent(faces, checkpoint):
     """The latent of a seed is equal at every freedom, so that the condition alone changes."""
     config = faces.config.sampling
     prior, _ = read_prior(checkpoint.parent / "prior.safetensors")
@@ -75,15 +75,15 @@ def test_the_prior_draws_its_noise_after_the_latent(faces, checkpoint):
     assert not differs(expected, faces.generate("red hair", seeds=[7], freedom=0.8))
 
 
-def test_the_command_line_draws_the_same_and_notes_the_freedom(
+def test_the_command_line_generates_the_same_and_notes_the_freedom(
     checkpoint, faces, tmp_path, monkeypatch
 ):
     words = ["--ckpt", checkpoint, "--prompt", "red hair", "--num", 1, "--freedom", 0.8]
     monkeypatch.setattr(sys, "argv", ["t2f.py", *map(str, words), "--out", str(tmp_path)])
     t2f.main()
-    with Image.open(tmp_path / "00_000.png") as picture:
-        assert picture.text["freedom"] == "0.8"
-        assert picture.tobytes() == faces.generate("red hair", freedom=0.8).images[0].tobytes()
+    with Image.open(tmp_path / "00_000.png") as image:
+        assert image.text["freedom"] == "0.8"
+        assert image.tobytes() == faces.generate("red hair", freedom=0.8).images[0].tobytes()
 
 
 def test_a_network_is_evaluated_with_freedom(checkpoint, tmp_path, monkeypatch):

@@ -149,7 +149,7 @@ def student() -> EDMPrecond:
     return EDMPrecond(make_tiny_denoiser().model, distilled_sigmas=(20.0, 2.0))
 
 
-def test_a_student_draws_with_the_sampler_it_was_distilled_for(student, autoencoder, conds):
+def test_a_student_generates_with_the_sampler_it_was_distilled_for(student, autoencoder, conds):
     images = images_of(student, autoencoder, conds, SEEDS, STUDENT)
     assert images.float().std() > 30
 
@@ -189,7 +189,7 @@ def test_half_precision_changes_pixels_by_little(denoiser, autoencoder, conds, a
     assert exact.float().std() > 30
 
 
-def test_a_compiled_network_draws_the_same_images(autoencoder, conds, tmp_path):
+def test_a_compiled_network_generates_the_same_images(autoencoder, conds, tmp_path):
     config = make_tiny_config(tmp_path, sampling={"compile": "auto"})
     plain, compiled = make_tiny_denoiser(), make_tiny_denoiser()
     compile_for_sampling(compiled, config.sampling, torch.device("cpu"))
@@ -199,7 +199,7 @@ def test_a_compiled_network_draws_the_same_images(autoencoder, conds, tmp_path):
     assert (expected - images).abs().max() <= 1
 
 
-def test_errors_of_the_drawing_thread_reach_the_caller(denoiser, autoencoder):
+def test_errors_of_the_sampling_thread_reach_the_caller(denoiser, autoencoder):
     with pytest.raises(ValueError, match="the condition has 3 features"):
         images_of(denoiser, autoencoder, torch.ones(8, 3), SEEDS, HEUN)
 

@@ -1,4 +1,4 @@
-"""t2f.py: from sentences and images to pictures."""
+"""t2f.py: from sentences and images to images."""
 
 import itertools
 import json
@@ -80,7 +80,7 @@ def test_a_preset_comes_before_the_checkpoint_and_flags_before_the_preset(run):
     assert (text["solver"], text["num_steps"], text["amp"]) == ("dpmpp_2m", "4", "bf16")
 
 
-def test_noise_levels_of_ones_own_replace_the_number_of_steps(run):
+def test_sigmas_of_ones_own_replace_the_number_of_steps(run):
     out = run("--prompt", "red hair", "--num", 1, "sampling.sigmas=[80,5,0.5,0.1]")
     assert Image.open(out / "00_000.png").text["num_steps"] == "4"
 
@@ -95,7 +95,7 @@ def student(checkpoint) -> Path:
 
 
 @pytest.mark.parametrize("flags", [(), ("--preset", "instant")])
-def test_a_student_draws_with_its_own_sampler(run, student, flags):
+def test_a_student_generates_with_its_own_sampler(run, student, flags):
     out = run("--prompt", "red hair", "--num", 1, "--ckpt", student, *flags)
     text = Image.open(out / "00_000.png").text
     assert (text["solver"], text["num_steps"], text["cfg_scale"]) == ("euler", "2", "None")
@@ -118,7 +118,7 @@ def test_the_preset_of_students_is_refused_for_other_networks(run, capsys):
     assert "instant is for a student" in line
 
 
-def test_a_seed_gives_the_same_face_whatever_is_drawn_with_it(run):
+def test_a_seed_gives_the_same_face_whatever_is_generated_with_it(run):
     pixels = []
     for flags in (("--seeds", "3"), ("--seeds", "1-4", "--prompt", "another", "--batch_size", 3)):
         out = run("--prompt", "red hair", *flags)
@@ -236,24 +236,24 @@ def test_a_released_model_is_used_from_another_folder_and_machine(tmp_path, monk
     local = export_safetensors(home / "0000010.pt", released)
     assert local == [str(home / "weights" / "vae"), str(home / "weights" / "clip")]
 
-    def draw(*flags: str) -> None:
+    def run_t2f(*flags: str) -> None:
         flags = ("--prompt", "x", "--num", "1", "--ckpt", str(released), *flags)
         monkeypatch.setattr(sys, "argv", ["t2f.py", "--out", str(tmp_path / "out"), *flags])
         t2f.main()
 
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
-    draw()
+    run_t2f()
     (home / "weights").rename(tmp_path / "moved")  # as if this were another machine
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        draw()
+        run_t2f()
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "encoders.clip: no CLIP at" in line and "copy it there or beside the checkpoint" in line
-    draw(*(f"encoders.{name}={tmp_path / 'moved' / name}" for name in ("vae", "clip")))
+    run_t2f(*(f"encoders.{name}={tmp_path / 'moved' / name}" for name in ("vae", "clip")))
     for name in ("vae", "clip"):
         (tmp_path / "moved" / name).rename(released.parent / name)
-    draw()
+    run_t2f()
 
 
 def test_the_shipped_model_is_found_from_another_folder(tmp_path, monkeypatch):
@@ -263,7 +263,7 @@ def test_the_shipped_model_is_found_from_another_folder(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "00_000.png").exists()
 
 
-def test_the_prompt_decides_the_picture(run):
+def test_the_prompt_decides_the_image(run):
     out = run("--prompt", "red hair", "--prompt", "glasses", "--seeds", "0", "--cfg_scale", 4)
     first, second = (np.asarray(Image.open(out / f"0{p}_000.png")).astype(int) for p in (0, 1))
     assert np.abs(first - second).max() > 2
@@ -291,7 +291,7 @@ def test_rows_come_in_the_order_of_prompts_and_images(run, face):
     assert grid["image"] == str(face)
 
 
-def test_the_image_decides_the_picture(run, face, tmp_path):
+def test_the_image_decides_the_image(run, face, tmp_path):
     crude_face(9, 48).save(tmp_path / "other.png")
     out = run("--image", face, "--image", tmp_path / "other.png", "--num", 1, "--cfg_scale", 4)
     assert np.abs(pixels_of(out, 0) - pixels_of(out, 1)).max() > 2

@@ -1,4 +1,4 @@
-"""The Python interface: it draws what the command line draws, and refuses what cannot be drawn."""
+"""The Python interface: it generates what the command line does, and refuses the same mistakes."""
 
 import json
 import sys
@@ -58,7 +58,7 @@ def pixels(images) -> np.ndarray:
         (["--num", 1, "sampling.S_churn=20"], {"S_churn": 20}),
     ],
 )
-def test_it_draws_the_pictures_of_the_command_line(
+def test_it_generates_the_images_of_the_command_line(
     flags, options, checkpoint, faces, face, tmp_path, monkeypatch
 ):
     where = ["--ckpt", checkpoint, "--out", tmp_path / "out", "--device", "cpu"]
@@ -76,7 +76,7 @@ def test_it_draws_the_pictures_of_the_command_line(
         assert mine.text == theirs.text
 
 
-def test_a_picture_is_equal_from_every_form_of_the_network(checkpoint, tmp_path, monkeypatch):
+def test_a_image_is_equal_from_every_form_of_the_network(checkpoint, tmp_path, monkeypatch):
     export_safetensors(checkpoint, tmp_path / "dit.safetensors")
     wanted = TextToFace.load(tmp_path / "dit.safetensors").generate("red hair").images
     assert (
@@ -88,7 +88,7 @@ def test_a_picture_is_equal_from_every_form_of_the_network(checkpoint, tmp_path,
     )
 
 
-def test_pillow_images_are_drawn_like_their_files(faces, face):
+def test_pillow_images_are_generated_like_their_files(faces, face):
     by_path, by_image = (faces.generate(source, cfg_scale=4) for source in (face, Image.open(face)))
     np.testing.assert_array_equal(pixels(by_path.images), pixels(by_image.images))
     assert by_image.rows[0].label == "face.png"
@@ -107,7 +107,7 @@ def test_a_dict_names_its_rows(faces, face):
     np.testing.assert_array_equal(generation.embeddings, faces.embed(["red hair", face]))
 
 
-def test_the_drawing_knows_rows_seeds_embeddings_and_settings(faces):
+def test_the_generation_knows_rows_seeds_embeddings_and_settings(faces):
     generation = faces.generate(["red hair", "a hat"], seeds="1-2", num_steps=2, S_churn=1)
     assert [(p.row, p.label, p.seed) for p in generation.results] == [
         (0, "red hair", 1), (0, "red hair", 2), (1, "a hat", 1), (1, "a hat", 2),
@@ -199,8 +199,8 @@ def test_a_batch_size_below_one_is_refused(faces):
 
 def test_a_mixture_with_an_embedding_is_described(faces, tmp_path):
     y = F.normalize(torch.ones(DIM), dim=0)
-    (picture,) = faces.generate(["red hair", y], mix=(1, 3)).results
-    picture.save(tmp_path / "p.png")
+    (image,) = faces.generate(["red hair", y], mix=(1, 3)).results
+    image.save(tmp_path / "p.png")
     parts = json.loads(Image.open(tmp_path / "p.png").text["mix"])
     assert [part["weight"] for part in parts] == [0.25, 0.75]
     assert [next(iter(part)) for part in parts] == ["prompt", "embedding"]
@@ -233,6 +233,6 @@ def test_a_wrong_place_gives_one_clear_line(source, message, monkeypatch):
         (("--preset", "instant", "--ckpt", "mine.pt"), "mine.pt"),
     ],
 )
-def test_the_preset_of_students_draws_with_the_shipped_student(monkeypatch, flags, network):
+def test_the_preset_of_students_generates_with_the_shipped_student(monkeypatch, flags, network):
     monkeypatch.setattr(sys, "argv", ["t2f.py", "--prompt", "red hair", *flags])
     assert t2f.parse_args().ckpt == Path(network)
