@@ -55,7 +55,7 @@ def tiny_faces(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
         captions.mkdir()
         for i in range(n):
             crude_face(i, size).save(images / f"{i:06d}.png")
-            (captions / f"{i:06d}.txt").write_text(f"a drawn face\nface number {i}\n")
+            (captions / f"{i:06d}.txt").write_text(f"a rendered face\nface number {i}\n")
         return images, captions
 
     return make

@@ -22,7 +22,7 @@ HOLD = (
     "print('held', flush=True); sys.stdin.read()\n"
 )
 # Fails if another process is inside at the same time.
-TAKE_TURNS = (
+IN_AND_OUT = (
     "import sys; from pathlib import Path; from utils.base.locks import FileLock\n"
     "folder = Path(sys.argv[1])\n"
     "for _ in range(200):\n"
@@ -78,10 +78,10 @@ def test_a_lock_that_waits_is_had_when_its_owner_ends(tmp_path, holder):
 
 
 def test_processes_that_wait_for_one_lock_hold_it_one_after_the_other(tmp_path):
-    command = [sys.executable, "-c", TAKE_TURNS, str(tmp_path)]
-    turns = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) for _ in range(3)]
-    assert [turn.communicate()[1] for turn in turns] == [b""] * 3
-    assert [turn.returncode for turn in turns] == [0] * 3
+    command = [sys.executable, "-c", IN_AND_OUT, str(tmp_path)]
+    processes = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) for _ in range(3)]
+    assert [process.communicate()[1] for process in processes] == [b""] * 3
+    assert [process.returncode for process in processes] == [0] * 3
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Batches that do not fit into memory are done in halves, with equal results."""
+"""Batches that do not fit into memory are done in smaller ones, with equal results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,22 +32,22 @@ def allocate(items: int) -> torch.Tensor:
     )
 
 
-def test_a_batch_that_does_not_fit_is_done_in_halves_and_noted_once(capsys):
-    halving, seen = OomBatchSplitter("encoding"), []
+def test_a_batch_that_does_not_fit_is_done_in_smaller_ones_and_noted_once(capsys):
+    splitter, seen = OomBatchSplitter("encoding"), []
 
     def work(part: range) -> list[int]:
         seen.append((part.start, part.stop))
         allocate(len(part))
         return list(part)
 
-    assert sum(halving(work, range(10)), []) == list(range(10))
+    assert sum(splitter(work, range(10)), []) == list(range(10))
     assert seen == [(0, 10), (0, 5), (0, 2), (2, 4), (4, 6), (6, 8), (8, 10)]
     printed = capsys.readouterr().err.splitlines()
     assert printed == [
         "note: encoding: 10 at once do not fit into memory; now 5",
         "note: encoding: 5 at once do not fit into memory; now 2",
     ]
-    assert len(halving(work, range(4))) == 2 and capsys.readouterr().err == ""
+    assert len(splitter(work, range(4))) == 2 and capsys.readouterr().err == ""
 
 
 @contextmanager
@@ -65,19 +65,19 @@ def scarce_memory() -> Iterator[None]:
         hook.remove()
 
 
-def test_images_drawn_in_scarce_memory_are_the_same(tmp_path, capsys):
+def test_images_sampled_in_scarce_memory_are_the_same(tmp_path, capsys):
     config = make_tiny_config(tmp_path)
     denoiser, vae = make_tiny_denoiser(), load_config_autoencoder(config)
     conds = torch.randn(20, DIM, generator=torch.Generator().manual_seed(0))
 
-    def draw(batch_size: int) -> torch.Tensor:
+    def images(batch_size: int) -> torch.Tensor:
         sampling = config.sampling.model_copy(update={"cfg_scale": None})
         parts = generate(denoiser, vae, conds, range(20), sampling, batch_size=batch_size)
-        return torch.cat([images for _, images in parts]).int()
+        return torch.cat([part for _, part in parts]).int()
 
-    expected = draw(16)
+    expected = images(16)
     with scarce_memory():
-        difference = (draw(16) - expected).abs()
+        difference = (images(16) - expected).abs()
     assert difference.max() <= 1  # another batch size rounds differently
     assert difference.bool().float().mean() < 1e-3
     printed = capsys.readouterr().err.splitlines()
@@ -86,7 +86,7 @@ def test_images_drawn_in_scarce_memory_are_the_same(tmp_path, capsys):
     ]
 
 
-def test_a_checkpoint_judged_in_scarce_memory_has_the_same_metrics(tmp_path, capsys):
+def test_a_checkpoint_evaluated_in_scarce_memory_has_the_same_metrics(tmp_path, capsys):
     config = make_tiny_config(tmp_path)
     make_tiny_evaluation_data(config)
     denoiser, evaluator = make_tiny_denoiser(), Evaluator(config)
@@ -99,7 +99,7 @@ def test_a_checkpoint_judged_in_scarce_memory_has_the_same_metrics(tmp_path, cap
     assert printed.count(f"features of {evaluator.network.name}: 16 at once do not fit") == 1
 
 
-def test_a_folder_judged_in_scarce_memory_has_the_same_metrics(tmp_path, tiny_faces, capsys):
+def test_a_folder_evaluated_in_scarce_memory_has_the_same_metrics(tmp_path, tiny_faces, capsys):
     config, (images, captions) = make_tiny_config(tmp_path), tiny_faces(20)
     make_tiny_evaluation_data(config)
 

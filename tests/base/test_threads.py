@@ -73,13 +73,13 @@ def test_without_a_quota_threads_follow_the_processors(tmp_path, groups, files):
 
 @linux
 @pytest.mark.parametrize(
-    "chosen", [{"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}, {"OMP_NUM_THREADS": "3"}]
+    "given", [{"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}, {"OMP_NUM_THREADS": "3"}]
 )
-def test_what_the_user_has_set_stays(tmp_path, chosen):
+def test_what_the_user_has_set_stays(tmp_path, given):
     root = control_groups(tmp_path, "0::/", {f"{V2}/cpu.max": "100000 100000"})
-    added = thread_settings(chosen, root)
-    assert not chosen.keys() & added.keys()
-    assert ("GOMP_SPINCOUNT" in added) == ("OMP_NUM_THREADS" in chosen)
+    added = thread_settings(given, root)
+    assert not given.keys() & added.keys()
+    assert ("GOMP_SPINCOUNT" in added) == ("OMP_NUM_THREADS" in given)
 
 
 def test_a_script_sets_the_threads_before_torch_is_loaded_and_an_import_sets_nothing():

@@ -269,25 +269,25 @@ def test_notes_are_printed_by_the_main_process_only(monkeypatch, capsys):
     assert capsys.readouterr().err == "note: first\n"
 
 
-def test_explicit_noise_levels_set_the_number_of_steps(write):
+def test_explicit_sigmas_set_the_number_of_steps(write):
     path = write("sampling: {preset: fast, sigmas: [80, 5, 0.5]}")
     sampling = load_config(path).sampling
     assert (sampling.sigmas, sampling.num_steps) == ((80, 5, 0.5), 3)
     assert config_from_dict({"sampling": sampling.model_dump(mode="json")}).sampling == sampling
 
 
-def test_noise_levels_of_the_command_line_replace_the_number_of_steps_of_the_file(write):
+def test_sigmas_of_the_command_line_replace_the_number_of_steps_of_the_file(write):
     path = write("sampling: {preset: fast, num_steps: 7}")
     sampling = load_config(path, ["sampling.sigmas=[80,5,1.5,0.5]"]).sampling
     assert (sampling.sigmas, sampling.num_steps) == ((80, 5, 1.5, 0.5), 4)
 
 
-def test_a_later_preset_forgets_the_noise_levels(write):
+def test_a_later_preset_forgets_the_sigmas(write):
     path = write("sampling: {sigmas: [80, 5]}")
     assert load_config(path, ["sampling.preset=fast"]).sampling == Sampling(preset="fast")
 
 
-def test_the_preset_of_students_takes_the_levels_of_the_student(write):
+def test_the_preset_of_students_takes_the_sigmas_of_the_student(write):
     path = write("distill: {sigmas: [80, 1.5]}\nsampling: {preset: instant}")
     sampling = load_config(path).sampling
     assert (sampling.solver, sampling.sigmas, sampling.num_steps) == ("euler", (80, 1.5), 2)

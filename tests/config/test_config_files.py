@@ -58,7 +58,7 @@ def test_pairs_of_ones_own_differ_from_images_alone_in_the_condition_only():
     }
 
 
-def test_a_first_try_shares_the_pictures_with_the_long_training_but_no_database():
+def test_a_first_try_reads_the_images_of_the_long_training_but_no_database_of_it():
     keys = differing("others/own_images_small")
     assert {"root", "feat_path", "resolution"} <= keys["data"]
     assert {"feat_path", "ref_path"} <= keys["eval"]
@@ -200,7 +200,7 @@ def test_bounds_that_do_not_matter_are_no_fault(tmp_path):
     assert load(tmp_path, text).train.perturbation == 1.2
 
 
-def test_false_in_the_old_place_of_the_perturbation_is_no_level(tmp_path):
+def test_false_in_the_old_place_of_the_perturbation_is_no_noise_scale(tmp_path):
     text = "model: {perturbation: False}\ntrain: {perturbation: 1.2, perturbation_type: gaussian}"
     config = load(tmp_path, text)
     assert (config.model.perturbation, config.train.perturbation) == (False, 1.2)

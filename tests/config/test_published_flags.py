@@ -202,7 +202,7 @@ def captioned(tmp_path) -> Config:
 
 
 @pytest.mark.parametrize(("limit", "found"), [(None, {0, 1, 2, 3}), (2, {0, 1}), (1, {0})])
-def test_embeddings_are_drawn_among_the_first_so_many(captioned, limit, found):
+def test_embeddings_are_chosen_among_the_first_so_many(captioned, limit, found):
     paths = captioned.data
     data = LatentDataset(paths.root, paths.feat_path, num_features=limit)
     generator = torch.Generator().manual_seed(0)
@@ -210,7 +210,7 @@ def test_embeddings_are_drawn_among_the_first_so_many(captioned, limit, found):
     assert {int(row[0]) for row in y} == found
 
 
-def test_more_embeddings_than_there_are_cannot_be_drawn_from(captioned):
+def test_more_embeddings_than_there_are_are_refused(captioned):
     data = captioned.data.model_copy(update={"num_features_per_sample": 5})
     with pytest.raises(UserError, match=r"num_features_per_sample: 5, but .* holds 4 embedding"):
         open_data(captioned.model_copy(update={"data": data}))
@@ -232,7 +232,7 @@ def test_fewer_seeds_than_images_are_refused(configured):
     assert list(seeds_to_evaluate(configured("--seeds 7,3-5 --num_expected 3"))) == [7, 3, 4]
 
 
-def test_evaluation_judges_the_images_of_the_given_seeds(tmp_path, monkeypatch):
+def test_evaluation_measures_the_images_of_the_given_seeds(tmp_path, monkeypatch):
     config = make_tiny_config(tmp_path)
     make_tiny_evaluation_data(config)
     (tmp_path / "config.yaml").write_text(config.to_yaml())

@@ -47,7 +47,7 @@ def face(i: int) -> bytes:
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
     """Files of a dataset, not in natural order."""
-    captions = {f"{i}.txt": f"face {i}\na drawn face\n".encode() for i in range(12)}
+    captions = {f"{i}.txt": f"face {i}\na rendered face\n".encode() for i in range(12)}
     return {f"{i}.png": face(i) for i in reversed(range(12))} | captions
 
 
@@ -93,14 +93,14 @@ def test_every_form_gives_the_same_bytes_to_many_threads(source, files):
 
 def test_every_form_gives_the_same_captions(source):
     captions = load_captions(list_images(source), source)
-    assert captions == [[f"face {i}", "a drawn face"] for i in range(12)]
+    assert captions == [[f"face {i}", "a rendered face"] for i in range(12)]
 
 
 def test_captions_may_lie_in_another_form_than_the_images(source, files, tmp_path):
     texts = {f"text/{k}": v for k, v in files.items() if k.endswith(".txt")}
     archive = make_zip(tmp_path / "texts.zip", texts)
     captions = load_captions(list_images(source), archive / "text")
-    assert captions[11] == ["face 11", "a drawn face"]
+    assert captions[11] == ["face 11", "a rendered face"]
 
 
 def test_a_folder_inside_an_archive_is_a_folder(tmp_path):
@@ -167,7 +167,7 @@ def test_a_name_that_leads_out_of_the_archive_is_refused(tmp_path):
         list_images(archive)
 
 
-def test_shards_that_share_a_name_are_refused(tmp_path):
+def test_shards_with_a_name_in_common_are_refused(tmp_path):
     for shard in "ab":
         make_tar(tmp_path / f"{shard}.tar", {"x/1.png": face(1)})
     with pytest.raises(UserError, match=rf"b\.tar: holds x/1\.png, and so does {tmp_path}/a\.tar;"):
@@ -251,7 +251,7 @@ def test_a_list_without_names_is_one_line(tmp_path, name, content, said):
         read_names(tmp_path / name)
 
 
-def test_chosen_images_keep_the_order_of_the_folder():
+def test_wanted_images_keep_the_order_of_the_folder():
     names = ["a/1", "a/2", "b/3", "b/4"]
     assert choose(names, ["4.jpg", "b/3", "a/1.png", "4"], Path("list")) == [0, 2, 3]
 

@@ -40,7 +40,7 @@ def test_labels_are_one_hot_conditions(root, in_memory):
     assert y.dtype == torch.float32
 
 
-def test_latents_are_drawn_from_the_moments_and_scaled(root):
+def test_latents_are_sampled_from_the_moments_and_scaled(root):
     data = LatentDataset(root, classes=4, scale_factor=0.18215)
     rows = torch.arange(6).repeat(2000)
     z, _ = data.batch(rows, BatchRandom(torch.Generator().manual_seed(0)))

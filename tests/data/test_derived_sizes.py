@@ -191,7 +191,7 @@ def test_a_large_clip_is_known_by_its_name_at_once():
     assert time.monotonic() - begin < 1
 
 
-def test_a_config_of_paths_and_encoders_alone_preprocesses_trains_and_draws(
+def test_a_config_of_paths_and_encoders_alone_preprocesses_trains_and_samples(
     tmp_path, monkeypatch, capsys
 ):
     project = Project(tmp_path, monkeypatch)

@@ -1,4 +1,4 @@
-"""Names of files: é written in two ways is one name, and a name never selects another file."""
+"""Names of files: é in two spellings is one name, and a name never selects another file."""
 
 import unicodedata
 from pathlib import Path

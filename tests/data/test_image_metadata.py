@@ -18,7 +18,7 @@ from utils.sampling.image_files import png_text
 from utils.sampling.prompts import as_source
 
 FACE = crude_face(3, 24)
-TURNED = np.asarray(FACE.transpose(Image.Transpose.ROTATE_270))
+ROTATED = np.asarray(FACE.transpose(Image.Transpose.ROTATE_270))
 XMP = b'<rdf:Description xmlns:tiff="t" tiff:Orientation="6"/>'
 
 
@@ -57,8 +57,8 @@ def upright(form: str, data: bytes | None) -> bytes:
 @pytest.mark.parametrize("kind", ODD)
 def test_orientation_is_used_and_odd_tags_beside_it_are_not(tmp_path, form, kind):
     plain = read(tmp_path, upright(form, None))
-    turned = np.asarray(Image.fromarray(plain).transpose(Image.Transpose.ROTATE_270))
-    assert (read(tmp_path, upright(form, ODD[kind])) == turned).all()
+    rotated = np.asarray(Image.fromarray(plain).transpose(Image.Transpose.ROTATE_270))
+    assert (read(tmp_path, upright(form, ODD[kind])) == rotated).all()
 
 
 @pytest.mark.parametrize("value", [b"\0\0\0\0", b"\0\x09\0\0", b"\xff\xff\0\0"])
@@ -76,8 +76,8 @@ def test_the_orientation_of_xmp_counts_without_exif(tmp_path, form):
     else:
         content = encoded(FACE, form, xmp=XMP, **({"lossless": True} if form == "WEBP" else {}))
     plain = Image.fromarray(read(tmp_path, upright(form, None)))
-    turned = np.asarray(plain.transpose(Image.Transpose.ROTATE_270))
-    assert (read(tmp_path, content) == turned).all()
+    rotated = np.asarray(plain.transpose(Image.Transpose.ROTATE_270))
+    assert (read(tmp_path, content) == rotated).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -144,7 +144,7 @@ def test_damaged_directories_of_a_tiff_are_ignored(tmp_path, tag):
     """Tags lie nowhere, or have a type that is not theirs."""
     size = {256: (24,), 257: (24,), 258: (8, 8, 8), 262: (2,), 277: (3,), 278: (24,)}
     write_tiff(tmp_path / "a.tif", [FACE.tobytes()], {**size, 0x0112: (6,), tag: (0xFFFFFFF0,) * 2})
-    assert (np.asarray(load_image(tmp_path / "a.tif")) == TURNED).all()
+    assert (np.asarray(load_image(tmp_path / "a.tif")) == ROTATED).all()
 
 
 def test_damaged_exif_of_an_avif_is_ignored(tmp_path):
@@ -154,7 +154,7 @@ def test_damaged_exif_of_an_avif_is_ignored(tmp_path):
     at = content.index(struct.pack(">HHI", 0x011A, 5, 1)) + 2
     broken = content[:at] + b"\0\2" + content[at + 2 :]  # the resolution is text
     assert (read(tmp_path, broken) == read(tmp_path, content)).all()
-    assert read(tmp_path, content).shape == TURNED.shape
+    assert read(tmp_path, content).shape == ROTATED.shape
 
 
 @pytest.mark.parametrize("kind", ["text", "many texts", "profile", "damaged profile"])

@@ -1,4 +1,4 @@
-"""Image folders: order, decoding, cropping, captions; and the pictures that sampling writes."""
+"""Image folders: order, decoding, cropping, captions; and the images that sampling writes."""
 
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_center_crop_is_exactly_adms(golden):
 def test_photo_is_turned_upright(tmp_path):
     image = Image.new("RGB", (20, 10), "red")
     exif = image.getexif()
-    exif[0x0112] = 6  # turn clockwise to see it upright
+    exif[0x0112] = 6  # rotate clockwise to see it upright
     image.save(tmp_path / "a.jpg", exif=exif)
     assert load_image(tmp_path / "a.jpg").size == (10, 20)
 
@@ -141,7 +141,7 @@ def test_captions_are_the_lines_that_are_not_blank(tiny_faces):
     images, captions = tiny_faces(n=2)
     (captions / "000001.txt").write_text("\ufeffone \n\n  two\r\n \n", encoding="utf-8")
     loaded = load_captions(list_images(images), captions)
-    assert loaded == [["a drawn face", "face number 0"], ["one", "two"]]
+    assert loaded == [["a rendered face", "face number 0"], ["one", "two"]]
 
 
 def test_captions_of_nested_images_lie_in_the_same_subfolder(tmp_path):
@@ -185,7 +185,7 @@ def test_png_keeps_pixels_and_text(tmp_path):
 
 
 def colour_boxes(path: Path, colours: list[tuple[int, int, int]]) -> list[tuple[int, ...]]:
-    """Return the box of each colour in a picture: (left, top, right, bottom)."""
+    """Return the box of each colour in an image: (left, top, right, bottom)."""
     pixels = np.asarray(Image.open(path))
     boxes = []
     for colour in colours:
@@ -219,7 +219,7 @@ def test_grid_makes_room_for_the_longest_caption_of_a_row(tmp_path):
     assert below_first_row > below_second_row > fourth[0] - third[2]
 
 
-def test_grid_says_a_shared_caption_once(tmp_path):
+def test_grid_says_a_common_caption_once(tmp_path):
     shared, single = tmp_path / "shared.png", tmp_path / "single.png"
     labelled_grid(plain(4, 160), ["the same"] * 4, columns=2).save(shared)
     labelled_grid(plain(4, 160), ["the same", "another"] * 2, columns=2).save(single)
@@ -228,7 +228,7 @@ def test_grid_says_a_shared_caption_once(tmp_path):
     assert Image.open(shared).height < Image.open(single).height
 
 
-def test_small_pictures_are_enlarged_in_a_grid(tmp_path):
+def test_small_images_are_enlarged_in_a_grid(tmp_path):
     labelled_grid(plain(1, 32), ["a face"]).save(tmp_path / "g.png")
     left, _, right, _ = colour_boxes(tmp_path / "g.png", COLOURS[:1])[0]
     assert right - left == 160

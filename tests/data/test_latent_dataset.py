@@ -44,7 +44,7 @@ def test_memory_or_disk_makes_no_difference(pair):
     assert torch.equal(batches[0][1], batches[1][1])
 
 
-def test_every_embedding_is_drawn(tmp_path):
+def test_every_embedding_is_chosen(tmp_path):
     ragged = [Y[i, : 1 + i % 3] for i in range(12)]
     data = LatentDataset(write(tmp_path / "z", "z", Z), write(tmp_path / "y", "y", ragged))
     generator = torch.Generator().manual_seed(0)
@@ -65,9 +65,9 @@ def test_moments_become_samples(tmp_path):
     moments = np.concatenate([mean, log_variance], axis=1)
     data = LatentDataset(write(tmp_path / "z", "z", moments, z_holds="moments"))
     assert data.latent_shape == (4, 2, 2)
-    draws = torch.stack([data.batch(torch.arange(12))[0] for _ in range(400)])
-    np.testing.assert_allclose(draws.mean(0), mean, atol=0.03)
-    assert draws.std(0).mean() == pytest.approx(0.1, rel=0.02)
+    samples = torch.stack([data.batch(torch.arange(12))[0] for _ in range(400)])
+    np.testing.assert_allclose(samples.mean(0), mean, atol=0.03)
+    assert samples.std(0).mean() == pytest.approx(0.1, rel=0.02)
 
 
 def test_different_lengths_are_refused(tmp_path):

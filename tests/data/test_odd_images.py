@@ -255,7 +255,7 @@ def test_any_bytes_are_an_image_or_unreadable(tmp_path_factory, start, rest):
     mode=st.sampled_from(["RGB", "L", "RGBA", "1", "P", "LA"]),
 )
 def test_any_image_becomes_the_middle_square(width, height, size, mode):
-    """The picture fades from black to white along its longer side: its middle is grey."""
+    """The image fades from black to white along its longer side: its middle is grey."""
     slope = np.linspace(0, 255, max(width, height))
     pixels = np.tile(slope, (min(width, height), 1)).astype(np.uint8)
     image = Image.fromarray(pixels if width >= height else pixels.T).convert(mode)

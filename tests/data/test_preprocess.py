@@ -155,8 +155,8 @@ def test_stored_moments_are_those_of_the_scaled_latents(project):
     vae = load_autoencoder(project.folder / "vae")
     moments = vae.encode_moments(pixels(project.folder / "test" / "images") / 127.5 - 1)
     data = LatentDataset(project.test / "z")
-    draw, same_random = (torch.Generator().manual_seed(7) for _ in range(2))
-    z, _ = data.batch(torch.arange(N_TEST), BatchRandom(draw))
+    rng, same_random = (torch.Generator().manual_seed(7) for _ in range(2))
+    z, _ = data.batch(torch.arange(N_TEST), BatchRandom(rng))
     torch.testing.assert_close(
         z, vae.sample_latents(moments, same_random).float(), rtol=1e-4, atol=1e-5
     )
@@ -183,9 +183,9 @@ def test_databases_from_archives_are_byte_for_byte_those_from_the_folder(project
 def test_a_split_file_chooses_the_images_of_everything(project, capsys):
     shutil.copytree(project.folder / "train", project.folder / "all")
     image_dir, caption_dir = (project.folder / "all" / name for name in ("images", "captions"))
-    chosen = {"data": ["000007.png", "000001.png"], "eval": ["000000", "000002", "000008"]}
+    wanted = {"data": ["000007.png", "000001.png"], "eval": ["000000", "000002", "000008"]}
     overrides = []
-    for section, names in chosen.items():
+    for section, names in wanted.items():
         file = project.folder / f"{section}.pickle"
         file.write_bytes(pickle.dumps(names, 2))
         keys = {"image_dir": image_dir, "caption_dir": caption_dir, "split_file": file}

@@ -90,7 +90,7 @@ def test_parts_of_another_encoder_are_not_merged(project, capsys):
     assert "clip_img.part0of2: made differently (encoder); delete it" in message
 
 
-def test_processes_of_a_launcher_share_a_dataset(project, monkeypatch):
+def test_processes_of_a_launcher_make_a_dataset_together(project, monkeypatch):
     project.run(Z, "--split", "train", "--out", str(project.folder / "whole"))
     for rank in "10":
         for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2")):

@@ -142,7 +142,7 @@ def test_the_first_images_are_kept_with_their_captions(sweep, experiment):
     torch.randn(4, 2, 2, generator=generator)
     image, line = (int(torch.randint(n, (1,), generator=generator)) for n in (10, 2))
     assert about["caption"] == f"test image {image}, caption {line}"
-    assert about["prompt"] == ["a drawn face", f"face number {image}"][line]
+    assert about["prompt"] == ["a rendered face", f"face number {image}"][line]
 
 
 def test_all_images_are_kept_on_request(sweep, experiment):

@@ -277,8 +277,8 @@ def test_the_samples_show_captions_of_the_test_images_if_they_are_there(
     make_tiny_evaluation_data(config)
     checkpoint = make_tiny_checkpoint(tmp_path / "0000010.pt", config)
     export_folder(checkpoint, tmp_path / "out", device="cpu")
-    assert "a drawn face" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "a drawn face" in Image.open(tmp_path / "out" / "samples.png").text["prompt"]
+    assert "a rendered face" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "a rendered face" in Image.open(tmp_path / "out" / "samples.png").text["prompt"]
 
 
 def test_a_training_starts_from_the_released_weights(released):
