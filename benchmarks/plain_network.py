@@ -1,9 +1,9 @@
 """The baseline of benchmarks/train_step.py: a first, plain version of masked diffusion training.
 
 The network is a DiT with a MaskDiT decoder, made of plain PyTorch modules and run eagerly. Its
-attention is written out like the published blocks of DiT (`kind="explicit"`), or is PyTorch's
-function (`kind="sdpa"`). AdamW is not fused, a loop averages the weights, and the loss is read at
-every step. Weight names are those of models/maskdit.py: from equal weights both give equal losses.
+attention is written out like that of the published blocks. AdamW is not fused, a loop averages the
+weights, and the loss is read at every step. Weight names are those of models/maskdit.py: from equal
+weights both give equal losses.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Self-attention; `kind` is "explicit" or "sdpa"."""
+    """Self-attention."""
 
-    def __init__(self, dim: int, heads: int, kind: str) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.heads, self.scale, self.kind = heads, (dim // heads) ** -0.5, kind
+        self.heads, self.scale = heads, (dim // heads) ** -0.5
         self.qkv = nn.Linear(dim, dim * 3)
         self.proj = nn.Linear(dim, dim)
 
@@ -31,10 +31,7 @@ class Attention(nn.Module):
         n, length, dim = x.shape
         qkv = self.qkv(x).reshape(n, length, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if self.kind == "sdpa":
-            x = F.scaled_dot_product_attention(q, k, v)
-        else:
-            x = (q @ k.transpose(-2, -1) * self.scale).softmax(dim=-1) @ v
+        x = (q @ k.transpose(-2, -1) * self.scale).softmax(dim=-1) @ v
         out: Tensor = self.proj(x.transpose(1, 2).reshape(n, length, dim))
         return out
 
@@ -62,10 +59,10 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class Block(nn.Module):
     """Transformer block of DiT (Peebles & Xie 2023, adaLN-Zero)."""
 
-    def __init__(self, dim: int, cond_dim: int, heads: int, kind: str) -> None:
+    def __init__(self, dim: int, cond_dim: int, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(dim, heads, kind)
+        self.attn = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(dim)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(cond_dim, 6 * dim))
@@ -100,9 +97,7 @@ class PlainMaskDiT(nn.Module):
     The decoder, if there is one, has 8 blocks of width 512.
     """
 
-    def __init__(
-        self, side: int, depth: int, dim: int, heads: int, decoder: bool, kind: str
-    ) -> None:
+    def __init__(self, side: int, depth: int, dim: int, heads: int, decoder: bool) -> None:
         super().__init__()
         self.grid, self.length = side // 2, (side // 2) ** 2
         self.x_embedder = nn.ModuleDict({"proj": nn.Conv2d(4, dim, 2, stride=2)})
@@ -110,14 +105,14 @@ class PlainMaskDiT(nn.Module):
         self.t_embedder = nn.ModuleDict({"mlp": time_mlp})
         self.y_embedder = nn.ModuleDict({"embedding_table": nn.Linear(512, dim, bias=False)})
         self.pos_embed = nn.Parameter(torch.zeros(1, self.length, dim), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(dim, dim, heads, kind) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(dim, dim, heads) for _ in range(depth))
         self.decoder, width = decoder, dim
         if decoder:
             width = 512
             self.decoder_layer = FinalLayer(dim, width, dim)
             self.decoder_pos_embed = nn.Parameter(torch.zeros(1, self.length, width), False)
             self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-            self.decoder_blocks = nn.ModuleList(Block(width, dim, 16, kind) for _ in range(8))
+            self.decoder_blocks = nn.ModuleList(Block(width, dim, 16) for _ in range(8))
         self.final_layer = FinalLayer(width, 16, dim)
 
     def forward(

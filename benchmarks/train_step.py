@@ -38,7 +38,6 @@ from utils.training.train_step import train_step
 VARIANTS = {
     "float32": "plain, eager, float32",
     "autocast": "plain, eager, bf16 autocast",
-    "sdpa": "plain with PyTorch's attention, bf16 autocast",
     "eager": "ours, not compiled, bf16 autocast",
     "ours": "ours, compiled, bf16 autocast",
 }
@@ -74,18 +73,17 @@ class Case:
         random = random_for_loss(denoiser, latents, cond, self.mask_ratio)
         return edm_loss(denoiser, latents, cond, random, mae_loss_coef=self.mae_loss_coef)
 
-    def plain(self, attention: str = "explicit") -> PlainMaskDiT:
+    def plain(self) -> PlainMaskDiT:
         """Build the plain network."""
         torch.manual_seed(0)
         depth, width, _, heads = MODEL_SIZES[f"DiT-{self.size}/2"]
-        return PlainMaskDiT(self.side, depth, width, heads, self.decoder, attention)
+        return PlainMaskDiT(self.side, depth, width, heads, self.decoder)
 
 
 def plain_step(case: Case, kind: str) -> Callable[[], float]:
     """Return a step of the baseline; `kind` is one of VARIANTS."""
     torch.manual_seed(0)
-    network = case.plain("sdpa" if kind == "sdpa" else "explicit")
-    training = PlainTraining(network.to(DEVICE), autocast=kind != "float32")
+    training = PlainTraining(case.plain().to(DEVICE), autocast=kind != "float32")
     data = case.data()
     return lambda: training.step(*data, case.mask_ratio)
 
