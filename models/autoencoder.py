@@ -1,4 +1,4 @@
-"""The VAE between pixels and latents, on top of `diffusers.AutoencoderKL`.
+"""The VAE between pixels and latents.
 
 Latents are multiplied by a scale factor (0.18215 for Stable Diffusion's VAE), so that their
 variance is near 1; newer VAEs also subtract a mean first. "Scaled" latents are those after both.
@@ -7,14 +7,16 @@ variance is near 1; newer VAEs also subtract a mean first. "Scaled" latents are 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from diffusers.models import AutoencoderKL
-from safetensors import SafetensorError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 
 from models.encoder_files import (
@@ -24,7 +26,10 @@ from models.encoder_files import (
     ldm_levels,
     vae_folder,
 )
+from models.vae_network import BLOCKS, VaeConfig, VaeNetwork
 from models.weights import looks_like_path, read_tensors
+
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 # Part of a parameter's name in LDM's code -> in diffusers; applied in this order.
 LDM_RENAMES = (
@@ -40,6 +45,8 @@ LDM_RENAMES = (
     (r"\.nin_shortcut\.", ".conv_shortcut."),
     (r"coder\.norm_out\.", "coder.conv_norm_out."),
 )
+# Names of attention weights in older folders of diffusers -> in newer ones.
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 class Autoencoder:
@@ -54,7 +61,7 @@ class Autoencoder:
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: VaeNetwork,
         scale_factor: float,
         device: torch.device,
         dtype: torch.dtype,
@@ -66,27 +73,20 @@ class Autoencoder:
             digest.update(name.encode())
             digest.update(tensor.float().cpu().numpy().tobytes())
         self.identity = f"vae-{digest.hexdigest()[:12]}"
-        self.vae = vae.eval().requires_grad_(False)
-        # Bypass the library's `.to`, which logs a warning for half types.
-        torch.nn.Module.to(self.vae, device, dtype)
         # Convolutions are faster with the channels innermost, on CPUs by half.
-        torch.nn.Module.to(self.vae, memory_format=torch.channels_last)
-        if memory != "full":
-            self.vae.enable_slicing()
-        if memory == "tiled":
-            self.vae.enable_tiling()
+        self.vae = vae.eval().requires_grad_(False).to(device, dtype)
+        self.vae.to(memory_format=torch.channels_last)
+        self.vae.memory = memory
         self.scale_factor = scale_factor
-        self.shift, self.scale = latent_statistics(vae, scale_factor, device)
-        self.latent_channels: int = vae.config["latent_channels"]
-        self.downsample: int = 2 ** (len(vae.config["block_out_channels"]) - 1)
+        self.shift, self.scale = latent_statistics(vae.config, scale_factor, device)
+        self.latent_channels, self.downsample = vae.config.latent_channels, vae.config.downsample
         self.device, self.dtype = device, dtype
 
     @torch.inference_mode()
     def encode_moments(self, images: Tensor) -> Tensor:
         """Encode (N, 3, H, W) in [-1, 1] -> (N, 2C, h, w) float32: mean, log variance; unscaled."""
         images = images.to(self.device, self.dtype)
-        moments: Tensor = self.vae.encode(images).latent_dist.parameters
-        return moments.float()
+        return self.vae.encode(images).float()
 
     def mean_latents(self, moments: Tensor) -> Tensor:
         """Return the mean of the posterior: (N, 2C, h, w) moments -> (N, C, h, w), scaled."""
@@ -121,23 +121,24 @@ class Autoencoder:
         Infinite numbers become NaN, so that the bounds do not hide them.
         """
         z = self.unscaled(z.to(self.device)).to(self.dtype)
-        images: Tensor = self.vae.decode(z).sample
-        images = images.float()
+        images = self.vae.decode(z).float()
         return images.masked_fill(images.isinf(), math.nan).clamp(-1, 1)
 
 
 def latent_statistics(
-    vae: AutoencoderKL, scale_factor: float, device: torch.device
+    config: VaeConfig, scale_factor: float, device: torch.device
 ) -> tuple[float | Tensor, float | Tensor]:
     """Return shift and scale of a VAE's latents, by what its config.json states.
 
     There is one shift (`shift_factor`, as of Stable Diffusion 3 and FLUX), or a mean and a standard
     deviation of each channel (`latents_mean`, `latents_std`), or neither.
     """
-    mean, deviation = vae.config.get("latents_mean"), vae.config.get("latents_std")
-    if mean is None or deviation is None:
-        return float(vae.config.get("shift_factor") or 0.0), float(scale_factor)
-    mean, deviation = (torch.tensor(x, device=device).view(-1, 1, 1) for x in (mean, deviation))
+    if config.latents_mean is None or config.latents_std is None:
+        return float(config.shift_factor or 0.0), float(scale_factor)
+    mean, deviation = (
+        torch.tensor(x, device=device).view(-1, 1, 1)
+        for x in (config.latents_mean, config.latents_std)
+    )
     return mean, scale_factor / deviation
 
 
@@ -162,28 +163,70 @@ def load_autoencoder(
 
     Raises FileNotFoundError if a path does not exist, and ValueError if it is not a VAE.
     """
-    path, device = Path(os.path.expanduser(source)), torch.device(device)
+    path = Path(os.path.expanduser(source))
     if path.is_file():
         vae = from_ldm(_vae_tensors(path), str(path))
-        return Autoencoder(vae, scale_factor or LDM_SCALE_FACTOR, device, dtype, memory)
-    if looks_like_path(str(source)) and not path.is_dir():
+        scale_factor = scale_factor or LDM_SCALE_FACTOR
+    elif path.is_dir():
+        vae = _from_folder(vae_folder(path))
+    elif looks_like_path(str(source)):
         raise FileNotFoundError(f"no VAE at {source}: give a folder, a file or a hub name")
-    where, options = str(source), {}
-    if path.is_dir():
-        where = str(vae_folder(path))
-        check_is_autoencoder_kl(Path(where))
-    elif subfolder := hub_place(where)[1]:
-        where, options = hub_place(where)[0], {"subfolder": subfolder}
+    else:
+        vae = _from_folder(_fetched(str(source)))
+    scale_factor = scale_factor or vae.config.scaling_factor
+    return Autoencoder(vae, scale_factor, torch.device(device), dtype, memory)
+
+
+def vae_with(weights: Mapping[str, Tensor], config: VaeConfig, where: object) -> VaeNetwork:
+    """Return a VAE with weights, in float32; others than its own are left out.
+
+    `where` names the weights in messages. Raises ValueError if some are missing or do not fit.
+    """
+    with torch.device("meta"):  # no time is lost on initialising weights that are replaced
+        vae = VaeNetwork(config)
+    weights = {name: tensor.float() for name, tensor in weights.items()}
     try:
-        vae, about = AutoencoderKL.from_pretrained(
-            where, torch_dtype=torch.float32, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
+        missing = vae.load_state_dict(weights, strict=False, assign=True).missing_keys
+    except RuntimeError as fault:
+        first = str(fault).splitlines()[1].strip()
+        raise ValueError(f"cannot load a VAE from {where}: {first}") from fault
+    if missing:
+        raise ValueError(f"cannot load a VAE from {where}: it has no weights {min(missing)}")
+    return vae
+
+
+def _from_folder(folder: Path) -> VaeNetwork:
+    """Load a folder that diffusers has written."""
+    check_is_autoencoder_kl(folder)
+    file = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
+    if file is None:
+        raise ValueError(f"cannot load a VAE from {folder}: it holds no {WEIGHTS[0]}")
+    try:
+        config = VaeConfig.from_dict(json.loads((folder / "config.json").read_text("utf-8")))
+    except (TypeError, ValueError) as fault:
+        raise ValueError(f"cannot load a VAE from {folder}: {fault}") from fault
+    old = rf"(\.attentions\.\d+)\.({'|'.join(OLD_ATTENTION)})\."
+    weights = {
+        re.sub(old, lambda m: f"{m[1]}.{OLD_ATTENTION[m[2]]}.", name): tensor
+        for name, tensor in read_tensors(file).items()
+    }
+    return vae_with(weights, config, folder)
+
+
+def _fetched(name: str) -> Path:
+    """Return the folder of a VAE of the hub in the cache; what is missing there is downloaded."""
+    repository, subfolder = hub_place(name)
+    place = {"repo_id": repository, "subfolder": subfolder or None}
+    try:
+        config = hf_hub_download(filename="config.json", **place)
+        try:
+            hf_hub_download(filename=WEIGHTS[0], **place)
+        except EntryNotFoundError:
+            hf_hub_download(filename=WEIGHTS[1], **place)
+    except (OSError, ValueError) as fault:
         first_line = str(fault).strip().splitlines()[0]
-        raise ValueError(f"cannot load a VAE from {source}: {first_line}") from fault
-    if lacking := about["missing_keys"]:  # diffusers would draw them at random
-        raise ValueError(f"cannot load a VAE from {source}: it has no weights {sorted(lacking)[0]}")
-    return Autoencoder(vae, scale_factor or vae.config.scaling_factor, device, dtype, memory)
+        raise ValueError(f"cannot load a VAE from {name}: {first_line}") from fault
+    return Path(config).parent
 
 
 def _vae_tensors(path: Path) -> dict[str, Tensor]:
@@ -194,8 +237,8 @@ def _vae_tensors(path: Path) -> dict[str, Tensor]:
     return inside or tensors
 
 
-def from_ldm(weights: dict[str, Tensor], where: str) -> AutoencoderKL:
-    """Return an AutoencoderKL with weights that have the names of LDM's code.
+def from_ldm(weights: dict[str, Tensor], where: str) -> VaeNetwork:
+    """Return a VAE with weights that have the names of LDM's code.
 
     `where` names the weights in messages. Raises ValueError if they are not a VAE's.
     """
@@ -205,15 +248,15 @@ def from_ldm(weights: dict[str, Tensor], where: str) -> AutoencoderKL:
     levels = ldm_levels(weights)
     blocks = 1 + max(int(n.split(".")[4]) for n in weights if n.startswith("encoder.down.0.block."))
     widths = [weights[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
-    vae: AutoencoderKL = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=tuple(widths),
-        layers_per_block=blocks,
-        latent_channels=weights["post_quant_conv.weight"].shape[1],
-        norm_num_groups=32,
-        scaling_factor=LDM_SCALE_FACTOR,
-    )
+    described = {
+        "down_block_types": [BLOCKS[0]] * levels,
+        "up_block_types": [BLOCKS[1]] * levels,
+        "block_out_channels": widths,
+        "layers_per_block": blocks,
+        "latent_channels": weights["post_quant_conv.weight"].shape[1],
+        "norm_num_groups": 32,
+        "scaling_factor": LDM_SCALE_FACTOR,
+    }
     renamed = {}
     for name, tensor in weights.items():
         if not name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")):
@@ -225,9 +268,7 @@ def from_ldm(weights: dict[str, Tensor], where: str) -> AutoencoderKL:
         if ".attentions." in name and tensor.ndim == 4:
             tensor = tensor[:, :, 0, 0]  # a 1x1 convolution in LDM, a linear layer in diffusers
         renamed[name] = tensor
-    try:
-        vae.load_state_dict(renamed)
-    except RuntimeError as fault:
-        first = str(fault).splitlines()[1].strip()
-        raise ValueError(f"{where} does not fit an LDM autoencoder: {first}") from fault
+    vae = vae_with(renamed, VaeConfig.from_dict(described), where)
+    if others := renamed.keys() - vae.state_dict().keys():
+        raise ValueError(f"{where} does not fit an LDM autoencoder: it holds {min(others)}")
     return vae

@@ -33,8 +33,7 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode (N, C, h, w) -> (N, 3, H, W)."""
-        images: Tensor = self.vae.decode(self.unscaled(latents)).sample
-        return images.clamp(-1, 1)
+        return self.vae.decode(self.unscaled(latents)).clamp(-1, 1)
 
 
 class TextTower(nn.Module):

@@ -1,5 +1,6 @@
 """The VAE: all file formats, and its latents."""
 
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from ldm_vae import ldm_names
 from safetensors.torch import load_file, save_file
 from tiny import make_tiny_config, make_tiny_vae
 
-from models.autoencoder import Autoencoder, load_autoencoder
+from models.autoencoder import Autoencoder, load_autoencoder, vae_with
+from models.vae_network import VaeConfig
 from utils.pretrained.encoders import load_config_autoencoder
 
 # A reference file of 5 MB, which the repository does not carry.
@@ -95,11 +97,39 @@ def test_every_form_of_a_vae_gives_the_same_autoencoder(tmp_path, monkeypatch, f
         elif form == "old_names":
             save_file(with_old_attention_names(load_file(file)), file, {"format": "pt"})
     vae = load_autoencoder(path)
-    assert vae.identity == Autoencoder(original, 1.0, torch.device("cpu"), torch.float32).identity
+    network = vae_with(original.state_dict(), VaeConfig.from_dict(original.config), "a VAE")
+    assert vae.identity == Autoencoder(network, 1.0, torch.device("cpu"), torch.float32).identity
     with torch.no_grad():
         expected = original.encode(images()).latent_dist.parameters
     torch.testing.assert_close(vae.encode_moments(images()), expected)
     assert vae.scale_factor == pytest.approx(0.18215)
+
+
+@pytest.mark.parametrize("memory", ["full", "sliced", "tiled"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [32, 40, 72])
+@torch.inference_mode()
+def test_the_network_computes_what_that_of_diffusers_computes(memory, dtype, size):
+    theirs = two_level_vae()
+    ours = vae_with(theirs.state_dict(), VaeConfig.from_dict(theirs.config), "a VAE").to(dtype)
+    torch.nn.Module.to(theirs, dtype)
+    ours.memory = memory
+    if memory != "full":
+        theirs.enable_slicing()
+    if memory == "tiled":
+        theirs.enable_tiling()
+    moments = theirs.encode(images(3, size).to(dtype)).latent_dist.parameters
+    assert torch.equal(ours.encode(images(3, size).to(dtype)), moments)
+    assert torch.equal(ours.decode(moments[:, :4]), theirs.decode(moments[:, :4]).sample)
+
+
+def test_a_vae_with_other_layers_is_refused(tmp_path):
+    make_tiny_vae(tmp_path / "vae")
+    file = tmp_path / "vae" / "config.json"
+    for change in ({"act_fn": "gelu"}, {"down_block_types": ["AttnDownEncoderBlock2D"]}):
+        file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+        with pytest.raises(ValueError, match="vae: its config.json asks for .*, which is not"):
+            load_autoencoder(tmp_path / "vae")
 
 
 def test_scale_factor_can_be_given_instead_of_the_stated_one(tmp_path):
@@ -122,7 +152,7 @@ def test_moments_and_latents_have_the_stated_shapes(vae):
 def test_mean_latents_are_decoded_to_the_vaes_own_reconstruction(vae):
     moments = vae.encode_moments(images())
     with torch.no_grad():
-        expected = vae.vae.decode(moments[:, :4]).sample.clamp(-1, 1)
+        expected = vae.vae.decode(moments[:, :4]).clamp(-1, 1)
     torch.testing.assert_close(vae.decode(vae.mean_latents(moments)), expected)
 
 

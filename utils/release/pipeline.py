@@ -17,8 +17,9 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from PIL import Image
 
-from models.autoencoder import Autoencoder
+from models.autoencoder import Autoencoder, vae_with
 from models.clip import ClipEncoder
+from models.vae_network import VaeConfig
 from utils.base.errors import UserError
 from utils.pretrained.effective_config import INDEX
 from utils.pretrained.encoders import PRECISIONS
@@ -75,8 +76,12 @@ class TextToFacePipeline(DiffusionPipeline):
     @classmethod
     def holding(cls, faces: TextToFace, dtype: torch.dtype = torch.float32) -> TextToFacePipeline:
         """Return a pipeline with the networks of a TextToFace, the denoiser in a precision."""
-        config, vae = faces.config, faces.autoencoder.vae
+        config, network = faces.config, faces.autoencoder.vae
+        vae: Any = AutoencoderKL.from_config(network.config.stated)
         vae.register_to_config(scaling_factor=faces.autoencoder.scale_factor)
+        torch.nn.Module.to(vae, faces.device, faces.autoencoder.dtype)  # its own warns of half
+        vae.load_state_dict(network.state_dict())
+        vae.eval().requires_grad_(False)
         return cls(
             Denoiser.holding(faces.denoiser, config, dtype),
             vae,
@@ -137,7 +142,8 @@ class TextToFacePipeline(DiffusionPipeline):
             dtype = PRECISIONS[config.encoders.precision]
             vae_dtype = dtype if self.vae.dtype == torch.float32 else self.vae.dtype
             scale, memory = self.vae.config["scaling_factor"], config.encoders.vae_memory
-            vae = Autoencoder(self.vae, scale, device, vae_dtype, memory)
+            network = vae_with(self.vae.state_dict(), VaeConfig.from_dict(self.vae.config), "vae")
+            vae = Autoencoder(network, scale, device, vae_dtype, memory)
             clip = ClipEncoder(self.clip.towers, self.clip.encoder.tokenizer, device, dtype)
             solve = None if self.scheduler is None else solve_with(self.scheduler)
             source = str(self.config.get("_name_or_path", "pipeline"))
