@@ -25,6 +25,8 @@ import argparse
 import functools
 import re
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,6 +39,7 @@ from models.choices import Solver
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter, add_config_arguments
 from utils.config.parsing import parse_scale, parse_seeds
+from utils.sampling.generation import GeneratedImage
 from utils.sampling.prompts import Row, arrange, image_prompt, read_prompts, text_prompt
 from utils.sampling.sample_folder import GRID
 from utils.sampling.text_to_face import DEMO, DEMO_STUDENT, TextToFace, default_device
@@ -135,6 +138,12 @@ def default_out(label: str) -> Path:
     return Path("samples") / (slug or "prompt")
 
 
+def save_images(images: Sequence[GeneratedImage], folder: Path) -> None:
+    """Write images into a folder, each under its own name."""
+    for image in images:
+        image.save(folder / image.file_name)
+
+
 @one_line_errors
 def main() -> None:
     """Generate what the command line asks for; save the images and their grid."""
@@ -151,11 +160,19 @@ def main() -> None:
     generation = faces.start(rows, num=args.num, seeds=args.seeds)
     out = args.out or generation.free_folder(default_out(rows[0].label))
     generation.check_folder(out)
-    with progress(desc="generate", total=len(generation), unit="image") as bar:
+    # A batch is saved while the next one is sampled. The executor waits for it even after Ctrl-C.
+    saved: Future[None] | None = None
+    with (
+        progress(desc="generate", total=len(generation), unit="image") as bar,
+        ThreadPoolExecutor(1) as saver,
+    ):
         for images in generation.batches(args.batch_size):
-            for image in images:
-                image.save(out / image.file_name)
+            if saved is not None:
+                saved.result()  # raises what went wrong
+            saved = saver.submit(save_images, images, out)
             bar.update(len(images))
+    if saved is not None:
+        saved.result()
     generation.save_grid(out / GRID)
     seconds = time.perf_counter() - started
     print(f"{len(generation)} images in {seconds:.1f} s: {out / GRID}")

@@ -7,6 +7,8 @@ sampling. Both come from the two towers loaded here.
 from __future__ import annotations
 
 import hashlib
+import importlib
+import json
 import os
 import pickle
 import traceback
@@ -32,6 +34,12 @@ from models.weights import is_torchscript, read_tensors
 MERGES_NAME = "merges.txt.gz"
 TEXTS_AT_ONCE = 64
 OPENAI_CONSTANTS = {"input_resolution", "context_length", "vocab_size"}  # beside the weights
+
+# Keys of open_clip's configs for towers of another library: package and module that adapts it.
+ADAPTERS = {
+    "timm_model_name": ("timm", "timm_model"),
+    "hf_model_name": ("transformers", "hf_model"),
+}
 
 T = TypeVar("T")
 
@@ -198,6 +206,7 @@ def load_clip(
         return ClipEncoder(*_from_openai_file(path), device, dtype)
     name, _, tag = str(source).partition(":")
     if name in open_clip.list_models() and tag:
+        import_adapters(json.dumps(open_clip.get_model_config(name)))
         if Path(tag).is_file():
             return ClipEncoder(*_from_named_file(name, Path(tag)), device, dtype)
         if tag not in open_clip.list_pretrained_tags_by_model(name):
@@ -210,10 +219,23 @@ def load_clip(
     raise ValueError(f"unknown CLIP {source!r}: give a folder, a file, or e.g. ViT-B-32:openai")
 
 
+def import_adapters(config: str) -> None:
+    """Import the libraries that a CLIP's config, as JSON, takes towers from.
+
+    open_clip does so when it is imported, unless they were hidden from it to start sooner, as in
+    utils/pretrained/encoders.py.
+    """
+    for key, (package, name) in ADAPTERS.items():
+        module = importlib.import_module(f"open_clip.{name}")
+        if f'"{key}"' in config and getattr(module, package) is None:
+            importlib.reload(module)
+
+
 def _from_folder(folder: Path) -> ModelAndTokenizer:
     """Load a folder as `open_clip` writes it for its hub: JSON and weights."""
     if not (folder / "open_clip_config.json").exists():
         raise ValueError(f"{folder} holds no open_clip_config.json, so it is not a CLIP folder")
+    import_adapters((folder / "open_clip_config.json").read_text(encoding="utf-8"))
     merges = folder / MERGES_NAME
     own_vocabulary = {"bpe_path": str(merges)} if merges.exists() else {}
     name = f"local-dir:{folder}"

@@ -33,7 +33,7 @@ PLACE_FAULTS = {
 }
 
 
-def _is_running() -> bool:
+def is_script() -> bool:
     """Return True if the program is a script of the project, not one that imports from it."""
     file = Path(getattr(sys.modules["__main__"], "__file__", None) or "-")
     is_own = file.suffix == ".py" and file.resolve().is_relative_to(PROJECT)
@@ -66,7 +66,7 @@ def _end_lost_interrupt(lost: "sys.UnraisableHookArgs") -> None:
     sys.__unraisablehook__(lost)
 
 
-if _is_running():
+if is_script():
     prepare_threads()
     sys.excepthook, sys.unraisablehook = _end_by_exception, _end_lost_interrupt
     keep_streams()

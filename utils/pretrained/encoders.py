@@ -7,15 +7,17 @@ so that help texts and mistakes in the settings do not wait for them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from models.encoder_files import embedding_width, hub_place, latent_layout
 from utils.base.errors import UserError, note
 from utils.base.finite import OVERFLOW, require_finite
+from utils.base.script import is_script
 from utils.config.schema import Config
 from utils.config.sections import Encoders
 from utils.pretrained.assets import advice, local_file, offline_advice
@@ -102,7 +104,10 @@ def load_config_clip(encoders: Encoders, device: torch.device | str = "cpu") -> 
     if file := local_file(source):
         note(f"encoders.clip: {source} is read from {file}")
     require_encoders(encoders, ["encoders.clip"])
-    from models.clip import load_clip  # imported here: it imports open_clip and torchvision
+    # open_clip imports two packages for few CLIPs, and takes a second for it. A script shares its
+    # process with nobody, so that it can wait; models/clip.py imports them for those CLIPs.
+    with _hidden("timm", "transformers") if is_script() else contextlib.nullcontext():
+        from models.clip import load_clip  # imported here: it imports open_clip and torchvision
 
     is_on_hub = file is None and is_clip_name(source)
     from_hub = offline_if_silent() if is_on_hub else contextlib.nullcontext()
@@ -113,6 +118,18 @@ def load_config_clip(encoders: Encoders, device: torch.device | str = "cpu") -> 
         raise UserError(f"encoders.clip: {fault}{_remedy(fault, 'clip', source)}") from fault
     require_finite(dict(clip.model.named_parameters()), f"encoders.clip: {source}", OVERFLOW)
     return clip
+
+
+@contextlib.contextmanager
+def _hidden(*packages: str) -> Iterator[None]:
+    """Let packages look as if they were not installed, unless they are imported already."""
+    hidden: dict[str, Any] = dict.fromkeys({*packages} - sys.modules.keys())
+    sys.modules.update(hidden)  # a None there makes an import an ImportError
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def _remedy(fault: Exception, key: str, source: str) -> str:
