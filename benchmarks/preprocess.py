@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,19 +29,19 @@ from utils.base.script import one_line_errors
 
 # isort: split
 import numpy as np
-import open_clip
 import torch
 from PIL import Image
-from torchvision import transforms
 
 from benchmarks import timing
 from benchmarks.sampling import sd_vae
 from models.autoencoder import Autoencoder
-from models.clip import ClipEncoder
 from models.encoder_files import LDM_SCALE_FACTOR
 from utils.config.command_line import HelpFormatter
 from utils.data.image_batches import iterate_batches
 from utils.data.images import list_images, to_uint8_array
+
+if TYPE_CHECKING:
+    from models.clip import ClipEncoder
 
 SIZE = 256  # pixels
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -95,6 +96,11 @@ def rows_of(
 @torch.inference_mode()
 def images_with_clip(paths: list[Path], repeats: int) -> list[dict]:
     """Time the embedding of images by ViT-B/32 with random weights, the library's and ours."""
+    import open_clip  # imported here, as the next two: --help need not wait for them
+    from torchvision import transforms
+
+    from models.clip import ClipEncoder
+
     torch.manual_seed(0)
     plain = open_clip.create_model("ViT-B-32").eval().requires_grad_(False).to(DEVICE)
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
@@ -132,8 +138,7 @@ def images_with_clip(paths: list[Path], repeats: int) -> list[dict]:
 def latents(paths: list[Path], repeats: int) -> list[dict]:
     """Time the encoding of images into latents."""
     torch.manual_seed(0)
-    plain = sd_vae().eval().requires_grad_(False)
-    torch.nn.Module.to(plain, DEVICE)  # the library's own `.to` has no types
+    plain = sd_vae().eval().requires_grad_(False).to(DEVICE)
     ours = {
         dtype: Autoencoder(copy.deepcopy(plain), LDM_SCALE_FACTOR, DEVICE, dtype)
         for dtype in (torch.float32, HALF)
@@ -143,8 +148,8 @@ def latents(paths: list[Path], repeats: int) -> list[dict]:
         found = []
         for path in paths:
             image = torch.tensor(to_uint8_array(path, SIZE)).permute(2, 0, 1)[None].to(DEVICE)
-            distribution = plain.encode(image.float() / 127.5 - 1).latent_dist
-            found.append(distribution.mean.cpu() * LDM_SCALE_FACTOR)
+            mean, _ = plain.encode(image.float() / 127.5 - 1).chunk(2, dim=1)
+            found.append(mean.cpu() * LDM_SCALE_FACTOR)
         return torch.cat(found)
 
     def batched(vae: Autoencoder) -> torch.Tensor:

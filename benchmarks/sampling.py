@@ -23,7 +23,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from diffusers.models import AutoencoderKL
 
 from benchmarks import timing
 from models.autoencoder import Autoencoder
@@ -31,6 +30,7 @@ from models.edm import EDMPrecond, build_denoiser
 from models.embedding_prior import EmbeddingPrior
 from models.encoder_files import LDM_SCALE_FACTOR
 from models.samplers import nfe
+from models.vae_network import VaeConfig, VaeNetwork
 from utils.config.command_line import HelpFormatter
 from utils.config.sections import Sampling
 from utils.pretrained.denoisers import load_denoiser
@@ -50,15 +50,9 @@ VARIANTS = {
 }
 
 
-def sd_vae() -> AutoencoderKL:
+def sd_vae() -> VaeNetwork:
     """Return Stable Diffusion's VAE at its full size, with random weights."""
-    vae: AutoencoderKL = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-    )
-    return vae
+    return VaeNetwork(VaeConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2))
 
 
 def setup_decoding(network: str, count: int) -> timing.Work:

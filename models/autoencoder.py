@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -216,13 +217,13 @@ def _from_folder(folder: Path) -> VaeNetwork:
 def _fetched(name: str) -> Path:
     """Return the folder of a VAE of the hub in the cache; what is missing there is downloaded."""
     repository, subfolder = hub_place(name)
-    place = {"repo_id": repository, "subfolder": subfolder or None}
+    fetch = partial(hf_hub_download, repository, subfolder=subfolder or None)
     try:
-        config = hf_hub_download(filename="config.json", **place)
+        config = fetch("config.json")
         try:
-            hf_hub_download(filename=WEIGHTS[0], **place)
+            fetch(WEIGHTS[0])
         except EntryNotFoundError:
-            hf_hub_download(filename=WEIGHTS[1], **place)
+            fetch(WEIGHTS[1])
     except (OSError, ValueError) as fault:
         first_line = str(fault).strip().splitlines()[0]
         raise ValueError(f"cannot load a VAE from {name}: {first_line}") from fault

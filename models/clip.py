@@ -7,7 +7,6 @@ sampling. Both come from the two towers loaded here.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import pickle
@@ -28,6 +27,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
+from models.encoder_files import import_adapters
 from models.tokenizers import Tokenizer, text_only
 from models.weights import is_torchscript, read_tensors
 
@@ -35,15 +35,7 @@ MERGES_NAME = "merges.txt.gz"
 TEXTS_AT_ONCE = 64
 OPENAI_CONSTANTS = {"input_resolution", "context_length", "vocab_size"}  # beside the weights
 
-# Keys of open_clip's configs for towers of another library: package and module that adapts it.
-ADAPTERS = {
-    "timm_model_name": ("timm", "timm_model"),
-    "hf_model_name": ("transformers", "hf_model"),
-}
-
 T = TypeVar("T")
-
-
 ModelAndTokenizer = tuple[open_clip.CLIP, Tokenizer]
 
 
@@ -217,18 +209,6 @@ def load_clip(
     if path.suffix or "/" in str(source):
         raise FileNotFoundError(f"no CLIP at {source}: give a folder, a file or name:tag")
     raise ValueError(f"unknown CLIP {source!r}: give a folder, a file, or e.g. ViT-B-32:openai")
-
-
-def import_adapters(config: str) -> None:
-    """Import the libraries that a CLIP's config, as JSON, takes towers from.
-
-    open_clip does so when it is imported, unless they were hidden from it to start sooner, as in
-    utils/pretrained/encoders.py.
-    """
-    for key, (package, name) in ADAPTERS.items():
-        module = importlib.import_module(f"open_clip.{name}")
-        if f'"{key}"' in config and getattr(module, package) is None:
-            importlib.reload(module)
 
 
 def _from_folder(folder: Path) -> ModelAndTokenizer:

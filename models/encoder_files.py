@@ -5,6 +5,7 @@ These need neither `diffusers` nor `open_clip`, whose import takes seconds.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -13,6 +14,11 @@ from pathlib import Path
 
 from models.weights import tensor_shapes
 
+# Keys of open_clip's configs for towers of another library: its adapter, and the library.
+ADAPTERS = {
+    "timm_model_name": ("timm_model", "timm"),
+    "hf_model_name": ("hf_model", "transformers"),
+}
 LDM_SCALE_FACTOR = 0.18215  # Rombach 2022, the released first-stage models
 
 
@@ -94,3 +100,14 @@ def _width_of_name(name: str) -> int | None:
 
     known = open_clip.get_model_config(name)
     return None if known is None else int(known["embed_dim"])
+
+
+def import_adapters(config: str) -> None:
+    """Import the libraries that a CLIP's config, as JSON, takes towers from.
+
+    `open_clip` has imported them, unless they were hidden from it (utils/pretrained/encoders.py).
+    """
+    for key, (adapter, library) in ADAPTERS.items():
+        module = importlib.import_module(f"open_clip.{adapter}")
+        if f'"{key}"' in config and getattr(module, library) is None:
+            importlib.reload(module)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from models.autoencoder import Autoencoder
-from models.clip import ClipEncoder
 from models.edm import EDMPrecond
 from models.embedding_prior import EmbeddingPrior
 from utils.base.progress import progress
@@ -22,6 +21,10 @@ from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions
 from utils.sampling.generate import generate
+
+if TYPE_CHECKING:
+    from models.autoencoder import Autoencoder
+    from models.clip import ClipEncoder
 
 BATCH = 50  # images that are generated at once
 

@@ -25,7 +25,7 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -35,16 +35,13 @@ from utils.base.script import one_line_errors
 
 # isort: split
 import numpy as np
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from demo.captions import choose_attributes, make_caption
 from demo.make_faces import make_face, render
-from models.clip import Tokenizer, encode_tokens, load_clip
 from research.demo_weights.clip_losses import AttributeTeacher, contrastive_loss, truth
-from research.demo_weights.clip_model import build_clip, export
 from research.demo_weights.face_groups import (
     GROUP,
     Batch,
@@ -57,6 +54,11 @@ from research.demo_weights.free_captions import write_free_caption
 from research.demo_weights.resumable import resume, save, set_lr
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
+
+if TYPE_CHECKING:
+    import open_clip
+
+    from models.clip import Tokenizer
 
 WARM_UP = 50  # steps
 TEACHER_PACE = 10.0  # learning rate of table and layer, in units of that of the image tower
@@ -112,6 +114,8 @@ def text_loss(
     tokens: (N, context length).
     image: (N, D) embeddings of the locked image tower, of unit length.
     """
+    from models.clip import encode_tokens  # imported here: --help need not wait for open_clip
+
     with torch.autocast("cpu", torch.bfloat16):
         y = encode_tokens(model, tokens)
     text, codes = F.normalize(y.float(), dim=1), stated_codes(batch)
@@ -165,6 +169,8 @@ def run_stage(
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             print(f"{name} step {step + 1}: loss {loss.item():.3f}", flush=True)
             save(checkpoint, parts, optimizer, step + 1)
+            from research.demo_weights.clip_model import export
+
             export(parts["clip"], args.out)
 
 
@@ -211,6 +217,8 @@ def retrieval(folder: Path, count: int = 500) -> float:
 
     The caption of a face is the fullest of its six.
     """
+    from models.clip import load_clip
+
     clip = load_clip(folder)
     records = [make_face("test", i, num_captions=6) for i in range(count)]
     # The caption that states most; short ones are true of many faces.
@@ -250,6 +258,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    from research.demo_weights.clip_model import build_clip
+
     model, tokenizer = build_clip(args.out)
     train(model, tokenizer, load_training_faces(args.work / "groups.npy", args.groups), args)
     print(f"held-out caption → image R@1 among 500, fullest captions: {retrieval(args.out):.1f} %")

@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -23,7 +24,6 @@ from utils.base.script import one_line_errors
 # isort: split
 import numpy as np
 import torch
-from diffusers.models import AutoencoderKL
 from torch import Tensor
 
 from demo.make_faces import make_face, render
@@ -32,6 +32,9 @@ from research.demo_weights.face_groups import render_all
 from research.demo_weights.resumable import resume, save, set_lr
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter
+
+if TYPE_CHECKING:
+    from diffusers.models import AutoencoderKL
 
 CHANNELS = (16, 32, 64, 128)
 
@@ -47,6 +50,8 @@ KL_WEIGHT = 1e-6
 
 def build_vae() -> AutoencoderKL:
     """Return the untrained VAE."""
+    from diffusers.models import AutoencoderKL  # imported here: --help need not wait for it
+
     vae: AutoencoderKL = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
