@@ -212,7 +212,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, width, h, w) -> (N, width, 2 h, 2 w)."""
-        if len(x) >= 64 or 2 * x.numel() > 2**31:
+        if x.shape[0] >= 64 or 2 * x.numel() > 2**31:
             x = x.contiguous()  # large inputs fail with channels last: pytorch/pytorch#141831
         y: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return y
