@@ -24,9 +24,8 @@ from utils.base.script import one_line_errors_of_each
 # isort: split
 import numpy as np
 
-from utils.data.captions import caption_files, read_captions
+from utils.data.captions import caption_files, captions_hash, read_captions
 from utils.data.derived_sizes import with_derived_sizes
-from utils.data.embedded_captions import captions_hash
 from utils.data.fill_databases import Target, fill
 from utils.data.preprocess_jobs import find_jobs, load_clip_that_fits, make_parser, shard_of
 from utils.data.split_images import find_images

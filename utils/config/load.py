@@ -51,8 +51,7 @@ def load_config(
     """
     raw, places = read_yaml(Path(path))
     rename_keys(raw, is_file=True)
-    overridden = _apply_overrides(raw, overrides)
-    _apply_flags(raw, flags or {}, overridden)
+    overridden = _apply(raw, overrides, flags or {})
     return _validate(raw, str(path), require, overridden, places)
 
 
@@ -68,13 +67,16 @@ def config_from_dict(
         raise UserError(f"{source}: the configuration should hold sections, e.g. `data:`")
     raw = {str(name): dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}
     rename_keys(raw, is_file=False)
-    overridden = _apply_overrides(raw, overrides)
-    _apply_flags(raw, flags or {}, overridden)
-    return _validate(raw, source, require, overridden)
+    return _validate(raw, source, require, _apply(raw, overrides, flags or {}))
 
 
-def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
-    """Set each `section.key=value` in `raw`; return each dotted key with the word "override"."""
+def _apply(
+    raw: dict[str, Any], overrides: Sequence[str], flags: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """Set overrides and flags in `raw`; return each key that they set, with its origin.
+
+    Raise UserError for an override of another form, and if two of them give a key other values.
+    """
     overridden = {}
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -93,6 +95,16 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             raise UserError(message) from error
         set_value(raw, key, parsed)
         overridden[key] = "override"
+    for flag, values in flags.items():
+        for key, value in values.items():
+            there = get_value(raw, key)
+            if key in overridden and value != there and str(value) != str(there):
+                raise UserError(
+                    f"{flag} sets {key} to {value}, but {overridden[key]} on the same command line "
+                    f"sets it to {there}; give one of them"
+                )
+            set_value(raw, key, value)
+            overridden[key] = flag
     return overridden
 
 
@@ -104,25 +116,6 @@ def _read_value(key: str, text: str) -> Any:
     if is_text(key):
         return None if may_be_null(key) and text in ("", "null") else text
     return load_yaml(text, lambda node: keep_text(node, key))
-
-
-def _apply_flags(
-    raw: dict[str, Any], flags: Mapping[str, Mapping[str, Any]], overridden: dict[str, str]
-) -> None:
-    """Set the keys of each flag in `raw`, and add them to `overridden` with the flag's name.
-
-    Raise UserError if an override or another flag gives a key another value.
-    """
-    for flag, values in flags.items():
-        for key, value in values.items():
-            there = get_value(raw, key)
-            if key in overridden and value != there and str(value) != str(there):
-                raise UserError(
-                    f"{flag} sets {key} to {value}, but {overridden[key]} on the same command line "
-                    f"sets it to {there}; give one of them"
-                )
-            set_value(raw, key, value)
-            overridden[key] = flag
 
 
 def _validate(

@@ -19,7 +19,6 @@ from models.finite import is_finite
 from utils.base.errors import UserError
 from utils.base.processes import launch
 from utils.config.schema import Config
-from utils.data.lmdb_layout import one_hot
 from utils.data.lmdb_reader import LMDBReader, check_same_samples, expect_kind
 from utils.data.preprocess_jobs import naming_commands
 
@@ -164,7 +163,10 @@ class LatentDataset:
             z = self._scale * (mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise)
         if not self.cond_dim:
             return z, None
-        y = [] if self._labels is None else [one_hot(self._labels[rows], self._classes)]
+        y: list[np.ndarray] = []
+        if self._labels is not None:
+            is_class = self._labels[rows, None] == np.arange(self._classes)
+            y.append(is_class.astype(np.float32))
         if self._y is not None:
             feature = 0
             if self._choose:

@@ -73,11 +73,6 @@ def first_missing(txn: lmdb.Transaction[bytes], kind: DatabaseKind, length: int)
     return low
 
 
-def count_all(txn: lmdb.Transaction[bytes], kind: DatabaseKind, done: int) -> list[int]:
-    """Count the embeddings of each of the first `done` samples; empty for latents."""
-    return [count_embeddings(txn, i) for i in range(done)] if kind == "y" else []
-
-
 def count_embeddings(txn: lmdb.Transaction[bytes], sample: int) -> int:
     """Count the embeddings of a sample."""
     return next(j for j in itertools.count() if txn.get(b"y-%d-%d" % (sample, j)) is None)
@@ -135,11 +130,6 @@ def check_whole(path: Path, environment: lmdb.Environment) -> None:
         )
 
 
-def stored_length(value: bytes) -> int:
-    """Read `length` from eight big-endian bytes, or from decimal digits."""
-    return int(value) if value.isdigit() else int.from_bytes(value, "big")
-
-
 def read_labels(txn: lmdb.Transaction[bytes], length: int, path: Path) -> np.ndarray | None:
     """Read the classes of a database as (N,) int64; return None if it holds no labels.
 
@@ -157,8 +147,3 @@ def read_labels(txn: lmdb.Transaction[bytes], length: int, path: Path) -> np.nda
     labels = np.array(stored).astype(np.int64)
     first, second = np.array_split(labels, 2)
     return first if np.array_equal(first, second) else labels
-
-
-def one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Turn (B,) integers below `classes` into (B, classes) float32."""
-    return np.asarray(labels[:, None] == np.arange(classes), np.float32)

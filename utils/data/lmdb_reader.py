@@ -27,7 +27,6 @@ from utils.data.lmdb_layout import (
     open_database,
     read_labels,
     same_names,
-    stored_length,
 )
 from utils.data.source_files import read_records
 
@@ -78,7 +77,8 @@ class LMDBReader:
             )
         if first is None:
             raise UserError(f"{self.path}: holds neither latents (z-0) nor embeddings (y-0-0)")
-        length, floats = stored_length(end), len(first) // 4
+        length = int(end) if end.isdigit() else int.from_bytes(end, "big")
+        floats = len(first) // 4
         labels = read_labels(txn, length, self.path)
         length = length if labels is None else len(labels)
         n_features = 1

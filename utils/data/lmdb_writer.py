@@ -18,7 +18,7 @@ from utils.data.file_names import nfc
 from utils.data.lmdb_layout import (
     DatabaseKind,
     check_whole,
-    count_all,
+    count_embeddings,
     first_missing,
     same_names,
 )
@@ -102,7 +102,8 @@ class LMDBWriter:
                     "delete it or choose another --out"
                 )
             self._meta = {**(stored or {}), **self._meta}
-            self._counts = [] if self.complete else count_all(txn, self.kind, self.done)
+            counted = 0 if self.complete or self.kind == "z" else self.done
+            self._counts = [count_embeddings(txn, i) for i in range(counted)]
 
     def _same_so_far(self, stored: Mapping[str, Any]) -> bool:
         """Return True if the samples that are written have the names that they have now."""

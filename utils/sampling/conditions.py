@@ -13,8 +13,7 @@ from PIL import Image
 from models.geometry import mix, towards_images
 from utils.base.errors import UserError, note
 from utils.config.schema import Config
-from utils.data.captions import load_captions, read_captions
-from utils.data.embedded_captions import check_captions
+from utils.data.captions import check_captions, load_captions, read_captions
 from utils.data.embeddings import read_image_mean
 from utils.data.images import Sample, center_crop, list_images, to_uint8_array
 from utils.data.lmdb_reader import LMDBReader
