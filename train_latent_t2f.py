@@ -109,7 +109,7 @@ def train(
         data,
         state.order,
         state.images_seen,
-        processes.share,
+        processes.rank_slice,
         xflip=options.xflip,
         device=processes.device,
         threads=max(1, options.num_workers),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Share:
+class RankSlice:
     """Rows first … first + count of a global batch of `total`: those of one process."""
 
     first: int
@@ -16,12 +16,12 @@ class Share:
     total: int
 
     @classmethod
-    def whole(cls, count: int) -> "Share":
-        """Return the share of a process that has the whole batch of `count` rows."""
+    def whole(cls, count: int) -> "RankSlice":
+        """Return the slice of a process that has the whole batch of `count` rows."""
         return cls(0, count, count)
 
     def random(self, generator: torch.Generator) -> "BatchRandom":
-        """Return draws for the global batch that give this share."""
+        """Return random numbers of the global batch that give this slice."""
         return BatchRandom(generator, self.first, self.total)
 
 

@@ -1,10 +1,10 @@
-"""Distillation by pieces of the path: a student steps in one look where its teacher takes several.
+"""Distillation by segments of the path: a student takes one step where its teacher takes several.
 
-The student's noise levels cut the path from noise to image into pieces, one for each evaluation.
-Training images that are noised to the start of a piece have the distribution of the path there, so
-no path is followed from its top. The teacher solves the piece, and the student's D learns the value
-with which one Euler step (Karras 2022, Algorithm 1) lands where the teacher does. Sampling is then
-Euler's at the student's levels.
+The student's noise levels cut the path from noise to image into segments, one for each evaluation.
+Training images that are noised to the start of a segment have the distribution of the path there,
+so no path is followed from its top. The teacher solves the segment. The student's D learns the
+value with which one Euler step (Karras 2022, Algorithm 1) lands where the teacher does. Sampling is
+then Euler's method at the student's noise levels.
 
 The method is progressive distillation (Salimans & Ho 2022, Algorithm 2). Its first stage has any
 denoiser as teacher. A further stage has a student as teacher, which costs a small part of the
@@ -24,18 +24,17 @@ Solve = Callable[[Denoise, Tensor, Sequence[float]], Tensor]  # follows the path
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """The pieces of a student's path, and the levels at which its teacher solves them.
+class Segments:
+    """The segments of a student's path, and the levels at which its teacher solves them.
 
-    sigmas: the student's noise levels, descending; each begins a piece, and the last piece ends at
-        0.
-    teacher_steps: evaluations of the teacher in each piece.
+    sigmas: the student's noise levels, descending; each begins a segment. The last ends at 0.
+    teacher_steps: evaluations of the teacher in each segment.
     sigma_min: the teacher's last level before 0.
     teacher_sigmas: levels of a teacher that is a student itself; they replace teacher_steps and
         sigma_min. None = it denoises at any level.
 
-    Raises ValueError if the levels are not in order, or if a piece begins where the teacher has no
-    level.
+    Raises ValueError if the levels are not in order, or if a segment begins where the teacher has
+    no level.
     """
 
     sigmas: tuple[float, ...]
@@ -60,18 +59,18 @@ class Pieces:
         """Solver of the teacher."""
         return sample_dpmpp_2m if self.teacher_sigmas is None else euler_steps
 
-    def teacher_levels(self, piece: int) -> list[float]:
-        """Return the levels of the teacher in a piece, with both ends.
+    def teacher_levels(self, segment: int) -> list[float]:
+        """Return the levels of the teacher in a segment, with both ends.
 
         They are those of a student, or else teacher_steps + 1 that are spaced as EDM's (Karras
         2022, equation 5).
         """
-        start, steps = self.sigmas[piece], self.teacher_steps
+        start, steps = self.sigmas[segment], self.teacher_steps
         if self.teacher_sigmas is not None:
-            end = (*self.sigmas, 0.0)[piece + 1]
+            end = (*self.sigmas, 0.0)[segment + 1]
             return [*(level for level in self.teacher_sigmas if start >= level > end), end]
-        if piece + 1 < len(self.sigmas):
-            return noise_levels("edm", steps + 1, self.sigmas[piece + 1], start, rho=7.0)
+        if segment + 1 < len(self.sigmas):
+            return noise_levels("edm", steps + 1, self.sigmas[segment + 1], start, rho=7.0)
         if steps == 1:
             return [start, 0.0]
         return [*noise_levels("edm", steps, self.sigma_min, start, rho=7.0), 0.0]
@@ -91,7 +90,7 @@ def euler_target(
     """Return the D (N, C, H, W) with which an Euler step lands where the teacher's solver does.
 
     noised: (N, C, H, W), images noised by levels[0]. levels: those of the teacher, from the start
-    of a piece to its end.
+    of a segment to its end.
     """
     start, end = levels[0], levels[-1]
     landed = solve(teacher, noised, levels)
@@ -114,7 +113,7 @@ def distillation_loss(
     clean: Tensor,
     cond: Tensor | None,
     noise: Tensor,
-    pieces: Pieces,
+    segments: Segments,
     *,
     scale: float,
     first: int = 0,
@@ -126,17 +125,17 @@ def distillation_loss(
     clean: (N, C, H, W) scaled latents. cond: (N, cond_width), or None. noise: like clean, unit
         normal.
     scale: see `pseudo_huber`.
-    first: row of the global batch with which `clean` begins. Rows take the pieces in turn.
+    first: row of the global batch with which `clean` begins. Rows take the segments in turn.
     """
-    count = len(pieces.sigmas)
+    count = len(segments.sigmas)
     turn = (first + torch.arange(len(clean), device=clean.device)) % count
     # Filled on the device: a copy from the host would wait for it.
-    sigma = torch.stack([clean.new_full((), level) for level in pieces.sigmas])[turn]
+    sigma = torch.stack([clean.new_full((), level) for level in segments.sigmas])[turn]
     noised = clean + sigma[:, None, None, None] * noise
     target = torch.empty_like(noised)
-    for piece in range(min(count, len(clean))):
-        rows = slice(piece, None, count)
-        levels = pieces.teacher_levels((first + piece) % count)
+    for segment in range(min(count, len(clean))):
+        rows = slice(segment, None, count)
+        levels = segments.teacher_levels((first + segment) % count)
         teacher = teach(None if cond is None else cond[rows])
-        target[rows] = euler_target(teacher, noised[rows], levels, pieces.solve)
+        target[rows] = euler_target(teacher, noised[rows], levels, segments.solve)
     return pseudo_huber(student(noised, sigma, cond) - target, scale)

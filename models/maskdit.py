@@ -67,7 +67,7 @@ def random_mask(
     device: torch.device | str = "cpu",
     rng: BatchRandom = WHOLE_BATCH,
 ) -> TokenMask:
-    """Hide a random share `ratio` of `length` tokens, drawn for each of `n` images.
+    """Hide a random fraction `ratio` of `length` tokens, another one for each of `n` images.
 
     The first `kept_tokens` of a random permutation are kept.
     Raises ValueError if that would leave none.

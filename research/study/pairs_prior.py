@@ -13,10 +13,10 @@ from torch import Tensor
 
 from models.batch_random import BatchRandom
 from models.embedding_prior import flow_loss
-from train_prior import MOST, Training, train
 from utils.config.sections import Prior
 from utils.data.embeddings import read_directions
 from utils.data.lmdb_reader import LMDBReader
+from utils.training.prior import MOST, Training, train
 
 FREEDOM = 1.0  # with which the prior reads a caption, in training and at test time
 

@@ -12,7 +12,7 @@ from tiny import DIM, make_tiny_checkpoint, make_tiny_config, make_tiny_evaluati
 
 import eval_latent_t2f
 import train_latent_t2f
-from models.batch_random import BatchRandom, Share
+from models.batch_random import BatchRandom, RankSlice
 from utils.base.errors import UserError
 from utils.config.command_line import DEFAULT_CONFIG
 from utils.config.load import load_config
@@ -219,7 +219,7 @@ def test_more_embeddings_than_there_are_are_refused(captioned):
 def test_the_number_of_reading_threads_changes_no_batch(captioned):
     data, order = open_data(captioned), DataOrder(12, seed=0)
     one, four = (
-        list(islice(training_batches(data, order, 0, Share.whole(5), threads=threads), 30))
+        list(islice(training_batches(data, order, 0, RankSlice.whole(5), threads=threads), 30))
         for threads in (1, 4)
     )
     for (_, y), (_, expected) in zip(four, one, strict=True):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.distillation import Pieces, distillation_loss, euler_target, pseudo_huber
+from models.distillation import Segments, distillation_loss, euler_target, pseudo_huber
 from models.samplers import SamplerSettings, sample
 
 DEVIATION = 0.5  # of the images, which are normal
@@ -55,8 +55,8 @@ def draw(count: int) -> tuple[Tensor, Tensor]:
 
 def loss_of(student: nn.Module, steps: int, count: int = 12, **options) -> Tensor:
     clean, noise = draw(count)
-    pieces = Pieces(SIGMAS, steps, sigma_min=0.001)
-    return distillation_loss(student, teach, clean, None, noise, pieces, scale=1e-4, **options)
+    segments = Segments(SIGMAS, steps, sigma_min=0.001)
+    return distillation_loss(student, teach, clean, None, noise, segments, scale=1e-4, **options)
 
 
 def test_the_loss_of_the_exact_student_vanishes_as_the_teacher_takes_more_steps():
@@ -92,8 +92,8 @@ def test_euler_steps_of_the_exact_student_end_where_the_path_ends():
 
 
 def test_the_target_of_the_last_piece_is_where_the_teacher_lands():
-    pieces = Pieces((5.0,), 6)
-    levels = pieces.teacher_levels(0)
+    segments = Segments((5.0,), 6)
+    levels = segments.teacher_levels(0)
     noised = 5 * draw(2)[1]
     ended = sample(denoise, noised / 5, SamplerSettings("dpmpp_2m", 6, 0.02, 5.0))
     torch.testing.assert_close(euler_target(denoise, noised, levels), ended.float())
@@ -101,12 +101,12 @@ def test_the_target_of_the_last_piece_is_where_the_teacher_lands():
 
 @pytest.mark.parametrize("sigmas", [(80.0,), (80.0, 1.0), (5.0,), SIGMAS])
 def test_a_student_as_teacher_lands_where_its_own_sampler_does(sigmas):
-    pieces, x = Pieces(sigmas, 1, teacher_sigmas=SIGMAS), sigmas[0] * draw(3)[1]
+    segments, x = Segments(sigmas, 1, teacher_sigmas=SIGMAS), sigmas[0] * draw(3)[1]
     levels = tuple(level for level in SIGMAS if level <= sigmas[0])
     ended = sample(denoise, x / sigmas[0], SamplerSettings("euler", len(levels), sigmas=levels))
-    for piece, start in enumerate(sigmas):
-        end = (*sigmas, 0.0)[piece + 1]
-        d = euler_target(denoise, x, pieces.teacher_levels(piece), pieces.solve)
+    for segment, start in enumerate(sigmas):
+        end = (*sigmas, 0.0)[segment + 1]
+        d = euler_target(denoise, x, segments.teacher_levels(segment), segments.solve)
         x = x + (end - start) * (x - d) / start
     torch.testing.assert_close(x, ended.float(), rtol=1e-4, atol=1e-4)
 
@@ -114,10 +114,10 @@ def test_a_student_as_teacher_lands_where_its_own_sampler_does(sigmas):
 def test_a_process_gives_its_rows_the_pieces_that_they_have_in_the_whole_batch():
     student = Student([0.3, 0.2, 0.1])
     clean, noise = draw(8)
-    pieces = Pieces(SIGMAS, 2)
-    whole = distillation_loss(student, teach, clean, None, noise, pieces, scale=0.1)
+    segments = Segments(SIGMAS, 2)
+    whole = distillation_loss(student, teach, clean, None, noise, segments, scale=0.1)
     share = distillation_loss(
-        student, teach, clean[5:], None, noise[5:], pieces, scale=0.1, first=5
+        student, teach, clean[5:], None, noise[5:], segments, scale=0.1, first=5
     )
     assert torch.equal(whole[5:], share)
 
@@ -136,8 +136,8 @@ def test_each_image_is_taught_with_its_own_condition():
         def forward(self, x, sigma, cond):
             return cond[:, :, None, None].expand(x.shape)
 
-    pieces = Pieces(SIGMAS, 3)
-    loss = distillation_loss(Echo(), teach_recorded, clean, cond, noise, pieces, scale=0.1)
+    segments = Segments(SIGMAS, 3)
+    loss = distillation_loss(Echo(), teach_recorded, clean, cond, noise, segments, scale=0.1)
     assert sorted(torch.cat(asked).flatten().tolist()) == cond.flatten().tolist()
     torch.testing.assert_close(loss, torch.zeros(7), atol=1e-4, rtol=0)
 
@@ -148,7 +148,7 @@ def test_no_gradient_reaches_the_teacher():
     student = Student([0.3, 0.2, 0.1])
     distillation_loss(
         student, lambda cond: lambda x, sigma: teacher * x, clean, None, noise,
-        Pieces(SIGMAS, 2), scale=0.1,
+        Segments(SIGMAS, 2), scale=0.1,
     ).mean().backward()  # fmt: skip
     assert teacher.grad is None
     assert student.factors.grad.abs().min() > 0
@@ -163,8 +163,8 @@ def test_the_loss_is_quadratic_for_small_errors_and_linear_for_large_ones():
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_teacher_levels_run_from_each_level_of_the_student_to_the_next_and_to_0(steps):
-    pieces = Pieces(SIGMAS, steps)
-    ends = [pieces.teacher_levels(piece) for piece in range(3)]
+    segments = Segments(SIGMAS, steps)
+    ends = [segments.teacher_levels(segment) for segment in range(3)]
     assert [levels[0] for levels in ends] == pytest.approx(SIGMAS)
     assert [levels[-1] for levels in ends] == pytest.approx([*SIGMAS[1:], 0.0])
     assert all(len(levels) == steps + 1 for levels in ends)
@@ -173,9 +173,9 @@ def test_teacher_levels_run_from_each_level_of_the_student_to_the_next_and_to_0(
 
 def test_levels_out_of_order_are_refused():
     with pytest.raises(ValueError, match=r"\[1, 5, 0\.02\] should be"):
-        Pieces((1.0, 5.0), 4)
+        Segments((1.0, 5.0), 4)
 
 
 def test_a_piece_that_begins_at_no_level_of_a_student_is_refused():
     with pytest.raises(ValueError, match=r"\[80\.0, 5\.0, 1\.0\], and 2 is none of them"):
-        Pieces((80.0, 2.0), 4, teacher_sigmas=SIGMAS)
+        Segments((80.0, 2.0), 4, teacher_sigmas=SIGMAS)

@@ -17,7 +17,7 @@ from utils.config.schema import Config
 from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.training.batches import DataOrder, derived_seed
 from utils.training.distributed import images_per_forward
-from utils.training.ema import EMA, describe_average, ema_decay_at, initial_share
+from utils.training.ema import EMA, describe_average, ema_decay_at, initial_fraction
 from utils.training.experiment import claim, differences, experiment_name
 from utils.training.schedules import (
     check_mask_ratio,
@@ -165,7 +165,7 @@ def test_a_ramped_average_forgets_half_within_its_share_of_the_images():
 
 @pytest.mark.parametrize("rampup", [None, 5.0])
 @pytest.mark.parametrize("before", [0, 300])
-def test_the_initial_share_is_what_the_average_still_holds_of_the_first_weights(rampup, before):
+def test_the_initial_fraction_is_what_the_average_still_holds_of_the_first_weights(rampup, before):
     ema = EMA(make_tiny_denoiser())
     with torch.no_grad():
         for first, source in zip(ema._average, ema._source, strict=True):
@@ -174,17 +174,18 @@ def test_the_initial_share_is_what_the_average_still_holds_of_the_first_weights(
     for step in range(1, 8):
         seen = before + 10 * step
         ema.update(ema_decay_at(seen, 10, 0.9, rampup))
-        share = initial_share(step, seen, 10, 0.9, rampup)
-        torch.testing.assert_close(ema._average[0], torch.full_like(ema._average[0], share))
+        fraction = initial_fraction(step, seen, 10, 0.9, rampup)
+        torch.testing.assert_close(ema._average[0], torch.full_like(ema._average[0], fraction))
 
 
-@pytest.mark.parametrize(("steps", "share"), [(90, 99), (10_000, 37)])
-def test_a_constant_average_says_how_much_noise_it_holds_and_a_ramped_one_has_none(steps, share):
-    constant = initial_share(steps, steps * 128, 128)
+@pytest.mark.parametrize(("steps", "fraction"), [(90, 99), (10_000, 37)])
+def test_a_constant_average_says_how_much_noise_it_holds_and_a_ramped_one_has_none(steps, fraction):
+    constant = initial_fraction(steps, steps * 128, 128)
     assert describe_average(constant, is_new=True) == (
-        f"average of the weights; it still holds {share} % of the initial weights, which are noise"
+        f"average of the weights; it still holds {fraction} % of the initial weights, which are "
+        "noise"
     )
-    ramped = initial_share(steps, steps * 128, 128, rampup=0.1)
+    ramped = initial_fraction(steps, steps * 128, 128, rampup=0.1)
     assert describe_average(ramped, is_new=True) == "average of the weights"
 
 

@@ -13,9 +13,9 @@ from tiny import DIM, NETWORK
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.batch_random import WHOLE_BATCH, Share
+from models.batch_random import WHOLE_BATCH, RankSlice
 from models.choices import PerturbationKind
-from models.distillation import Pieces, distillation_loss
+from models.distillation import Segments, distillation_loss
 from models.edm import EDMPrecond, build_denoiser, edm_loss, random_for_loss
 from models.embedding_prior import EmbeddingPrior, prior_loss
 from models.geometry import towards_images
@@ -106,7 +106,7 @@ def test_a_network_evaluation_does_not_wait_for_a_copy_of_its_noise_level():
 
 
 @pytest.mark.parametrize("kind", [k for k in get_args(PerturbationKind) if k != "learnable"])
-@pytest.mark.parametrize("rng", [WHOLE_BATCH, Share(2, BATCH, 8).random(None)], ids=str)
+@pytest.mark.parametrize("rng", [WHOLE_BATCH, RankSlice(2, BATCH, 8).random(None)], ids=str)
 def test_a_perturbed_embedding_stays_on_the_device(kind, rng):
     _, y = data()
     assert on_cuda(perturb(y, Perturbation(kind, 0.8), rng))
@@ -151,7 +151,7 @@ def test_a_sampler_with_guidance_stays_on_the_device(name, scale):
 
 def test_a_distillation_stays_on_the_device_and_waits_for_no_copy():
     student, teacher, (latents, cond) = network(), network(), data()
-    pieces = Pieces((80.0, 5.0, 1.0), teacher_steps=2)
+    segments = Segments((80.0, 5.0, 1.0), teacher_steps=2)
     with WithoutCopies():
         losses = distillation_loss(
             student,
@@ -159,7 +159,7 @@ def test_a_distillation_stays_on_the_device_and_waits_for_no_copy():
             latents,
             cond,
             torch.randn_like(latents),
-            pieces,
+            segments,
             scale=0.1,
         )
     assert on_cuda(losses)

@@ -28,6 +28,7 @@ from utils.data.lmdb_writer import LMDBWriter
 from utils.data.source_files import RECORD
 from utils.evaluation.checkpoints import content_settings
 from utils.evaluation.results import Results
+from utils.training.prior import Training
 
 Y = np.random.default_rng(0).normal(1, 1, (40, 1, DIM)).astype(np.float32)
 
@@ -75,9 +76,7 @@ def script(config, tmp_path, monkeypatch):
     ids=["another image", "another order", "one more", "fewer"],
 )
 def test_a_partial_prior_does_not_go_on_with_other_embeddings(config, script, capsys, other):
-    training = train_prior.Training(
-        read_directions(LMDBReader(config.data.feat_path), 99), config.prior
-    )
+    training = Training(read_directions(LMDBReader(config.data.feat_path), 99), config.prior)
     training.take_step()
     partial = config.data.feat_path / "prior.safetensors.partial"
     torch.save(training.state(), partial)
@@ -90,9 +89,7 @@ def test_a_partial_prior_does_not_go_on_with_other_embeddings(config, script, ca
 
 
 def test_a_partial_prior_that_names_no_embeddings_goes_on(config, script, capsys):
-    training = train_prior.Training(
-        read_directions(LMDBReader(config.data.feat_path), 99), config.prior
-    )
+    training = Training(read_directions(LMDBReader(config.data.feat_path), 99), config.prior)
     training.take_step()
     state = training.state()
     del state["embeddings"]

@@ -13,10 +13,10 @@ from safetensors import safe_open
 from tiny import DIM, make_tiny_config
 
 import train_prior
-from train_prior import Training
 from utils.config.sections import Prior
 from utils.data.lmdb_writer import LMDBWriter
 from utils.pretrained.priors import read_prior
+from utils.training.prior import Training
 
 pytestmark = pytest.mark.bits  # of `make test-machines`
 
@@ -187,7 +187,7 @@ def same(a: Training, b: Training) -> bool:
 
 
 def test_a_permutation_of_many_embeddings_serves_many_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr("train_prior.FEW", 50)
+    monkeypatch.setattr("utils.training.prior.FEW", 50)
     y = torch.nn.functional.normalize(torch.randn(100, DIM), dim=1)
     training = Training(y, OPTIONS)
     taken = torch.cat([training._rows() for _ in range(4)])

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import DIM, make_tiny_config, make_tiny_evaluation_data, make_tiny_training_data
 from trainings import CLOCK_FIELDS, final_state, fresh_process, metrics, run
 
-from models.batch_random import Share
+from models.batch_random import RankSlice
 from train_latent_t2f import main
 from utils.base.errors import UserError
 from utils.config.load import load_config
@@ -46,9 +46,9 @@ def test_batches_are_functions_of_their_position_however_many_processes_share_th
 ):
     data = open_data(load_config(faces))
     order, count = DataOrder(data.length, seed=0), 4 // processes
-    read = list(islice(training_batches(data, order, 0, Share.whole(4), xflip=True), 20))
+    read = list(islice(training_batches(data, order, 0, RankSlice.whole(4), xflip=True), 20))
     shares = [
-        training_batches(data, order, 8, Share(rank * count, count, 4), xflip=True)
+        training_batches(data, order, 8, RankSlice(rank * count, count, 4), xflip=True)
         for rank in range(processes)
     ]
     for expected_latents, expected_y in read[2:]:
@@ -66,7 +66,7 @@ class Ramps:
 
 
 def test_xflip_mirrors_about_half_of_the_images_left_to_right():
-    batches = training_batches(Ramps(), DataOrder(10, seed=0), 0, Share.whole(200), xflip=True)
+    batches = training_batches(Ramps(), DataOrder(10, seed=0), 0, RankSlice.whole(200), xflip=True)
     latents, _ = next(batches)
     rows = latents[:, 0, 0]
     mirrored = (rows == torch.arange(8.0).flip(0)).all(dim=1)

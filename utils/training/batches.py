@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from models.batch_random import BatchRandom, Share
+from models.batch_random import BatchRandom, RankSlice
 from models.perturbation import Perturbation, perturb
 from utils.base.read_ahead import read_ahead
 from utils.config.schema import Config
@@ -61,7 +61,7 @@ def training_batches(
     data: LatentDataset,
     order: DataOrder,
     start: int,
-    share: Share,
+    rank_slice: RankSlice,
     *,
     xflip: bool = False,
     device: torch.device | str = "cpu",
@@ -69,7 +69,7 @@ def training_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Yield batches without end: latents (N, C, H, W) and embeddings (N, D) or None, on `device`.
 
-    Each batch is this process's share of a global batch. Global batches follow each other from
+    Each batch is this process's slice of a global batch. Global batches follow each other from
     position `start` of the data order on. All random choices of a global batch are functions of its
     position, and the same for any number of processes: its embeddings, where an image has several,
     and with `xflip` the images that are mirrored. `threads` read ahead.
@@ -77,14 +77,14 @@ def training_batches(
 
     def read(position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         seed = derived_seed(order.seed, "batch", position)
-        rng = share.random(torch.Generator().manual_seed(seed))
-        latents, y = data.batch(order.indices(position + share.first, share.count), rng)
+        rng = rank_slice.random(torch.Generator().manual_seed(seed))
+        latents, y = data.batch(order.indices(position + rank_slice.first, rank_slice.count), rng)
         if xflip:
-            mirrored = rng.rand((share.count, 1, 1, 1)) < 0.5
+            mirrored = rng.rand((rank_slice.count, 1, 1, 1)) < 0.5
             latents = torch.where(mirrored, latents.flip(3), latents)
         return latents.to(device), None if y is None else y.to(device)
 
-    return read_ahead(read, itertools.count(start, share.total), threads)
+    return read_ahead(read, itertools.count(start, rank_slice.total), threads)
 
 
 def configured_perturbation(config: Config) -> Perturbation | None:

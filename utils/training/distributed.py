@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch.distributed.tensor import DTensor
 
-from models.batch_random import Share
+from models.batch_random import RankSlice
 from utils.base.errors import LOST_PROCESS, UserError, note
 from utils.base.launch import join_processes, stop_signals
 from utils.config.schema import Config
@@ -37,7 +37,7 @@ SIGNS_OF_LOSS = (
 
 
 class Processes:
-    """The processes of a training: device, share of the batch, and agreement among them.
+    """The processes of a training: device, slice of the batch, and agreement among them.
 
     They agree over the CPU (gloo), so that nothing waits for the device. One process agrees alone.
     """
@@ -51,7 +51,7 @@ class Processes:
         self.device: torch.device = self.accelerator.device
         rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
         images = images_per_forward(options.batchsize, self.count, options.grad_accum)
-        self.share = Share(rank * images, images, self.count * images)
+        self.rank_slice = RankSlice(rank * images, images, self.count * images)
         self._group: torch.distributed.ProcessGroup | None = None
         if torch.distributed.is_initialized():
             # Waits for work that one process does alone, such as drawing.
@@ -74,7 +74,7 @@ class Processes:
         accumulated = self.accelerator.gradient_accumulation_steps
         sharded = ", sharded" if self.sharded else ""
         return (
-            f"{self.count} process(es) x {accumulated} x {self.share.count}; "
+            f"{self.count} process(es) x {accumulated} x {self.rank_slice.count}; "
             f"{self.device.type}, amp {self.amp}{sharded}"
         )
 
@@ -106,16 +106,16 @@ def start_accelerator(amp: str, grad_accum: int, all_weights_used: bool) -> Acce
 def images_per_forward(batchsize: int, processes: int, grad_accum: int) -> int:
     """Return how many images of the global batch a process takes in one forward pass.
 
-    Raises UserError if the processes cannot share the batch equally.
+    Raises UserError if the processes cannot divide the batch equally.
     """
-    share, rest = divmod(batchsize, processes * grad_accum)
-    if rest or share < 1:
+    images, rest = divmod(batchsize, processes * grad_accum)
+    if rest or images < 1:
         raise UserError(
             f"train.batchsize: {batchsize} images cannot be shared equally by {processes} "
             f"process(es) x {grad_accum} accumulated step(s); use a multiple of "
             f"{processes * grad_accum}"
         )
-    return share
+    return images
 
 
 def allow_tf32(allowed: bool) -> None:

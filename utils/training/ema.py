@@ -23,39 +23,39 @@ def ema_decay_at(
     return min(decay, ramped)
 
 
-def initial_share(
+def initial_fraction(
     steps: int,
     images_seen: int,
     batchsize: int,
     decay: float = 0.9999,
     rampup: float | None = None,
 ) -> float:
-    """Return the share, 0 to 1, that the first weights still have in the average.
+    """Return the fraction, 0 to 1, that the first weights still have in the average.
 
     It is the product of the decays of all `steps` updates, of which the last came after
     `images_seen` images; see ema_decay_at.
     """
     if rampup is None:
         return decay**steps
-    share, seen = 1.0, images_seen - steps * batchsize
+    fraction, seen = 1.0, images_seen - steps * batchsize
     for _ in range(steps):
         seen += batchsize
-        share *= ema_decay_at(seen, batchsize, decay, rampup)
-        if share < 1e-9:
+        fraction *= ema_decay_at(seen, batchsize, decay, rampup)
+        if fraction < 1e-9:
             return 0.0
-    return share
+    return fraction
 
 
-def describe_average(share: float, is_new: bool) -> str:
-    """Name the averaged weights, and the `share` of the first ones in them if that is 1 % or more.
+def describe_average(fraction: float, is_new: bool) -> str:
+    """Name the averaged weights, and the `fraction` of the first ones in them from 1 % on.
 
     is_new: the first weights were random, not those of another run's checkpoint.
     """
     name = "average of the weights"
-    if share < 0.01:
+    if fraction < 0.01:
         return name
     first = "initial weights, which are noise" if is_new else "weights that the run started from"
-    return f"{name}; it still holds {100 * share:.0f} % of the {first}"
+    return f"{name}; it still holds {100 * fraction:.0f} % of the {first}"
 
 
 class EMA:

@@ -109,7 +109,7 @@ class Outputs:
         if self.samples is not None:
             path = self.folder / "samples" / f"{state.step:07d}.png"
             is_new = state.first_step == 0 and state.teacher is None
-            weights = describe_average(state.initial_share(), is_new=is_new)
+            weights = describe_average(state.initial_fraction(), is_new=is_new)
             try:
                 self.samples.save(network, path, weights)
                 what = f"samples/{path.name}: drawn with the {weights}"

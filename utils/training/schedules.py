@@ -49,12 +49,12 @@ def lr_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> 
             return train.lr_warmup
         rise = min(rise, (step - first_step) / train.lr_warmup_steps)
     x = min((step - first_step) / (max_steps - first_step), 1.0)
-    share = {
+    fraction = {
         "constant": 1.0,
         "cosine": (1 + math.cos(math.pi * x)) / 2,
         "linear": 1 - x,
     }[train.lr_schedule]
-    return train.lr * rise * (train.lr_min_ratio + (1 - train.lr_min_ratio) * share)
+    return train.lr * rise * (train.lr_min_ratio + (1 - train.lr_min_ratio) * fraction)
 
 
 def mask_ratio_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> float:
@@ -124,11 +124,11 @@ def mask_ratio_at(schedule: MaskSchedule, progress: float, ratio: float, ratio_m
     if schedule not in (known := get_args(MaskSchedule)):
         raise ValueError(f"mask schedule '{schedule}' is not one of {', '.join(known)}")
     if schedule == "constant":
-        share = 1.0
+        fraction = 1.0
     elif schedule == "linear":
-        share = progress
+        fraction = progress
     elif schedule == "exp":
-        share = math.exp(-7 * progress)
+        fraction = math.exp(-7 * progress)
     else:
-        share = math.cos(math.pi / 2 * progress) ** int(schedule.removeprefix("cosine"))
-    return ratio_min + (ratio - ratio_min) * share
+        fraction = math.cos(math.pi / 2 * progress) ** int(schedule.removeprefix("cosine"))
+    return ratio_min + (ratio - ratio_min) * fraction

@@ -20,7 +20,7 @@ from utils.pretrained.denoisers import denoiser_from_config
 from utils.training.batches import DataOrder, derived_seed
 from utils.training.comparison import differences
 from utils.training.distributed import Processes
-from utils.training.ema import EMA, initial_share
+from utils.training.ema import EMA, initial_fraction
 from utils.training.finetune import start_from
 from utils.training.optimizers import build_optimizer
 from utils.training.schedules import check_mask_ratio, jumps_of_longer, number_of_steps
@@ -115,10 +115,10 @@ class TrainingState:
             self.model, self.optimizer = prepare(self.denoiser, self.optimizer)
         return notes
 
-    def initial_share(self) -> float:
-        """Return the share, 0 to 1, that the weights of the first step have in the average."""
+    def initial_fraction(self) -> float:
+        """Return the fraction, 0 to 1, that the weights of the first step have in the average."""
         options = self.config.train
-        return initial_share(
+        return initial_fraction(
             self.step - self.first_step,
             self.images_seen,
             options.batchsize,

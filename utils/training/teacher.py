@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from models.distillation import Pieces
+from models.distillation import Segments
 from models.samplers import Denoise, guided
 from utils.base.errors import UserError
 from utils.config.load import config_from_dict
@@ -18,7 +18,7 @@ from utils.sampling.generate import sampler_settings
 
 
 class Teacher:
-    """The averaged weights of `distill.teacher`, with their guidance, and the path's pieces.
+    """The averaged weights of `distill.teacher`, with their guidance, and the path's segments.
 
     It may be a student of more steps, which has learned its guidance. Every process holds it whole,
     also where the student is sharded.
@@ -46,7 +46,9 @@ class Teacher:
                 "has learned its guidance; set distill.cfg_scale=null"
             )
         try:
-            self.pieces = Pieces(options.sigmas, options.teacher_steps, options.sigma_min, theirs)
+            self.segments = Segments(
+                options.sigmas, options.teacher_steps, options.sigma_min, theirs
+            )
         except ValueError as fault:
             raise UserError(f"distill.sigmas: {fault}") from fault
         as_teacher = config.model_copy(update={"distill": Distill(sigmas=theirs)})

@@ -31,16 +31,16 @@ class Rates(NamedTuple):
 def train_step(state: TrainingState, batches: Iterator[Batch]) -> Rates:
     """Do one step of training and return its rates; all processes call this.
 
-    batches: latents (N, C, H, W) and embeddings (N, D) or None, this process's share of the global
+    batches: latents (N, C, H, W) and embeddings (N, D) or None, this process's slice of the global
         batch. The step takes `train.grad_accum` of them.
 
-    The step perturbs the condition, computes the loss and its gradients, clips and judges them,
+    The step perturbs the condition, computes the loss and its gradients, clips and checks them,
     updates the weights unless loss or gradients are not finite, and averages the weights. It does
     not wait for the device.
     """
     config, options = state.config, state.config.train
     accelerator = state.processes.accelerator
-    rng = state.processes.share.random(state.generator)
+    rng = state.processes.rank_slice.random(state.generator)
     rates = Rates(
         lr_after(state.step, state.max_steps, config, state.first_step),
         mask_ratio_after(state.step, state.max_steps, config, state.first_step),
@@ -94,7 +94,7 @@ def image_losses(
                 latents,
                 cond,
                 noise,
-                state.teacher.pieces,
+                state.teacher.segments,
                 scale=config.distill.huber,
                 first=rng.first,
             )
