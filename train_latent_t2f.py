@@ -68,7 +68,7 @@ def train(
        checkpoint `start_from` (`strict`: see finetune.start_from).
     3. Step until the end or a signal. A step takes a batch of latents z and image embeddings y,
        perturbs y on the sphere, hides part of the tokens of the noised z, and learns to denoise
-       (train_step). After some steps: log, save, draw, evaluate.
+       (train_step). After some steps: log, save, write a grid of samples, evaluate.
     """
     config = with_stored_defaults(folder, config)
     options, every = config.train, config.log

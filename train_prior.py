@@ -1,4 +1,4 @@
-"""Train a prior: it draws, for one sentence, the embeddings of many images that fit it. No text.
+"""Train a prior: it samples, for one sentence, the embeddings of many images that fit it. No text.
 
 The demo:      python train_prior.py
 Your config:   python train_prior.py --config X.yaml
@@ -6,7 +6,7 @@ Other sizes:   python train_prior.py --config X.yaml prior.width=768 prior.max_n
 
 Reads the image embeddings at data.feat_path (clip_encode_img.py writes them) and no caption. Writes
 prior.safetensors beside them. Name this file in encoders.prior, and set sampling.freedom: 0 takes a
-sentence literally, so that all its pictures show one face; at 0.7 each seed fills in what the
+sentence literally, so that all its images show one face; at 0.7 each seed fills in what the
 sentence leaves open. A prior belongs to a CLIP and to a kind of images, not to a denoiser: it
 serves every checkpoint that was trained on such embeddings.
 

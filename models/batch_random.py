@@ -29,7 +29,7 @@ class RankSlice:
 class BatchRandom:
     """Draws for every row of a global batch and hands a process its own rows.
 
-    All processes hold generators of the same state and draw the same numbers. The rows of an image
+    All processes hold generators of the same state and get the same numbers. The rows of an image
     are therefore the same for any number of processes.
 
     generator: None = the device's default generator. Its device must be that of the numbers.
@@ -41,9 +41,9 @@ class BatchRandom:
     first: int = 0
     total: int | None = None
 
-    def own(self, count: int, draw: Callable[[int], Tensor]) -> Tensor:
-        """Return the `count` rows of this process from `draw(total)`, which has all rows."""
-        return draw(self.total or count)[self.first : self.first + count]
+    def own(self, count: int, make: Callable[[int], Tensor]) -> Tensor:
+        """Return the `count` rows of this process from `make(total)`, which has all rows."""
+        return make(self.total or count)[self.first : self.first + count]
 
     def randn(
         self,
@@ -52,7 +52,7 @@ class BatchRandom:
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Draw unit normal numbers; `shape`: (rows of this process, …)."""
-        return self._draw(torch.randn, shape, device, dtype)
+        return self._numbers(torch.randn, shape, device, dtype)
 
     def rand(
         self,
@@ -61,9 +61,9 @@ class BatchRandom:
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Draw numbers of U(0, 1); `shape`: (rows of this process, …)."""
-        return self._draw(torch.rand, shape, device, dtype)
+        return self._numbers(torch.rand, shape, device, dtype)
 
-    def _draw(
+    def _numbers(
         self,
         function: Callable[..., Tensor],
         shape: Sequence[int],

@@ -268,8 +268,8 @@ def _preprocessing(name: str) -> dict[str, Any]:
     keys = ("mean", "std", "interpolation", "resize_mode")
     tags = open_clip.list_pretrained_tags_by_model(name)
     known = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
-    ways = [{key: about[key] for key in keys if key in about} for about in known]
-    return ways[0] if ways and all(way == ways[0] for way in ways) else {}
+    found = [{key: about[key] for key in keys if key in about} for about in known]
+    return found[0] if found and all(one == found[0] for one in found) else {}
 
 
 def _tokenizer_of(name: str, folder: Path) -> Tokenizer:

@@ -110,7 +110,7 @@ def build_denoiser(
 
 @dataclass(frozen=True)
 class LossRandom:
-    """Random numbers of one training loss; `random_for_loss` draws them.
+    """Random numbers of one training loss; `random_for_loss` makes them.
 
     normal: (N, 1, 1, 1), unit normal; gives the noise levels.
     noise: (N, C, H, W), unit normal.

@@ -1,13 +1,13 @@
 """A prior of image embeddings that learns without text: many embeddings that fit one condition.
 
 A sentence names some traits of an image and leaves others open. Its embedding lies near the mean of
-the embeddings of all images that fit it. A denoiser that takes this mean for one image draws one
-average face for every seed. The prior draws, for each seed, the embedding of another image that
+the embeddings of all images that fit it. A denoiser that takes this mean for one image makes one
+average face for every seed. The prior samples, for each seed, the embedding of another image that
 fits; unCLIP's prior (Ramesh 2022, section 2.2) does so after a training on pairs.
 
 This training needs images alone. It makes means of images that are alike: it noises an embedding so
 that some of its traits are lost, and takes the mean of all images, weighted by their probability to
-be the noised one. The prior learns to draw the embedding from the mean, by flow matching.
+be the noised one. The prior learns to sample the embedding from the mean, by flow matching.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def prior_loss(
     The condition is the posterior mean of the noised embedding.
 
     y, bank: (N, D) and (B, D), of unit length. y is added to the bank.
-    levels: range of the noise's length, drawn evenly in its logarithm. Short noise leaves every
+    levels: range of the noise's length, uniform in its logarithm. Short noise leaves every
         trait of the image in the condition, long noise leaves none.
     """
     low, high = torch.tensor(levels).log()

@@ -41,7 +41,7 @@ def modality_gap(images: Tensor, texts: Tensor, generator: torch.Generator, pair
     """Measure the gap between paired embeddings, images (N, D) and texts (N, D), N >= 2.
 
     `distance` is the length of the gap vector of Liang 2022 ("Mind the gap", section 4.1). For each
-    sample, `generator` draws at most `pairs` pairs with other samples.
+    sample, `generator` chooses at most `pairs` pairs with other samples.
     Raises ValueError if there are fewer than two samples, or the numbers of rows differ.
     """
     if len(images) != len(texts) or len(images) < 2:
@@ -89,15 +89,15 @@ def level_for_angle(angle: float) -> float:
     return float(torch.tensor(angle, dtype=torch.float64).deg2rad().tan())
 
 
-def gaussian_for_angle(angle: float, share: float) -> float:
-    """Return the scale s of N(0, s²) for which a share of the angles is above `angle` degrees.
+def gaussian_for_angle(angle: float, fraction: float) -> float:
+    """Return the scale s of N(0, s²) for which a fraction of the angles is above `angle` degrees.
 
-    s solves P(|p| > tan(angle)) = share, with p ~ N(0, s²); see `level_for_angle`.
-    Raises ValueError if the share is not between 0 and 1, or the angle is wrong.
+    s solves P(|p| > tan(angle)) = fraction, with p ~ N(0, s²); see `level_for_angle`.
+    Raises ValueError if the fraction is not between 0 and 1, or the angle is wrong.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"share {share:g} should be between 0 and 1")
-    quantile = torch.special.ndtri(torch.tensor(1 - share / 2, dtype=torch.float64))
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction {fraction:g} should be between 0 and 1")
+    quantile = torch.special.ndtri(torch.tensor(1 - fraction / 2, dtype=torch.float64))
     return level_for_angle(angle) / float(quantile)
 
 
@@ -124,8 +124,8 @@ def mix(y: Tensor, weights: Tensor) -> Tensor:
     summed = F.normalize(summed, dim=1)
     averaged = _spherical_average(summed, points, w.clamp(min=0))
     direction = torch.where((w < 0).any(dim=1, keepdim=True), summed, averaged)
-    shares = w.abs() / w.abs().sum(dim=1, keepdim=True)
-    lengths: Tensor = shares @ length  # (M,)
+    fractions = w.abs() / w.abs().sum(dim=1, keepdim=True)
+    lengths: Tensor = fractions @ length  # (M,)
     return (direction * lengths[:, None]).to(y.dtype)
 
 

@@ -68,9 +68,9 @@ class Perturbation:
         raise ValueError("the learnable perturbation needs the level that a LearnedLevel gives")
 
     def _truncated(self, uniform: Tensor) -> Tensor:
-        """Turn draws of U(0, 1) into draws of the truncated normal, by its inverse distribution.
+        """Turn numbers of U(0, 1) into those of the truncated normal, by its inverse distribution.
 
-        PyTorch's own rejects draws until all fit, and asks the device each time.
+        PyTorch's own rejects numbers until all fit, and asks the device each time.
         """
         scale = max(self.scale, 1e-12)
         # The distribution function is exact far below the mean, and not far above it.

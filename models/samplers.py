@@ -217,11 +217,11 @@ def guided(
 class SeededNoise:
     """Random numbers with a generator for each seed, independent of batches and processes.
 
-    They are drawn on the CPU, so that a seed gives equal numbers on every device.
+    They are made on the CPU, so that a seed gives equal numbers on every device.
     """
 
     def __init__(self, seeds: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> None:
-        """`device`: where the drawn tensors go. As published, seeds count modulo 2^32.
+        """`device`: where the tensors go. As published, seeds count modulo 2^32.
 
         Settings, flags and calls refuse seeds from there on, so that no two seeds are one.
         """
@@ -230,10 +230,10 @@ class SeededNoise:
 
     def randn(self, shape: Sequence[int]) -> Tensor:
         """Draw unit normal noise of `shape` (C, H, W) for each seed -> (N, C, H, W) float32."""
-        draws = [torch.randn(tuple(shape), generator=g) for g in self.generators]
-        return torch.stack(draws).to(self.device)
+        rows = [torch.randn(tuple(shape), generator=g) for g in self.generators]
+        return torch.stack(rows).to(self.device)
 
     def randint(self, high: int) -> Tensor:
         """Draw an integer in [0, high) for each seed -> (N,) int64."""
-        draws = [torch.randint(high, (1,), generator=g) for g in self.generators]
-        return torch.cat(draws).to(self.device)
+        rows = [torch.randint(high, (1,), generator=g) for g in self.generators]
+        return torch.cat(rows).to(self.device)

@@ -18,7 +18,7 @@ from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.training.batches import DataOrder, derived_seed
 from utils.training.distributed import images_per_forward
 from utils.training.ema import EMA, describe_average, ema_decay_at, initial_fraction
-from utils.training.experiment import claim, differences, experiment_name
+from utils.training.experiment import check_continuation, differences, experiment_name
 from utils.training.schedules import (
     check_mask_ratio,
     jumps_of_longer,
@@ -213,7 +213,7 @@ def test_only_what_changes_the_run_counts_as_a_difference():
 def test_a_folder_with_published_checkpoints_is_not_continued(tmp_path, golden):
     state = load_checkpoint(golden / "0000100.pt")
     with pytest.raises(UserError, match="--ckpt_path"):
-        claim(tmp_path, config_with(), state, 10)
+        check_continuation(tmp_path, config_with(), state, 10)
 
 
 # --- Steps from which a run counts that starts from a checkpoint

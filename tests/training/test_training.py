@@ -110,7 +110,9 @@ def test_a_grid_says_how_much_of_the_initial_weights_it_shows(faces, tmp_path):
     folder = run(faces, tmp_path / "run", *more, "log.num_samples=2")
     said = (folder / "log.txt").read_text()
     for step, share in ((6, 94), (12, 89)):  # 0.99 to the power of the step
-        assert f"samples/{step:07d}.png: drawn with the average of the weights; it still" in said
+        assert (
+            f"samples/{step:07d}.png: generated with the average of the weights; it still" in said
+        )
         title = Image.open(folder / "samples" / f"{step:07d}.png").info["Title"]
         assert f"{share} % of the initial weights, which are noise" in title
 

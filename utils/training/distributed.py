@@ -54,7 +54,7 @@ class Processes:
         self.rank_slice = RankSlice(rank * images, images, self.count * images)
         self._group: torch.distributed.ProcessGroup | None = None
         if torch.distributed.is_initialized():
-            # Waits for work that one process does alone, such as drawing.
+            # Waits for work that one process does alone, such as a grid of samples.
             patience = datetime.timedelta(hours=6)
             group = torch.distributed.new_group(backend="gloo", timeout=patience)
             assert isinstance(group, torch.distributed.ProcessGroup)

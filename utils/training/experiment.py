@@ -53,7 +53,7 @@ def locked(folder: Path) -> Iterator[None]:
             folder.rmdir()  # if nothing came of it
 
 
-def claim(
+def check_continuation(
     folder: Path,
     config: Config,
     saved: Mapping[str, Any] | None,
@@ -87,7 +87,7 @@ def with_stored_defaults(folder: Path, config: Config) -> Config:
     """Return `config` with the value of `train.ema_rampup` that the run in `folder` began with.
 
     The default has changed since some runs began. A value that the settings name counts, and
-    `claim` compares it.
+    `check_continuation` compares it.
     """
     written = folder / "config.yaml"
     if "ema_rampup" in config.train.model_fields_set or not written.exists():
@@ -103,13 +103,13 @@ def saved_state(
     """Return the latest complete checkpoint of the run in `folder` and its file, or None.
 
     Adds notes about damaged or missing checkpoints, and files that are none. Raises UserError as
-    `claim` does.
+    `check_continuation` does.
     """
     if (foreign := foreign_files(folder / "checkpoints")) is not None:
         notes.append(f"note: {foreign}")
     latest = latest_checkpoint(folder / "checkpoints", notes.append)
     saved = load_checkpoint(latest) if latest else None
-    claim(folder, config, saved, images, data_identity)
+    check_continuation(folder, config, saved, images, data_identity)
     if latest is None and (folder / "metrics.jsonl").exists():
         notes.append(f"note: {folder} holds no checkpoint; the run and metrics.jsonl begin anew")
     return None if saved is None or latest is None else (saved, latest)

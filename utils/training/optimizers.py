@@ -84,9 +84,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         (group,) = self._muon.param_groups
         group["lr_factor"] = options.muon_lr / options.lr
         super().__init__([*self._adamw.param_groups, group], {})
-        self._share()
+        self._divide()
 
-    def _share(self) -> None:
+    def _divide(self) -> None:
         """Let both parts work on the groups and the state of this optimizer."""
         self._adamw.param_groups, self._muon.param_groups = (
             self.param_groups[:1],
@@ -97,7 +97,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over moments, momentum and settings, as every optimizer does."""
         super().load_state_dict(state_dict)
-        self._share()
+        self._divide()
 
     # The library overloads it by `closure`, and nothing here has one.
     @torch.no_grad()

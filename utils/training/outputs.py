@@ -112,7 +112,7 @@ class Outputs:
             weights = describe_average(state.initial_fraction(), is_new=is_new)
             try:
                 self.samples.save(network, path, weights)
-                what = f"samples/{path.name}: drawn with the {weights}"
+                what = f"samples/{path.name}: generated with the {weights}"
             except UserError as fault:  # the training itself can go on
                 what = f"WARNING: no samples/{path.name}: {fault}"
             self.log.info(f"step {state.step:>8d}  {what}")

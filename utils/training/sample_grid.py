@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class SampleGrid:
-    """Grid of pictures for the first `log.num_samples` test captions, with fixed seeds."""
+    """Grid of images for the first `log.num_samples` test captions, with fixed seeds."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class SampleGrid:
         return cls(config, vae, conds, captions, device, prior)
 
     def save(self, denoiser: EDMPrecond, path: Path, weights: str) -> None:
-        """Draw with the configured sampler and write the PNG `path`.
+        """Sample with the configured settings and write the PNG `path`.
 
         weights: says which weights `denoiser` holds; it stands in the title.
         """

@@ -60,7 +60,7 @@ def lr_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> 
 def mask_ratio_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> float:
     """Return the mask ratio of the step that follows `step` finished ones.
 
-    It is 0 in the unmasked tail, and for a student, which learns to draw all tokens.
+    It is 0 in the unmasked tail, and for a student, which learns to denoise all tokens.
     The schedule runs from the run's `first_step` to `max_steps`, as published.
     """
     model, done, length = config.model, step - first_step, max_steps - first_step

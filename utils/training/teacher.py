@@ -28,7 +28,7 @@ class Teacher:
         """Load the network.
 
         Raises UserError if it is missing, no denoiser, or of another shape, or if the student would
-        be sampled in another way than it learns.
+        be sampled with other settings than it learns.
         """
         self.options = options = config.distill
         if options.teacher is None or options.sigmas is None:
