@@ -39,9 +39,8 @@ from models.choices import Solver
 from utils.base.progress import progress
 from utils.config.command_line import HelpFormatter, add_config_arguments
 from utils.config.parsing import parse_scale, parse_seeds
-from utils.sampling.generation import GeneratedImage
 from utils.sampling.prompts import Row, arrange, image_prompt, read_prompts, text_prompt
-from utils.sampling.sample_folder import GRID
+from utils.sampling.sample_folder import GRID, GeneratedImage
 from utils.sampling.text_to_face import DEMO, DEMO_STUDENT, TextToFace, default_device
 
 FROM_CONFIG = "as the checkpoint's config says"

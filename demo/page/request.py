@@ -25,11 +25,10 @@ from utils.base.errors import UserError, short_repr
 from utils.config.parsing import parse_scale
 from utils.data.images import center_crop, opened_image, upright_rgb
 from utils.sampling.generate import sampler_settings
-from utils.sampling.generation import GeneratedImage, Generation
 from utils.sampling.image_files import png_bytes
 from utils.sampling.prompts import Row, Source, arrange, text_prompt
-from utils.sampling.sample_folder import GRID
-from utils.sampling.text_to_face import TextToFace
+from utils.sampling.sample_folder import GRID, GeneratedImage
+from utils.sampling.text_to_face import Generation, TextToFace
 
 # Keys that a link may have once each. `prompt`, `image` and `mix` may be repeated.
 ONCE = ("interpolate", "num", "seed", "preset", "solver", "num_steps", "cfg_scale", "freedom")

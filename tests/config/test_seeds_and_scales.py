@@ -14,7 +14,7 @@ from utils.config.parsing import parse_scale, parse_seed, parse_seeds
 from utils.config.published import SAMPLING, add_published_flags, flag_settings
 from utils.config.schema import Config
 from utils.evaluation.generated import seeds_to_evaluate
-from utils.sampling.text_to_face import resolve_seeds
+from utils.sampling.prompts import resolve_seeds
 
 BAD_SEEDS = [
     "4294967296", "18446744073709551616", "-1", "1.5", "1e3", "nan", "true", "x", "9" * 5000

@@ -18,7 +18,7 @@ from utils.evaluation.metric_names import MetricInfo, end_key, metrics_in, netwo
 from utils.evaluation.results import Record, Results, evaluation_of
 from utils.pretrained.checkpoint_files import load_checkpoint, step_of
 from utils.pretrained.hub import is_clip_name, is_vae_name
-from utils.sampling.generation import settings_text
+from utils.sampling.sample_folder import settings_text
 from utils.sampling.text_to_face import TextToFace
 from utils.training.run_log import time_text
 

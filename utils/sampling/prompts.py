@@ -6,18 +6,25 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
+from models.choices import SEED_LIMIT
 from utils.base.errors import UserError, refusing, short_repr
 from utils.base.text import BOM, decoded, is_visible, lines_of, printable
+from utils.config.parsing import parse_seeds, seeds_from
+from utils.config.sections import Sampling
 from utils.data.images import upright_rgb
+
+MAX_IMAGES = 1_000_000  # of one generation; more are a slip of the pen
+Seeds = str | int | Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -196,3 +203,42 @@ def describe(rows: Sequence[Row]) -> dict[str, str]:
         parts = [[{s.kind: s.value, "weight": w} for s, w in row.parts] for row in rows]
         text["mix"] = "\n".join(json.dumps(row, ensure_ascii=False) for row in parts)
     return text
+
+
+def as_rows(sources: Any, mix: Any = None, interpolate: int | None = None) -> list[Row]:
+    """Return the rows that `TextToFace.start` describes; raise UserError for every mistake."""
+    if isinstance(sources, Mapping):
+        sources = [replace(as_source(given), label=str(name)) for name, given in sources.items()]
+    several = list(sources) if isinstance(sources, list | tuple) else [sources]
+    if several and all(isinstance(row, Row) for row in several):
+        return several
+    return arrange([as_source(source) for source in several], as_mixes(mix), interpolate)
+
+
+def as_mixes(mix: Any) -> list[Any]:
+    """Return a list of mixtures: of one, e.g. "1,2" or (1, 2), or of several."""
+    if mix is None:
+        return []
+    is_one = isinstance(mix, str | Real) or (len(mix) and all(isinstance(w, Real) for w in mix))
+    return [mix] if is_one else list(mix)
+
+
+def resolve_seeds(seeds: Seeds, num: int, sampling: Sampling) -> list[int]:
+    """Return the given seeds, or `num` seeds from `sampling.seed` on.
+
+    Raises UserError if there is none, or one is no whole number in [0, 2^32).
+    """
+    if isinstance(seeds, str):
+        return parse_seeds(seeds)
+    if seeds is None:
+        if not 1 <= num <= MAX_IMAGES:
+            raise UserError(f"num is {num}; should be at least 1 and at most {MAX_IMAGES}")
+        return list(seeds_from(sampling.seed, num))
+    try:
+        given: list[Any] = list(seeds)  # type: ignore[arg-type]
+    except TypeError:
+        given = [seeds]
+    numbers = [int(seed) for seed in given if isinstance(seed, Integral)]
+    if len(numbers) < max(len(given), 1) or not 0 <= min(numbers) <= max(numbers) < SEED_LIMIT:
+        raise UserError(f"seeds {short_repr(seeds)}: should be whole numbers from 0 to 2^32 - 1")
+    return numbers

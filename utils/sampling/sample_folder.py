@@ -5,20 +5,67 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from utils.base.errors import UserError, note
 from utils.base.text import printable
+from utils.config.sections import Sampling
 from utils.data.archive_files import read_bytes
 from utils.data.image_metadata import texts_of_png
 from utils.data.images import Sample, list_images
+from utils.sampling.image_files import save_png
 
 SAMPLE_NAME = re.compile(r"\d{2,}_\d{3,}\.png")  # <row>_<seed>.png of t2f.py
 OF_ONE_IMAGE = {"seed", "prompt", "image", "embedding", "mix"}  # the other texts are settings
 GRID = "grid.png"  # t2f.py's overview of the images in a folder
-
+ALWAYS_STATED = ("cfg_scale", "num_steps", "solver", "amp")  # in each PNG; others if changed
 
 Texts = Mapping[str, Mapping[str, str]]  # the texts of each PNG of a run, by file name
+
+
+def settings_text(sampling: Sampling) -> dict[str, str]:
+    """Return sampler settings as text: the main ones, and all that differ from the defaults."""
+    default = Sampling()
+    changed = [
+        name
+        for name in Sampling.model_fields
+        if name != "seed" and getattr(sampling, name) != getattr(default, name)
+    ]
+    names = dict.fromkeys([*ALWAYS_STATED, *changed])
+    return {name: str(getattr(sampling, name)) for name in names}
+
+
+def file_name(row: int, seed: int) -> str:
+    """Return the name of an image's file."""
+    return f"{row:02d}_{seed:03d}.png"
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """One finished image.
+
+    image: Pillow image, RGB.
+    row: index of its row; seed: of its noise.
+    text: its sources, seed and settings, as they stand in its PNG.
+    """
+
+    image: Image.Image
+    row: int
+    label: str
+    seed: int
+    text: dict[str, str]
+
+    @property
+    def file_name(self) -> str:
+        """Return `<row>_<seed>.png`."""
+        return file_name(self.row, self.seed)
+
+    def save(self, path: str | Path) -> None:
+        """Write a PNG that carries `text`."""
+        save_png(self.image, path, self.text)
 
 
 def other_runs_fault(folder: Path, texts: Texts, grid: Mapping[str, str]) -> str:

@@ -9,22 +9,21 @@ generation.grid()
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from numbers import Integral, Real
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from PIL import Image
 
-from models.choices import SEED_LIMIT
 from models.edm import EDMPrecond
 from models.embedding_prior import EmbeddingPrior
-from utils.base.errors import UserError, note, short_repr
+from utils.base.errors import UserError, note
 from utils.base.progress import progress as progress_bar
 from utils.config.load import config_from_dict
-from utils.config.parsing import parse_seeds, seeds_from
 from utils.config.schema import Config
 from utils.config.sections import Sampling
 from utils.data.derived_sizes import with_derived_sizes
@@ -39,10 +38,19 @@ from utils.pretrained.encoders import (
 )
 from utils.pretrained.priors import load_config_prior
 from utils.sampling.compile import compile_for_sampling
-from utils.sampling.conditions import embed_rows
+from utils.sampling.conditions import Conditions, embed_rows
 from utils.sampling.generate import Solve, generate, sampler_settings
-from utils.sampling.generation import Generation
-from utils.sampling.prompts import Row, arrange, as_source
+from utils.sampling.image_files import labelled_grid, save_png
+from utils.sampling.prompts import MAX_IMAGES, Row, Seeds, as_rows, describe, resolve_seeds
+from utils.sampling.sample_folder import (
+    GRID,
+    GeneratedImage,
+    Texts,
+    file_name,
+    free_folder,
+    other_runs_fault,
+    settings_text,
+)
 
 if TYPE_CHECKING:
     from models.autoencoder import Autoencoder
@@ -50,8 +58,12 @@ if TYPE_CHECKING:
 
 DEMO = "assets/demo/dit.safetensors"  # the network that is part of the project
 DEMO_STUDENT = "assets/demo/student.safetensors"  # distilled from it, for --preset instant
-Seeds = str | int | Sequence[int] | None
-MAX_IMAGES = 1_000_000  # of one generation; more are a slip of the pen
+MAX_COLUMNS = 8  # of a grid whose rows have one image each
+
+# (conditions (N, D), seeds, sampling, batch size) -> finished batches, see `generate`.
+Generate = Callable[
+    [torch.Tensor, Sequence[int], Sampling, int], Iterator[tuple[range, torch.Tensor]]
+]
 
 
 def default_device() -> str:
@@ -223,42 +235,115 @@ class TextToFace:
         return batches(self.denoiser, self.autoencoder, conds, seeds, sampling)
 
 
-def as_rows(sources: Any, mix: Any = None, interpolate: int | None = None) -> list[Row]:
-    """Return the rows that `TextToFace.start` describes; raise UserError for every mistake."""
-    if isinstance(sources, Mapping):
-        sources = [replace(as_source(given), label=str(name)) for name, given in sources.items()]
-    several = list(sources) if isinstance(sources, list | tuple) else [sources]
-    if several and all(isinstance(row, Row) for row in several):
-        return several
-    return arrange([as_source(source) for source in several], as_mixes(mix), interpolate)
+@dataclass
+class Generation:
+    """Images of each row and seed, ordered by row and then by seed.
 
-
-def as_mixes(mix: Any) -> list[Any]:
-    """Return a list of mixtures: of one, e.g. "1,2" or (1, 2), or of several."""
-    if mix is None:
-        return []
-    is_one = isinstance(mix, str | Real) or (len(mix) and all(isinstance(w, Real) for w in mix))
-    return [mix] if is_one else list(mix)
-
-
-def resolve_seeds(
-    seeds: str | int | Sequence[int] | None, num: int, sampling: Sampling
-) -> list[int]:
-    """Return the given seeds, or `num` seeds from `sampling.seed` on.
-
-    Raises UserError if there is none, or one is no whole number in [0, 2^32).
+    conditions: rows with their embeddings.
+    results: images that are finished.
+    about: further text for every PNG, e.g. the checkpoint.
     """
-    if isinstance(seeds, str):
-        return parse_seeds(seeds)
-    if seeds is None:
-        if not 1 <= num <= MAX_IMAGES:
-            raise UserError(f"num is {num}; should be at least 1 and at most {MAX_IMAGES}")
-        return list(seeds_from(sampling.seed, num))
-    try:
-        given: list[Any] = list(seeds)  # type: ignore[arg-type]
-    except TypeError:
-        given = [seeds]
-    numbers = [int(seed) for seed in given if isinstance(seed, Integral)]
-    if len(numbers) < max(len(given), 1) or not 0 <= min(numbers) <= max(numbers) < SEED_LIMIT:
-        raise UserError(f"seeds {short_repr(seeds)}: should be whole numbers from 0 to 2^32 - 1")
-    return numbers
+
+    conditions: Conditions
+    seeds: list[int]
+    sampling: Sampling
+    about: dict[str, str]
+    generate: Generate = field(repr=False)
+    results: list[GeneratedImage] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[Row]:
+        """Return the rows: prompts, images or mixtures."""
+        return self.conditions.rows
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """Return the condition of each row, (R, D) float32."""
+        return self.conditions.embeddings
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """Return the finished images as Pillow images."""
+        return [image.image for image in self.results]
+
+    def __len__(self) -> int:
+        """Return the number of images that are asked for."""
+        return len(self.rows) * len(self.seeds)
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        """Return the sampler settings and `about` as text; see `settings_text`."""
+        return settings_text(self.sampling) | self.about
+
+    def batches(self, batch_size: int = 16) -> Iterator[list[GeneratedImage]]:
+        """Generate all images that are not finished yet; yield each batch when it is finished.
+
+        A caller may stop at any batch, and go on later with a new call.
+        Raises UserError if the sampler settings do not go together.
+        """
+        jobs = [(row, seed) for row in range(len(self.rows)) for seed in self.seeds]
+        jobs = jobs[len(self.results) :]
+        conds = self.embeddings[[row for row, _ in jobs]]
+        seeds = [seed for _, seed in jobs]
+        for positions, images in self.generate(conds, seeds, self.sampling, batch_size):
+            batch = []
+            for position, pixels in zip(positions, images.numpy(), strict=True):
+                row, seed = jobs[position]
+                text, image = self._text_of(row, seed), Image.fromarray(pixels)
+                batch.append(GeneratedImage(image, row, self.rows[row].label, seed, text))
+            self.results += batch
+            yield batch
+
+    def grid(self) -> Image.Image:
+        """Return all finished images on one page: a line for each row, with its sentence."""
+        pixels = np.stack([np.asarray(image) for image in self.images])
+        icons = self.conditions.icons()
+        if len(self.rows) == 1:
+            return labelled_grid(pixels, None, title=self.rows[0].label, icons=icons)
+        labels = [image.label for image in self.results]
+        columns = len(self.seeds) if len(self.seeds) > 1 else min(len(self.rows), MAX_COLUMNS)
+        return labelled_grid(pixels, labels, columns, icons=icons)
+
+    @property
+    def text(self) -> dict[str, str]:
+        """Return all sources, seeds and settings, as they stand in the PNG of the grid."""
+        seeds = " ".join(map(str, self.seeds))
+        return {**describe(self.rows), **self.settings, "seed": seeds}
+
+    def save_grid(self, path: str | Path) -> None:
+        """Write the grid as a PNG that carries `text`."""
+        save_png(self.grid(), path, self.text)
+
+    def _text_of(self, row: int, seed: int) -> dict[str, str]:
+        """Return sources, settings and seed of one image, as they stand in its PNG."""
+        return {**describe([self.rows[row]]), **self.settings, "seed": str(seed)}
+
+    def _texts(self) -> Texts:
+        """Return the texts of all images that are asked for, by file name."""
+        jobs = [(row, seed) for row in range(len(self.rows)) for seed in self.seeds]
+        return {file_name(row, seed): self._text_of(row, seed) for row, seed in jobs}
+
+    def check_folder(self, folder: Path) -> None:
+        """Raise UserError if a folder holds images of another run.
+
+        Images of this run may be there; they are made again.
+        """
+        if fault := other_runs_fault(folder, self._texts(), self.text):
+            raise UserError(
+                f"{folder}: holds images of another run ({fault}); name another folder (--out), "
+                "or remove them"
+            )
+
+    def free_folder(self, folder: Path) -> Path:
+        """Return `folder`, or `<folder>-2` and so on if it holds images of another run."""
+        return free_folder(folder, self._texts(), self.text)
+
+    def save(self, folder: str | Path) -> None:
+        """Write each finished image and `grid.png` into a folder, as t2f.py does.
+
+        Raises UserError if the folder holds images of another run.
+        """
+        self.check_folder(Path(folder))
+        for image in self.results:
+            image.save(Path(folder) / image.file_name)
+        self.save_grid(Path(folder) / GRID)
