@@ -94,9 +94,9 @@ class Autoencoder:
         return self.scaled(moments.chunk(2, dim=1)[0])
 
     def sample_latents(self, moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw from the posterior: (N, 2C, h, w) moments -> (N, C, h, w), scaled."""
+        """Sample the posterior: (N, 2C, h, w) moments -> (N, C, h, w), scaled."""
         mean, log_variance = moments.chunk(2, dim=1)
-        # The VAE itself bounds its log variance in this way.
+        # The VAE itself bounds its log variance so.
         deviation = (0.5 * log_variance.clamp(-30, 20)).exp()
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return self.scaled(mean + deviation * noise)

@@ -1,4 +1,4 @@
-"""Random numbers of a batch that several processes share."""
+"""Random numbers of a batch of several processes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RankSlice:
-    """Rows first … first + count of a global batch of `total`: those of one process."""
+    """Rows rank_offset … rank_offset + count of a global batch of `total`: those of one process."""
 
-    first: int
+    rank_offset: int
     count: int
     total: int
 
@@ -22,28 +22,28 @@ class RankSlice:
 
     def random(self, generator: torch.Generator) -> "BatchRandom":
         """Return random numbers of the global batch that give this slice."""
-        return BatchRandom(generator, self.first, self.total)
+        return BatchRandom(generator, self.rank_offset, self.total)
 
 
 @dataclass(frozen=True)
 class BatchRandom:
-    """Draws for every row of a global batch and hands a process its own rows.
+    """Makes numbers for every row of a global batch and slices them to a process.
 
     All processes hold generators of the same state and get the same numbers. The rows of an image
     are therefore the same for any number of processes.
 
     generator: None = the device's default generator. Its device must be that of the numbers.
-    first: the global batch's row with which the rows of this process begin.
+    rank_offset: the global batch's row with which the rows of this process begin.
     total: rows of the global batch; None = this process has the whole batch.
     """
 
     generator: torch.Generator | None = None
-    first: int = 0
+    rank_offset: int = 0
     total: int | None = None
 
     def own(self, count: int, make: Callable[[int], Tensor]) -> Tensor:
         """Return the `count` rows of this process from `make(total)`, which has all rows."""
-        return make(self.total or count)[self.first : self.first + count]
+        return make(self.total or count)[self.rank_offset : self.rank_offset + count]
 
     def randn(
         self,
@@ -51,7 +51,7 @@ class BatchRandom:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Draw unit normal numbers; `shape`: (rows of this process, …)."""
+        """Return unit normal numbers; `shape`: (rows of this process, …)."""
         return self._numbers(torch.randn, shape, device, dtype)
 
     def rand(
@@ -60,7 +60,7 @@ class BatchRandom:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Draw numbers of U(0, 1); `shape`: (rows of this process, …)."""
+        """Return numbers of U(0, 1); `shape`: (rows of this process, …)."""
         return self._numbers(torch.rand, shape, device, dtype)
 
     def _numbers(

@@ -79,7 +79,7 @@ class TimestepEmbedder(nn.Module):
 class ConditionEmbedder(nn.Module):
     """Embedder of the condition: one linear layer without bias, so that zeros mean "no condition".
 
-    perturbation: a learned angle turns conditions first, in training.
+    perturbation: conditions are perturbed by a learned angle, in training.
     """
 
     def __init__(self, cond_dim: int, hidden_size: int, perturbation: bool = False):

@@ -12,7 +12,7 @@ Solver = Literal["heun", "euler", "dpmpp_2m"]
 Discretization = Literal["vp", "ve", "iddpm", "edm"]
 NoiseSchedule = Literal["vp", "ve", "linear"]
 SignalScaling = Literal["vp", "none"]
-# The level by which a condition is perturbed; see models/perturbation.py.
+# How a condition is perturbed; see models/perturbation.py.
 PerturbationKind = Literal["fixed", "gaussian", "uniform", "truncated", "learnable"]
 # The mask ratio over the training; see utils/training/schedules.py.
 MaskSchedule = Literal[

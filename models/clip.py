@@ -219,8 +219,8 @@ def _from_folder(folder: Path) -> ModelAndTokenizer:
     merges = folder / MERGES_NAME
     own_vocabulary = {"bpe_path": str(merges)} if merges.exists() else {}
     name = f"local-dir:{folder}"
-    tokenizer = _quietly(folder, open_clip.get_tokenizer, name, **own_vocabulary)
-    model = _quietly(
+    tokenizer = _as_value_error(folder, open_clip.get_tokenizer, name, **own_vocabulary)
+    model = _as_value_error(
         folder, open_clip.create_model, name, require_pretrained=True, weights_only=True
     )
     return model, tokenizer
@@ -229,7 +229,7 @@ def _from_folder(folder: Path) -> ModelAndTokenizer:
 def _from_tag(name: str, tag: str) -> ModelAndTokenizer:
     """Load a model of the hub, with the activation that its weights were trained with."""
     quick = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
-    model = _quietly(
+    model = _as_value_error(
         f"{name}:{tag}",
         open_clip.create_model,
         name,
@@ -237,7 +237,7 @@ def _from_tag(name: str, tag: str) -> ModelAndTokenizer:
         force_quick_gelu=quick,
         weights_only=True,
     )
-    return model, _quietly(name, open_clip.get_tokenizer, name)
+    return model, _as_value_error(name, open_clip.get_tokenizer, name)
 
 
 def _from_named_file(name: str, path: Path) -> ModelAndTokenizer:
@@ -245,7 +245,7 @@ def _from_named_file(name: str, path: Path) -> ModelAndTokenizer:
     # open_clip reads numpy's formats itself.
     tensors = {} if path.suffix in (".npz", ".npy") else read_tensors(path)
     openai = bool(tensors) and _is_openai(path, tensors)
-    model = _quietly(
+    model = _as_value_error(
         name,
         open_clip.create_model,
         name,
@@ -255,12 +255,12 @@ def _from_named_file(name: str, path: Path) -> ModelAndTokenizer:
         force_preprocess_cfg=_preprocessing(name),
     )
     if openai:
-        _quietly(path, model.load_state_dict, _without_constants(tensors))
+        _as_value_error(path, model.load_state_dict, _without_constants(tensors))
         _set_openai_preprocessing(model)
     else:
         # open_clip also reads the older layouts of its checkpoints.
-        _quietly(path, open_clip.load_checkpoint, model, str(path), weights_only=True)
-    return model, _quietly(path, _tokenizer_of, name, path.parent)
+        _as_value_error(path, open_clip.load_checkpoint, model, str(path), weights_only=True)
+    return model, _as_value_error(path, _tokenizer_of, name, path.parent)
 
 
 def _preprocessing(name: str) -> dict[str, Any]:
@@ -291,7 +291,7 @@ def _from_openai_file(path: Path) -> ModelAndTokenizer:
             f"give its open_clip name in front, e.g. ViT-B-32:{path}, or ViT-B-32-quickgelu:{path}"
         )
     build = build_model_from_openai_state_dict
-    model = _quietly(path, build, _without_constants(tensors), cast_dtype=torch.float32)
+    model = _as_value_error(path, build, _without_constants(tensors), cast_dtype=torch.float32)
     model.float()
     _set_openai_preprocessing(model)
     return model, open_clip.SimpleTokenizer(context_length=model.context_length)
@@ -317,8 +317,8 @@ def _set_openai_preprocessing(model: open_clip.CLIP) -> None:
     model.visual.image_std = open_clip.OPENAI_DATASET_STD
 
 
-def _quietly(where: str | Path, build: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call a loader; turn its failures into one ValueError that names `where`."""
+def _as_value_error(where: str | Path, build: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a loader; make its failures one ValueError that names `where`."""
     try:
         return build(*args, **kwargs)
     except (

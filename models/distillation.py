@@ -1,10 +1,10 @@
 """Distillation by segments of the path: a student takes one step where its teacher takes several.
 
-The student's noise levels cut the path from noise to image into segments, one for each evaluation.
+The student's sigmas cut the path from noise to image into segments, one for each evaluation.
 Training images that are noised to the start of a segment have the distribution of the path there,
 so no path is followed from its top. The teacher solves the segment. The student's D learns the
 value with which one Euler step (Karras 2022, Algorithm 1) lands where the teacher does. Sampling is
-then Euler's method at the student's noise levels.
+then Euler's method at the student's sigmas.
 
 The method is progressive distillation (Salimans & Ho 2022, Algorithm 2). Its first stage has any
 denoiser as teacher. A further stage has a student as teacher, which costs a small part of the
@@ -20,21 +20,21 @@ from torch import Tensor, nn
 from models.noise_levels import descending, noise_levels
 from models.samplers import Denoise, sample_dpmpp_2m
 
-Solve = Callable[[Denoise, Tensor, Sequence[float]], Tensor]  # follows the path along levels
+Solve = Callable[[Denoise, Tensor, Sequence[float]], Tensor]  # follows the path along sigmas
 
 
 @dataclass(frozen=True)
 class Segments:
-    """The segments of a student's path, and the levels at which its teacher solves them.
+    """The segments of a student's path, and the sigmas at which its teacher solves them.
 
-    sigmas: the student's noise levels, descending; each begins a segment. The last ends at 0.
+    sigmas: the student's sigmas, descending; each begins a segment. The last ends at 0.
     teacher_steps: evaluations of the teacher in each segment.
-    sigma_min: the teacher's last level before 0.
-    teacher_sigmas: levels of a teacher that is a student itself; they replace teacher_steps and
-        sigma_min. None = it denoises at any level.
+    sigma_min: the teacher's last sigma before 0.
+    teacher_sigmas: sigmas of a teacher that is a student itself; they replace teacher_steps and
+        sigma_min. None = it denoises at any sigma.
 
-    Raises ValueError if the levels are not in order, or if a segment begins where the teacher has
-    no level.
+    Raises ValueError if the sigmas are not in order, or if a segment begins where the teacher has
+    none.
     """
 
     sigmas: tuple[float, ...]
@@ -43,7 +43,7 @@ class Segments:
     teacher_sigmas: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check the levels."""
+        """Check the sigmas."""
         if self.teacher_sigmas is None:
             descending((*self.sigmas, self.sigma_min))
             return
@@ -59,8 +59,8 @@ class Segments:
         """Solver of the teacher."""
         return sample_dpmpp_2m if self.teacher_sigmas is None else euler_steps
 
-    def teacher_levels(self, segment: int) -> list[float]:
-        """Return the levels of the teacher in a segment, with both ends.
+    def segment_sigmas(self, segment: int) -> list[float]:
+        """Return the sigmas of the teacher in a segment, with both ends.
 
         They are those of a student, or else teacher_steps + 1 that are spaced as EDM's (Karras
         2022, equation 5).
@@ -68,7 +68,7 @@ class Segments:
         start, steps = self.sigmas[segment], self.teacher_steps
         if self.teacher_sigmas is not None:
             end = (*self.sigmas, 0.0)[segment + 1]
-            return [*(level for level in self.teacher_sigmas if start >= level > end), end]
+            return [*(s for s in self.teacher_sigmas if start >= s > end), end]
         if segment + 1 < len(self.sigmas):
             return noise_levels("edm", steps + 1, self.sigmas[segment + 1], start, rho=7.0)
         if steps == 1:
@@ -76,24 +76,24 @@ class Segments:
         return [*noise_levels("edm", steps, self.sigma_min, start, rho=7.0), 0.0]
 
 
-def euler_steps(denoise: Denoise, x: Tensor, levels: Sequence[float]) -> Tensor:
-    """Take an Euler step from each level to the next (Karras 2022, Algorithm 1) -> (N, C, H, W)."""
-    for start, end in zip(levels[:-1], levels[1:], strict=True):
+def euler_steps(denoise: Denoise, x: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Take an Euler step from each sigma to the next (Karras 2022, Algorithm 1) -> (N, C, H, W)."""
+    for start, end in zip(sigmas[:-1], sigmas[1:], strict=True):
         x = x + (end - start) * (x - denoise(x, start)) / start
     return x
 
 
 @torch.no_grad()
 def euler_target(
-    teacher: Denoise, noised: Tensor, levels: Sequence[float], solve: Solve = sample_dpmpp_2m
+    teacher: Denoise, noised: Tensor, sigmas: Sequence[float], solve: Solve = sample_dpmpp_2m
 ) -> Tensor:
     """Return the D (N, C, H, W) with which an Euler step lands where the teacher's solver does.
 
-    noised: (N, C, H, W), images noised by levels[0]. levels: those of the teacher, from the start
+    noised: (N, C, H, W), images noised by sigmas[0]. sigmas: those of the teacher, from the start
     of a segment to its end.
     """
-    start, end = levels[0], levels[-1]
-    landed = solve(teacher, noised, levels)
+    start, end = sigmas[0], sigmas[-1]
+    landed = solve(teacher, noised, sigmas)
     return noised - start * (landed - noised) / (end - start)
 
 
@@ -116,7 +116,7 @@ def distillation_loss(
     segments: Segments,
     *,
     scale: float,
-    first: int = 0,
+    rank_offset: int = 0,
 ) -> Tensor:
     """Compute the loss of each image -> (N,) float32.
 
@@ -125,17 +125,18 @@ def distillation_loss(
     clean: (N, C, H, W) scaled latents. cond: (N, cond_width), or None. noise: like clean, unit
         normal.
     scale: see `pseudo_huber`.
-    first: row of the global batch with which `clean` begins. Rows take the segments in turn.
+    rank_offset: row of the global batch with which `clean` begins. Rows take one segment after
+        another.
     """
     count = len(segments.sigmas)
-    turn = (first + torch.arange(len(clean), device=clean.device)) % count
+    segment_of_row = (rank_offset + torch.arange(len(clean), device=clean.device)) % count
     # Filled on the device: a copy from the host would wait for it.
-    sigma = torch.stack([clean.new_full((), level) for level in segments.sigmas])[turn]
+    sigma = torch.stack([clean.new_full((), start) for start in segments.sigmas])[segment_of_row]
     noised = clean + sigma[:, None, None, None] * noise
     target = torch.empty_like(noised)
     for segment in range(min(count, len(clean))):
         rows = slice(segment, None, count)
-        levels = segments.teacher_levels((first + segment) % count)
+        sigmas = segments.segment_sigmas((rank_offset + segment) % count)
         teacher = teach(None if cond is None else cond[rows])
-        target[rows] = euler_target(teacher, noised[rows], levels, segments.solve)
+        target[rows] = euler_target(teacher, noised[rows], sigmas, segments.solve)
     return pseudo_huber(student(noised, sigma, cond) - target, scale)

@@ -19,7 +19,7 @@ class EDMPrecond(nn.Module):
     sigma_data: standard deviation of the clean latents. The network's input and target have unit
         variance if it is right.
     distilled_sigmas: the noise levels for which the network was distilled; see
-        models/distillation.py. None = it denoises at any level.
+        models/distillation.py. None = it denoises at any sigma.
     """
 
     def __init__(
@@ -131,9 +131,9 @@ def random_for_loss(
     mask_ratio: float = 0.0,
     rng: BatchRandom = WHOLE_BATCH,
 ) -> LossRandom:
-    """Draw what the loss of `clean` (N, C, H, W) and `cond` needs, on the device of `clean`.
+    """Return the random numbers that the loss of `clean` (N, C, H, W) and `cond` needs, there.
 
-    The order is that of LossRandom' fields.
+    The order is that of LossRandom's fields.
     """
     n, device, network = len(clean), clean.device, unwrapped(denoiser).model
     normal = rng.randn((n, 1, 1, 1), device)

@@ -41,13 +41,13 @@ class EmbeddingPrior(nn.Module):
     """Flow from noise to image embeddings of unit length, given the mean of those that fit.
 
     mean: buffer (D,), mean of the normalised image embeddings.
-    scale: buffer (), standard deviation of their numbers around it.
-    reach: buffer (), mean distance from it.
+    std: buffer (), standard deviation of their numbers around it.
+    max_norm: buffer (), mean distance from it.
     """
 
     mean: Tensor
-    scale: Tensor
-    reach: Tensor
+    std: Tensor
+    max_norm: Tensor
 
     def __init__(self, dim: int, width: int = 384, depth: int = 4):
         super().__init__()
@@ -58,28 +58,29 @@ class EmbeddingPrior(nn.Module):
         self.output = RowLinear(width, dim)
         nn.init.zeros_(self.output.weight)
         self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("reach", torch.ones(()))
+        self.register_buffer("std", torch.ones(()))
+        self.register_buffer("max_norm", torch.ones(()))
+        self.register_load_state_dict_pre_hook(_read_old_names)
 
     def measure(self, y: Tensor) -> None:
         """Set the buffers from all normalised image embeddings (N, D).
 
         Raises ValueError if they are all alike, as the prior divides by their standard deviation.
         """
-        away = y - y.mean(dim=0)
-        scale = away.square().mean().sqrt()
-        if scale < torch.finfo(torch.float16).tiny:  # the type of a prior's file
+        offset = y - y.mean(dim=0)
+        std = offset.square().mean().sqrt()
+        if std < torch.finfo(torch.float16).tiny:  # the type of a prior's file
             raise ValueError(f"all {len(y)} embeddings are alike; a prior learns how images differ")
         self.mean.copy_(y.mean(dim=0))
-        self.scale.copy_(scale)
-        self.reach.copy_(away.norm(dim=1).mean())
+        self.std.copy_(std)
+        self.max_norm.copy_(offset.norm(dim=1).mean())
 
-    def forward(self, x: Tensor, time: Tensor, away: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, offset: Tensor) -> Tensor:
         """Return the velocity (N, D) of points x (N, D) at times (N,), 0 = noise, 1 = embedding.
 
         away: (N, D), mean of the embeddings that fit, less the mean of all.
         """
-        return self._velocity(x, self._condition(time, self.embed_mean(away / self.scale)))
+        return self._velocity(x, self._condition(time, self.embed_mean(offset / self.std)))
 
     def _condition(self, time: Tensor, mean: Tensor) -> Tensor:
         """Return what the blocks read of times (N,) or (1,) and embedded means (N, W), (N, W)."""
@@ -92,7 +93,7 @@ class EmbeddingPrior(nn.Module):
             x = block(x, condition)
         return self.output(F.silu(x))
 
-    def away_from_mean(self, y: Tensor, freedom: float) -> Tensor:
+    def offset_from_mean(self, y: Tensor, freedom: float) -> Tensor:
         """Turn conditions of a denoiser y (N, D) into conditions of the prior (N, D).
 
         They are the parts of y at right angles to the mean of all images, divided by `freedom`:
@@ -100,8 +101,10 @@ class EmbeddingPrior(nn.Module):
         image does.
         """
         y, direction = F.normalize(y, dim=1), F.normalize(self.mean, dim=0)
-        away = (y - (y * direction).sum(dim=1, keepdim=True) * direction) / freedom
-        return away * (self.reach / away.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp(max=1)
+        offset = (y - (y * direction).sum(dim=1, keepdim=True) * direction) / freedom
+        return offset * (self.max_norm / offset.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp(
+            max=1
+        )
 
     @torch.no_grad()
     def sample(self, y: Tensor, noise: Tensor, freedom: float, steps: int = STEPS) -> Tensor:
@@ -110,16 +113,23 @@ class EmbeddingPrior(nn.Module):
         noise: (N, D) unit normal; an embedding depends on nothing else that is random.
         freedom: above 0; 1 = as open as the condition leaves it, less = more literal.
         """
-        away, x = self.away_from_mean(y.float(), freedom), noise.float()
+        offset, x = self.offset_from_mean(y.float(), freedom), noise.float()
         times = torch.linspace(0, 1, steps + 1, device=x.device)
-        mean = self.embed_mean(away / self.scale)
+        mean = self.embed_mean(offset / self.std)
         at = [self._condition(time[None], mean) for time in times]
         for k, (now, then) in enumerate(zip(times[:-1], times[1:], strict=True)):
             slope = self._velocity(x, at[k])
             guess = x + (then - now) * slope
             slope = (slope + self._velocity(guess, at[k + 1])) / 2
             x = x + (then - now) * slope
-        return F.normalize(x * self.scale + self.mean, dim=1)
+        return F.normalize(x * self.std + self.mean, dim=1)
+
+
+def _read_old_names(_: nn.Module, weights: dict[str, Tensor], prefix: str, *__: object) -> None:
+    """Rename the buffers of a prior of version 0.2."""
+    for old, new in (("scale", "std"), ("reach", "max_norm")):
+        if prefix + old in weights:
+            weights[prefix + new] = weights.pop(prefix + old)
 
 
 class _Block(nn.Module):
@@ -155,7 +165,7 @@ def prior_loss(
     prior: EmbeddingPrior,
     y: Tensor,
     bank: Tensor,
-    levels: tuple[float, float],
+    noise_range: tuple[float, float],
     rng: BatchRandom = WHOLE_BATCH,
 ) -> Tensor:
     """Return the flow-matching loss of embeddings y (N, D) without text -> (N,).
@@ -166,16 +176,16 @@ def prior_loss(
     levels: range of the noise's length, uniform in its logarithm. Short noise leaves every
         trait of the image in the condition, long noise leaves none.
     """
-    low, high = torch.tensor(levels).log()
+    low, high = torch.tensor(noise_range).log()
     position = rng.rand((len(y), 1), y.device)
     sigma = (low + (high - low) * position).exp() / y.shape[1] ** 0.5
     noised = y + sigma * rng.randn(y.shape, y.device)
-    away = posterior_mean(noised, sigma, torch.cat([bank, y])) - prior.mean
-    return flow_loss(prior, y, away, rng)
+    offset = posterior_mean(noised, sigma, torch.cat([bank, y])) - prior.mean
+    return flow_loss(prior, y, offset, rng)
 
 
 def flow_loss(
-    prior: EmbeddingPrior, y: Tensor, away: Tensor, rng: BatchRandom = WHOLE_BATCH
+    prior: EmbeddingPrior, y: Tensor, offset: Tensor, rng: BatchRandom = WHOLE_BATCH
 ) -> Tensor:
     """Return the flow-matching loss of y (N, D) -> (N,) (Lipman 2023, equation 23).
 
@@ -184,7 +194,7 @@ def flow_loss(
 
     y: (N, D), of unit length. away: (N, D), the condition, as `EmbeddingPrior.forward` reads it.
     """
-    target, noise = (y - prior.mean) / prior.scale, rng.randn(y.shape, y.device)
+    target, noise = (y - prior.mean) / prior.std, rng.randn(y.shape, y.device)
     time = rng.randn((len(y),), y.device).sigmoid()
     x = noise.lerp(target, time[:, None])
-    return (prior(x, time, away) - (target - noise)).square().mean(dim=1)
+    return (prior(x, time, offset) - (target - noise)).square().mean(dim=1)

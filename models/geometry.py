@@ -70,35 +70,35 @@ def modality_gap(images: Tensor, texts: Tensor, generator: torch.Generator, pair
 def towards_images(y: Tensor, image_mean: Tensor) -> Tensor:
     """Move caption embeddings towards images: normalise(y/|y| + m), (N, D) -> (N, D).
 
-    image_mean m: (D,), mean of the normalised image embeddings. Image embeddings share a direction
+    image_mean m: (D,), mean of the normalised image embeddings. They have one direction in common
     that captions lack (Liang 2022, "Mind the gap"). Zhang 2024 ("Connect, Collapse, Corrupt",
     section 4) closes the gap by both means; adding m is the half that needs no caption.
     """
     return F.normalize(F.normalize(y, dim=1) + image_mean, dim=1)
 
 
-def level_for_angle(angle: float) -> float:
-    """Return the perturbation level that turns embeddings by `angle` degrees: its tangent.
+def scale_for_angle(angle: float) -> float:
+    """Return the noise scale that perturbs embeddings by `angle` degrees: its tangent.
 
     In many dimensions a random direction is nearly at a right angle to the embedding. The embedding
-    plus p times that direction is therefore turned by arctan(p).
+    plus p times that direction therefore changes its angle by arctan(p).
     Raises ValueError if the angle is not from 0 to below 90 degrees.
     """
     if not 0 <= angle < 90:
-        raise ValueError(f"no perturbation turns most embeddings by {angle:.1f} degrees")
+        raise ValueError(f"no perturbation changes most embeddings by {angle:.1f} degrees")
     return float(torch.tensor(angle, dtype=torch.float64).deg2rad().tan())
 
 
 def gaussian_for_angle(angle: float, fraction: float) -> float:
     """Return the scale s of N(0, s²) for which a fraction of the angles is above `angle` degrees.
 
-    s solves P(|p| > tan(angle)) = fraction, with p ~ N(0, s²); see `level_for_angle`.
+    s solves P(|p| > tan(angle)) = fraction, with p ~ N(0, s²); see `scale_for_angle`.
     Raises ValueError if the fraction is not between 0 and 1, or the angle is wrong.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction {fraction:g} should be between 0 and 1")
     quantile = torch.special.ndtri(torch.tensor(1 - fraction / 2, dtype=torch.float64))
-    return level_for_angle(angle) / float(quantile)
+    return scale_for_angle(angle) / float(quantile)
 
 
 def mix(y: Tensor, weights: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def mix(y: Tensor, weights: Tensor) -> Tensor:
 
     The direction is the weighted spherical average (Buss & Fillmore 2001, section 3): the point q
     with sum w_i log_q(y_i) = 0, found by moving q along that sum. For two embeddings it is
-    spherical interpolation (Shoemake 1985); unCLIP mixes CLIP embeddings in this way (Ramesh 2022,
+    spherical interpolation (Shoemake 1985); unCLIP mixes CLIP embeddings so (Ramesh 2022,
     section 3.2). Negative weights may have no spherical average: their direction is that of the
     weighted sum, the arithmetic of word vectors (Mikolov 2013).
     The length is the weighted average of the lengths. Weights count relative to their sum.
@@ -146,7 +146,7 @@ def _log(q: Tensor, points: Tensor) -> Tensor:
     Its length is the angle between them, in radians.
     """
     cosine = q @ points.T  # (M, S)
-    away = points[None] - cosine[:, :, None] * q[:, None]
-    sine = away.norm(dim=2)
+    offset = points[None] - cosine[:, :, None] * q[:, None]
+    sine = offset.norm(dim=2)
     factor: Tensor = torch.atan2(sine, cosine) / sine.clamp(min=1e-12)
-    return away * factor[:, :, None]
+    return offset * factor[:, :, None]

@@ -116,7 +116,7 @@ class Architecture:
         are the last columns of the condition, and guidance does not leave them out.
     self_cond: a first pass of the encoder gives a summary of the noised image, which conditions the
         whole network. In training the EMA network makes this pass (see MaskDiT.summary).
-    perturbation: training turns y by a learned angle (see models/perturbation.py).
+    perturbation: training perturbs y by a learned angle (see models/perturbation.py).
     mlp: what stands between the linear layers of a block's MLP (see models/blocks.py: Mlp).
     Raises ValueError for sizes that do not fit and options that exclude each other.
     """

@@ -40,9 +40,9 @@ def formulation(
 ) -> Formulation:
     """Combine the noise levels of one formulation with sigma(t) of another and s(t) of a third.
 
-    sigma_min, sigma_max: range of the levels; None = the discretization's own.
-    rho: density of the levels of 'edm' near sigma_min (Karras 2022, equation 5).
-    sigmas: the levels themselves, descending; None = those of the discretization.
+    sigma_min, sigma_max: their range; None = the discretization's own.
+    rho: density of the sigmas of 'edm' near sigma_min (Karras 2022, equation 5).
+    sigmas: the values themselves, descending; None = those of the discretization.
     Raises ValueError if the range is empty.
     """
     default_min, default_max = default_range(discretization)
@@ -67,8 +67,8 @@ def formulation(
         def d_s(t: float) -> float:
             return 0.0
 
-    levels = sigmas or noise_levels(discretization, num_steps, sigma_min, sigma_max, rho)
-    t_steps = [t_of_sigma(level) for level in levels] + [0.0]
+    values = sigmas or noise_levels(discretization, num_steps, sigma_min, sigma_max, rho)
+    t_steps = [t_of_sigma(value) for value in values] + [0.0]
     return Formulation(t_steps, sigma, d_sigma, t_of_sigma, s, d_s)
 
 
@@ -95,7 +95,7 @@ def noise_levels(
 ) -> list[float]:
     """Return `num_steps` noise levels from sigma_max down to sigma_min.
 
-    Raises ValueError if 'iddpm' has no level in that range.
+    Raises ValueError if 'iddpm' has none in that range.
     """
     ramp = [i / max(num_steps - 1, 1) for i in range(num_steps)]
     if discretization == "vp":
@@ -104,10 +104,10 @@ def noise_levels(
     if discretization == "ve":
         return [sigma_max * (sigma_min / sigma_max) ** u for u in ramp]
     if discretization == "iddpm":
-        levels = [level for level in iddpm_levels() if sigma_min <= level <= sigma_max]
-        if not levels:
+        values = [s for s in iddpm_sigmas() if sigma_min <= s <= sigma_max]
+        if not values:
             raise ValueError(f"iddpm has no noise level from {sigma_min} to {sigma_max}")
-        return [levels[round((len(levels) - 1) * u)] for u in ramp]
+        return [values[round((len(values) - 1) * u)] for u in ramp]
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)  # equation 5
     return [(high + u * (low - high)) ** rho for u in ramp]
 
@@ -144,14 +144,14 @@ def vp_betas(sigma_min: float, sigma_max: float) -> tuple[float, float]:
     return beta_d, high - 0.5 * beta_d
 
 
-def iddpm_levels() -> list[float]:
+def iddpm_sigmas() -> list[float]:
     """Return all noise levels of improved DDPM (Nichol & Dhariwal 2021), descending."""
 
     def alpha_bar(j: int) -> float:
         return math.sin(0.5 * math.pi * j / IDDPM_M / (IDDPM_C2 + 1)) ** 2
 
-    levels = [0.0]
+    sigmas = [0.0]
     for j in range(IDDPM_M, 0, -1):
         ratio = max(alpha_bar(j - 1) / alpha_bar(j), IDDPM_C1)
-        levels.append(math.sqrt((levels[-1] ** 2 + 1) / ratio - 1))
-    return levels[:0:-1]
+        sigmas.append(math.sqrt((sigmas[-1] ** 2 + 1) / ratio - 1))
+    return sigmas[:0:-1]

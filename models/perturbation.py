@@ -1,7 +1,7 @@
 """Perturbed image embeddings: the condition of a training that sees no text.
 
-A CLIP image embedding is turned by a random angle on the unit sphere. The embedding of a text lies
-at some angle from that of its image, so training has covered conditions like it.
+A CLIP image embedding is perturbed by a random angle on the unit sphere. The embedding of a text
+lies at some angle from that of its image, so training has covered conditions like it.
 """
 
 import math
@@ -18,13 +18,13 @@ from models.choices import PerturbationKind
 
 @dataclass(frozen=True)
 class Perturbation:
-    """How far embeddings are turned: the distribution of the level p, one number for each row.
+    """How far embeddings are perturbed: the distribution of the noise scale p, one for each row.
 
     fixed       p = scale
     gaussian    p ~ N(0, scale²)
     uniform     p ~ U(0, scale)
     truncated   p ~ N(mean, scale²) conditioned on trunc_a <= p <= trunc_b
-    learnable   p is the output of a LearnedLevel; see LearnedPerturbation
+    learnable   p is the output of a LearnedScale; see LearnedPerturbation
 
     Raises ValueError for an unknown kind and for an empty interval.
     """
@@ -50,9 +50,9 @@ class Perturbation:
         return f"truncated {self.scale:g} [{self.trunc_a:g}, {self.trunc_b:g}]{around}"
 
     def random_scale(self, y: Tensor, rng: BatchRandom) -> Tensor:
-        """Draw a level for each row of y (N, D) -> (N, 1), of the dtype and device of y.
+        """Return a noise scale for each row of y (N, D) -> (N, 1), of the dtype and device of y.
 
-        Raises ValueError for the learnable kind, whose level a network gives.
+        Raises ValueError for the learnable kind, whose scale a network gives.
         """
         shape = (len(y), 1)
         if self.kind == "fixed":
@@ -65,10 +65,10 @@ class Perturbation:
             # Apple's GPUs have no float64.
             dtype = torch.float32 if y.device.type == "mps" else torch.float64
             return self._truncated(rng.rand(shape, y.device, dtype)).to(y.dtype)
-        raise ValueError("the learnable perturbation needs the level that a LearnedLevel gives")
+        raise ValueError("the learnable perturbation needs the scale that a LearnedScale gives")
 
     def _truncated(self, uniform: Tensor) -> Tensor:
-        """Turn numbers of U(0, 1) into those of the truncated normal, by its inverse distribution.
+        """Map numbers of U(0, 1) to those of the truncated normal, by its inverse distribution.
 
         PyTorch's own rejects numbers until all fit, and asks the device each time.
         """
@@ -77,26 +77,26 @@ class Perturbation:
         sign = -1 if self.trunc_a > self.mean else 1
         ends = (sign * (bound - self.mean) / scale for bound in (self.trunc_a, self.trunc_b))
         low, high = (math.erfc(-end / math.sqrt(2)) / 2 for end in ends)
-        level = self.mean + sign * scale * torch.special.ndtri(low + (high - low) * uniform)
-        return level.clamp(self.trunc_a, self.trunc_b)
+        value = self.mean + sign * scale * torch.special.ndtri(low + (high - low) * uniform)
+        return value.clamp(self.trunc_a, self.trunc_b)
 
 
 def perturb(y: Tensor, perturbation: Perturbation, rng: BatchRandom = WHOLE_BATCH) -> Tensor:
-    """Turn each row of y (N, D) by a random direction and level -> (N, D) of unit length.
+    """Perturb each row of y (N, D) in a random direction -> (N, D) of unit length.
 
-    `rng` gives the directions, then the levels. Raises ValueError for the learnable kind.
+    `rng` gives the directions, then the scales. Raises ValueError for the learnable kind.
     """
     directions = rng.randn(y.shape, device=y.device, dtype=y.dtype)
-    return turn(y, directions, perturbation.random_scale(y, rng))
+    return perturb_by(y, directions, perturbation.random_scale(y, rng))
 
 
-def turn(y: Tensor, directions: Tensor, level: Tensor) -> Tensor:
+def perturb_by(y: Tensor, directions: Tensor, scale: Tensor) -> Tensor:
     """normalise(y/|y| + p n/|n|) with y and directions n (N, D) -> (N, D).
 
-    level: p, (N, 1), or (N, D) for a level of each feature.
+    scale: p, (N, 1), or (N, D) for a scale of each feature.
     """
-    turned = torch.addcdiv(directions * (level / _length(directions)), y, _length(y))
-    return turned / _length(turned)
+    perturbed = torch.addcdiv(directions * (scale / _length(directions)), y, _length(y))
+    return perturbed / _length(perturbed)
 
 
 def _length(x: Tensor) -> Tensor:
@@ -104,8 +104,8 @@ def _length(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
 
 
-class LearnedLevel(nn.Module):
-    """Level p = r2(y) as a vector (N, D): four linear layers, a ReLU after each."""
+class LearnedScale(nn.Module):
+    """Noise scale p = r2(y) as a vector (N, D): four linear layers, a ReLU after each."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -120,16 +120,16 @@ class LearnedLevel(nn.Module):
 
 
 class LearnedPerturbation(nn.Module):
-    """Perturbation whose level is trained with the denoiser; named as in published checkpoints."""
+    """Perturbation whose scale is trained with the denoiser; named as in published checkpoints."""
 
     def __init__(self, dim: int):
         super().__init__()
-        self.r2_net = LearnedLevel(dim)
+        self.r2_net = LearnedScale(dim)
 
     def forward(self, y: Tensor, directions: Tensor) -> Tensor:
-        """Turn y (N, D) by random directions (N, D) of any length -> (N, D) of unit length.
+        """Perturb y (N, D) by random directions (N, D) of any length -> (N, D) of unit length.
 
         Rows of zeros mean "no condition" and stay as they are.
         """
-        turned = turn(y, directions, self.r2_net(F.normalize(y, dim=1)))
-        return torch.where(y.any(dim=1, keepdim=True), turned, y)
+        perturbed = perturb_by(y, directions, self.r2_net(F.normalize(y, dim=1)))
+        return torch.where(y.any(dim=1, keepdim=True), perturbed, y)

@@ -26,12 +26,12 @@ class SamplerSettings:
 
     solver: 'heun' (Karras 2022, Algorithm 2), 'euler', or 'dpmpp_2m' (deterministic).
     num_steps: number of noise levels.
-    sigma_min, sigma_max: range of the levels; None = the discretization's own (EDM: 0.002 to 80).
-    rho: density of the levels of 'edm' near sigma_min (Karras 2022, equation 5).
+    sigma_min, sigma_max: their range; None = the discretization's own (EDM: 0.002 to 80).
+    rho: density of the sigmas of 'edm' near sigma_min (Karras 2022, equation 5).
     S_churn, S_min, S_max, S_noise: noise added between steps (Karras 2022, Algorithm 2).
     discretization, schedule, scaling: time steps, sigma(t) and s(t) of another formulation
         (Karras 2022, table 1: the ablation sampler); None = EDM's: 'edm', 'linear', 'none'.
-    sigmas: the num_steps levels themselves, descending; a step to 0 follows the last one. They
+    sigmas: the num_steps values themselves, descending; a step to 0 follows the last one. They
         replace sigma_min, sigma_max and rho. None = those of the discretization.
 
     Raises ValueError if a value is unknown or values do not go together.
@@ -68,10 +68,10 @@ class SamplerSettings:
             raise ValueError("solver 'dpmpp_2m' takes no S_churn, schedule or scaling")
         if self.sigmas is not None:
             self._check_sigmas(self.sigmas)
-        self.formulation()  # raises now, not during sampling, if the range of levels is empty
+        self.formulation()  # raises now, not during sampling, if their range is empty
 
     def _check_sigmas(self, sigmas: tuple[float, ...]) -> None:
-        """Raise ValueError unless the explicit levels are in order and fit the other settings."""
+        """Raise ValueError unless the explicit sigmas are in order and fit the other settings."""
         try:
             descending(sigmas)
         except ValueError as fault:
@@ -229,11 +229,11 @@ class SeededNoise:
         self.device = device
 
     def randn(self, shape: Sequence[int]) -> Tensor:
-        """Draw unit normal noise of `shape` (C, H, W) for each seed -> (N, C, H, W) float32."""
+        """Return unit normal noise of `shape` (C, H, W) for each seed -> (N, C, H, W) float32."""
         rows = [torch.randn(tuple(shape), generator=g) for g in self.generators]
         return torch.stack(rows).to(self.device)
 
     def randint(self, high: int) -> Tensor:
-        """Draw an integer in [0, high) for each seed -> (N,) int64."""
+        """Return an integer in [0, high) for each seed -> (N,) int64."""
         rows = [torch.randint(high, (1,), generator=g) for g in self.generators]
         return torch.cat(rows).to(self.device)

@@ -38,7 +38,7 @@ def text_only(tokenizer: Any) -> Tokenizer:
 def _clean_and_split(clean: Any, names: re.Pattern[str], text: str) -> str:
     """Return a cleaned text, in which a space follows the bracket of each special name.
 
-    The tokenizer parts a bracket from letters anyway. Cleaning comes first: it turns `&lt;` into a
+    The tokenizer parts a bracket from letters anyway. Cleaning comes first: it makes `&lt;` a a
     bracket.
     """
     cleaned: str = clean(text)

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from models.geometry import Gap, gaussian_for_angle, level_for_angle, modality_gap
+from models.geometry import Gap, gaussian_for_angle, modality_gap, scale_for_angle
 from models.perturbation import Perturbation
 from research.gap.embeddings import open_embeddings, read_pairs
 from research.gap.perturbations import (
@@ -106,7 +106,7 @@ def suggest(angle: float, fraction: float) -> list[Perturbation]:
     `fraction` of the gaussian's angles are above it. At 90 degrees and more the list is empty.
     """
     try:
-        fixed = Perturbation("fixed", round(level_for_angle(angle), 3))
+        fixed = Perturbation("fixed", round(scale_for_angle(angle), 3))
         gaussian = Perturbation("gaussian", round(gaussian_for_angle(angle, fraction), 3))
     except ValueError as fault:
         note(f"no suggestion: {fault}")

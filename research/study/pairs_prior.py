@@ -33,7 +33,7 @@ class PairsTraining(Training):
         """Return the losses (B,) of the images at `batch`; `bank` is not used."""
         which = rng.rand((len(batch),)) * self.captions.info.n_features
         texts = torch.from_numpy(self.captions.read(batch.numpy(), which.long().numpy()))
-        offset = self.prior.away_from_mean(texts, FREEDOM)
+        offset = self.prior.offset_from_mean(texts, FREEDOM)
         return flow_loss(self.prior, self.y[batch], offset, rng)
 
 

@@ -19,7 +19,7 @@ from plain_clip import TEXTS, as_tensor, assert_same_as, open_clip_embeddings
 from safetensors.torch import save_file
 from tiny import make_tiny_clip, make_tiny_config
 
-from models.clip import _quietly, _set_openai_preprocessing, _tokenizer_of, load_clip
+from models.clip import _as_value_error, _set_openai_preprocessing, _tokenizer_of, load_clip
 from models.weights import read_tensors
 from utils.pretrained.encoders import load_config_clip
 
@@ -246,9 +246,12 @@ def test_unknown_name_is_named(source):
 @pytest.mark.parametrize(
     ("kind", "call"),
     [
-        (TypeError, lambda: _quietly("here", open_clip.load_checkpoint)),  # without arguments
-        (AttributeError, lambda: _quietly("here", _set_openai_preprocessing, None)),
-        (TypeError, lambda: _quietly("here", _tokenizer_of, "ViT-B-16-SigLIP", None)),
+        (
+            TypeError,
+            lambda: _as_value_error("here", open_clip.load_checkpoint),
+        ),  # without arguments
+        (AttributeError, lambda: _as_value_error("here", _set_openai_preprocessing, None)),
+        (TypeError, lambda: _as_value_error("here", _tokenizer_of, "ViT-B-16-SigLIP", None)),
     ],
 )
 def test_a_mistake_of_this_program_keeps_its_traceback(kind, call):

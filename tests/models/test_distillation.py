@@ -93,7 +93,7 @@ def test_euler_steps_of_the_exact_student_end_where_the_path_ends():
 
 def test_the_target_of_the_last_piece_is_where_the_teacher_lands():
     segments = Segments((5.0,), 6)
-    levels = segments.teacher_levels(0)
+    levels = segments.segment_sigmas(0)
     noised = 5 * draw(2)[1]
     ended = sample(denoise, noised / 5, SamplerSettings("dpmpp_2m", 6, 0.02, 5.0))
     torch.testing.assert_close(euler_target(denoise, noised, levels), ended.float())
@@ -106,7 +106,7 @@ def test_a_student_as_teacher_lands_where_its_own_sampler_does(sigmas):
     ended = sample(denoise, x / sigmas[0], SamplerSettings("euler", len(levels), sigmas=levels))
     for segment, start in enumerate(sigmas):
         end = (*sigmas, 0.0)[segment + 1]
-        d = euler_target(denoise, x, segments.teacher_levels(segment), segments.solve)
+        d = euler_target(denoise, x, segments.segment_sigmas(segment), segments.solve)
         x = x + (end - start) * (x - d) / start
     torch.testing.assert_close(x, ended.float(), rtol=1e-4, atol=1e-4)
 
@@ -117,7 +117,7 @@ def test_a_process_gives_its_rows_the_pieces_that_they_have_in_the_whole_batch()
     segments = Segments(SIGMAS, 2)
     whole = distillation_loss(student, teach, clean, None, noise, segments, scale=0.1)
     share = distillation_loss(
-        student, teach, clean[5:], None, noise[5:], segments, scale=0.1, first=5
+        student, teach, clean[5:], None, noise[5:], segments, scale=0.1, rank_offset=5
     )
     assert torch.equal(whole[5:], share)
 
@@ -164,7 +164,7 @@ def test_the_loss_is_quadratic_for_small_errors_and_linear_for_large_ones():
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_teacher_levels_run_from_each_level_of_the_student_to_the_next_and_to_0(steps):
     segments = Segments(SIGMAS, steps)
-    ends = [segments.teacher_levels(segment) for segment in range(3)]
+    ends = [segments.segment_sigmas(segment) for segment in range(3)]
     assert [levels[0] for levels in ends] == pytest.approx(SIGMAS)
     assert [levels[-1] for levels in ends] == pytest.approx([*SIGMAS[1:], 0.0])
     assert all(len(levels) == steps + 1 for levels in ends)

@@ -106,10 +106,10 @@ def test_less_freedom_takes_a_vague_condition_more_literally(bank, trained):
 
 def test_conditions_reach_no_farther_than_images_do(bank, trained):
     y, _ = bank
-    away = trained.away_from_mean(y, freedom=0.01)
-    torch.testing.assert_close(away.norm(dim=1), trained.reach.expand(len(y)))
+    offset = trained.offset_from_mean(y, freedom=0.01)
+    torch.testing.assert_close(offset.norm(dim=1), trained.max_norm.expand(len(y)))
     direction = F.normalize(trained.mean, dim=0)
-    torch.testing.assert_close(away @ direction, torch.zeros(len(y)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(offset @ direction, torch.zeros(len(y)), atol=1e-5, rtol=0)
 
 
 def test_a_draw_depends_on_its_own_noise_and_condition_alone(bank, trained):

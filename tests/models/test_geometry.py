@@ -10,9 +10,9 @@ from models.batch_random import BatchRandom
 from models.geometry import (
     angle_deg,
     gaussian_for_angle,
-    level_for_angle,
     mix,
     modality_gap,
+    scale_for_angle,
 )
 from models.perturbation import Perturbation, perturb
 
@@ -108,20 +108,20 @@ def test_a_gap_needs_pairs():
 
 def test_the_suggested_fixed_level_turns_by_the_angle():
     y = torch.randn(4000, 512, generator=seeded())
-    turned = perturb(y, Perturbation("fixed", level_for_angle(70)), BatchRandom(seeded(1)))
-    assert angle_deg(y, turned).median().item() == pytest.approx(70, abs=0.2)
+    perturbed = perturb(y, Perturbation("fixed", scale_for_angle(70)), BatchRandom(seeded(1)))
+    assert angle_deg(y, perturbed).median().item() == pytest.approx(70, abs=0.2)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3])
 def test_the_suggested_gaussian_passes_the_angle_with_the_share(share):
     y = torch.randn(10000, 512, generator=seeded())
-    turned = perturb(
+    perturbed = perturb(
         y, Perturbation("gaussian", gaussian_for_angle(70, share)), BatchRandom(seeded(1))
     )
-    above = (angle_deg(y, turned) > 70).double().mean().item()
+    above = (angle_deg(y, perturbed) > 70).double().mean().item()
     assert above == pytest.approx(share, abs=0.02)
 
 
 def test_no_perturbation_turns_by_a_right_angle():
     with pytest.raises(ValueError, match="no perturbation"):
-        level_for_angle(90)
+        scale_for_angle(90)

@@ -144,9 +144,9 @@ def test_the_learned_perturbation_leaves_no_condition_alone():
     perturbator = small_denoiser(perturbation=True).model.y_embedder.perturbator
     y = torch.randn(3, 6)
     y[1] = 0
-    turned = perturbator(y, torch.randn(3, 6))
-    assert (turned[1] == 0).all()
-    torch.testing.assert_close(turned[[0, 2]].norm(dim=1), torch.ones(2))
+    perturbed = perturbator(y, torch.randn(3, 6))
+    assert (perturbed[1] == 0).all()
+    torch.testing.assert_close(perturbed[[0, 2]].norm(dim=1), torch.ones(2))
 
 
 def test_the_default_mlp_has_the_published_tanh_gelu_bit_for_bit():

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from models.batch_random import BatchRandom
-from models.perturbation import LearnedLevel, Perturbation, perturb, turn
+from models.perturbation import LearnedScale, Perturbation, perturb, perturb_by
 
 pytestmark = pytest.mark.bits  # of `make test-machines`
 
@@ -42,7 +42,7 @@ def test_given_draws_meet_the_published_formula(golden):
     data = {
         key: torch.from_numpy(value) for key, value in np.load(golden / "perturbation.npz").items()
     }
-    ours = turn(data["embedding"].double(), data["noise"], data["level"].view(-1, 1))
+    ours = perturb_by(data["embedding"].double(), data["noise"], data["level"].view(-1, 1))
     torch.testing.assert_close(ours, data["perturbed"], rtol=1e-4, atol=1e-5)
 
 
@@ -75,7 +75,7 @@ def test_truncated_levels_stay_inside_the_interval():
     y = torch.tensor([[1.0, 0.0]]).repeat(5000, 1)
     noise = torch.tensor([[0.0, 1.0]]).repeat(5000, 1)
     bounded = Perturbation("truncated", 1.0, mean=0.5, trunc_a=0.2, trunc_b=0.6)
-    x = turn(y, noise, bounded.random_scale(y, seeded_random()))
+    x = perturb_by(y, noise, bounded.random_scale(y, seeded_random()))
     level = x[:, 1] / x[:, 0]
     assert 0.2 - 1e-5 <= level.min() < 0.21
     assert 0.59 < level.max() <= 0.6 + 1e-5
@@ -90,11 +90,11 @@ def test_same_generator_turns_the_same_way():
 def test_learned_level_is_a_vector_that_is_not_negative_and_can_be_trained():
     torch.manual_seed(0)
     y = F.normalize(torch.randn(4, 16), dim=1)
-    learned = LearnedLevel(16)
+    learned = LearnedScale(16)
     level = learned(y)
     assert level.shape == (4, 16)
     assert (level >= 0).all()
-    turn(y, torch.randn(4, 16), level)[:, 0].sum().backward()
+    perturb_by(y, torch.randn(4, 16), level)[:, 0].sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in learned.parameters())
 
 
@@ -102,7 +102,7 @@ def test_learned_level_is_a_vector_that_is_not_negative_and_can_be_trained():
     ("kind", "options", "message"),
     [
         ("gausian", {}, "gausian.*gaussian"),
-        ("learnable", {}, "LearnedLevel"),
+        ("learnable", {}, "LearnedScale"),
         ("truncated", {"trunc_a": 1.0, "trunc_b": 0.0}, "trunc_a < trunc_b"),
     ],
 )

@@ -24,7 +24,7 @@ from reference_network import denoised as plain_denoised
 from models.autoencoder import load_autoencoder
 from models.edm import LossRandom, edm_loss
 from models.maskdit import random_mask
-from models.perturbation import turn
+from models.perturbation import perturb_by
 from models.samplers import SamplerSettings, SeededNoise, guided, nfe, sample
 from utils.data.images import center_crop
 from utils.data.lmdb_reader import LMDBReader
@@ -219,7 +219,7 @@ def perturbation_rows(golden: Golden) -> Iterator[Row]:
     """Compare the perturbed condition with the reference's random numbers."""
     for path in golden.find("perturbation.npz"):
         t = {k: torch.from_numpy(v) for k, v in np.load(path).items()}
-        ours = turn(t["embedding"].double(), t["noise"], t["level"].view(-1, 1))
+        ours = perturb_by(t["embedding"].double(), t["noise"], t["level"].view(-1, 1))
         yield compared("perturbed embeddings", ours, t["perturbed"])
 
 

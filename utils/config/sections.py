@@ -320,7 +320,7 @@ class Distill(Section):
     guidance_interval: SigmaRange | None = None  # of the teacher
     teacher_steps: PositiveInt = 6  # of DPM-Solver++(2M), from each of these sigmas to the next
     sigma_min: PositiveFloat = 0.02  # the teacher's last sigma before 0
-    huber: PositiveFloat = 0.03  # root mean square error at which the loss turns linear
+    huber: PositiveFloat = 0.03  # root mean square error above which the loss is linear
 
     @field_validator("sigma_min")
     @classmethod

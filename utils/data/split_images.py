@@ -1,4 +1,4 @@
-"""The images of a split that count: chosen by a list of names, without the unreadable ones.
+"""The images of a split that count: named in a list, without the unreadable ones.
 
 Unreadable images are looked for once, with `--skip_bad`, and listed in `skipped.txt` beside the
 databases. Every script that writes there leaves out the listed ones, whether it reads images or

@@ -156,7 +156,7 @@ def download(
             except Unavailable as fault:
                 answers.append(f"{_shown(url)}: {fault}")
             except OSError as fault:
-                # The errors of requests are OSErrors too, but _fetch has turned those into others.
+                # The errors of requests are OSErrors too, but _fetch has replaced those.
                 reason = fault.strerror or fault
                 raise UserError(f"{target}: cannot be written ({reason})") from fault
     raise UserError("; ".join(answers))

@@ -50,8 +50,8 @@ def read_prior(path: Path) -> tuple[EmbeddingPrior, str]:
         with torch.device("meta"):
             prior = EmbeddingPrior(dim, width, depth)
         prior.load_state_dict(weights, assign=True)
-        if (name := first_not_finite(weights)) or not weights["scale"] > 0:
-            raise ValueError(f"{name or 'scale'} is not a usable number")
+        if (name := first_not_finite(weights)) or not prior.std > 0:
+            raise ValueError(f"{name or 'std'} is not a usable number")
         with safe_open(path, "pt") as file:
             clip = (file.metadata() or {})[CLIP]
     return prior.eval().requires_grad_(False), clip

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def caption_conditions(y: torch.Tensor, config: Config) -> torch.Tensor:
-    """Turn caption embeddings (N, D) into conditions of the network (N, D).
+    """Make caption embeddings (N, D) conditions of the network (N, D).
 
     `encoders.image_mean` moves them towards the images; otherwise `data.norm_feature` scales them
     to unit length. Raises UserError if the file of the mean does not fit.

@@ -78,7 +78,9 @@ def training_batches(
     def read(position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         seed = derived_seed(order.seed, "batch", position)
         rng = rank_slice.random(torch.Generator().manual_seed(seed))
-        latents, y = data.batch(order.indices(position + rank_slice.first, rank_slice.count), rng)
+        latents, y = data.batch(
+            order.indices(position + rank_slice.rank_offset, rank_slice.count), rng
+        )
         if xflip:
             mirrored = rng.rand((rank_slice.count, 1, 1, 1)) < 0.5
             latents = torch.where(mirrored, latents.flip(3), latents)

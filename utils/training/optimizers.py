@@ -71,8 +71,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self, matrices: Sequence[nn.Parameter], trained: Sequence[nn.Parameter], options: Train
     ) -> None:
         """matrices: those of Muon. trained: all weights, in the order in which AdamW takes them."""
-        chosen = set(matrices)
-        self._adamw = _adamw([p for p in trained if p not in chosen], options)
+        of_muon = set(matrices)
+        self._adamw = _adamw([p for p in trained if p not in of_muon], options)
         self._muon = torch.optim.Muon(
             matrices,
             lr=options.muon_lr,

@@ -104,7 +104,7 @@ class Outputs:
         return checkpoint_path(self.checkpoints, state.step)
 
     def save_grid(self, state: TrainingState) -> None:
-        """Draw the sample grid with the averaged weights, and log which weights these are."""
+        """Save the sample grid with the averaged weights, and log which weights these are."""
         network = state.averaged()
         if self.samples is not None:
             path = self.folder / "samples" / f"{state.step:07d}.png"

@@ -159,11 +159,11 @@ class RunLog:
         self.info(metrics_line(step, values, pace))
         self.scalars(step, values, "train")
 
-    def evaluation(self, step: int, way: str, record: Mapping[str, Any]) -> None:
-        """Write the metrics of an evaluation, sampled in this `way`: a line, and scalars."""
-        self.info(f"step {step:>8d}  {way}: {metrics_text(record)}")
+    def evaluation(self, step: int, settings: str, record: Mapping[str, Any]) -> None:
+        """Write the metrics of an evaluation, sampled with `settings`: a line, and scalars."""
+        self.info(f"step {step:>8d}  {settings}: {metrics_text(record)}")
         found = {name: record[name] for name in metrics_in([record])}
-        self.scalars(step, found, f"eval, {way}")
+        self.scalars(step, found, f"eval, {settings}")
 
     def scalars(self, step: int, values: Mapping[str, float], group: str) -> None:
         """Send values to TensorBoard and Weights & Biases only, as `group/name`."""

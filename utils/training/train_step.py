@@ -96,7 +96,7 @@ def image_losses(
                 noise,
                 state.teacher.segments,
                 scale=config.distill.huber,
-                first=rng.first,
+                rank_offset=rng.rank_offset,
             )
     loss_random = random_for_loss(state.model, latents, cond, mask_ratio, rng)
     with autocast():
