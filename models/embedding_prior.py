@@ -26,7 +26,7 @@ class RowLinear(nn.Linear):
     """A linear layer whose result for a row depends on that row alone when a CPU samples.
 
     A product of several rows rounds each of them by its place and by their number. Half-precision
-    networks turn that into visible differences of images.
+    networks amplify that to visible differences of images.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class EmbeddingPrior(nn.Module):
         return self.output(F.silu(x))
 
     def offset_from_mean(self, y: Tensor, freedom: float) -> Tensor:
-        """Turn conditions of a denoiser y (N, D) into conditions of the prior (N, D).
+        """Make conditions of a denoiser y (N, D) conditions of the prior (N, D).
 
         They are the parts of y at right angles to the mean of all images, divided by `freedom`:
         the less a condition says, the nearer it lies to the mean. They reach at most as far as an
@@ -108,7 +108,7 @@ class EmbeddingPrior(nn.Module):
 
     @torch.no_grad()
     def sample(self, y: Tensor, noise: Tensor, freedom: float, steps: int = STEPS) -> Tensor:
-        """Draw an image embedding of unit length for each condition y (N, D) -> (N, D).
+        """Sample an image embedding of unit length for each condition y (N, D) -> (N, D).
 
         noise: (N, D) unit normal; an embedding depends on nothing else that is random.
         freedom: above 0; 1 = as open as the condition leaves it, less = more literal.
@@ -173,7 +173,7 @@ def prior_loss(
     The condition is the posterior mean of the noised embedding.
 
     y, bank: (N, D) and (B, D), of unit length. y is added to the bank.
-    levels: range of the noise's length, uniform in its logarithm. Short noise leaves every
+    noise_range: range of the noise's length, uniform in its logarithm. Short noise leaves every
         trait of the image in the condition, long noise leaves none.
     """
     low, high = torch.tensor(noise_range).log()

@@ -166,8 +166,8 @@ def test_sampled_latents_follow_the_posterior(vae):
 
 def test_sampled_latents_repeat_with_the_generator(vae):
     moments = vae.encode_moments(images())
-    draws = [vae.sample_latents(moments, torch.Generator().manual_seed(4)) for _ in range(2)]
-    assert torch.equal(*draws)
+    samples = [vae.sample_latents(moments, torch.Generator().manual_seed(4)) for _ in range(2)]
+    assert torch.equal(*samples)
 
 
 def test_decoded_images_stay_in_range(vae):

@@ -37,9 +37,9 @@ class Student(nn.Module):
         self.factors = nn.Parameter(torch.tensor(factors))
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Scale x (N, C, H, W) by the factor of its level."""
-        levels = torch.tensor(SIGMAS)
-        factor = (sigma[:, None] == levels).float() @ self.factors
+        """Scale x (N, C, H, W) by the factor of its sigma."""
+        own = torch.tensor(SIGMAS)
+        factor = (sigma[:, None] == own).float() @ self.factors
         return x * factor[:, None, None, None]
 
 
@@ -47,14 +47,14 @@ def exact_factors() -> list[float]:
     return [exact_factor(a, b) for a, b in zip(SIGMAS, (*SIGMAS[1:], 0.0), strict=True)]
 
 
-def draw(count: int) -> tuple[Tensor, Tensor]:
+def random_pair(count: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     clean = DEVIATION * torch.randn(count, 2, 4, 4, generator=generator)
     return clean, torch.randn(clean.shape, generator=generator)
 
 
 def loss_of(student: nn.Module, steps: int, count: int = 12, **options) -> Tensor:
-    clean, noise = draw(count)
+    clean, noise = random_pair(count)
     segments = Segments(SIGMAS, steps, sigma_min=0.001)
     return distillation_loss(student, teach, clean, None, noise, segments, scale=1e-4, **options)
 
@@ -80,10 +80,10 @@ def test_a_linear_student_learns_the_exact_factors_from_the_gradients_alone():
 
 
 def test_euler_steps_of_the_exact_student_end_where_the_path_ends():
-    levels = torch.tensor(SIGMAS)
-    student, latents = Student(exact_factors()), draw(3)[1]
+    own = torch.tensor(SIGMAS)
+    student, latents = Student(exact_factors()), random_pair(3)[1]
     images = sample(
-        lambda x, sigma: student(x, levels[levels == sigma].expand(len(x))).detach(),
+        lambda x, sigma: student(x, own[own == sigma].expand(len(x))).detach(),
         latents,
         SamplerSettings("euler", len(SIGMAS), sigmas=SIGMAS),
     )
@@ -93,17 +93,17 @@ def test_euler_steps_of_the_exact_student_end_where_the_path_ends():
 
 def test_the_target_of_the_last_piece_is_where_the_teacher_lands():
     segments = Segments((5.0,), 6)
-    levels = segments.segment_sigmas(0)
-    noised = 5 * draw(2)[1]
+    path = segments.segment_sigmas(0)
+    noised = 5 * random_pair(2)[1]
     ended = sample(denoise, noised / 5, SamplerSettings("dpmpp_2m", 6, 0.02, 5.0))
-    torch.testing.assert_close(euler_target(denoise, noised, levels), ended.float())
+    torch.testing.assert_close(euler_target(denoise, noised, path), ended.float())
 
 
 @pytest.mark.parametrize("sigmas", [(80.0,), (80.0, 1.0), (5.0,), SIGMAS])
 def test_a_student_as_teacher_lands_where_its_own_sampler_does(sigmas):
-    segments, x = Segments(sigmas, 1, teacher_sigmas=SIGMAS), sigmas[0] * draw(3)[1]
-    levels = tuple(level for level in SIGMAS if level <= sigmas[0])
-    ended = sample(denoise, x / sigmas[0], SamplerSettings("euler", len(levels), sigmas=levels))
+    segments, x = Segments(sigmas, 1, teacher_sigmas=SIGMAS), sigmas[0] * random_pair(3)[1]
+    values = tuple(value for value in SIGMAS if value <= sigmas[0])
+    ended = sample(denoise, x / sigmas[0], SamplerSettings("euler", len(values), sigmas=values))
     for segment, start in enumerate(sigmas):
         end = (*sigmas, 0.0)[segment + 1]
         d = euler_target(denoise, x, segments.segment_sigmas(segment), segments.solve)
@@ -113,7 +113,7 @@ def test_a_student_as_teacher_lands_where_its_own_sampler_does(sigmas):
 
 def test_a_process_gives_its_rows_the_pieces_that_they_have_in_the_whole_batch():
     student = Student([0.3, 0.2, 0.1])
-    clean, noise = draw(8)
+    clean, noise = random_pair(8)
     segments = Segments(SIGMAS, 2)
     whole = distillation_loss(student, teach, clean, None, noise, segments, scale=0.1)
     share = distillation_loss(
@@ -123,7 +123,7 @@ def test_a_process_gives_its_rows_the_pieces_that_they_have_in_the_whole_batch()
 
 
 def test_each_image_is_taught_with_its_own_condition():
-    clean, noise = draw(7)
+    clean, noise = random_pair(7)
     cond = torch.arange(7.0)[:, None]
     asked: list[Tensor] = []
 
@@ -144,7 +144,7 @@ def test_each_image_is_taught_with_its_own_condition():
 
 def test_no_gradient_reaches_the_teacher():
     teacher = nn.Parameter(torch.tensor(0.5))
-    clean, noise = draw(3)
+    clean, noise = random_pair(3)
     student = Student([0.3, 0.2, 0.1])
     distillation_loss(
         student, lambda cond: lambda x, sigma: teacher * x, clean, None, noise,
@@ -165,10 +165,10 @@ def test_the_loss_is_quadratic_for_small_errors_and_linear_for_large_ones():
 def test_teacher_levels_run_from_each_level_of_the_student_to_the_next_and_to_0(steps):
     segments = Segments(SIGMAS, steps)
     ends = [segments.segment_sigmas(segment) for segment in range(3)]
-    assert [levels[0] for levels in ends] == pytest.approx(SIGMAS)
-    assert [levels[-1] for levels in ends] == pytest.approx([*SIGMAS[1:], 0.0])
-    assert all(len(levels) == steps + 1 for levels in ends)
-    assert all(a > b for levels in ends for a, b in zip(levels, levels[1:], strict=False))
+    assert [path[0] for path in ends] == pytest.approx(SIGMAS)
+    assert [path[-1] for path in ends] == pytest.approx([*SIGMAS[1:], 0.0])
+    assert all(len(path) == steps + 1 for path in ends)
+    assert all(a > b for path in ends for a, b in zip(path, path[1:], strict=False))
 
 
 def test_levels_out_of_order_are_refused():

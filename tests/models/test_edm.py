@@ -85,18 +85,18 @@ def test_same_generator_gives_the_same_loss():
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("levels", [{}, {"P_mean": 0.5, "P_std": 0.9}])
-def test_noise_levels_are_log_normal(levels):
+@pytest.mark.parametrize("options", [{}, {"P_mean": 0.5, "P_std": 0.9}])
+def test_noise_levels_are_log_normal(options):
     """The network is F = 0 and there is no noise, so that the loss depends on sigma alone."""
     clean = torch.ones(20000, 1, 2, 2)
     generator = torch.Generator().manual_seed(0)
     random = LossRandom(torch.randn(20000, 1, 1, 1, generator=generator), torch.zeros_like(clean))
-    loss = edm_loss(EDMPrecond(Constant(0.0)), clean, None, random, **levels)
+    loss = edm_loss(EDMPrecond(Constant(0.0)), clean, None, random, **options)
     # weight * (1 - c_skip)² = sigma² / (sigma_data² (sigma² + sigma_data²))
     ratio = 0.25 * loss  # sigma² / (sigma² + sigma_data²)
     log_sigma = 0.5 * (0.25 * ratio / (1 - ratio)).log()
-    assert log_sigma.mean().item() == pytest.approx(levels.get("P_mean", -1.2), abs=0.03)
-    assert log_sigma.std().item() == pytest.approx(levels.get("P_std", 1.2), abs=0.03)
+    assert log_sigma.mean().item() == pytest.approx(options.get("P_mean", -1.2), abs=0.03)
+    assert log_sigma.std().item() == pytest.approx(options.get("P_std", 1.2), abs=0.03)
 
 
 @pytest.mark.parametrize("sigma_data", [0.5, 1.3])
@@ -104,9 +104,9 @@ def test_the_target_has_unit_variance_where_sigma_data_is_that_of_the_latents(si
     """The network is F = 0, so that the loss is the mean square of its target."""
     generator = torch.Generator().manual_seed(0)
     clean = sigma_data * torch.randn(20000, 1, 2, 2, generator=generator)
-    noise, level = torch.randn(clean.shape, generator=generator), torch.tensor([-2.0, 0.0, 2.0])
+    noise, normals = torch.randn(clean.shape, generator=generator), torch.tensor([-2.0, 0.0, 2.0])
     denoiser = EDMPrecond(Constant(0.0), sigma_data)
-    for normal in level:
+    for normal in normals:
         random = LossRandom(normal.expand(20000, 1, 1, 1), noise)
         assert edm_loss(denoiser, clean, None, random).mean().item() == pytest.approx(1, abs=0.02)
 

@@ -1,4 +1,4 @@
-"""The prior of image embeddings: its conditions, what it learns, what its draws depend on."""
+"""The prior of image embeddings: its conditions, what it learns, what its samples depend on."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ TRAITS = 2  # of an image, each with three values
 
 
 def images(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw embeddings (N, DIM) of unit length and their traits (N, TRAITS): one direction each."""
+    """Return embeddings (N, DIM) of unit length and traits (N, TRAITS): one direction each."""
     traits = torch.randint(3, (count, TRAITS), generator=generator)
     y = torch.zeros(count, DIM)
     y[:, -1] = 0.5  # all images share a direction
@@ -65,7 +65,7 @@ def test_the_posterior_mean_weights_the_bank_by_the_probability_of_the_noise():
     torch.testing.assert_close(everything, bank.mean(dim=0)[None], atol=1e-5, rtol=0)
 
 
-def test_draws_keep_what_the_condition_states_and_vary_in_the_rest_as_the_images_do(bank, trained):
+def test_samples_keep_what_the_condition_states_and_vary_in_the_rest_as_images_do(bank, trained):
     y, traits = bank
     generator = torch.Generator().manual_seed(1)
     for value in range(3):  # a sentence that states the first trait alone
@@ -76,7 +76,7 @@ def test_draws_keep_what_the_condition_states_and_vary_in_the_rest_as_the_images
         assert (found[:, 0] == value).float().mean() > 0.97
         shares = torch.bincount(found[:, 1], minlength=3) / 600
         assert shares.min() > 0.2 and shares.max() < 0.5  # about 1/3 each among the images
-        assert (generated @ y.T).max(dim=1).values.median() > 0.97  # draws are images, no means
+        assert (generated @ y.T).max(dim=1).values.median() > 0.97  # samples are images, no means
 
 
 def test_a_condition_that_states_all_gives_its_own_image(bank, trained):
@@ -112,7 +112,7 @@ def test_conditions_reach_no_farther_than_images_do(bank, trained):
     torch.testing.assert_close(offset @ direction, torch.zeros(len(y)), atol=1e-5, rtol=0)
 
 
-def test_a_draw_depends_on_its_own_noise_and_condition_alone(bank, trained):
+def test_a_sample_depends_on_its_own_noise_and_condition_alone(bank, trained):
     y, _ = bank
     noise = torch.randn(8, DIM, generator=torch.Generator().manual_seed(5))
     together = trained.sample(y[:8], noise, 0.8)

@@ -27,7 +27,7 @@ OPTIONS = {
 
 
 def inputs(options: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Draw x (2, 4, 8, 8), sigma (2,), cond (2, 6 + external features)."""
+    """Return x (2, 4, 8, 8), sigma (2,), cond (2, 6 + external features)."""
     width = 6 + options.get("ext_feature_dim", 0)
     return torch.randn(2, 4, 8, 8), torch.tensor([0.1, 3.0]), torch.randn(2, width)
 
@@ -79,7 +79,7 @@ def test_training_takes_the_summary_from_the_given_encoder():
     x, _, cond = inputs({})
 
     def loss(**options) -> torch.Tensor:
-        """Return the loss of each image with the same draws in each call."""
+        """Return the loss of each image with the same random numbers in each call."""
         return loss_of(denoiser, x, cond, 0.0, torch.Generator().manual_seed(1), **options)
 
     torch.testing.assert_close(loss(encoder=encoder), loss())  # equal weights, equal summaries
@@ -128,10 +128,10 @@ def test_the_learned_perturbation_acts_in_training_only():
     x, _, cond = inputs({})
 
     def losses(count: int) -> list[torch.Tensor]:
-        """Return losses that differ in the draws of the learned perturbation alone."""
+        """Return losses that differ in the random numbers of the learned perturbation alone."""
         zeros = {"normal": torch.zeros(2, 1, 1, 1), "noise": torch.zeros_like(x)}
-        draws = [replace(random_for_loss(denoiser, x, cond), **zeros) for _ in range(count)]
-        return [edm_loss(denoiser, x, cond, draw) for draw in draws]
+        numbers = [replace(random_for_loss(denoiser, x, cond), **zeros) for _ in range(count)]
+        return [edm_loss(denoiser, x, cond, random) for random in numbers]
 
     first, second = losses(2)
     assert torch.equal(first, second)

@@ -23,11 +23,11 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def seeded_random(seed: int = 0) -> BatchRandom:
-    """Return draws for one process with a seed."""
+    """Return random numbers for one process with a seed."""
     return BatchRandom(seeded(seed))
 
 
-def test_processes_that_share_a_batch_draw_what_one_draws():
+def test_processes_of_one_batch_see_the_numbers_of_one_process():
     y = torch.randn(6, 8)
     for kind in ("gaussian", "uniform", "truncated"):
         alone = perturb(y, Perturbation(kind, 0.8), seeded_random())
@@ -38,7 +38,7 @@ def test_processes_that_share_a_batch_draw_what_one_draws():
         torch.testing.assert_close(torch.cat(shares), alone, rtol=0, atol=1e-6)
 
 
-def test_given_draws_meet_the_published_formula(golden):
+def test_given_numbers_meet_the_published_formula(golden):
     data = {
         key: torch.from_numpy(value) for key, value in np.load(golden / "perturbation.npz").items()
     }
@@ -71,14 +71,14 @@ def test_result_has_unit_length_whatever_that_of_the_embedding(kind):
 
 
 def test_truncated_levels_stay_inside_the_interval():
-    """With the noise at a right angle, the tangent of the turned angle is the level."""
+    """With the noise at a right angle, the tangent of the angle is the scale."""
     y = torch.tensor([[1.0, 0.0]]).repeat(5000, 1)
     noise = torch.tensor([[0.0, 1.0]]).repeat(5000, 1)
     bounded = Perturbation("truncated", 1.0, mean=0.5, trunc_a=0.2, trunc_b=0.6)
     x = perturb_by(y, noise, bounded.random_scale(y, seeded_random()))
-    level = x[:, 1] / x[:, 0]
-    assert 0.2 - 1e-5 <= level.min() < 0.21
-    assert 0.59 < level.max() <= 0.6 + 1e-5
+    scale = x[:, 1] / x[:, 0]
+    assert 0.2 - 1e-5 <= scale.min() < 0.21
+    assert 0.59 < scale.max() <= 0.6 + 1e-5
 
 
 def test_same_generator_turns_the_same_way():
@@ -91,10 +91,10 @@ def test_learned_level_is_a_vector_that_is_not_negative_and_can_be_trained():
     torch.manual_seed(0)
     y = F.normalize(torch.randn(4, 16), dim=1)
     learned = LearnedScale(16)
-    level = learned(y)
-    assert level.shape == (4, 16)
-    assert (level >= 0).all()
-    perturb_by(y, torch.randn(4, 16), level)[:, 0].sum().backward()
+    scale = learned(y)
+    assert scale.shape == (4, 16)
+    assert (scale >= 0).all()
+    perturb_by(y, torch.randn(4, 16), scale)[:, 0].sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in learned.parameters())
 
 

@@ -96,9 +96,9 @@ def test_one_or_two_steps_are_enough_to_run(solver, num_steps):
     assert images.isfinite().all()
 
 
-def test_without_churn_no_noise_is_drawn():
+def test_without_churn_no_noise_is_added():
     def randn(x):
-        raise AssertionError("noise was drawn")
+        raise AssertionError("noise was added")
 
     sample(GaussianDenoiser(), torch.randn(2, 1, 2, 2), SamplerSettings(num_steps=4), randn)
 

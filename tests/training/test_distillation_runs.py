@@ -94,7 +94,7 @@ def test_a_released_student_says_how_it_is_sampled(finished, tmp_path):
     assert (sampling.solver, sampling.num_steps, sampling.cfg_scale) == ("euler", 2, None)
 
 
-def test_grids_and_evaluation_draw_with_the_sampler_of_the_student(tmp_path):
+def test_grids_and_evaluation_sample_with_the_sampler_of_the_student(tmp_path):
     config = make_tiny_config(
         tmp_path,
         train={"max_num_steps": 2},

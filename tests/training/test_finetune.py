@@ -280,7 +280,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_no_folder(faces, published, tmp_p
 
 
 @pytest.mark.e2e
-def test_a_published_checkpoint_goes_through_training_evaluation_and_drawing(tmp_path):
+def test_a_published_checkpoint_goes_through_training_evaluation_and_sampling(tmp_path):
     config = make_tiny_config(
         tmp_path,
         model={"mask_ratio": 0},
