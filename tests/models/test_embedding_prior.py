@@ -1,5 +1,7 @@
 """The prior of image embeddings: its conditions, what it learns, what its samples depend on."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -130,3 +132,12 @@ def test_a_fresh_prior_predicts_no_velocity_so_that_its_loss_is_known(bank):
     assert loss.shape == (len(y),)
     # Target and noise both have variance 1 in each dimension, and do not depend on each other.
     assert loss.mean().item() == pytest.approx(2.0, rel=0.1)
+
+
+def test_a_prior_of_0_2_loads_under_the_new_names_of_its_buffers(trained):
+    weights = trained.state_dict()
+    weights["scale"], weights["reach"] = weights.pop("std"), weights.pop("max_norm")
+    made = copy.deepcopy(trained)
+    made.std.zero_()
+    made.load_state_dict(weights)
+    assert torch.equal(made.std, trained.std) and torch.equal(made.max_norm, trained.max_norm)

@@ -122,7 +122,7 @@ def test_a_damaged_image_costs_its_steps_only(faces, tmp_path, optimizer, capfd)
 def test_a_database_of_which_most_samples_are_not_finite_is_refused_before_the_training(
     faces, tmp_path, in_memory, monkeypatch
 ):
-    monkeypatch.setattr("utils.data.latent_dataset.RAM_SHARE", float(in_memory))
+    monkeypatch.setattr("utils.data.latent_dataset.MOST_RAM", float(in_memory))
     config = with_damaged(faces, tmp_path, 21)
     with fresh_process(), pytest.raises(UserError) as refused:
         train(config, tmp_path / "run", None, False)
