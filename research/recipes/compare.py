@@ -85,7 +85,7 @@ def recipe_file(name: str, runs: Path) -> Path:
 
 
 class Comparison:
-    """What all runs of a list need."""
+    """The recipes, data and evaluation of the runs of a list."""
 
     def __init__(self, runs: RunList, args: argparse.Namespace) -> None:
         """Read the recipes and load the evaluation; raise UserError for what is missing."""

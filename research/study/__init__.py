@@ -1,1 +1,1 @@
-"""What trainings learn from images, captions and perturbations: docs/study.md."""
+"""The study of docs/study.md: trainings on images, captions and perturbations."""

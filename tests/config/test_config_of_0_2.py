@@ -1,4 +1,4 @@
-"""What version 0.2 wrote loads unchanged: a config, the config in a model file, and its names."""
+"""Files of version 0.2 load unchanged: a config, the config in a model file, and old names."""
 
 import pytest
 import yaml
