@@ -131,7 +131,7 @@ def random_for_loss(
     mask_ratio: float = 0.0,
     rng: BatchRandom = WHOLE_BATCH,
 ) -> LossRandom:
-    """Return the random numbers that the loss of `clean` (N, C, H, W) and `cond` needs, there.
+    """Return the random numbers of the loss of `clean` (N, C, H, W) and `cond`, on its device.
 
     The order is that of LossRandom's fields.
     """

@@ -22,6 +22,7 @@ from utils.data.lmdb_writer import LMDBWriter
 from utils.evaluation.feature_networks import ClipFeatures
 from utils.evaluation.image_set import ImageSet
 from utils.evaluation.references import save_stats
+from utils.pretrained.denoisers import export_safetensors
 from utils.pretrained.encoders import load_config_clip
 from utils.training.checkpoint import save_checkpoint
 
@@ -160,6 +161,13 @@ def make_tiny_checkpoint(path: Path, config: Config, seed: int = 0) -> Path:
         },
     )
     return path
+
+
+def make_tiny_release(folder: Path) -> Path:
+    """Write tiny encoders and a released model that names them; return the model's file."""
+    make_tiny_checkpoint(folder / "0000010.pt", make_tiny_config(folder))
+    export_safetensors(folder / "0000010.pt", folder / "dit.safetensors")
+    return folder / "dit.safetensors"
 
 
 def make_tiny_training_data(config: Config, count: int = 8) -> None:

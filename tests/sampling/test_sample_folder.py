@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import make_tiny_checkpoint, make_tiny_config
+from tiny import make_tiny_release
 
 import t2f
 from utils.base.errors import UserError
-from utils.pretrained.denoisers import export_safetensors
 from utils.sampling.image_files import save_png
 from utils.sampling.sample_folder import other_runs_fault, single_images
 
@@ -19,10 +18,7 @@ from utils.sampling.sample_folder import other_runs_fault, single_images
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """Make a released model with the tiny encoders; return its file."""
-    folder = tmp_path_factory.mktemp("released")
-    make_tiny_checkpoint(folder / "0000010.pt", make_tiny_config(folder))
-    export_safetensors(folder / "0000010.pt", folder / "dit.safetensors")
-    return folder / "dit.safetensors"
+    return make_tiny_release(tmp_path_factory.mktemp("released"))
 
 
 @pytest.fixture

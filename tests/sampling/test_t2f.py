@@ -10,7 +10,13 @@ import pytest
 import torch
 from conftest import crude_face
 from PIL import Image
-from tiny import CONTEXT_LENGTH, RESOLUTION, make_tiny_checkpoint, make_tiny_config
+from tiny import (
+    CONTEXT_LENGTH,
+    RESOLUTION,
+    make_tiny_checkpoint,
+    make_tiny_config,
+    make_tiny_release,
+)
 
 import t2f
 from utils.pretrained.denoisers import export_safetensors
@@ -21,10 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """Make a released model with the tiny encoders; return its file."""
-    folder = tmp_path_factory.mktemp("released")
-    make_tiny_checkpoint(folder / "0000010.pt", make_tiny_config(folder))
-    export_safetensors(folder / "0000010.pt", folder / "dit.safetensors")
-    return folder / "dit.safetensors"
+    return make_tiny_release(tmp_path_factory.mktemp("released"))
 
 
 @pytest.fixture

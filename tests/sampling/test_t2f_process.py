@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny import make_tiny_checkpoint, make_tiny_config
+from tiny import make_tiny_release
 
 import t2f
-from utils.pretrained.denoisers import export_safetensors
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.e2e
@@ -23,10 +22,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """Make a released model with the tiny encoders; return its file."""
-    folder = tmp_path_factory.mktemp("released")
-    make_tiny_checkpoint(folder / "0000010.pt", make_tiny_config(folder))
-    export_safetensors(folder / "0000010.pt", folder / "dit.safetensors")
-    return folder / "dit.safetensors"
+    return make_tiny_release(tmp_path_factory.mktemp("released"))
 
 
 def test_ctrl_c_keeps_every_image_that_was_sampled(checkpoint, tmp_path):

@@ -145,7 +145,7 @@ def load_config_autoencoder(config: Config, device: torch.device | str = "cpu") 
     """Load the VAE at `encoders.vae`; raise UserError if that fails or the model needs another."""
     encoders, model = config.encoders, config.model
     require_encoders(encoders, ["encoders.vae"])
-    from models.autoencoder import load_autoencoder  # imported here: it imports diffusers
+    from models.autoencoder import load_autoencoder  # imported here: messages need not wait
 
     from_hub = offline_if_silent() if is_vae_name(encoders.vae) else contextlib.nullcontext()
     try:
