@@ -7,7 +7,6 @@ variance is near 1; newer VAEs also subtract a mean first. "Scaled" latents are 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -21,12 +20,15 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor
 
 from models.encoder_files import (
+    KL,
     LDM_SCALE_FACTOR,
-    check_is_autoencoder_kl,
     hub_place,
     ldm_levels,
+    vae_config,
     vae_folder,
+    vae_pair,
 )
+from models.tiny_autoencoder import TinyNetwork, tiny_from_pair, tiny_with
 from models.vae_network import BLOCKS, VaeConfig, VaeNetwork
 from models.weights import looks_like_path, read_tensors
 
@@ -58,17 +60,21 @@ class Autoencoder:
     latent_channels: C of a latent.
     downsample: pixels per latent along one side.
     identity: short hash of the weights.
+    has_posterior: False for a tiny one, which gives an image one latent.
     """
 
     def __init__(
         self,
-        vae: VaeNetwork,
+        vae: VaeNetwork | TinyNetwork,
         scale_factor: float,
         device: torch.device,
         dtype: torch.dtype,
         memory: str = "full",
     ) -> None:
         """Move a VAE to its device and precision; see `load_autoencoder` for the arguments."""
+        self.has_posterior = isinstance(vae, VaeNetwork)
+        if memory == "tiled" and not self.has_posterior:
+            raise ValueError("a tiny autoencoder sees no tiles; set vae_memory to sliced or full")
         digest = hashlib.sha256()
         for name, tensor in sorted(vae.state_dict().items()):
             digest.update(name.encode())
@@ -85,13 +91,16 @@ class Autoencoder:
 
     @torch.inference_mode()
     def encode_moments(self, images: Tensor) -> Tensor:
-        """Encode (N, 3, H, W) in [-1, 1] -> (N, 2C, h, w) float32: mean, log variance; unscaled."""
+        """Encode (N, 3, H, W) in [-1, 1] -> (N, 2C, h, w) float32: mean, log variance; unscaled.
+
+        A VAE without posterior gives its latents, (N, C, h, w).
+        """
         images = images.to(self.device, self.dtype)
         return self.vae.encode(images).float()
 
     def mean_latents(self, moments: Tensor) -> Tensor:
         """Return the mean of the posterior: (N, 2C, h, w) moments -> (N, C, h, w), scaled."""
-        return self.scaled(moments.chunk(2, dim=1)[0])
+        return self.scaled(moments[:, : self.latent_channels])
 
     def sample_latents(self, moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Sample the posterior: (N, 2C, h, w) moments -> (N, C, h, w), scaled."""
@@ -155,27 +164,34 @@ def load_autoencoder(
 
     source: a diffusers folder (config.json, and weights as safetensors or .bin), or that of a whole
         pipeline, whose `vae` folder is taken; or a file of LDM's code (`autoencoder_kl.pth`, or
-        safetensors), where the shapes of the weights give the architecture; or a name on the hub,
-        `owner/name` or `owner/name/subfolder`, which is downloaded on first use.
-    scale_factor: of the latents; None = the folder's own, and 0.18215 for an LDM file.
+        safetensors), where the shapes of the weights give the architecture; or the two files of a
+        tiny autoencoder (`*_encoder.pth`, `*_decoder.pth`), by one of them or their folder; or a
+        name on the hub, `owner/name` or `owner/name/subfolder`, which is downloaded on first use.
+    scale_factor: of the latents; None = the folder's own, and 0.18215 for an LDM file, 1
+        for a tiny autoencoder.
     dtype: precision in which the network is kept and run.
     memory: 'full' runs all images at once; 'sliced' runs one by one, with equal results; 'tiled'
         also cuts images larger than those of the VAE's training into overlapping tiles.
 
     Raises FileNotFoundError if a path does not exist, and ValueError if it is not a VAE.
     """
-    path = Path(os.path.expanduser(source))
-    if path.is_file():
-        vae = from_ldm(_vae_tensors(path), str(path))
-        scale_factor = scale_factor or LDM_SCALE_FACTOR
-    elif path.is_dir():
-        vae = _from_folder(vae_folder(path))
-    elif looks_like_path(str(source)):
-        raise FileNotFoundError(f"no VAE at {source}: give a folder, a file or a hub name")
-    else:
-        vae = _from_folder(_fetched(str(source)))
+    vae = load_network(source)
     scale_factor = scale_factor or vae.config.scaling_factor
     return Autoencoder(vae, scale_factor, torch.device(device), dtype, memory)
+
+
+def load_network(source: str | Path) -> VaeNetwork | TinyNetwork:
+    """Load the network of a VAE in float32; source and errors are those of `load_autoencoder`."""
+    path = Path(os.path.expanduser(source))
+    if path.is_dir():
+        path = vae_folder(path)
+    elif not path.exists():
+        if looks_like_path(str(source)):
+            raise FileNotFoundError(f"no VAE at {source}: give a folder, a file or a hub name")
+        path = _fetched(str(source))
+    if pair := vae_pair(path):
+        return tiny_from_pair(*pair)
+    return _from_folder(path) if path.is_dir() else from_ldm(_vae_tensors(path), str(path))
 
 
 def vae_with(weights: Mapping[str, Tensor], config: VaeConfig, where: object) -> VaeNetwork:
@@ -196,14 +212,16 @@ def vae_with(weights: Mapping[str, Tensor], config: VaeConfig, where: object) ->
     return vae
 
 
-def _from_folder(folder: Path) -> VaeNetwork:
+def _from_folder(folder: Path) -> VaeNetwork | TinyNetwork:
     """Load a folder that diffusers has written."""
-    check_is_autoencoder_kl(folder)
+    described = vae_config(folder)
     file = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
     if file is None:
         raise ValueError(f"cannot load a VAE from {folder}: it holds no {WEIGHTS[0]}")
+    if described.get("_class_name", KL) != KL:
+        return tiny_with(read_tensors(file), described, folder)
     try:
-        config = VaeConfig.from_dict(json.loads((folder / "config.json").read_text("utf-8")))
+        config = VaeConfig.from_dict(described)
     except (TypeError, ValueError) as fault:
         raise ValueError(f"cannot load a VAE from {folder}: {fault}") from fault
     old = rf"(\.attentions\.\d+)\.({'|'.join(OLD_ATTENTION)})\."

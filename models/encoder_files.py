@@ -9,8 +9,10 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from models.weights import tensor_shapes
 
@@ -20,6 +22,9 @@ ADAPTERS = {
     "hf_model_name": ("hf_model", "transformers"),
 }
 LDM_SCALE_FACTOR = 0.18215  # Rombach 2022, the released first-stage models
+# Classes in the config.json of a VAE: those of diffusers, and of a tiny one that it lacks.
+KL, TINY, POOLED_TINY = "AutoencoderKL", "AutoencoderTiny", "PooledAutoencoderTiny"
+PAIR = re.compile(r"(.+)_(encoder|decoder)(\.pth|\.safetensors)")
 
 
 def latent_layout(path: Path) -> tuple[int, int] | None:
@@ -28,18 +33,29 @@ def latent_layout(path: Path) -> tuple[int, int] | None:
     A config.json may stand for its folder. JSON and shapes are read, no weights. Returns None if
     `models.autoencoder.load_autoencoder` would refuse the path.
     """
-    json_file = vae_folder(path) / "config.json" if path.is_dir() else path
+    path = vae_folder(path) if path.is_dir() else path
     try:
-        if json_file.suffix == ".json":
-            check_is_autoencoder_kl(json_file.parent)
-            described = json.loads(json_file.read_text(encoding="utf-8"))
-            levels = len(described["block_out_channels"])
-            return int(described["latent_channels"]), 2 ** (levels - 1)
+        if pair := vae_pair(path):
+            return _tiny_layout(pair[0])
+        if path.is_dir() or path.suffix == ".json":
+            described = vae_config(path if path.is_dir() else path.parent)
+            is_kl = described.get("_class_name", KL) == KL
+            widths = described["block_out_channels" if is_kl else "encoder_block_out_channels"]
+            return int(described["latent_channels"]), 2 ** (len(widths) - 1)
         prefix = "first_stage_model."
         shapes = {n.removeprefix(prefix): shape for n, shape in tensor_shapes(path).items()}
         return shapes["post_quant_conv.weight"][1], 2 ** (ldm_levels(shapes) - 1)
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def _tiny_layout(encoder: Path) -> tuple[int, int]:
+    """Return the layout of a tiny autoencoder, from the file of its encoder."""
+    shapes = tensor_shapes(encoder)
+    kernels = [name for name in shapes if re.fullmatch(r"\d+\.weight", name)]
+    last = max(kernels, key=lambda name: int(name.partition(".")[0]))
+    halvings = [name for name in kernels if name.replace("weight", "bias") not in shapes]
+    return shapes[last][0], 2 ** len(halvings)
 
 
 def vae_folder(path: Path) -> Path:
@@ -55,14 +71,51 @@ def hub_place(name: str) -> tuple[str, str]:
     return "/".join(parts[:2]), "/".join(parts[2:])
 
 
-def check_is_autoencoder_kl(folder: Path) -> None:
-    """Raise ValueError if a diffusers folder holds no config.json, or that of another network."""
+def vae_config(folder: Path) -> dict[str, Any]:
+    """Read the config.json of a VAE; raise ValueError if there is none, or of another network."""
     file = folder / "config.json"
     if not file.exists():
-        raise ValueError(f"{folder} holds no config.json, so it is not a diffusers VAE")
-    kind = json.loads(file.read_text(encoding="utf-8")).get("_class_name", "AutoencoderKL")
-    if kind != "AutoencoderKL":
-        raise ValueError(f"{folder} holds {kind}, and encoders.vae takes AutoencoderKL only")
+        raise ValueError(
+            f"{folder} holds no config.json, so it is not a diffusers VAE, and no pair of files "
+            "*_encoder.pth and *_decoder.pth"
+        )
+    described: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    kind = described.get("_class_name", KL)
+    if kind not in (KL, TINY, POOLED_TINY):
+        raise ValueError(
+            f"{folder} holds {kind}, and encoders.vae takes AutoencoderKL and AutoencoderTiny only"
+        )
+    return described
+
+
+def vae_pair(path: Path) -> tuple[Path, Path] | None:
+    """Return the files of a tiny autoencoder, the encoder's and the decoder's; None for other VAEs.
+
+    path: one of them, or the folder of both. Raises ValueError if a file is missing, or if a folder
+    holds several pairs.
+    """
+    folder = path if path.is_dir() else path.parent
+    names = sorted(f.name for f in path.iterdir()) if path.is_dir() else [path.name]
+    found = {(match[1], match[3]) for name in names if (match := PAIR.fullmatch(name))}
+    has_config = path.is_dir() and (path / "config.json").exists()
+    if not found or has_config or (path.is_file() and not _is_half(tensor_shapes(path))):
+        return None
+    if len(found) > 1:
+        listed = ", ".join(sorted(f"{stem}_encoder{suffix}" for stem, suffix in found))
+        raise ValueError(f"{path} holds several tiny autoencoders; name the file of one: {listed}")
+    ((stem, suffix),) = found
+    encoder, decoder = (folder / f"{stem}_{half}{suffix}" for half in ("encoder", "decoder"))
+    for file in (encoder, decoder):
+        if not file.is_file():
+            raise ValueError(
+                f"{file} is missing; a tiny autoencoder is this file and its other half"
+            )
+    return encoder, decoder
+
+
+def _is_half(names: Iterable[str]) -> bool:
+    """Return True if weights are named by the numbers of their layers."""
+    return all(name.partition(".")[0].isdigit() for name in names)
 
 
 def ldm_levels(names: Iterable[str]) -> int:

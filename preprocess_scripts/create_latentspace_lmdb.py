@@ -113,6 +113,11 @@ def main() -> None:
     todo = [(job, find_images(job, args)) for job in jobs]
     require_encoders(config.encoders, ENCODERS if args.with_clip else ["encoders.vae"])
     vae = load_config_autoencoder(config, args.device)
+    if args.store != "mean" and not vae.has_posterior:
+        raise UserError(
+            f"--store {args.store}: encoders.vae {config.encoders.vae} gives an image one latent, "
+            "no distribution; leave out --store"
+        )
     size = config.data.resolution
     check_size(size, config.model.in_size, vae)
     clip = load_clip_that_fits(config, args.device) if args.with_clip else None

@@ -18,8 +18,11 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import save_file
 
+from models.autoencoder import WEIGHTS, load_network, vae_with
 from models.clip import ClipEncoder, load_clip
 from models.edm import EDMPrecond, build_denoiser
+from models.tiny_autoencoder import TinyNetwork, tiny_with
+from models.vae_network import VaeConfig, VaeNetwork
 from utils.base.errors import UserError
 from utils.config.load import config_from_dict
 from utils.config.schema import Config
@@ -86,17 +89,51 @@ class Clip(ModelMixin):
             copy_clip(self.encoder, self.source, Path(*place) / OPEN_CLIP)
 
 
-class PublicVae:
-    """A VAE whose folder only names it; it is loaded from the hub."""
+class TinyVae(ModelMixin, ConfigMixin):
+    """A tiny autoencoder as a model of diffusers, whose own one lacks pooled blocks."""
+
+    config_name = SOURCE  # type: ignore[assignment]  # diffusers states None, for want of a name
+
+    def __init__(self, network: TinyNetwork) -> None:
+        """Hold a loaded network, whose weights move with the pipeline."""
+        super().__init__()
+        self.network = network
+        self.register_to_config(**network.config.stated)
+
+    def save_pretrained(self, *place: Any, **_: Any) -> None:
+        """Write a folder that `models.autoencoder.load_network` reads."""
+        folder = Path(*place)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {n: w.contiguous() for n, w in self.network.state_dict().items()}
+        save_file(weights, folder / WEIGHTS[0], metadata={"format": "pt"})
+        (folder / SOURCE).write_text(json.dumps(dict(self.config), indent=2) + "\n", "utf-8")
+
+
+class Vae:
+    """Loads a VAE that its folder names or, if diffusers lacks its class, holds."""
 
     @classmethod
-    def from_pretrained(cls, folder: Path, **options: Any) -> AutoencoderKL:
-        """Load the VAE that a folder names."""
-        dtype = options.get("torch_dtype") or torch.float32
-        loaded: AutoencoderKL = AutoencoderKL.from_pretrained(
-            read_source(folder), torch_dtype=dtype
-        )
-        return loaded
+    def from_pretrained(cls, folder: Path, **options: Any) -> AutoencoderKL | TinyVae:
+        """Load the VAE; `torch_dtype` is its precision."""
+        vae = as_model(load_network(read_source(folder) or folder))
+        torch.nn.Module.to(vae, options.get("torch_dtype") or torch.float32)
+        return vae
+
+
+def as_model(network: VaeNetwork | TinyNetwork) -> AutoencoderKL | TinyVae:
+    """Return a VAE as a model of diffusers."""
+    if isinstance(network, TinyNetwork):
+        return TinyVae(tiny_with(network.state_dict(), network.config.stated, "vae"))
+    vae: AutoencoderKL = AutoencoderKL.from_config(network.config.stated)
+    vae.load_state_dict(network.state_dict())
+    return vae.eval().requires_grad_(False)
+
+
+def as_network(vae: AutoencoderKL | TinyVae) -> VaeNetwork | TinyNetwork:
+    """Return a VAE of diffusers as our network, in float32."""
+    if isinstance(vae, TinyVae):
+        return tiny_with(vae.network.state_dict(), vae.config, "vae")
+    return vae_with(vae.state_dict(), VaeConfig.from_dict(vae.config), "vae")
 
 
 @dataclass(frozen=True)
@@ -134,7 +171,7 @@ class Settings:
 
 
 # Name of a folder -> what loads the component in it; others are classes of diffusers.
-COMPONENTS = {"denoiser": Denoiser, "vae": PublicVae, "clip": Clip, "settings": Settings}
+COMPONENTS = {"denoiser": Denoiser, "vae": Vae, "clip": Clip, "settings": Settings}
 
 
 def _copy(file: Path, folder: Path, dim: int) -> str:

@@ -17,14 +17,22 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from PIL import Image
 
-from models.autoencoder import Autoencoder, vae_with
+from models.autoencoder import Autoencoder
 from models.clip import ClipEncoder
-from models.vae_network import VaeConfig
 from utils.base.errors import UserError
 from utils.pretrained.effective_config import INDEX
 from utils.pretrained.encoders import PRECISIONS
 from utils.pretrained.hub import is_vae_name
-from utils.release.components import COMPONENTS, Clip, Denoiser, Settings, write_source
+from utils.release.components import (
+    COMPONENTS,
+    Clip,
+    Denoiser,
+    Settings,
+    TinyVae,
+    as_model,
+    as_network,
+    write_source,
+)
 from utils.release.schedulers import solve_with
 from utils.sampling.generate import AMP_DTYPES
 from utils.sampling.text_to_face import TextToFace
@@ -53,7 +61,7 @@ class TextToFacePipeline(DiffusionPipeline):
 
     _optional_components = ["scheduler"]
     denoiser: Denoiser
-    vae: AutoencoderKL
+    vae: AutoencoderKL | TinyVae
     clip: Clip
     settings: Settings
     scheduler: SchedulerMixin | None
@@ -61,7 +69,7 @@ class TextToFacePipeline(DiffusionPipeline):
     def __init__(
         self,
         denoiser: Denoiser,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | TinyVae,
         clip: Clip,
         settings: Settings,
         scheduler: SchedulerMixin | None = None,
@@ -76,12 +84,9 @@ class TextToFacePipeline(DiffusionPipeline):
     @classmethod
     def holding(cls, faces: TextToFace, dtype: torch.dtype = torch.float32) -> TextToFacePipeline:
         """Return a pipeline with the networks of a TextToFace, the denoiser in a precision."""
-        config, network = faces.config, faces.autoencoder.vae
-        vae: Any = AutoencoderKL.from_config(network.config.stated)
+        config, vae = faces.config, as_model(faces.autoencoder.vae)
         vae.register_to_config(scaling_factor=faces.autoencoder.scale_factor)
         torch.nn.Module.to(vae, faces.device, faces.autoencoder.dtype)  # its own warns of half
-        vae.load_state_dict(network.state_dict())
-        vae.eval().requires_grad_(False)
         return cls(
             Denoiser.holding(faces.denoiser, config, dtype),
             vae,
@@ -142,8 +147,7 @@ class TextToFacePipeline(DiffusionPipeline):
             dtype = PRECISIONS[config.encoders.precision]
             vae_dtype = dtype if self.vae.dtype == torch.float32 else self.vae.dtype
             scale, memory = self.vae.config["scaling_factor"], config.encoders.vae_memory
-            network = vae_with(self.vae.state_dict(), VaeConfig.from_dict(self.vae.config), "vae")
-            vae = Autoencoder(network, scale, device, vae_dtype, memory)
+            vae = Autoencoder(as_network(self.vae), scale, device, vae_dtype, memory)
             clip = ClipEncoder(self.clip.towers, self.clip.encoder.tokenizer, device, dtype)
             solve = None if self.scheduler is None else solve_with(self.scheduler)
             source = str(self.config.get("_name_or_path", "pipeline"))
@@ -176,6 +180,8 @@ class TextToFacePipeline(DiffusionPipeline):
             ours.append("vae")
         else:
             self.vae.save_pretrained(folder / "vae", **options)
+            if isinstance(self.vae, TinyVae):
+                ours.append("vae")
         for file in folder.glob("*/config.json"):
             described = json.loads(file.read_text(encoding="utf-8"))
             described.pop("_name_or_path", None)  # a place of this machine
