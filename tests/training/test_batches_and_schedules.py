@@ -20,6 +20,7 @@ from utils.training.distributed import images_per_forward
 from utils.training.ema import EMA, describe_average, ema_decay_at, initial_fraction
 from utils.training.experiment import check_continuation, differences, experiment_name
 from utils.training.schedules import (
+    base_rates,
     check_mask_ratio,
     jumps_of_longer,
     lr_after,
@@ -83,6 +84,15 @@ def test_learning_rate_rises_over_the_given_steps_unless_switched_off():
     train = {"lr": 1e-3, "lr_warmup_steps": 10}
     assert lr_after(5, 100, config_with(train=train)) == pytest.approx(5e-4)
     assert lr_after(5, 100, config_with(train={**train, "lr_warmup": False})) == 1e-3
+
+
+def test_the_rates_follow_the_width_of_the_network():
+    train = {"lr": 1e-3, "muon_lr": 4e-3, "lr_base_width": 192}
+    for model, width in (({"model_type": "DiT-T/2"}, 192), ({"hidden_size": 768}, 768)):
+        config = config_with(train=train, model=model)
+        assert base_rates(config) == pytest.approx((0.192 / width, 4e-3 * (192 / width) ** 0.5))
+        assert lr_after(50, 100, config) == pytest.approx(0.192 / width)
+    assert base_rates(config_with(train={"lr": 1e-3}))[0] == 1e-3  # of any width, as published
 
 
 @pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.55), ("linear", 0.55)])

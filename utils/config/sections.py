@@ -131,6 +131,9 @@ class Train(Section):
     lr: PositiveFloat = 1e-4  # of AdamW
     muon_lr: PositiveFloat = 5e-3  # of Muon; warm-up and schedule change both by equal factors
     muon_momentum: BelowOne = 0.95
+    # Width of the network for which lr and muon_lr are stated: for another width, lr falls as
+    # 1/width and muon_lr as 1/sqrt(width). null = the stated rates for any width.
+    lr_base_width: PositiveInt | None = None
     lr_rampup_kimg: NonNegativeFloat = 0  # linear warm-up, thousands of images
     # A number = this rate during the warm-up; true = linear rise from zero; false = no warm-up.
     lr_warmup: Annotated[bool | float, BeforeValidator(rate_or_switch)] = True

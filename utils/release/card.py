@@ -21,6 +21,7 @@ from utils.pretrained.hub import is_clip_name, is_vae_name
 from utils.sampling.sample_folder import settings_text
 from utils.sampling.text_to_face import TextToFace
 from utils.training.run_log import time_text
+from utils.training.schedules import base_rates
 
 TEMPLATES = Path(__file__).with_name("templates")
 GRADIO = "6.31.0"  # the version that app.py was tried with
@@ -121,7 +122,8 @@ def facts(faces: TextToFace, run: Run) -> dict[str, str]:
     train, model, encoders = config.train, config.model, config.encoders
     vae, clip = place_of(encoders)
     size = sum(weight.numel() for weight in faces.denoiser.parameters()) / 1e6
-    rate = f"lr {train.lr:g}" + (f", Muon {train.muon_lr:g}" if train.optimizer == "muon" else "")
+    lr, muon_lr = base_rates(config)
+    rate = f"lr {lr:.2g}" + (f", Muon {muon_lr:.2g}" if train.optimizer == "muon" else "")
     amount = f"{run.step:,} steps of {train.batchsize}"
     amount += f", {run.images_seen:,} images seen" if run.images_seen else ""
     data = f"{config.data.dataset}, {config.data.resolution} × {config.data.resolution} pixels"

@@ -6,7 +6,7 @@ import math
 from typing import get_args
 
 from models.choices import MaskSchedule
-from models.maskdit import kept_tokens
+from models.maskdit import MODEL_SIZES, kept_tokens
 from utils.base.errors import UserError
 from utils.config.schema import Config
 
@@ -54,7 +54,22 @@ def lr_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> 
         "cosine": (1 + math.cos(math.pi * x)) / 2,
         "linear": 1 - x,
     }[train.lr_schedule]
-    return train.lr * rise * (train.lr_min_ratio + (1 - train.lr_min_ratio) * fraction)
+    lr = base_rates(config)[0]
+    return lr * rise * (train.lr_min_ratio + (1 - train.lr_min_ratio) * fraction)
+
+
+def base_rates(config: Config) -> tuple[float, float]:
+    """Return the learning rates of AdamW and Muon for the configured width of the network.
+
+    With `train.lr_base_width`, AdamW's rate falls as 1/width (muP, Yang et al. 2022) and Muon's as
+    1/sqrt(width), as the spectral norm of its RMS-matched update grows with the square root (Yang
+    et al. 2023, "A spectral condition for feature learning", condition 1).
+    """
+    train, model = config.train, config.model
+    if train.lr_base_width is None:
+        return train.lr, train.muon_lr
+    ratio = train.lr_base_width / (model.hidden_size or MODEL_SIZES[model.model_type][1])
+    return train.lr * ratio, train.muon_lr * math.sqrt(ratio)
 
 
 def mask_ratio_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> float:

@@ -23,7 +23,12 @@ from utils.training.distributed import Processes
 from utils.training.ema import EMA, initial_fraction
 from utils.training.finetune import start_from
 from utils.training.optimizers import build_optimizer
-from utils.training.schedules import check_mask_ratio, jumps_of_longer, number_of_steps
+from utils.training.schedules import (
+    base_rates,
+    check_mask_ratio,
+    jumps_of_longer,
+    number_of_steps,
+)
 from utils.training.sharding import shard_training, whole
 from utils.training.speed import speed_up
 from utils.training.step_guard import StepGuard
@@ -54,7 +59,9 @@ class TrainingState:
         self.ema = EMA(self.denoiser)
         self.teacher = Teacher(config, device) if config.is_distilled else None
         self.trained = [p for p in self.denoiser.parameters() if p.requires_grad]
-        self.optimizer: Any = build_optimizer(self.denoiser, options)
+        lr, muon_lr = base_rates(config)
+        rates = {"lr": lr, "muon_lr": muon_lr}
+        self.optimizer: Any = build_optimizer(self.denoiser, options.model_copy(update=rates))
         self.order = DataOrder(images, options.seed)
         self.window, self.guard = Window(device), StepGuard(device)
         self.step = self.first_step = self.images_seen = 0
