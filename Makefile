@@ -5,10 +5,11 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo app test test-machines lint coverage soak check gpu-check clean
+.PHONY: help demo photos app test test-machines lint coverage soak check gpu-check clean
 
 help:
 	@echo "make demo      render faces, train, evaluate, sample (15 minutes on 2 cores; resumes)"
+	@echo "make photos PHOTOS=FOLDER  train on a folder of photographs with captions and encoders (docs/photographs.md)"
 	@echo "make app       serve a page: type a sentence, see faces (http://127.0.0.1:7860)"
 	@echo "make test      install, lint, run the whole test suite"
 	@echo "make test-machines  run the tests that compare bits as other processors compute (minutes)"
@@ -35,6 +36,23 @@ help:
 
 demo: .venv/.run
 	$(BIN)/python demo/run.py
+
+# The commands of README.md for one's own images. The databases lie beside the link to the folder.
+photos: C = --config configs/others/photos.yaml
+photos: .venv/.run
+	@test -d "$(PHOTOS)/train/images" || { \
+	  echo "make photos PHOTOS=FOLDER: no train/images in '$(PHOTOS)'; docs/photographs.md says what it holds"; exit 2; }
+	@mkdir -p data/photos && ln -sfn "$$(cd "$(PHOTOS)" && pwd)" data/photos/source
+	$(BIN)/python preprocess_scripts/create_latentspace_lmdb.py $C --with_clip
+	$(BIN)/python train_prior.py $C
+	$(BIN)/python preprocess_scripts/clip_encode_text.py $C --split test
+	$(BIN)/python preprocess_scripts/fid_ref.py $C --features
+	$(BIN)/python train_latent_t2f.py $C --exp_name photos
+	$(BIN)/python eval_latent_t2f.py --experiment_dir results/photos
+	$(BIN)/python t2f.py --ckpt "$$(ls results/photos/checkpoints/*.pt | tail -n 1)" --num 4 --out results/photos/prompts \
+	  --prompt "a person with red hair" --prompt "a man with a long beard" --prompt "a person with glasses" \
+	  --prompt "an old woman"
+	@echo "Look at results/photos/prompts/grid.png and results/photos/evaluation/report.html"
 
 app: .venv/.app
 	$(BIN)/python demo/app.py
