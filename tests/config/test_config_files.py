@@ -184,7 +184,7 @@ def test_a_fast_config_refuses_shards():
 
 
 def test_published_configs_keep_the_constant_average_by_name_and_ours_ramp():
-    ours = {name for name in FILES if name.startswith(("demo/", "others/own_images"))}
+    ours = {name for name in FILES if name.startswith(("demo/", "others/own_images", "others/sfhq"))}
     ours |= {f"{TRAIN}/{name}_fast.yaml" for name in FAST}
     ours.remove("demo/recipes/published.yaml")
     for name, path in FILES.items():
