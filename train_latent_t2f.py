@@ -78,7 +78,8 @@ def train(
     saved = saved_state(folder, config, data.length, notes, data.identity)
 
     # Continue the run of this folder, start from another run's checkpoint, or start afresh.
-    state = TrainingState(config, processes, data.length, data.identity)
+    width = data.patch_shape[0] if data.patch_shape else 0
+    state = TrainingState(config, processes, data.length, data.identity, width)
     if saved is not None:
         jumps = state.restore(*saved)
         not_read = f"; {start_from} is not read" if start_from else ""
@@ -113,6 +114,7 @@ def train(
         xflip=options.xflip,
         device=processes.device,
         threads=max(1, options.num_workers),
+        features_until=state.aligned_until,
     )
     batches = state.window.timed(batches)
     stop, watchdog = StopSignal(), Watchdog(options.step_timeout)

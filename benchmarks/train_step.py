@@ -31,6 +31,7 @@ from models.edm import EDMPrecond, build_denoiser, edm_loss, random_for_loss
 from models.maskdit import MODEL_SIZES
 from utils.config.command_line import HelpFormatter
 from utils.config.load import config_from_dict
+from utils.training.batches import Batch
 from utils.training.distributed import Processes
 from utils.training.state import TrainingState
 from utils.training.train_step import train_step
@@ -111,7 +112,7 @@ def our_step(case: Case, compiled: bool) -> Callable[[], object]:
     )
     state = TrainingState(config, Processes(config), images=case.batch)
     state.make_ready()
-    batches = itertools.repeat(case.data())
+    batches = itertools.repeat(Batch(*case.data()))
     return lambda: train_step(state, batches)
 
 

@@ -110,20 +110,21 @@ class ClipEncoder:
         self.model.to(dtype)
         self.dim: int = self.encode_texts(["a"]).shape[1]
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """Return the context of the towers' precision."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @torch.inference_mode()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Return image embeddings (N, D) float32 on the CPU, not normalised.
-
-        images: (N, 3, H, W) uint8 RGB of any size; see `resized`.
-        """
-        images = self.resized(images)
-        pixels = (images.to(self.device).float() / 255 - self._mean) / self._std
-        with self._autocast():
-            y: Tensor = self.model.encode_image(pixels.to(self.dtype))
+        """Return embeddings (N, D) float32 on the CPU, not normalised; images as in `pixels`."""
+        with self.autocast():
+            y: Tensor = self.model.encode_image(self.pixels(images))
         return y.float().cpu()
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Return the image tower's input of RGB uint8 (N, 3, H, W) of any size; see `resized`."""
+        images = self.resized(images).to(self.device)
+        return ((images.float() / 255 - self._mean) / self._std).to(self.dtype)
 
     def resized(self, images: Tensor) -> Tensor:
         """Resize the short side of uint8 (N, 3, H, W) to the model's size, and crop the centre.
@@ -152,7 +153,7 @@ class ClipEncoder:
         tokens = self.tokenizer(list(texts))  # (N, context length)
         # Texts of similar length go together, so that few positions are computed for nothing.
         parts = tokens.argmax(dim=1).argsort().split(TEXTS_AT_ONCE)
-        with self._autocast():
+        with self.autocast():
             y = [encode_tokens(self.model, tokens[part].to(self.device)) for part in parts]
         order = torch.cat(parts)
         return torch.cat(y).float().cpu()[order.argsort()]

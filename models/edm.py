@@ -39,12 +39,13 @@ class EDMPrecond(nn.Module):
         sigma: Tensor | float,
         cond: Tensor | None = None,
         mask: TokenMask | None = None,
-        **options: Tensor | None,
-    ) -> Tensor:
+        **options: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Denoise x (N, C, H, W), noised by sigma (N,) or scalar -> (N, C, H, W) float32.
 
         cond: (N, cond_width); a row of zeros, or None for all rows, means "no condition".
-        options: `summary` and `cond_noise` of MaskDiT.forward.
+        options: `summary`, `cond_noise` and `tokens_after` of MaskDiT.forward; with the last one,
+            the tokens are returned too.
         Autocast applies to the network F alone; the preconditioning stays in float32.
         Raises ValueError if the condition has another width than the network expects.
         """
@@ -53,6 +54,9 @@ class EDMPrecond(nn.Module):
         c_skip = self.sigma_data**2 / variance
         c_out = sigma * self.sigma_data / variance.sqrt()
         prediction = self.model(*self._network_input(x, sigma, cond), mask, **options)
+        if options.get("tokens_after"):
+            prediction, tokens = prediction
+            return c_skip * x + c_out * prediction.float(), tokens
         return c_skip * x + c_out * prediction.float()
 
     def summary(self, x: Tensor, sigma: Tensor | float, cond: Tensor | None = None) -> Tensor:
@@ -147,8 +151,9 @@ def random_for_loss(
 
 
 def unwrapped(denoiser: nn.Module) -> EDMPrecond:
-    """Return the network inside a DistributedDataParallel, or the network itself."""
+    """Return the network inside a DistributedDataParallel, AlignedDenoiser, both, or none."""
     inner = getattr(denoiser, "module", denoiser)
+    inner = getattr(inner, "denoiser", inner)
     assert isinstance(inner, EDMPrecond)
     return inner
 
@@ -163,16 +168,20 @@ def edm_loss(
     P_mean: float = -1.2,
     P_std: float = 1.2,
     encoder: EDMPrecond | None = None,
+    features: Tensor | None = None,
 ) -> Tensor:
     """Compute the training loss of each image -> (N,) float32.
 
-    denoiser: an EDMPrecond, possibly wrapped for several processes.
+    An AlignedDenoiser also gives the alignment loss of each image -> (2, N).
+
+    denoiser: an EDMPrecond or AlignedDenoiser, possibly wrapped for several processes.
     clean: (N, C, H, W) scaled latents. cond: (N, cond_width), or None.
     P_mean, P_std: ln(sigma) ~ N(P_mean, P_std²). Errors are weighted by lambda(sigma) (Karras 2022,
         table 1).
     mae_loss_coef: with a mask, the denoising error counts over kept patches. The hidden ones add
         this multiple of the reconstruction error (MaskDiT, section 3.3).
     encoder: gives the summaries for self_cond (the EMA network, as published); None = the denoiser.
+    features: (N, F, G, G), for an AlignedDenoiser; None = it does not align.
     """
     inner = unwrapped(denoiser)
     patch_size, sigma_data = inner.model.patch_size, inner.sigma_data
@@ -181,13 +190,17 @@ def edm_loss(
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     noised = clean + sigma * random.noise
     options = {} if random.directions is None else {"cond_noise": random.directions}
+    if features is not None:
+        options["features"] = features
     if inner.model.architecture.self_cond and encoder is not None:
         with torch.no_grad():
             options["summary"] = encoder.summary(noised, sigma, cond)
-    denoised = denoiser(noised, sigma.flatten(), cond, mask, **options)
+    output = denoiser(noised, sigma.flatten(), cond, mask, **options)
+    denoised, *alignment = output if isinstance(output, tuple) else (output,)
     error = weight * (denoised - clean) ** 2  # (N, C, H, W)
     if mask is None:
-        return error.flatten(1).mean(dim=1)
+        loss = error.flatten(1).mean(dim=1)
+        return torch.stack([loss, *alignment]) if alignment else loss
 
     patch_error = patchify(error, patch_size).mean(dim=2)  # (N, L)
     loss = masked_mean(patch_error, 1 - mask.mask)
@@ -195,7 +208,7 @@ def edm_loss(
         target = normalised_patches(noised, patch_size)
         patch_error = ((patchify(denoised, patch_size) - target) ** 2).mean(dim=2)
         loss = loss + mae_loss_coef * masked_mean(patch_error, mask.mask)
-    return loss
+    return torch.stack([loss, *alignment]) if alignment else loss
 
 
 def patchify(x: Tensor, patch_size: int) -> Tensor:

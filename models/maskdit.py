@@ -259,9 +259,12 @@ class MaskDiT(nn.Module):
         return c
 
     def encode(
-        self, x: Tensor, c: Tensor, mask: TokenMask | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Encode x (N, C, H, W) with c (N, D) -> tokens (N, L or K, D), and class token or None."""
+        self, x: Tensor, c: Tensor, mask: TokenMask | None = None, depth: int = 0
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Encode x (N, C, H, W) with c (N, D) -> tokens (N, L or K, D), and class token or None.
+
+        The third result is the tokens (N, L or K, D) after `depth` blocks.
+        """
         first = int(self.architecture.pad_cls_token)
         positions = self.pos_embed[0, first:]  # (L, D)
         if mask is None:
@@ -271,8 +274,9 @@ class MaskDiT(nn.Module):
         if self.architecture.pad_cls_token:
             cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
             x = torch.cat([cls_token.to(x.dtype), x], dim=1)
-        x = self._run(self.blocks, x, c)
-        return (x[:, 1:], x[:, 0]) if self.architecture.pad_cls_token else (x, None)
+        early = self._run(self.blocks[:depth], x, c)
+        x = self._run(self.blocks[depth:], early, c)
+        return x[:, first:], x[:, 0] if first else None, early[:, first:]
 
     def _run(self, blocks: nn.ModuleList, x: Tensor, c: Tensor) -> Tensor:
         """Run tokens (N, T, D) through blocks; checkpointing keeps only the inputs of blocks."""
@@ -285,7 +289,7 @@ class MaskDiT(nn.Module):
 
     def summary(self, x: Tensor, t_cond: Tensor, cond: Tensor | None = None) -> Tensor:
         """Return the encoder's normalised mean token of unmasked images, (N, D); see `forward`."""
-        tokens, _ = self.encode(x, self.condition(t_cond, cond))
+        tokens, *_ = self.encode(x, self.condition(t_cond, cond))
         return normalise(tokens.mean(dim=1))
 
     def forward(
@@ -297,7 +301,8 @@ class MaskDiT(nn.Module):
         *,
         summary: Tensor | None = None,
         cond_noise: Tensor | None = None,
-    ) -> Tensor:
+        tokens_after: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Map x (N, C, H, W), t_cond (N,) and cond (N, cond_width) or None -> (N, C, H, W).
 
         With `mask`, the encoder sees the kept tokens only. The decoder still predicts every patch;
@@ -305,13 +310,14 @@ class MaskDiT(nn.Module):
         cond: the condition, then the external features if there are any. Zeros = no condition.
         summary: (N, D), for self_cond; None = the network's own `summary`.
         cond_noise: (N, cond_dim), directions of the learned perturbation; None = not perturbed.
+        tokens_after: return also the tokens (N, L or K, D) after so many blocks of the encoder.
         """
         c = self.condition(t_cond, cond, cond_noise)  # (N, D)
         if self.architecture.self_cond:
             if summary is None:
                 summary = self.summary(x, t_cond, cond)
             c = c + self.enc_feat_embedder(summary)
-        x, cls_token = self.encode(x, c, mask)  # (N, L or K, D)
+        x, cls_token, early = self.encode(x, c, mask, tokens_after)  # (N, L or K, D)
 
         if self.architecture.use_decoder:
             if cls_token is not None:
@@ -326,7 +332,8 @@ class MaskDiT(nn.Module):
         x = self.final_layer(x, c)  # (N, L or K, p * p * C)
         if mask is not None and not self.architecture.use_decoder:
             x = restore(x, None, mask)  # (N, L, p * p * C)
-        return self.unpatchify(x)
+        prediction = self.unpatchify(x)
+        return (prediction, early) if tokens_after else prediction
 
     def unpatchify(self, x: Tensor) -> Tensor:
         """Put patches together: (N, L, p * p * C) -> (N, C, H, W)."""

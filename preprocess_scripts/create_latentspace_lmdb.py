@@ -4,11 +4,14 @@ The demo:          python preprocess_scripts/create_latentspace_lmdb.py
 Your config:       python preprocess_scripts/create_latentspace_lmdb.py --config X.yaml
 One folder:        python preprocess_scripts/create_latentspace_lmdb.py --images photos --out z
 With embeddings:   python preprocess_scripts/create_latentspace_lmdb.py --with_clip
+With features:     python preprocess_scripts/create_latentspace_lmdb.py --with_features
 Four GPUs:         python preprocess_scripts/create_latentspace_lmdb.py --num_process_per_node 4
 A part of eight:   python preprocess_scripts/create_latentspace_lmdb.py --num_shards 8 --shard 2
 
 `--with_clip` also writes the CLIP embeddings that clip_encode_img.py makes, in one pass over the
-images. If a run is cut off, start it again: it goes on where it stopped.
+images. `--with_features` writes what an image network makes of each patch of the training images:
+DINOv2 if `encoders.dinov2` is set, else the image tower of the CLIP; `train.align_coef` needs it.
+If a run is cut off, start it again: it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -30,9 +33,16 @@ import numpy as np
 import torch
 
 from utils.config.schema import Config
-from utils.data.derived_sizes import Use, with_derived_sizes
+from utils.data.derived_sizes import Use, token_grid, with_derived_sizes
 from utils.data.embeddings import write_image_mean
-from utils.data.fill_databases import Target, fill, image_embeddings, image_meta, read_images
+from utils.data.fill_databases import (
+    Target,
+    fill,
+    image_embeddings,
+    image_meta,
+    patch_features,
+    read_images,
+)
 from utils.data.preprocess_jobs import (
     KEYS,
     Job,
@@ -45,6 +55,7 @@ from utils.data.preprocess_jobs import (
 )
 from utils.data.source_files import SourceFiles
 from utils.data.split_images import find_images
+from utils.evaluation.patch_encoder import load_patch_encoder
 from utils.pretrained.effective_config import load_effective_config
 from utils.pretrained.encoders import ENCODERS, load_config_autoencoder, require_encoders
 
@@ -67,6 +78,12 @@ def parse_args() -> argparse.Namespace:
         "--with_clip",
         action="store_true",
         help="also fill the databases of image embeddings, from the same decoded images",
+    )
+    parser.add_argument(
+        "--with_features",
+        action="store_true",
+        help="also fill the database of patch features of the training images, "
+        "data.patch_feat_path",
     )
     parser.add_argument(
         "--xflip",
@@ -110,8 +127,11 @@ def main() -> None:
     shard = shard_of(args)
     jobs = find_jobs(args, config, "z")
     embedding_paths = [embeddings_of(job, config) if args.with_clip else None for job in jobs]
+    feature_paths = [features_of(job, config) if args.with_features else None for job in jobs]
     todo = [(job, find_images(job, args)) for job in jobs]
-    require_encoders(config.encoders, ENCODERS if args.with_clip else ["encoders.vae"])
+    features_of_clip = args.with_features and config.encoders.dinov2 is None
+    needs_clip = args.with_clip or features_of_clip
+    require_encoders(config.encoders, ENCODERS if needs_clip else ["encoders.vae"])
     vae = load_config_autoencoder(config, args.device)
     if args.store != "mean" and not vae.has_posterior:
         raise UserError(
@@ -121,6 +141,8 @@ def main() -> None:
     size = config.data.resolution
     check_size(size, config.model.in_size, vae)
     clip = load_clip_that_fits(config, args.device) if args.with_clip else None
+    side = token_grid(config.model)
+    encoder = load_patch_encoder(config, side, args.device, clip) if any(feature_paths) else None
     meta = {
         **image_meta(size, args),
         "encoder": vae.identity,
@@ -134,13 +156,16 @@ def main() -> None:
     def encode_mirrored(images: torch.Tensor, first: int) -> np.ndarray:
         return encode(images.flip(3), first)
 
-    for (job, samples), clip_img in zip(todo, embedding_paths, strict=True):
+    places = zip(todo, embedding_paths, feature_paths, strict=True)
+    for (job, samples), clip_img, features in places:
         targets = [Target(job.out, "z", meta, encode)]
         if args.xflip:
             mirrored = job.out.with_name(f"{job.out.name}_xflip")
             targets.append(Target(mirrored, "z", meta | {"xflip": True}, encode_mirrored))
         if clip is not None and clip_img is not None:
             targets.append(image_embeddings(clip_img, clip, size, args))
+        if encoder is not None and features is not None:
+            targets.append(patch_features(features, encoder, size, args))
         names = [sample.name for sample in samples]
         files = SourceFiles([sample.path for sample in samples], threads=args.num_workers)
         read = partial(read_images, files, size, args)
@@ -159,6 +184,23 @@ def embeddings_of(job: Job, config: Config) -> Path:
     if (path := config_value(config, key)) is None:
         raise UserError(f"--with_clip: {key} is not set; set it in the config or the command")
     refuse_place_of_captions(path, config, "--with_clip")
+    return path
+
+
+def features_of(job: Job, config: Config) -> Path | None:
+    """Return the database that `--with_features` fills: the config's, or `features` beside `--out`.
+
+    Returns None for the test split, whose features nobody reads. Raises a UserError if the config
+    names no database.
+    """
+    if job.is_given:
+        return job.out.with_name("features")
+    if job.split == "test":
+        return None
+    if (path := config.data.patch_feat_path) is None:
+        raise UserError(
+            "--with_features: data.patch_feat_path is not set; set it in the config or the command"
+        )
     return path
 
 

@@ -222,8 +222,8 @@ def test_the_number_of_reading_threads_changes_no_batch(captioned):
         list(islice(training_batches(data, order, 0, RankSlice.whole(5), threads=threads), 30))
         for threads in (1, 4)
     )
-    for (_, y), (_, expected) in zip(four, one, strict=True):
-        assert torch.equal(y, expected)
+    for batch, expected in zip(four, one, strict=True):
+        assert torch.equal(batch.y, expected.y)
 
 
 def test_fewer_seeds_than_images_are_refused(configured):

@@ -68,6 +68,11 @@ class Config(Section):
         return self.distill.sigmas is not None
 
     @property
+    def is_aligned(self) -> bool:
+        """True if training aligns tokens to patch features; a student learns from its teacher."""
+        return self.train.align_coef > 0 and not self.is_distilled
+
+    @property
     def learns_perturbation(self) -> bool:
         """True if the network perturbs its condition by weights that are trained with it."""
         train = self.train

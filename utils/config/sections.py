@@ -71,6 +71,8 @@ class Data(Section):
     caption_dir: LocalPath | None = None  # folder or archive with <stem>.txt for each image
     split_file: LocalPath | None = None  # names of the images to use from image_dir; null = all
     text_feat_path: LocalPath | None = None  # embeddings of the training captions (LMDB folder)
+    # Patch features of the training images (LMDB folder), which train.align_coef needs.
+    patch_feat_path: LocalPath | None = None
 
 
 class Model(Section):
@@ -164,6 +166,11 @@ class Train(Section):
     compile: bool | Literal["auto"] = False
     activation_checkpointing: bool = False  # computes blocks twice: slower, far less memory
     step_timeout: PositiveFloat = 50.0  # seconds without answer until a process counts as lost
+    # Weight of the alignment of the tokens to patch features (REPA); 0 = none.
+    align_coef: NonNegativeFloat = 0.0
+    # The encoder block whose tokens are aligned, from 1; null = the middle one, at most the 8th.
+    align_depth: PositiveInt | None = None
+    align_until: Fraction = 1.0  # fraction of the steps after which the alignment ends
     shard: bool = False  # spreads weights, averages and moments over the processes (FSDP)
 
     @field_validator("grad_accum")

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from models.maskdit import MODEL_SIZES
 from utils.base.errors import UserError, note
 from utils.config.schema import Config
+from utils.config.sections import Model
 from utils.data.lmdb_reader import database_shape
 from utils.pretrained.encoders import config_embedding_width, config_latent_layout
 
@@ -136,6 +137,12 @@ def require_fitting_resolution(config: Config, may_fetch: bool = False) -> None:
         f"{layout[1]} for a latent of encoders.vae times {patch} for a patch of "
         f"{config.model.model_type}; set it to {f'{lower} or ' if lower else ''}{lower + unit}"
     )
+
+
+def token_grid(model: Model) -> int:
+    """Return how many tokens the network makes of a latent along one side."""
+    patch = MODEL_SIZES.get(model.model_type, (0, 0, 1, 0))[2]  # an unknown type is named later
+    return model.in_size // patch
 
 
 def _stated(config: Config, keys: Sequence[str]) -> tuple[dict[str, int], tuple[str, ...]]:

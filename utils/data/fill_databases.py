@@ -40,6 +40,7 @@ from utils.data.split_images import advise_skip_bad
 
 if TYPE_CHECKING:
     from models.clip import ClipEncoder
+    from models.patch_features import PatchEncoder
 
 Samples = np.ndarray | Sequence[np.ndarray]  # as LMDBWriter.append takes them
 
@@ -231,6 +232,14 @@ def read_images(
     """
     part = files.part(first, stop)
     return iterate_batches(part, size, args.batch_size, args.num_workers, draft=args.jpeg_draft)
+
+
+def patch_features(
+    out: Path, encode: PatchEncoder, resolution: int, args: argparse.Namespace
+) -> Target:
+    """Return the database of the images' patch features, a map (F, G, G) for each image."""
+    meta = {"map_holds": "patches", "encoder": encode.identity, **image_meta(resolution, args)}
+    return Target(out, "map", meta, lambda images, _: encode(images).numpy())
 
 
 def image_embeddings(

@@ -19,6 +19,8 @@ from models.finite import is_finite
 from utils.base.errors import UserError
 from utils.base.processes import launch
 from utils.config.schema import Config
+from utils.data.derived_sizes import token_grid
+from utils.data.lmdb_layout import UnmadeDatabase
 from utils.data.lmdb_reader import LMDBReader, check_same_samples, expect_kind
 from utils.data.preprocess_jobs import naming_commands
 
@@ -27,10 +29,11 @@ FEW = 64  # samples that are checked before a training begins
 
 
 class LatentDataset:
-    """Latents and conditions of a dataset, read by index.
+    """Latents, conditions and patch features of a dataset, read by index.
 
     `length` is the number of samples, `latent_shape` is (C, H, W), and `cond_dim` is the width of a
     condition (0 = none). `n_features` embeddings are stored for every image at least.
+    `patch_shape` is (F, G, G) of an image's patch features; () = there are none.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class LatentDataset:
         num_features: int | None = None,
         classes: int = 0,
         scale_factor: float = 1.0,
+        patch_feat_path: str | Path | None = None,
     ) -> None:
         """Open the databases.
 
@@ -55,9 +59,10 @@ class LatentDataset:
             classes: width of the one-hot class labels that the condition begins with; 0 = no
                 labels.
             scale_factor: factor for databases with class labels, whose latents are stored unscaled.
+            patch_feat_path: database of patch features; None = there are none.
 
-        Raises a UserError if latents and embeddings belong to different images, if there are no
-        labels for `classes`, or if most samples hold NaN or infinite numbers.
+        Raises a UserError if the databases belong to different images, if there are no labels for
+        `classes`, or if most samples hold NaN or infinite numbers.
         """
         self._z = LMDBReader(root, channels)
         self._y = LMDBReader(feat_path) if feat_path is not None else None
@@ -65,6 +70,11 @@ class LatentDataset:
         if self._y is not None:
             expect_kind(self._y, "y")
             check_same_samples(self._z, self._y)
+        self._maps = LMDBReader(patch_feat_path) if patch_feat_path is not None else None
+        if self._maps is not None:
+            expect_kind(self._maps, "map")
+            check_same_samples(self._z, self._maps)
+        self.patch_shape = self._maps.info.shape if self._maps is not None else ()
         self.length = self._z.info.length
         labels = self._z.info.labels
         self._classes, self._labels = classes, labels if classes else None
@@ -86,7 +96,7 @@ class LatentDataset:
         if self._y is not None:
             self._counts = np.minimum(self._y.info.counts, num_features or self._y.info.counts)
             self._choose = self._counts.max() > 1
-        readers = [reader for reader in (self._z, self._y) if reader is not None]
+        readers = [reader for reader in (self._z, self._y, self._maps) if reader is not None]
         # Every process of a machine loads its own copy.
         nbytes = launch().local_size * sum(reader.nbytes for reader in readers)
         fits = nbytes <= MOST_RAM * psutil.virtual_memory().available
@@ -123,7 +133,9 @@ class LatentDataset:
         places of the databases and images. `data_differences` compares two of them.
         """
         facts, files = [], []
-        for reader in (self._z, self._y):
+        # Without features, the identity is that of checkpoints before there were any.
+        maps = [] if self._maps is None else [self._maps]
+        for reader in (self._z, self._y, *maps):
             meta = {} if reader is None else dict(reader.info.meta)
             if reader is not None:
                 if not {"names_hash", "encoder"} <= meta.keys():
@@ -175,6 +187,11 @@ class LatentDataset:
             y.append(self._checked(self._y, rows, feature))
         return z, torch.from_numpy(y[0] if len(y) == 1 else np.concatenate(y, axis=1))
 
+    def features(self, indices: torch.Tensor) -> torch.Tensor:
+        """Read patch features (B, F, G, G), float16 on the CPU. `indices`: (B,) integers."""
+        assert self._maps is not None
+        return torch.from_numpy(self._checked(self._maps, indices.numpy()))
+
 
 def data_differences(before: str, now: str) -> list[str]:
     """Say how two identities of a LatentDataset differ, as far as both are recorded."""
@@ -196,6 +213,12 @@ def open_data(config: Config) -> LatentDataset:
     feat_path = paths.feat_path if width else None
     if model.ext_feature_dim and feat_path is None:
         raise UserError("data.feat_path: set it to the embeddings for model.ext_feature_dim")
+    if config.is_aligned and paths.patch_feat_path is None:
+        raise UserError(
+            "train.align_coef: the alignment needs data.patch_feat_path, a database of patch "
+            "features; set it to a folder, and add --with_features to create_latentspace_lmdb.py"
+        )
+    patch_feat_path = paths.patch_feat_path if config.is_aligned else None
     with naming_commands(config):
         data = LatentDataset(
             paths.root,
@@ -204,7 +227,14 @@ def open_data(config: Config) -> LatentDataset:
             num_features=paths.num_features_per_sample,
             classes=model.num_classes if model.ext_feature_dim or feat_path is None else 0,
             scale_factor=config.encoders.scale_factor or LDM_SCALE_FACTOR,
+            patch_feat_path=patch_feat_path,
         )
+        side = token_grid(model)
+        if patch_feat_path is not None and data.patch_shape[1:] != (side, side):
+            there = "x".join(map(str, data.patch_shape[1:]))
+            problem = f"holds patch features of {there} positions for {side}x{side} tokens"
+            remedy = "delete it and make it again"
+            raise UnmadeDatabase(patch_feat_path, problem, remedy, remedy)
     wanted = (model.in_channels, model.in_size, model.in_size)
     if data.latent_shape != wanted:
         raise UserError(

@@ -2,6 +2,7 @@
 
 - `z-{i}`: latent of sample i, raw float32 (C, H, W)
 - `y-{i}-{j}`: embedding j of sample i, raw float32
+- `map-{i}`: patch features of sample i, raw float16 (F, G, G); ours, see models/patch_features.py
 - `length`, and `n_features` for embeddings: 8-byte big-endian integers
 - `meta`: JSON about the source of the numbers, which this project adds; readers do without it.
   Beside the database, `files.bin` holds a record of each sample's file, see source_files.py
@@ -34,9 +35,19 @@ from utils.base.errors import UserError
 from utils.base.locks import writer_of
 from utils.data.file_names import nfc
 
-DatabaseKind = Literal["z", "y"]
+DatabaseKind = Literal["z", "y", "map"]  # latents, embeddings, patch features
 CHUNK = 1024  # samples read at once when a whole database is loaded
-Z_KEY, Y_KEY, FEATURE_KEY = b"z-%d", b"y-%d-%d", b"feat-%d"
+Z_KEY, Y_KEY, MAP_KEY, FEATURE_KEY = b"z-%d", b"y-%d-%d", b"map-%d", b"feat-%d"
+
+
+def stored_dtype(kind: DatabaseKind) -> np.dtype[Any]:
+    """Return the type of the numbers in a database: float16 for patch features, else float32."""
+    return np.dtype("<f2" if kind == "map" else "<f4")
+
+
+def first_key(kind: DatabaseKind, sample: int) -> bytes:
+    """Return the key of a sample: of its latent, its first embedding, or its patch features."""
+    return {"z": b"z-%d", "y": b"y-%d-0", "map": MAP_KEY}[kind] % sample
 
 
 class UnmadeDatabase(UserError):
@@ -66,7 +77,7 @@ def first_missing(txn: lmdb.Transaction[bytes], kind: DatabaseKind, length: int)
     low, high = 0, length
     while low < high:
         middle = (low + high) // 2
-        if txn.get(b"z-%d" % middle if kind == "z" else b"y-%d-0" % middle) is None:
+        if txn.get(first_key(kind, middle)) is None:
             high = middle
         else:
             low = middle + 1

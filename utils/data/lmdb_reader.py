@@ -17,16 +17,19 @@ from utils.base.errors import UserError
 from utils.data.lmdb_layout import (
     CHUNK,
     FEATURE_KEY,
+    MAP_KEY,
     Y_KEY,
     Z_KEY,
     DatabaseKind,
     UnmadeDatabase,
     count_embeddings,
     database_folder,
+    first_key,
     first_missing,
     open_database,
     read_labels,
     same_names,
+    stored_dtype,
 )
 from utils.data.source_files import read_records
 
@@ -37,9 +40,9 @@ class LMDBInfo:
 
     kind: DatabaseKind
     length: int  # samples
-    n_features: int  # embeddings that every sample has at least; 1 for latents
-    counts: np.ndarray  # (length,) embeddings of each sample; 1 for latents
-    shape: tuple[int, ...]  # of one latent (C, H, W) or one embedding (D,)
+    n_features: int  # embeddings that every sample has at least; 1 for latents and maps
+    counts: np.ndarray  # (length,) embeddings of each sample; 1 for latents and maps
+    shape: tuple[int, ...]  # of one latent (C, H, W), one embedding (D,) or one map (F, G, G)
     meta: Mapping[str, Any]  # empty for databases in the plain published layout
     labels: np.ndarray | None = None  # (length,) int64 classes, if the database holds them
 
@@ -65,9 +68,12 @@ class LMDBReader:
         """Read `info`; raise a UserError if the database is incomplete or of another layout."""
         meta = json.loads(txn.get(b"meta") or "{}")
         end = txn.get(b"length")
-        kind: DatabaseKind = "z" if txn.get(b"z-0") is not None else "y"
-        starts = {key: txn.get(key.replace(b"%d", b"0")) for key in (Z_KEY, Y_KEY, FEATURE_KEY)}
-        self._key, first = next((item for item in starts.items() if item[1]), (Z_KEY, None))
+        keys = (Z_KEY, MAP_KEY, Y_KEY, FEATURE_KEY)
+        starts = {key: txn.get(key.replace(b"%d", b"0")) for key in keys}
+        self._key, first = next((item for item in starts.items() if item[1]), (Y_KEY, None))
+        kinds: dict[bytes, DatabaseKind] = {Z_KEY: "z", MAP_KEY: "map"}
+        kind = kinds.get(self._key, "y")
+        self._dtype = stored_dtype(kind)
         if end is None:
             total = meta.get("total", 0)
             raise UnmadeDatabase(
@@ -78,7 +84,7 @@ class LMDBReader:
         if first is None:
             raise UserError(f"{self.path}: holds neither latents (z-0) nor embeddings (y-0-0)")
         length = int(end) if end.isdigit() else int.from_bytes(end, "big")
-        floats = len(first) // 4
+        floats = len(first) // self._dtype.itemsize
         labels = read_labels(txn, length, self.path)
         length = length if labels is None else len(labels)
         n_features = 1
@@ -103,13 +109,13 @@ class LMDBReader:
     @property
     def nbytes(self) -> int:
         """Return the bytes that all samples take in memory."""
-        return int(self.info.counts.sum() * np.prod(self.info.shape) * 4)
+        return int(self.info.counts.sum() * np.prod(self.info.shape) * self._dtype.itemsize)
 
     def load(self) -> None:
         """Read all samples into one array, from which later reads are answered."""
         if self._table is None:
             rows = int(self.info.counts.sum())
-            table = np.empty((rows, *self.info.shape), np.float32)
+            table = np.empty((rows, *self.info.shape), self._dtype)
             samples = np.repeat(np.arange(self.info.length), self.info.counts)
             features = np.arange(rows) - self._first_row[samples]
             for start in range(0, rows, CHUNK):
@@ -125,6 +131,8 @@ class LMDBReader:
         finite: bool = True,
     ) -> np.ndarray:
         """Read (B, C, H, W) latents or (B, D) embeddings, float32, in one transaction.
+
+        Patch features (B, F, G, G) are float16.
 
         `feature` chooses among a sample's embeddings: one number for all samples, or one for each.
         Raises a UserError if a sample is missing or damaged, or, with `finite`, if one holds NaN or
@@ -160,11 +168,11 @@ class LMDBReader:
         with self._env.begin(buffers=True) as txn:
             values = [txn.get(key, b"") for key in keys]
             joined = bytearray().join(values)  # the only copy: frombuffer makes a view of it
-            size = 4 * int(np.prod(self.info.shape))
+            size = self._dtype.itemsize * int(np.prod(self.info.shape))
             for key, value in zip(keys, values, strict=True):
                 if len(value) != size:
                     raise self._damage(key)
-        return np.frombuffer(joined, np.float32).reshape(-1, *self.info.shape)
+        return np.frombuffer(joined, self._dtype).reshape(-1, *self.info.shape)
 
     def all_samples(self, first: int = 0) -> Iterator[list[np.ndarray]]:
         """Yield all samples from `first` on, in batches for LMDBWriter.append.
@@ -174,19 +182,19 @@ class LMDBReader:
         for start in range(first, self.info.length, CHUNK):
             samples = range(start, min(start + CHUNK, self.info.length))
             with self._env.begin(buffers=True) as txn:
-                if self.info.kind == "z":
-                    yield [self._view(txn, Z_KEY % i) for i in samples]
+                if self.info.kind != "y":
+                    yield [self._view(txn, first_key(self.info.kind, i)) for i in samples]
                     continue
                 rows = [[Y_KEY % (i, j) for j in range(self.info.counts[i])] for i in samples]
                 views = [[self._view(txn, key) for key in row] for row in rows]
                 yield [row[0][None] if len(row) == 1 else np.stack(row) for row in views]
 
     def _view(self, txn: lmdb.Transaction[memoryview], key: bytes) -> np.ndarray:
-        """Return one latent or embedding as a view of the database."""
+        """Return one latent, embedding or map as a view of the database."""
         value = txn.get(key)
         if value is None:
             raise self._damage(key)
-        return np.frombuffer(value, "<f4").reshape(self.info.shape)
+        return np.frombuffer(value, self._dtype).reshape(self.info.shape)
 
     def _damage(self, key: bytes) -> UserError:
         """Return the error about a sample that is missing or of a wrong size."""
@@ -249,9 +257,9 @@ def read_meta(path: Path) -> Mapping[str, Any]:
 
 
 def expect_kind(reader: LMDBReader, kind: DatabaseKind) -> None:
-    """Raise a UserError if a database holds latents instead of embeddings, or vice versa."""
+    """Raise a UserError if a database holds samples of another kind."""
     if reader.info.kind != kind:
-        names = {"z": "latents", "y": "embeddings"}
+        names = {"z": "latents", "y": "embeddings", "map": "patch features"}
         raise UserError(
             f"{reader.path}: holds {names[reader.info.kind]} where {names[kind]} are expected"
         )

@@ -19,8 +19,10 @@ from utils.data.lmdb_layout import (
     DatabaseKind,
     check_whole,
     count_embeddings,
+    first_key,
     first_missing,
     same_names,
+    stored_dtype,
 )
 from utils.data.lmdb_reader import open_if_complete
 from utils.data.source_files import SEEN_IN_CONTENT, content_hash, read_records, write_records
@@ -102,7 +104,7 @@ class LMDBWriter:
                     "delete it or choose another --out"
                 )
             self._meta = {**(stored or {}), **self._meta}
-            counted = 0 if self.complete or self.kind == "z" else self.done
+            counted = 0 if self.complete or self.kind != "y" else self.done
             self._counts = [count_embeddings(txn, i) for i in range(counted)]
 
     def _same_so_far(self, stored: Mapping[str, Any]) -> bool:
@@ -116,12 +118,14 @@ class LMDBWriter:
     ) -> None:
         """Write the next samples in one transaction: all of them or none.
 
-        `samples`: (B, C, H, W) latents; or the embeddings of B images, each (n, D), n >= 1.
+        `samples`: (B, C, H, W) latents or patch features; or the embeddings of B images, each
+        (n, D), n >= 1.
         `records`: (B,) of the files that they were made from, see source_files.py.
         Raises a UserError if the disk is full, or a sample holds NaN or infinite numbers; samples
         written before are kept.
         """
-        arrays = [np.ascontiguousarray(sample, "<f4") for sample in samples]
+        dtype = stored_dtype(self.kind)
+        arrays = [np.ascontiguousarray(sample, dtype) for sample in samples]
         names = self._meta.get("names", [])
         named = {
             f"sample {i} ({names[i]})" if i < len(names) else f"sample {i}": array
@@ -130,15 +134,15 @@ class LMDBWriter:
         require_finite(named, self.path, OVERFLOW)
         if not arrays or self.done + len(arrays) > self.length:
             raise ValueError(f"{len(arrays)} samples after {self.done} of {self.length}")
-        shape = list(arrays[0].shape if self.kind == "z" else arrays[0].shape[1:])
+        shape = list(arrays[0].shape[1:] if self.kind == "y" else arrays[0].shape)
         items: list[tuple[bytes, Any]] = []
         if not self._has_appended:
-            self._meta = {"shape": shape, "dtype": "float32"} | self._meta
+            self._meta = {"shape": shape, "dtype": dtype.name} | self._meta
             items.append((b"meta", json.dumps(self._meta).encode()))
         if shape != self._meta["shape"]:
             raise ValueError(f"samples of shape {shape} after samples of {self._meta['shape']}")
-        if self.kind == "z":
-            items += [(b"z-%d" % i, z.data) for i, z in enumerate(arrays, self.done)]
+        if self.kind != "y":
+            items += [(first_key(self.kind, i), x.data) for i, x in enumerate(arrays, self.done)]
         else:
             numbered = [
                 (i, j, y) for i, ys in enumerate(arrays, self.done) for j, y in enumerate(ys)

@@ -35,6 +35,7 @@ KEYS = {
         "names": "data.split_file",
         "z": "data.root",
         "clip_img": "data.feat_path",
+        "features": "data.patch_feat_path",
         "clip_txt": "data.text_feat_path",
         "ref": "eval.ref_path",
     },
@@ -296,12 +297,12 @@ def command_for(path: Path, config: Config) -> str | None:
     """Return the shell command that makes the database `path`; None if the config names none."""
     for split, keys in KEYS.items():
         # Text–image pairs train on embeddings of captions, so these are looked for first.
-        for product in ("clip_txt", "clip_img", "z"):
-            if config_value(config, keys[product]) != path:
+        for product in ("clip_txt", "clip_img", "z", "features"):
+            if product not in keys or config_value(config, keys[product]) != path:
                 continue
-            more = []
+            more = ["--with_features"] if product == "features" else []
             if product == "clip_img" and re.search("te?xt", path.name):
                 product, more = "clip_txt", [f"{keys['clip_txt']}={path}"]
-            script = f"preprocess_scripts/{SCRIPTS[product]}"
+            script = f"preprocess_scripts/{SCRIPTS.get(product, SCRIPTS['z'])}"
             return shlex.join(["python", script, *config.words, "--split", split, *more])
     return None

@@ -220,6 +220,15 @@ class DinoFeatures(FeatureNetwork):
         """Return the class tokens of (B, 3, 224, 224)."""
         return Outputs(self.model(inputs))
 
+    @torch.inference_mode()
+    def patch_maps(self, images: Tensor) -> Tensor:
+        """Return the normalised patch tokens of uint8 (N, 3, H, W) as maps (N, D, 16, 16)."""
+        maps = self.model.forward_intermediates(
+            self.prepare(images), indices=1, norm=True, intermediates_only=True
+        )
+        assert isinstance(maps, list)
+        return maps[-1].float()
+
 
 def load_feature_network(
     config: Config,

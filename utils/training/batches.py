@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,14 @@ from models.perturbation import Perturbation, perturb
 from utils.base.read_ahead import read_ahead
 from utils.config.schema import Config
 from utils.data.latent_dataset import LatentDataset
+
+
+class Batch(NamedTuple):
+    """One process's slice of a global batch, on its device."""
+
+    latents: torch.Tensor  # (N, C, H, W)
+    y: torch.Tensor | None  # (N, D), embeddings
+    features: torch.Tensor | None = None  # (N, F, G, G), patch features
 
 
 def derived_seed(*parts: int | str) -> int:
@@ -66,25 +75,29 @@ def training_batches(
     xflip: bool = False,
     device: torch.device | str = "cpu",
     threads: int = 1,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Yield batches without end: latents (N, C, H, W) and embeddings (N, D) or None, on `device`.
+    features_until: int = 0,
+) -> Iterator[Batch]:
+    """Yield batches without end, on `device`.
 
     Each batch is this process's slice of a global batch. Global batches follow each other from
     position `start` of the data order on. All random choices of a global batch are functions of its
     position, and the same for any number of processes: its embeddings, where an image has several,
-    and with `xflip` the images that are mirrored. `threads` read ahead.
+    and with `xflip` the images that are mirrored. `threads` read ahead. Batches before the position
+    `features_until` have patch features.
     """
 
-    def read(position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def read(position: int) -> Batch:
         seed = derived_seed(order.seed, "batch", position)
         rng = rank_slice.random(torch.Generator().manual_seed(seed))
-        latents, y = data.batch(
-            order.indices(position + rank_slice.rank_offset, rank_slice.count), rng
-        )
+        indices = order.indices(position + rank_slice.rank_offset, rank_slice.count)
+        latents, y = data.batch(indices, rng)
+        features = data.features(indices) if position < features_until else None
         if xflip:
             mirrored = rng.rand((rank_slice.count, 1, 1, 1)) < 0.5
             latents = torch.where(mirrored, latents.flip(3), latents)
-        return latents.to(device), None if y is None else y.to(device)
+            if features is not None:
+                features = torch.where(mirrored, features.flip(3), features)
+        return Batch(latents.to(device), *(x if x is None else x.to(device) for x in (y, features)))
 
     return read_ahead(read, itertools.count(start, rank_slice.total), threads)
 

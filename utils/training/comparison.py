@@ -26,6 +26,7 @@ PLACES = (
     "data.caption_dir",
     "data.split_file",
     "data.text_feat_path",
+    "data.patch_feat_path",
 )
 # Places of files: they may change with those of the data if the files keep their names.
 FILES = (

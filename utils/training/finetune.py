@@ -32,6 +32,7 @@ def start_from(
     optimizer: torch.optim.Optimizer,
     batchsize: int,
     strict: bool = True,
+    head: nn.Module | None = None,
 ) -> Start:
     """Bring networks and optimizer to the state of a checkpoint, ours or published.
 
@@ -40,6 +41,7 @@ def start_from(
     strict: all weights must fit, and the optimizer takes over its state where the file has one.
         Otherwise the notes list missing and unknown names, and the optimizer starts anew. It also
         does if the file's optimizer is not of the same kind; a note says so.
+    head: of the alignment, if there is one. It takes over that of the file if it is of one shape.
     Raises UserError if the file does not fit.
     """
     state = _read(path)
@@ -57,6 +59,13 @@ def start_from(
     if unknown:
         notes.append(f"in {path} but not in the model: {', '.join(unknown)}")
 
+    stored_head, own_head = state.get("head") or {}, {} if head is None else head.state_dict()
+    same_head = _shapes(stored_head) == _shapes(own_head)
+    if head is not None and same_head:
+        load_weights(head, stored_head, path)
+    elif head is not None:
+        notes.append(f"the alignment starts anew: {path} holds no head for these features")
+
     step = state.get("step", int(path.stem) if path.stem.isdigit() else 0)
     images_seen = state.get("images_seen", step * batchsize)
     opt, taken = state.get("opt") or {}, "without its optimizer state"
@@ -70,11 +79,16 @@ def start_from(
         )
     elif strict and opt.get("state"):
         trained = [name for name, p in denoiser.named_parameters() if p.requires_grad]
-        take_optimizer_state(optimizer, opt, trained, list(state[which]), path)
+        heads = (0, 0) if same_head else (len(stored_head), len(own_head))
+        take_optimizer_state(optimizer, opt, trained, list(state[which]), path, heads)
         taken = "with its optimizer state"
     return Start(
         step, images_seen, [f"starting from the weights of {path}, step {step}, {taken}", *notes]
     )
+
+
+def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -90,25 +104,30 @@ def take_optimizer_state(
     trained: Sequence[str],
     stored: Sequence[str],
     source: Path,
+    heads: tuple[int, int] = (0, 0),
 ) -> None:
     """Load moments and momentum of another optimizer's state dict, but no setting of its groups.
 
     Both optimizers must be of one kind (optimizer_name). Our files number the `trained` parameters,
     as `optimizer` does. Published files number all weights `stored` in them; the fixed tables among
     these have no moments. Raises UserError if the moments do not belong to the weights.
+
+    heads: how many weights of the state, and of `optimizer`, are of heads for the alignment; these
+        are left out.
     """
     own = [p for group in optimizer.param_groups for p in group["params"]]
-    numbers = [n for group in opt["param_groups"] for n in group["params"]]
-    if len(numbers) == len(own):
-        order = numbers
+    places, _ = _network_and_head(optimizer.state_dict()["param_groups"], heads[1])
+    numbers, left_out = _network_and_head(opt["param_groups"], heads[0])
+    if len(numbers) == len(places):
+        number_at = dict(zip(places, numbers, strict=True))
     elif len(numbers) == len(stored) and set(trained) <= set(stored):
         number_of = dict(zip(stored, numbers, strict=True))
-        order = [number_of[name] for name in trained]
+        number_at = {i: number_of[name] for i, name in zip(places, trained, strict=True)}
     else:
-        order = []
+        number_at = {}
     # Apex' optimizer counts its steps once for a whole group.
     step = next((group["step"] for group in opt["param_groups"] if "step" in group), 0)
-    moments = {i: dict(opt["state"][n]) for i, n in enumerate(order) if n in opt["state"]}
+    moments = {i: dict(opt["state"][n]) for i, n in number_at.items() if n in opt["state"]}
     for moment in moments.values():
         if "exp_avg" in moment:
             moment.setdefault("step", torch.as_tensor(float(step)))
@@ -118,9 +137,21 @@ def take_optimizer_state(
         for name, value in moment.items()
         if name != "step"
     )
-    if len(moments) != len(opt["state"]) or not fits:
+    if len(moments) != len(opt["state"].keys() - left_out) or not fits:
         raise UserError(
             f"{source}: its optimizer state does not fit the model's weights; start without it: "
             "--use_strict_load False"
         )
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+
+def _network_and_head(
+    groups: Sequence[Mapping[str, Any]], of_head: int
+) -> tuple[list[int], list[int]]:
+    """Return the numbers of an optimizer's weights: those of the network, and the `of_head` others.
+
+    A head comes after the network, in the first group; the second one holds Muon's matrices.
+    """
+    numbers = [n for group in groups for n in group["params"]]
+    end = len(groups[0]["params"])
+    return numbers[: end - of_head] + numbers[end:], numbers[end - of_head : end]

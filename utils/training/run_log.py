@@ -21,6 +21,7 @@ from utils.evaluation.metric_names import metrics_in, metrics_text
 COLUMNS = {
     "kimg": ("kimg ", "{:9.2f}", ""),
     "loss": ("loss ", "{:8.5f}", ""),
+    "alignment": ("align ", "{:6.4f}", ""),
     "lr": ("lr ", "{:8.2e}", ""),
     "mask_ratio": ("mask ", "{:4.2f}", ""),
     "grad_norm": ("grad ", "{:8.4f}", ""),

@@ -84,6 +84,28 @@ def mask_ratio_after(step: int, max_steps: int, config: Config, first_step: int 
     return mask_ratio_at(model.mask_ratio_fn, done / length, model.mask_ratio, model.mask_ratio_min)
 
 
+def steps_aligned(max_steps: int, config: Config, first_step: int = 0) -> int:
+    """Return the number of finished steps from which on tokens are no longer aligned.
+
+    The alignment ends after `align_until` of the run's steps (HASTE, Wang 2025).
+    """
+    if not config.is_aligned:
+        return first_step
+    return first_step + math.ceil(config.train.align_until * (max_steps - first_step))
+
+
+def alignment_depth(config: Config, blocks: int) -> int:
+    """Return the block of the encoder, from 1, whose tokens are aligned.
+
+    Networks of 24 and 28 blocks were published with the 8th (Yu 2025).
+    Raises UserError if the encoder has fewer than `train.align_depth`.
+    """
+    depth = config.train.align_depth or max(1, min(8, blocks // 2))
+    if depth > blocks:
+        raise UserError(f"train.align_depth: {depth}, but the encoder has {blocks} blocks")
+    return depth
+
+
 def jumps_of_longer(
     before: Config, config: Config, images: int, step: int, first_step: int = 0
 ) -> list[str]:

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from models.edm import EDMPrecond
+from models.alignment import AlignedDenoiser
+from models.edm import EDMPrecond, unwrapped
 from utils.base.errors import UserError
 from utils.config.sections import Train
 from utils.training.ema import EMA
@@ -45,25 +46,33 @@ def shard(network: EDMPrecond) -> None:
 
     Each block is gathered while it is needed, and so are the remaining weights.
     """
-    device = next(network.parameters()).device
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    mesh = _mesh(network)
     blocks = [*network.model.blocks, *getattr(network.model, "decoder_blocks", [])]
     for module in (*blocks, network):
         fully_shard(module, mesh=mesh)
     register_fsdp_forward_method(network, "summary")
 
 
+def _mesh(network: EDMPrecond) -> DeviceMesh:
+    device = next(network.parameters()).device
+    return init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+
+
 def shard_training(
-    denoiser: EDMPrecond, ema: EMA, optimizer: torch.optim.Optimizer
+    model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer
 ) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
     """Shard a network and its average in place; return the trained weights and their optimizer.
 
-    The optimizer is a new one with the settings and the state of the given one.
+    model: an EDMPrecond or AlignedDenoiser. The optimizer is a new one with the settings and the
+    state of the given one.
     """
+    denoiser = unwrapped(model)
     shard(denoiser)
+    if isinstance(model, AlignedDenoiser):
+        fully_shard(model.head, mesh=_mesh(denoiser))
     shard(ema.module)
     ema.follow(denoiser)
-    parameters = [p for p in denoiser.parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad]
     options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
     new = torch.optim.AdamW(parameters, fused=True)
     new.param_groups[0].update(options)

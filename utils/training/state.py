@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from models.alignment import AlignedDenoiser, AlignmentHead
 from models.edm import EDMPrecond
 from utils.config.load import config_from_dict
 from utils.config.schema import Config
@@ -24,10 +25,12 @@ from utils.training.ema import EMA, initial_fraction
 from utils.training.finetune import start_from
 from utils.training.optimizers import build_optimizer
 from utils.training.schedules import (
+    alignment_depth,
     base_rates,
     check_mask_ratio,
     jumps_of_longer,
     number_of_steps,
+    steps_aligned,
 )
 from utils.training.sharding import shard_training, whole
 from utils.training.speed import speed_up
@@ -39,15 +42,22 @@ from utils.training.teacher import Teacher
 class TrainingState:
     """Everything that training steps change. `PARTS` lists how a checkpoint holds it.
 
-    `denoiser` is the plain network; `model` is what steps run, wrapped for several processes.
+    `denoiser` is the plain network; `model` is what steps run, with a head for the alignment if
+    there is one, and wrapped for several processes.
     """
 
     def __init__(
-        self, config: Config, processes: Processes, images: int, data_identity: str = ""
+        self,
+        config: Config,
+        processes: Processes,
+        images: int,
+        data_identity: str = "",
+        patch_features: int = 0,
     ) -> None:
         """Make the state of a new training on `images` images; fresh weights follow the seed.
 
         data_identity: of the images, as in LatentDataset.
+        patch_features: width of the features of a patch; 0 = tokens are not aligned to any.
         Raises UserError if settings do not go together.
         """
         options, device = config.train, processes.device
@@ -56,12 +66,17 @@ class TrainingState:
         self.denoiser = denoiser_from_config(config).to(device)
         check_mask_ratio(config, self.denoiser.model.num_patches)
         self.model: nn.Module = self.denoiser
+        self.head: AlignmentHead | None = None
+        if patch_features:
+            depth = alignment_depth(config, self.denoiser.model.architecture.depth)
+            self.model = aligned = AlignedDenoiser(self.denoiser, patch_features, depth).to(device)
+            self.head = aligned.head
         self.ema = EMA(self.denoiser)
         self.teacher = Teacher(config, device) if config.is_distilled else None
-        self.trained = [p for p in self.denoiser.parameters() if p.requires_grad]
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
         lr, muon_lr = base_rates(config)
         rates = {"lr": lr, "muon_lr": muon_lr}
-        self.optimizer: Any = build_optimizer(self.denoiser, options.model_copy(update=rates))
+        self.optimizer: Any = build_optimizer(self.model, options.model_copy(update=rates))
         self.order = DataOrder(images, options.seed)
         self.window, self.guard = Window(device), StepGuard(device)
         self.step = self.first_step = self.images_seen = 0
@@ -83,6 +98,12 @@ class TrainingState:
         """Number of finished steps at which the training ends; see number_of_steps."""
         return number_of_steps(self.config, self.order.length, self.first_step)
 
+    @property
+    def aligned_until(self) -> int:
+        """Number of images seen from which on tokens are no longer aligned."""
+        left = steps_aligned(self.max_steps, self.config, self.first_step) - self.step
+        return self.images_seen + left * self.config.train.batchsize
+
     def start_from(self, path: Path, strict: bool) -> list[str]:
         """Begin with another run's checkpoint; see finetune.start_from. Returns notes."""
         start = start_from(
@@ -92,6 +113,7 @@ class TrainingState:
             self.optimizer,
             self.config.train.batchsize,
             strict,
+            self.head,
         )
         self.step = self.first_step = start.step
         self.images_seen, self.source = start.images_seen, path
@@ -104,7 +126,12 @@ class TrainingState:
         weights = self.teacher.network.state_dict()
         self.denoiser.load_state_dict(weights)
         self.ema.module.load_state_dict(weights)
-        return [f"a student that starts from the averaged weights of {self.config.distill.teacher}"]
+        notes = [
+            f"a student that starts from the averaged weights of {self.config.distill.teacher}"
+        ]
+        if self.config.train.align_coef > 0:
+            notes.append("train.align_coef: not used, as a student learns from its teacher alone")
+        return notes
 
     def make_ready(self) -> list[str]:
         """Compile, shard or wrap the network as configured; returns notes.
@@ -116,10 +143,10 @@ class TrainingState:
             speed_up(self.teacher.network.model, self.config, self.processes.device)
         prepare = self.processes.accelerator.prepare
         if self.processes.sharded:
-            self.trained, optimizer = shard_training(self.denoiser, self.ema, self.optimizer)
+            self.trained, optimizer = shard_training(self.model, self.ema, self.optimizer)
             self.optimizer = prepare(optimizer)
         else:
-            self.model, self.optimizer = prepare(self.denoiser, self.optimizer)
+            self.model, self.optimizer = prepare(self.model, self.optimizer)
         return notes
 
     def initial_fraction(self) -> float:
@@ -216,6 +243,11 @@ def _restore_weights(network: nn.Module, weights: Any, state: TrainingState) -> 
     load_weights(network, weights, state.source)
 
 
+def _restore_head(state: TrainingState, weights: Any) -> None:
+    if state.head is not None:
+        _restore_weights(state.head, weights, state)
+
+
 def _restore_generator(state: TrainingState, saved: list[torch.Tensor]) -> None:
     state.generator.set_state(saved[0])
 
@@ -240,6 +272,9 @@ PARTS: dict[str, Part] = {
     ),
     "ema": Part(
         lambda s: s.ema.module.state_dict(), lambda s, v: _restore_weights(s.ema.module, v, s)
+    ),
+    "head": Part(
+        lambda s: None if s.head is None else s.head.state_dict(), _restore_head, may_lack=True
     ),
     "opt": Part(lambda s: s.optimizer.state_dict(), lambda s, v: s.optimizer.load_state_dict(v)),
     "scaler": Part(_scaler, _restore_scaler),

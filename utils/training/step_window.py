@@ -22,7 +22,7 @@ class Window:
     process during the steps.
     """
 
-    SUMS = ("loss", "grad_norm", "skipped", "spikes")
+    SUMS = ("loss", "grad_norm", "skipped", "spikes", "alignment", "aligned")
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(len(self.SUMS), device=device)
@@ -33,26 +33,40 @@ class Window:
         self.sums.zero_()
         self.steps, self.seconds, self.waiting, self.processor_seconds = 0, 0.0, 0.0, 0.0
 
-    def add(self, loss: torch.Tensor, grad_norm: torch.Tensor, verdict: Verdict) -> None:
-        """Add a step; its loss and gradient norm count if it was a good one."""
+    def add(
+        self,
+        loss: torch.Tensor,
+        grad_norm: torch.Tensor,
+        verdict: Verdict,
+        alignment: torch.Tensor | None = None,
+    ) -> None:
+        """Add a step; its losses and gradient norm count if it was a good one.
+
+        alignment: its alignment loss; None = nothing was aligned.
+        """
         good = verdict.good
+        aligned = good if alignment is not None else torch.zeros_like(good)
         sums = (
             torch.where(good, loss, 0),
             torch.where(good, grad_norm, 0),
             ~good,
             verdict.spike,
+            aligned if alignment is None else torch.where(good, alignment, 0),
+            aligned,
         )
         self.sums += torch.stack([value.float() for value in sums])
         self.steps += 1
 
     def means(self) -> dict[str, float]:
-        """Return loss and gradient norm per good step, and the counts of skips and spikes.
+        """Return losses and gradient norm per good step, and the counts of skips and spikes.
 
         Waits for the device.
         """
-        loss, grad_norm, skipped, spikes = self.sums.tolist()
+        loss, grad_norm, skipped, spikes, alignment, aligned = self.sums.tolist()
         good = self.steps - int(skipped)
         means = {"loss": loss / good, "grad_norm": grad_norm / good} if good else {}
+        if aligned:
+            means["alignment"] = alignment / aligned
         return {**means, "skipped": int(skipped), "spikes": int(spikes)}
 
     def begin(self) -> None:
@@ -83,8 +97,8 @@ class Window:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Continue a saved window; older checkpoints hold no processor seconds."""
-        self.sums.copy_(state["sums"])
+        """Continue a saved window; older checkpoints hold fewer sums, no processor seconds."""
+        self.sums[: len(state["sums"])] = state["sums"]
         self.steps, self.seconds = state["steps"], state["seconds"]
         self.waiting = state["waiting"]
         self.processor_seconds = state.get("processor_seconds", 0.0)

@@ -10,15 +10,13 @@ import torch
 from models.batch_random import BatchRandom
 from models.distillation import distillation_loss
 from models.edm import edm_loss, random_for_loss
-from utils.training.batches import make_condition
+from utils.training.batches import Batch, make_condition
 from utils.training.distributed import clip_gradients
 from utils.training.ema import ema_decay_at
 from utils.training.optimizers import set_rate
 from utils.training.schedules import lr_after, mask_ratio_after
 from utils.training.state import TrainingState
 from utils.training.step_guard import skip_unless
-
-Batch = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class Rates(NamedTuple):
@@ -31,8 +29,7 @@ class Rates(NamedTuple):
 def train_step(state: TrainingState, batches: Iterator[Batch]) -> Rates:
     """Do one step of training and return its rates; all processes call this.
 
-    batches: latents (N, C, H, W) and embeddings (N, D) or None, this process's slice of the global
-        batch. The step takes `train.grad_accum` of them.
+    batches: this process's slices of global batches. The step takes `train.grad_accum` of them.
 
     The step perturbs the condition, computes the loss and its gradients, clips and checks them,
     updates the weights unless loss or gradients are not finite, and averages the weights. It does
@@ -48,16 +45,27 @@ def train_step(state: TrainingState, batches: Iterator[Batch]) -> Rates:
     set_rate(state.optimizer, rates.lr)
 
     step_loss = torch.zeros((), device=state.processes.device)
+    alignment = torch.zeros_like(step_loss) if state.head is not None else None
     for _ in range(options.grad_accum):
-        latents, y = next(batches)
+        batch = next(batches)
         with accelerator.accumulate(state.model):
-            cond = make_condition(y, config, rng)
-            loss = image_losses(state, latents, cond, rates.mask_ratio, rng).mean()
-            accelerator.backward(loss)
+            cond = make_condition(batch.y, config, rng)
+            losses = image_losses(state, batch, cond, rates.mask_ratio, rng)
+            if alignment is None:
+                loss = losses.mean()
+                accelerator.backward(loss)
+            else:
+                loss, distance = losses.mean(dim=1)
+                accelerator.backward(loss + options.align_coef * distance)
+                alignment += distance.detach() / options.grad_accum
             step_loss += loss.detach() / options.grad_accum
             if accelerator.sync_gradients:
                 grad_norm = clip_gradients(accelerator, state.trained, options.grad_clip)
                 step_loss = accelerator.reduce(step_loss, "mean")
+                if batch.features is None:
+                    alignment = None
+                elif alignment is not None:
+                    alignment = accelerator.reduce(alignment, "mean")
                 verdict = state.guard.check(step_loss, grad_norm)
                 skip_unless(verdict.good, state.optimizer.optimizer)
             state.optimizer.step()
@@ -65,7 +73,7 @@ def train_step(state: TrainingState, batches: Iterator[Batch]) -> Rates:
 
     state.step += 1
     state.images_seen += options.batchsize
-    state.window.add(step_loss, grad_norm, verdict)
+    state.window.add(step_loss, grad_norm, verdict, alignment)
     state.ema.update(
         ema_decay_at(state.images_seen, options.batchsize, options.ema_decay, options.ema_rampup)
     )
@@ -74,15 +82,17 @@ def train_step(state: TrainingState, batches: Iterator[Batch]) -> Rates:
 
 def image_losses(
     state: TrainingState,
-    latents: torch.Tensor,
+    batch: Batch,
     cond: torch.Tensor | None,
     mask_ratio: float,
     rng: BatchRandom,
 ) -> torch.Tensor:
     """Compute the loss of each image (N,): the masked EDM loss, or that of a student.
 
-    latents: (N, C, H, W). cond: (N, D), perturbed, or None.
+    With a head for the alignment, (2, N): the second row is the alignment loss.
+    cond: (N, D), perturbed, or None.
     """
+    latents = batch.latents
     config, options = state.config, state.config.train
     autocast = state.processes.accelerator.autocast
     if state.teacher is not None:
@@ -109,4 +119,5 @@ def image_losses(
             P_mean=options.P_mean,
             P_std=options.P_std,
             encoder=state.ema.module,
+            features=batch.features,
         )

@@ -1,0 +1,44 @@
+"""The frozen image network whose patch features a training is aligned to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from models.patch_features import PatchEncoder, clip_patch_maps
+from utils.base.errors import UserError
+from utils.config.schema import Config
+from utils.evaluation.feature_networks import DinoFeatures
+from utils.pretrained.assets import advice
+from utils.pretrained.encoders import load_config_clip
+
+if TYPE_CHECKING:
+    from models.clip import ClipEncoder
+
+
+def load_patch_encoder(
+    config: Config, side: int, device: torch.device | str, clip: ClipEncoder | None = None
+) -> PatchEncoder:
+    """Load the DINOv2 at `encoders.dinov2` if that is set, else the image tower of the CLIP.
+
+    side: of the grid of tokens. clip: the config's CLIP, if it is loaded already.
+    Raises UserError if weights are missing, or the tower gives no maps.
+    """
+    weights = config.encoders.dinov2
+    if weights is not None:
+        if not weights.is_file():
+            raise UserError(f"encoders.dinov2: {weights} is not there{advice(weights)}")
+        dino = DinoFeatures(weights, device)
+        return PatchEncoder(dino.name, dino.patch_maps, side)
+    tower = clip or load_config_clip(config.encoders, device)
+
+    def maps(images: Tensor) -> Tensor:
+        return clip_patch_maps(tower, images, side)
+
+    try:
+        maps(torch.zeros(1, 3, tower.image_size, tower.image_size, dtype=torch.uint8))
+    except ValueError as fault:
+        raise UserError(f"encoders.clip: {fault}; set encoders.dinov2 to a DINOv2") from fault
+    return PatchEncoder(tower.identity, maps, side)
