@@ -33,6 +33,11 @@ def add_classifier_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, default=Path("data/demo"), help="folder of the rendered faces"
     )
+    add_classifier_file(parser)
+
+
+def add_classifier_file(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names the file of the classifier."""
     parser.add_argument(
         "--classifier",
         type=Path,

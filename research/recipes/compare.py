@@ -3,14 +3,16 @@
     python research/recipes/compare.py research/recipes/recipes.yaml --threads 1
     python research/recipes/compare.py research/study/study.yaml --threads 1      # all runs: hours
     python research/recipes/compare.py research/study/study.yaml pairs_short --seeds 0
+    python research/recipes/compare.py research/recipes/recipes_photos.yaml --threads 1
     python research/tables.py                                  # then: write the tables of the docs
 
-Needs the data of `make demo`. A list of runs names recipes (YAML files beside it, or below
-configs/demo) and the seeds of their trainings. Short trainings measure what a recipe's steps cost;
-it then gets the steps that fit into equal time: processor seconds, or wall-clock seconds on a GPU.
-The averaged weights generate images of held-out captions and of short sentences, which are
-evaluated. Other sets of faces and captions, and priors, are made when a recipe needs them
-(research/study/material.py).
+Needs the data of `make demo`; a list with `world: photos` needs the link that `make photos` makes.
+A list of runs names recipes (YAML files beside it, or below configs/demo or configs/photos) and the
+seeds of their trainings. Short trainings measure what a recipe's steps cost; it then gets the steps
+that fit into equal time: processor seconds, or wall-clock seconds on a GPU. The averaged weights
+generate images of held-out captions and of short sentences, which are evaluated. Databases, other
+sets of images and captions, and priors are made when a recipe needs them
+(research/study/material.py, research/photos/material.py).
 
 This command, started again, goes on where it was stopped, and adds to the JSON of --out.
 """
@@ -34,31 +36,29 @@ from utils.base.script import one_line_errors
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from benchmarks.timing import report, start
-from research.attributes.classifier import add_classifier_arguments
-from research.recipes.evaluation import Evaluation
+from research.attributes.classifier import add_classifier_file
 from research.recipes.recipe import Recipe, read_recipes
 from research.recipes.results import Results
 from research.recipes.training import Costs, Plan, measure, unit
-from research.study.material import prepare
+from research.recipes.worlds import WORLDS, World, WorldName
 from utils.base.errors import refusing
 from utils.base.locks import FolderLock
 from utils.config.command_line import HelpFormatter
 from utils.config.parsing import parse_seeds
 from utils.config.yaml_files import load_yaml
 
-RECIPES = (ROOT / "configs" / "demo" / "recipes", ROOT / "configs" / "demo" / "study")
-
 
 class RunList(BaseModel):
     """A list of runs.
 
-    seconds: of each training. images: held-out captions to generate. seeds: recipe -> seeds of its
-    trainings. starts: recipe -> the recipe from whose network of seed 0 its trainings
-    start.
+    world: avatars, rendered faces, or photos. seconds: of each training. images: held-out captions
+    to generate. seeds: recipe -> seeds of its trainings. starts: recipe -> the recipe from whose
+    network of seed 0 its trainings start.
     """
 
     model_config = ConfigDict(extra="forbid")
 
+    world: WorldName = "avatars"
     seconds: PositiveFloat
     images: PositiveInt
     seeds: Mapping[str, list[int]]
@@ -71,12 +71,12 @@ def read_run_list(file: Path) -> RunList:
         return RunList.model_validate(load_yaml(file.read_text(encoding="utf-8")))
 
 
-def recipe_file(name: str, runs: Path) -> Path:
-    """Return the YAML of a recipe: beside the list `runs`, or one of the project's.
+def recipe_file(name: str, runs: Path, world: World = WORLDS["avatars"]) -> Path:
+    """Return the YAML of a recipe: beside the list `runs`, or one of the world's.
 
     Raises UserError if there is none.
     """
-    folders = (runs.parent, *RECIPES)
+    folders = (runs.parent, *world.recipes)
     for file in (folder / f"{name}.yaml" for folder in folders):
         if file.is_file():
             return file
@@ -89,12 +89,12 @@ class Comparison:
 
     def __init__(self, runs: RunList, args: argparse.Namespace) -> None:
         """Read the recipes and load the evaluation; raise UserError for what is missing."""
-        self.runs, self.args = runs, args
-        self.recipes = read_recipes([recipe_file(name, args.runs) for name in runs.seeds])
+        self.runs, self.args, self.world = runs, args, WORLDS[runs.world]
+        self.data: Path = args.data or self.world.data
+        files = [recipe_file(name, args.runs, self.world) for name in runs.seeds]
+        self.recipes = read_recipes(files)
         config = next(iter(self.recipes.values())).config
-        networks = (config.encoders.clip, config.eval.ref_path)
-        prepare([Path(path) for path in networks if path is not None], args.data)
-        self.evaluation = Evaluation(config, args.data, runs.images, args.classifier)
+        self.evaluation = self.world.evaluation(config, self.data, runs.images, args.classifier)
         setup = {"seconds": runs.seconds, "unit": unit(), **self.evaluation.identity}
         self.results, self.costs = Results(args.out, setup), Costs(args.work)
 
@@ -113,7 +113,7 @@ class Comparison:
     def run(self, name: str, seed: int) -> None:
         """Train a recipe with a seed and evaluate it, from where that was stopped."""
         recipe = self.recipes[name]
-        prepare(_databases(recipe), self.args.data)
+        self.world.prepare(_databases(recipe), self.data)
         self.results.add(recipe, measure(self.plan(name, seed), self.evaluation))
         rows, notes = self.results.rows(), self.results.notes()
         title = f"Trainings of equal time: {self.args.runs.stem}"
@@ -148,7 +148,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--work", type=Path, help="folder of the trainings; None = results/NAME of the list"
     )
-    add_classifier_arguments(parser)
+    parser.add_argument(
+        "--data", type=Path, help="folder of the images; None = data/demo or data/photos"
+    )
+    add_classifier_file(parser)
     parser.add_argument("--threads", type=int, default=2, help="processor cores to use")
     parser.add_argument("--out", type=Path, help="JSON to add to; None = results.json in --work")
     args = parser.parse_intermixed_args()

@@ -1,29 +1,31 @@
-"""Held-out faces with captions, and all metrics of a network on them."""
+"""Metrics of a network, on the held-out images of a world: what the worlds share.
+
+avatars.py and photos.py have the two worlds.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from models.edm import EDMPrecond
-from research.attributes.check_handwritten import read_captions
-from research.attributes.check_prompts import agreement, choose_captions
-from research.attributes.classifier import classify, codes_of, load_classifier, load_faces
 from research.attributes.model import Model
-from research.variety.check import check_sentences
-from research.variety.measures import PROMPTS
 from utils.config.schema import Config
-from utils.evaluation.evaluator import load_networks_and_references
+from utils.config.sections import Encoders
+from utils.evaluation.feature_networks import ClipFeatures
+from utils.evaluation.frechet import frechet_distance
 from utils.evaluation.image_set import ImageSet
 from utils.evaluation.metric_names import key_of
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.pretrained.priors import load_config_prior
-from utils.sampling.conditions import caption_conditions
 
 BATCH = 64  # images that are encoded at once
 # Metrics of utils/evaluation that are kept; recall needs a reference that holds features.
@@ -35,10 +37,11 @@ KEPT = (
     "recall",
     "clip_score",
 )
-SEEDS = 24  # images of each sentence that says little
-LOSS_FACES = 128
+OTHER = "other"  # ends the names of metrics in the features of the other world's image tower
+LOSS_IMAGES = 128
 LOSS_SIGMAS = torch.logspace(-1.3, 1.3, 12)  # 0.05 to 20
 SIGMA_DATA = 0.5  # of the weight of the loss, also if a network has another one
+CELLS = 8  # along a side of an image, whose mean colours are compared
 
 
 @torch.inference_mode()
@@ -60,82 +63,108 @@ def held_out_losses(
     return losses
 
 
-class Evaluation:
-    """Held-out faces, their captions, and the networks that evaluate images of the captions."""
+class Tower:
+    """The image tower of a CLIP in bfloat16, and its features of a world's held-out images.
 
-    def __init__(self, config: Config, data: Path, count: int, classifier: Path) -> None:
-        """Load the first `count` test faces below `data`, and the networks of `config`.
+    Generated images are compared with them. Both are in the same precision, so no reference file
+    is read.
+    """
 
-        classifier: file of the attribute classifier, which is trained on first use. Raise UserError
-        if something is missing.
+    def __init__(self, clip: Path | str, images: Tensor, device: torch.device) -> None:
+        """Load the CLIP; `images`: (N, 3, H, W) uint8."""
+        self.clip = load_config_clip(Encoders(clip=str(clip), precision="bf16"), device)
+        self.network = ClipFeatures(self.clip)
+        self.features = self(images)  # (N, D)
+        self.reference = self._set(self.features).references()[0]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the features of (N, 3, H, W) uint8, (N, D)."""
+        return torch.cat([self.network(part).pooled for part in images.split(BATCH)])
+
+    def _set(self, features: Tensor, texts: Tensor | None = None) -> ImageSet:
+        rows = {"0.pooled": features}
+        if texts is not None:
+            rows["pairs"] = torch.cat([features, texts], dim=1)
+        found = ImageSet([self.network], self.clip)
+        found.add(rows, range(len(features)))
+        return found
+
+    def metrics(self, features: Tensor, texts: Tensor | None = None) -> dict[str, Any]:
+        """Return the metrics KEPT of generated images, by their features (N, D).
+
+        texts: (N, D) embeddings of their captions; without them there is no CLIP score.
         """
+        return kept_metrics(self._set(features, texts).metrics([self.reference]))
+
+    def other_metrics(self, features: Tensor) -> dict[str, Any]:
+        """Return these metrics with names that end with OTHER, and the network's as its own."""
+        found = {f"{k}_{OTHER}": v for k, v in self.metrics(features).items() if v is not None}
+        return {**found, f"network_{OTHER}": self.network.name}
+
+
+def kept_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics KEPT of those of an ImageSet, without the network in their names."""
+    return {key: metrics[key_of(key, metrics["network"])] for key in KEPT}
+
+
+def colour_distance(images: Tensor, real: Tensor) -> float:
+    """Return the Fréchet distance of images (N, 3, H, W) uint8 and real ones, by colours alone.
+
+    The features are the mean colours of CELLS × CELLS cells, in [0, 1]: no network, no training.
+    """
+    given: list[np.ndarray] = []
+    for part in (images, real):
+        cells = F.adaptive_avg_pool2d(part.double() / 255, CELLS).flatten(1).numpy()
+        given += [cells.mean(axis=0), np.cov(cells, rowvar=False)]
+    return frechet_distance(*given)
+
+
+class Evaluation(ABC):
+    """Held-out images of a world, and the networks that evaluate images of their captions.
+
+    count: held-out images.
+    """
+
+    def __init__(self, config: Config, images: Tensor) -> None:
+        """Load the encoders of `config`; `images`: the held-out images, (N, 3, H, W) uint8."""
+        self.config, self.images, self.count = config, images, len(images)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.images, self.records = load_faces(data / "test", count)
-        texts, self.stated = choose_captions(self.records)
-        self.codes = codes_of(self.records)
         self.clip = load_config_clip(config.encoders, self.device)
         self.vae = load_config_autoencoder(config, self.device)
-        self.texts = self.clip.encode_texts(texts)
-        self.networks, self.references = load_networks_and_references(
-            config, self.device, self.clip
-        )
-        self._classifier_file, self._train_faces = classifier, data / "train"
 
     @property
+    @abstractmethod
     def identity(self) -> dict[str, Any]:
         """Return the facts that must be equal for metrics that are compared."""
-        return {
-            "images": len(self.records),
-            "network": self.networks[0].name,
-            "reference": self.references[0].source,
-        }
 
-    @cached_property
-    def classifier(self) -> nn.Module:
-        """Attribute classifier."""
-        return load_classifier(self._classifier_file, self._train_faces)
+    @abstractmethod
+    def evaluate(self, denoiser: EDMPrecond, config: Config) -> dict[str, Any]:
+        """Return all metrics of a network, which was trained by `config`."""
+
+    def model(self, denoiser: EDMPrecond, config: Config) -> Model:
+        """Return a network with the encoders, and the prior that its config names."""
+        prior = load_config_prior(config, self.clip.identity, self.device)
+        return Model(denoiser, config, self.vae, self.clip, prior)
 
     @cached_property
     def loss_inputs(self) -> tuple[Tensor, Tensor]:
-        """Latents (N, C, H, W) and image embeddings (N, D) of the first LOSS_FACES faces."""
-        latents, embeddings = [], []
-        for part in self.images[:LOSS_FACES].split(BATCH):
+        """Latents (N, C, H, W) and image embeddings (N, D) of the first LOSS_IMAGES images."""
+        images, latents = self.images[:LOSS_IMAGES], []
+        for part in images.split(BATCH):
             moments = self.vae.encode_moments(part.float() / 127.5 - 1)
             latents.append(self.vae.mean_latents(moments))
-            embeddings.append(self.clip.encode_images(part))
-        return torch.cat(latents).to(self.device), torch.cat(embeddings).to(self.device)
+        return torch.cat(latents).to(self.device), self.embed(images).to(self.device)
 
-    def evaluate(self, denoiser: EDMPrecond, config: Config) -> dict[str, Any]:
-        """Return all metrics of a network.
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the embeddings of (N, 3, H, W) uint8 by the config's CLIP, (N, D)."""
+        return torch.cat([self.clip.encode_images(part) for part in images.split(BATCH)])
 
-        They are KEPT; the percentage of stated attributes that are shown, as `attributes` (mean),
-        `coarse` (mean of the coarse ones) and `shown` (each); `variety` of sentences that say
-        little, relative to the data, and the percentage `stated` that they state and show; the loss
-        of `held_out_losses` given the image's own embedding, as `loss` (mean) and `losses` (each
-        sigma).
+    def losses(self, denoiser: EDMPrecond, config: Config) -> dict[str, Any]:
+        """Return `loss` (mean) and `losses` (each sigma) of `held_out_losses`.
+
+        The condition is the image's own embedding.
         """
-        prior = load_config_prior(config, self.clip.identity, self.device)
-        sampling = config.sampling.model_copy(update={"amp": "bf16"})
-        model = Model(denoiser, config, self.vae, self.clip, prior)
-        conditions = caption_conditions(self.texts, config)
-        images = model.generate(conditions, range(len(self.texts)), sampling, "captions")
-        generated = ImageSet(self.networks, self.clip)
-        for rows in torch.arange(len(images)).split(BATCH):
-            generated.update(images[rows], rows, self.texts[rows.to(self.texts.device)])
-        metrics = generated.metrics(self.references)
-        shown = agreement(classify(self.classifier, images), self.codes, self.stated)
         latents, embeddings = self.loss_inputs
         cond = F.normalize(embeddings, dim=1) if config.data.norm_feature else embeddings
         losses = held_out_losses(denoiser, latents, cond)
-        texts, stated = read_captions(PROMPTS)
-        open_ended = check_sentences(model, self.classifier, texts, stated, SEEDS, sampling)
-        return {
-            "variety": open_ended["ratio"],
-            "stated": open_ended["stated"],
-            **{key: metrics[key_of(key, metrics["network"])] for key in KEPT},
-            "attributes": shown.pop("mean"),
-            "coarse": shown.pop("coarse mean"),
-            "loss": sum(losses) / len(losses),
-            "losses": losses,
-            "shown": shown,
-        }
+        return {"loss": sum(losses) / len(losses), "losses": losses}

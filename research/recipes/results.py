@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,23 @@ from research.recipes.recipe import Recipe
 from utils.base.errors import UserError, refusing
 
 Run = dict[str, Any]  # see training.measure
+MAIN = "frechet_distance"  # orders the rows
 COLUMNS = {  # metric → title of its column and format
     "frechet_distance": ("Fréchet distance", ".1f"),
+    "frechet_distance_other": ("Fréchet distance, other features", ".1f"),
+    "colour_distance": ("colours", ".2f"),
     "attributes": ("attributes of captions, %", ".1f"),
+    "retrieval_5": ("own caption among the nearest 5, %", ".1f"),
+    "traits_shown": ("traits shown, %", ".1f"),
+    "unseen_shown": ("of unseen sentences, %", ".1f"),
+    "combined_shown": ("both of two, %", ".1f"),
     "recall": ("recall", ".2f"),
+    "recall_other": ("recall, other features", ".2f"),
     "variety": ("variety", ".2f"),
+    "caption_variety": ("variety of a caption", ".2f"),
+    "caption_variety_other": ("variety of a caption, other features", ".2f"),
+    "to_training": ("distance to training images", ".2f"),
+    "to_training_other": ("distance to training images, other features", ".2f"),
     "stated": ("stated by short sentences, %", ".1f"),
     "clip_score": ("CLIP score", ".1f"),
     "loss": ("held-out loss", ".4f"),
@@ -75,7 +88,8 @@ class Results:
         for run in self.runs:
             by_recipe.setdefault(run["recipe"], []).append(run)
         ordered = sorted(by_recipe, key=lambda name: _distance(by_recipe[name]))
-        return [_row(name, by_recipe[name]) for name in ordered]
+        measured = [key for key in COLUMNS if _values(self.runs, key) or key == MAIN]
+        return [_row(name, by_recipe[name], measured) for name in ordered]
 
     def notes(self) -> list[str]:
         """Return the sentences below the table."""
@@ -85,6 +99,9 @@ class Results:
             f"{self.setup['images']} images of held-out captions, from equal noise. Values are "
             "means over the seeds of the training, with the lowest and the highest in brackets.",
         ]
+        real = (run["metrics"].get("real") for run in self.runs)
+        if found := next((metrics for metrics in real if metrics), None):
+            sentences.append(_ceiling(found))
         machines = sorted({run["machine"] for run in self.runs})
         if len(machines) > 1:
             sentences.append(f"Times of several machines do not compare: {'; '.join(machines)}.")
@@ -99,18 +116,29 @@ def _values(runs: Sequence[Run], key: str) -> list[float]:
 
 def _distance(runs: Sequence[Run]) -> float:
     """Return the mean Fréchet distance; infinite if a run diverged."""
-    values = _values(runs, "frechet_distance")
+    values = _values(runs, MAIN)
     return sum(values) / len(values) if len(values) == len(runs) else math.inf
 
 
-def _row(name: str, runs: Sequence[Run]) -> dict[str, Any]:
+def _row(name: str, runs: Sequence[Run], metrics: Sequence[str]) -> dict[str, Any]:
     row = {"recipe": name, "seeds": len(runs), "steps": runs[0]["steps"]}
-    row |= {
-        title: _mean_and_range(_values(runs, key), form) for key, (title, form) in COLUMNS.items()
-    }
+    for key in metrics:
+        title, form = COLUMNS[key]
+        row[title] = _mean_and_range(_values(runs, key), form)
     if lost := sum(run["diverged"] for run in runs):
-        row[COLUMNS["frechet_distance"][0]] = f"{lost} diverged"
+        row[COLUMNS[MAIN][0]] = f"{lost} diverged"
     return row
+
+
+def _ceiling(real: Mapping[str, Any]) -> str:
+    """Return the sentence about the same metrics of real held-out images."""
+    low, high = (real[f"retrieval_5_{end}"] for end in ("low", "high"))
+    rates = [trait["rate"] for trait in real["traits"].values() if trait["rate"] is not None]
+    return (
+        f"Real held-out images: the own caption is among the nearest 5 in {real['retrieval_5']:.1f}"
+        f" % ({low:.1f} … {high:.1f}), and traits are seen in {statistics.fmean(rates):.1f} % of "
+        "the images whose captions state them."
+    )
 
 
 def _mean_and_range(values: Sequence[float], form: str) -> str:

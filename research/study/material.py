@@ -69,7 +69,7 @@ def prepare(paths: Iterable[Path], data: Path) -> None:
     """
     study = data / FOLDER
     for path in paths:
-        if not path.is_relative_to(study) or _is_there(path):
+        if not path.is_relative_to(study) or is_there(path):
             continue
         print(f"making {path}", flush=True)
         parts = path.relative_to(study).parts
@@ -81,10 +81,10 @@ def prepare(paths: Iterable[Path], data: Path) -> None:
         elif parts == ("wide", REFERENCE):
             prepare([path.parent / "clip"], data)
             options = [_clip_of(path.parent), "--features", "--out", str(path)]
-            _run("preprocess_scripts/fid_ref.py", *options)
+            run_script("preprocess_scripts/fid_ref.py", *options)
         elif len(parts) == 3 and parts[1:] == ("clip_img", "prior.safetensors"):
             prepare([path.parent], data)
-            _run("train_prior.py", f"data.feat_path={path.parent}")
+            run_script("train_prior.py", f"data.feat_path={path.parent}")
         elif len(parts) == 2 and parts[1] in ENCODERS:
             _make_database(path, data)
         else:
@@ -160,10 +160,10 @@ def _make_database(path: Path, data: Path) -> None:
     options += ["--images", str(images), "--out", str(path)]
     if product == "clip_txt":
         options += ["--captions", str(captions)]
-    _run(f"preprocess_scripts/{ENCODERS[product]}", *options)
+    run_script(f"preprocess_scripts/{ENCODERS[product]}", *options)
 
 
-def _is_there(path: Path) -> bool:
+def is_there(path: Path) -> bool:
     """Return True if a file, a complete database, or a CLIP is at `path`."""
     return path.is_file() or is_complete(path) or (path / CLIP_FILES[-1]).is_file()
 
@@ -187,7 +187,8 @@ def _write_bytes(content: bytes, path: Path) -> None:
     path.write_bytes(content)
 
 
-def _run(script: str, *options: str) -> None:
+def run_script(script: str, *options: str) -> None:
+    """Run a script of the project; raise UserError if it stops."""
     done = subprocess.run([sys.executable, script, *options], cwd=ROOT, check=False)
     if done.returncode:
         raise UserError(f"{script} stopped; the same command goes on")
@@ -218,7 +219,8 @@ def _render_face(folder: Path, index: int) -> None:
 def mix(captions: Path, images: Path, out: Path) -> None:
     """Write a database in which each image's own embedding is as frequent as its captions' are.
 
-    A sample's embeddings are its captions', and as many times that of its image.
+    A sample's embeddings are its captions', and as many times that of its image. An image without
+    captions has its own embedding alone.
     """
     texts, faces = LMDBReader(captions), LMDBReader(images)
     names = faces.info.meta["names"]
@@ -228,9 +230,11 @@ def mix(captions: Path, images: Path, out: Path) -> None:
         "names_hash": names_hash(names),
         "y_holds": "captions and images",
     }
-    with LMDBWriter(out, "y", meta, texts.info.length) as writer:
-        pairs = zip(texts.all_samples(writer.done), faces.all_samples(writer.done), strict=True)
-        for lines, own in pairs:
+    lines = (one.copy() for batch in texts.all_samples() for one in batch)
+    of_name = dict(zip(texts.info.meta["names"], lines, strict=True))
+    with LMDBWriter(out, "y", meta, len(names)) as writer:
+        for batch in faces.all_samples(writer.done):
+            rows = [(own, of_name.get(names[i])) for i, own in enumerate(batch, writer.done)]
             writer.append(
-                [np.concatenate([t, i.repeat(len(t), 0)]) for t, i in zip(lines, own, strict=True)]
+                [o if t is None else np.concatenate([t, o.repeat(len(t), 0)]) for o, t in rows]
             )

@@ -31,8 +31,9 @@ class PairsTraining(Training):
 
     def losses(self, batch: Tensor, bank: Tensor, rng: BatchRandom) -> Tensor:
         """Return the losses (B,) of the images at `batch`; `bank` is not used."""
-        which = rng.rand((len(batch),)) * self.captions.info.n_features
-        texts = torch.from_numpy(self.captions.read(batch.numpy(), which.long().numpy()))
+        rows = batch.numpy()
+        which = rng.rand((len(batch),)) * torch.from_numpy(self.captions.info.counts[rows])
+        texts = torch.from_numpy(self.captions.read(rows, which.long().numpy()))
         offset = self.prior.offset_from_mean(texts, FREEDOM)
         return flow_loss(self.prior, self.y[batch], offset, rng)
 

@@ -183,8 +183,11 @@ def test_a_fast_config_refuses_shards():
         wants_shards(config.train, "bf16")
 
 
+OURS = ("demo/", "photos/", "others/photos", "others/own_images", "others/sfhq")
+
+
 def test_published_configs_keep_the_constant_average_by_name_and_ours_ramp():
-    ours = {name for name in FILES if name.startswith(("demo/", "others/own_images", "others/sfhq"))}
+    ours = {name for name in FILES if name.startswith(OURS)}
     ours |= {f"{TRAIN}/{name}_fast.yaml" for name in FAST}
     ours.remove("demo/recipes/published.yaml")
     for name, path in FILES.items():

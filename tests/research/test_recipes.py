@@ -11,7 +11,7 @@ from tiny import DIM, LATENT_SIZE, make_tiny_denoiser
 
 from benchmarks.timing import report
 from models.edm import LossRandom, edm_loss
-from research.recipes.compare import RECIPES, read_run_list, recipe_file
+from research.recipes.compare import read_run_list, recipe_file
 from research.recipes.evaluation import LOSS_SIGMAS, held_out_losses
 from research.recipes.recipe import read_recipe, read_recipes
 from research.recipes.results import Results
@@ -21,11 +21,12 @@ from research.recipes.training import (
     cost_of_step,
     training_seconds,
 )
+from research.recipes.worlds import WORLDS
 from utils.base.errors import UserError
 from utils.config.command_line import DEFAULT_CONFIG
 from utils.config.load import load_config
 
-FOLDER = RECIPES[0]
+FOLDER = WORLDS["avatars"].recipes[0]
 SETUP = {"seconds": 400.0, "unit": "processor s", "images": 500, "network": "clip-1"}
 
 
@@ -86,11 +87,46 @@ def test_recipes_with_other_encoders_are_refused(tmp_path):
     assert list(read_recipes([v0_2])) == ["v0_2"]
 
 
-def test_the_list_names_every_recipe_of_its_folder():
-    file = ROOT / "research/recipes/recipes.yaml"
-    runs = read_run_list(file)
-    assert set(runs.seeds) == {path.stem for path in FOLDER.glob("*.yaml")}
-    assert all(recipe_file(name, file).parent == FOLDER for name in runs.seeds)
+@pytest.mark.parametrize(
+    ("lists", "world", "kind"),
+    [
+        (("recipes/recipes", "recipes/own"), "avatars", 0),
+        (("recipes/recipes_photos",), "photos", 0),
+        (("study/study_photos",), "photos", 1),
+    ],
+)
+def test_the_lists_name_every_recipe_of_a_folder(lists, world, kind):
+    folder, named = WORLDS[world].recipes[kind], set()
+    for file in (ROOT / "research" / f"{name}.yaml" for name in lists):
+        runs = read_run_list(file)
+        assert runs.world == world
+        recipes = read_recipes([recipe_file(n, file, WORLDS[world]) for n in runs.seeds])
+        assert {recipe.file.parent for recipe in recipes.values()} == {folder}
+        named |= recipes.keys()
+    assert named == {path.stem for path in folder.glob("*.yaml")}
+
+
+def test_the_first_recipe_of_both_worlds_has_the_demos_settings():
+    ours, demo = (
+        read_recipe(WORLDS[world].recipes[0] / f"{name}.yaml").settings
+        for world, name in (("photos", "base"), ("avatars", "no_decoder_gelu"))
+    )
+    assert ours.pop("model.in_channels") == 32
+    sections = ("model.", "train.", "sampling.")
+    ours, demo = ({k: v for k, v in s.items() if k.startswith(sections)} for s in (ours, demo))
+    assert ours == demo
+
+
+@pytest.mark.parametrize("name", ["adamw", "decoder", "sigma_half", "mask_25", "xflip", "old"])
+def test_a_recipe_changes_the_same_keys_in_both_worlds(name):
+    changes = []
+    for world, base in (("photos", "base"), ("avatars", "no_decoder_gelu")):
+        plain, other = (
+            read_recipe(WORLDS[world].recipes[0] / f"{n}.yaml").settings for n in (base, name)
+        )
+        keys = plain.keys() | other.keys()
+        changes.append({k: other.get(k) for k in keys if plain.get(k) != other.get(k)})
+    assert changes[0] == changes[1] != {}
 
 
 # Steps from cost

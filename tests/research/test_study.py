@@ -11,8 +11,9 @@ from conftest import ROOT
 
 from demo.captions import GLASSES, SKIN
 from demo.make_faces import ATTRIBUTES, hide, make_face
-from research.recipes.compare import RECIPES, read_run_list, recipe_file
+from research.recipes.compare import read_run_list, recipe_file
 from research.recipes.recipe import read_recipe
+from research.recipes.worlds import WORLDS
 from research.study.material import (
     CAPTIONS,
     NARROW,
@@ -40,7 +41,8 @@ NAMES = [
 
 
 def test_the_lists_name_every_recipe_of_the_study():
-    assert sorted(file.stem for file in RECIPES[1].glob("*.yaml")) == sorted(set(NAMES))
+    files = WORLDS["avatars"].recipes[1].glob("*.yaml")
+    assert sorted(file.stem for file in files) == sorted(set(NAMES))
 
 
 def test_no_recipe_of_images_alone_reads_a_caption():
