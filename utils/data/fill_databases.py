@@ -238,7 +238,7 @@ def patch_features(
     out: Path, encode: PatchEncoder, resolution: int, args: argparse.Namespace
 ) -> Target:
     """Return the database of the images' patch features, a map (F, G, G) for each image."""
-    meta = {"map_holds": "patches", "encoder": encode.identity, **image_meta(resolution, args)}
+    meta = {"encoder": encode.identity, "side": encode.side, **image_meta(resolution, args)}
     return Target(out, "map", meta, lambda images, _: encode(images).numpy())
 
 
