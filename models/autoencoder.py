@@ -89,6 +89,15 @@ class Autoencoder:
         self.latent_channels, self.downsample = vae.config.latent_channels, vae.config.downsample
         self.device, self.dtype = device, dtype
 
+    def normalise(self, mean: Tensor, deviation: Tensor) -> None:
+        """Let scaled latents be those that were scaled before, minus `mean`, over `deviation`.
+
+        Both are (C, 1, 1): statistics of a training's latents.
+        """
+        mean, deviation = mean.to(self.device), deviation.to(self.device)
+        self.shift = self.shift + mean / self.scale
+        self.scale = self.scale / deviation
+
     @torch.inference_mode()
     def encode_moments(self, images: Tensor) -> Tensor:
         """Encode (N, 3, H, W) in [-1, 1] -> (N, 2C, h, w) float32: mean, log variance; unscaled.

@@ -11,7 +11,9 @@ A part of eight:   python preprocess_scripts/create_latentspace_lmdb.py --num_sh
 `--with_clip` also writes the CLIP embeddings that clip_encode_img.py makes, in one pass over the
 images. `--with_features` writes what an image network makes of each patch of the training images:
 DINOv2 if `encoders.dinov2` is set, else the image tower of the CLIP; `train.align_coef` needs it.
-If a run is cut off, start it again: it goes on where it stopped.
+Beside the training latents, the script writes mean and deviation of each channel,
+latent_statistics.json, which `encoders.latent_statistics` may name. If a run is cut off, start it
+again: it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from utils.data.fill_databases import (
     patch_features,
     read_images,
 )
+from utils.data.latent_statistics import write_latent_statistics
 from utils.data.preprocess_jobs import (
     KEYS,
     Job,
@@ -132,7 +135,9 @@ def main() -> None:
     features_of_clip = args.with_features and config.encoders.dinov2 is None
     needs_clip = args.with_clip or features_of_clip
     require_encoders(config.encoders, ENCODERS if needs_clip else ["encoders.vae"])
-    vae = load_config_autoencoder(config, args.device)
+    # Databases hold latents as the VAE scales them, whose statistics are measured at the end.
+    plain = config.encoders.model_copy(update={"latent_statistics": None})
+    vae = load_config_autoencoder(config.model_copy(update={"encoders": plain}), args.device)
     if args.store != "mean" and not vae.has_posterior:
         raise UserError(
             f"--store {args.store}: encoders.vae {config.encoders.vae} gives an image one latent, "
@@ -169,7 +174,10 @@ def main() -> None:
         names = [sample.name for sample in samples]
         files = SourceFiles([sample.path for sample in samples], threads=args.num_workers)
         read = partial(read_images, files, size, args)
-        if fill(job, names, targets, read, shard, files) and clip_img is not None:
+        is_complete = fill(job, names, targets, read, shard, files)
+        if is_complete and job.split == "train":
+            write_latent_statistics(job.out)
+        if is_complete and clip_img is not None:
             write_image_mean(clip_img)
 
 

@@ -258,6 +258,9 @@ class Encoders(Section):
     # Later choices need less memory. Tiles overlap, are used for images larger than those that the
     # VAE was trained on, and change pixels slightly.
     vae_memory: Literal["full", "sliced", "tiled"] = "full"
+    # json of preprocess_scripts/create_latentspace_lmdb.py: mean and deviation of each channel, by
+    # which the network's latents are normalised; null = as the VAE scales them.
+    latent_statistics: LocalPath | None = None
     # npy of preprocess_scripts/clip_encode_img.py; captions are moved by it towards images.
     image_mean: LocalPath | None = None
     prior: LocalPath | None = None  # file of train_prior.py, which sampling.freedom needs

@@ -20,9 +20,11 @@ from utils.base.errors import UserError
 from utils.base.processes import launch
 from utils.config.schema import Config
 from utils.data.derived_sizes import token_grid
+from utils.data.latent_statistics import latent_statistics_of
 from utils.data.lmdb_layout import UnmadeDatabase
 from utils.data.lmdb_reader import LMDBReader, check_same_samples, expect_kind
 from utils.data.preprocess_jobs import naming_commands
+from utils.pretrained.latent_statistics import LatentStatistics
 
 MOST_RAM = 0.25  # fraction of the available memory that a dataset may take
 FEW = 64  # samples that are checked before a training begins
@@ -34,6 +36,7 @@ class LatentDataset:
     `length` is the number of samples, `latent_shape` is (C, H, W), and `cond_dim` is the width of a
     condition (0 = none). `n_features` embeddings are stored for every image at least.
     `patch_shape` is (F, G, G) of an image's patch features; () = there are none.
+    `statistics` of each channel normalise the latents; None = they stay as they are.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class LatentDataset:
             )
         self._is_moments = labels is not None or self._z.info.meta.get("z_holds") == "moments"
         self._scale = 1.0 if labels is None else scale_factor
+        self.statistics: LatentStatistics | None = None
         channels, *sides = self._z.info.shape
         self.latent_shape = (channels // 2 if self._is_moments else channels, *sides)
         self.cond_dim = classes + (self._y.info.shape[0] if self._y is not None else 0)
@@ -142,6 +146,9 @@ class LatentDataset:
                     return ""
                 files.append(meta.pop("content_hash", ""))
             facts.append({k: v for k, v in meta.items() if k not in ("names", "source")})
+        if self.statistics is not None:
+            of_channels = self.statistics.mean, self.statistics.std
+            facts.append({"statistics": [x.flatten().tolist() for x in of_channels]})
         hashed = [json.dumps(facts, sort_keys=True), "".join(files) if all(files) else ""]
         return "-".join(
             hashlib.sha256(part.encode()).hexdigest() if part else "" for part in hashed
@@ -173,6 +180,8 @@ class LatentDataset:
             mean, log_variance = z.chunk(2, dim=1)
             noise = rng.randn(mean.shape)
             z = self._scale * (mean + (0.5 * log_variance.clamp(-30, 20)).exp() * noise)
+        if self.statistics is not None:
+            z = self.statistics.normalised(z)
         if not self.cond_dim:
             return z, None
         y: list[np.ndarray] = []
@@ -252,4 +261,5 @@ def open_data(config: Config) -> LatentDataset:
             f"{feat_path} holds embeddings of {data.cond_dim - width + getattr(model, key)} "
             f"numbers, but model.{key} says {getattr(model, key)}"
         )
+    data.statistics = latent_statistics_of(config)
     return data

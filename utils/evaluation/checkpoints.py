@@ -233,9 +233,10 @@ def content_settings(
 
     Records that were made before these entries count for any content.
     """
-    files: dict[str, Path | None] = {"image_mean": config.encoders.image_mean}
+    encoders = config.encoders
+    files = {key: getattr(encoders, key) for key in ("image_mean", "latent_statistics")}
     if config.sampling.freedom:
-        files["prior"] = config.encoders.prior
+        files["prior"] = encoders.prior
     for i, reference in enumerate(references):
         if reference.content is None and reference.source is None:
             files[f"reference{i or ''}"] = reference.path

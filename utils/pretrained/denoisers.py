@@ -78,6 +78,16 @@ def check_same_student(stored: Config, config: Config, source: Path) -> None:
         )
 
 
+def check_same_latents(stored: Config, config: Config, source: Path) -> None:
+    """Raise UserError if the weights in `source` fit, but see latents that are scaled otherwise."""
+    there, here = (c.encoders.latent_statistics for c in (stored, config))
+    if (there is None) != (here is None):
+        raise UserError(
+            f"{source} was trained with encoders.latent_statistics={there or 'null'}, and the "
+            f"settings say {here or 'null'}; set it as in that training"
+        )
+
+
 def _kind(config: Config) -> str:
     return f"a student for the sigmas {_listed(config)}" if config.distill.sigmas else "no student"
 
@@ -103,6 +113,7 @@ def load_denoiser(
     if stored is not None and config is not None:
         check_sigma_data(stored.model.sigma_data, config.model.sigma_data, path)
         check_same_student(stored, config, path)
+        check_same_latents(stored, config, path)
     config = config or stored
     if config is None:
         raise UserError(f"{path} holds no configuration; give the one it was trained with")

@@ -10,7 +10,13 @@ from typing import Any
 from models.weights import looks_like_path
 
 PROJECT = Path(__file__).resolve().parents[2]  # the folder of the scripts
-NEEDED = ("vae", "clip", "image_mean", "prior")  # keys of `encoders` that sampling reads
+NEEDED = (
+    "vae",
+    "clip",
+    "latent_statistics",
+    "image_mean",
+    "prior",
+)  # keys of `encoders` that sampling reads
 KEYS = (*NEEDED, "inception", "dinov2")
 
 

@@ -35,6 +35,7 @@ from utils.pretrained.hub import (
     vae_file,
     vae_is_cached,
 )
+from utils.pretrained.latent_statistics import normalise
 
 if TYPE_CHECKING:
     from models.autoencoder import Autoencoder
@@ -142,7 +143,10 @@ def _remedy(fault: Exception, key: str, source: str) -> str:
 
 
 def load_config_autoencoder(config: Config, device: torch.device | str = "cpu") -> Autoencoder:
-    """Load the VAE at `encoders.vae`; raise UserError if that fails or the model needs another."""
+    """Load the VAE at `encoders.vae`, whose scaled latents are as the network sees them.
+
+    Raises UserError if that fails, or the model needs another VAE.
+    """
     encoders, model = config.encoders, config.model
     require_encoders(encoders, ["encoders.vae"])
     from models.autoencoder import load_autoencoder  # imported here: messages need not wait
@@ -166,4 +170,5 @@ def load_config_autoencoder(config: Config, device: torch.device | str = "cpu") 
             f"but model.in_channels is {model.in_channels}"
         )
     require_finite(dict(vae.vae.named_parameters()), f"encoders.vae: {encoders.vae}", OVERFLOW)
+    normalise(vae, encoders)
     return vae

@@ -126,6 +126,7 @@ def facts(faces: TextToFace, run: Run) -> dict[str, str]:
     rate = f"lr {lr:.2g}" + (f", Muon {muon_lr:.2g}" if train.optimizer == "muon" else "")
     amount = f"{run.step:,} steps of {train.batchsize}"
     amount += f", {run.images_seen:,} images seen" if run.images_seen else ""
+    scaled = ", each channel normalised" if encoders.latent_statistics else ""
     data = f"{config.data.dataset}, {config.data.resolution} × {config.data.resolution} pixels"
     data += f", {run.images:,} images" if run.images else ""
     known = {
@@ -133,7 +134,7 @@ def facts(faces: TextToFace, run: Run) -> dict[str, str]:
         "Condition": condition(config.data, train),
         "Network": f"{model.model_type}, {size:.1f} M weights, EDM preconditioning",
         "Masking": f"{model.mask_ratio:.0%} of the tokens, {model.mask_ratio_fn}",
-        "Latents": f"{model.in_channels} × {model.in_size} × {model.in_size}, VAE {vae}",
+        "Latents": f"{model.in_channels} × {model.in_size} × {model.in_size}, VAE {vae}{scaled}",
         "CLIP": f"{clip}, {faces.clip.dim} numbers, identity {faces.clip.identity}",
         "Training": amount,
         "Optimiser": f"{train.optimizer}, {rate}, {train.lr_schedule}",

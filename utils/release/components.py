@@ -175,11 +175,11 @@ COMPONENTS = {"denoiser": Denoiser, "vae": Vae, "clip": Clip, "settings": Settin
 
 
 def _copy(file: Path, folder: Path, dim: int) -> str:
-    """Copy a file that sampling needs into a folder, as safetensors; return its new name."""
+    """Copy a file that sampling needs, as safetensors or JSON; return its new name."""
     folder.mkdir(exist_ok=True)
     if not file.is_file():
         raise UserError(f"encoders: {file} is not there; copy it there, or set its key to null")
-    if file.suffix == ".safetensors":
+    if file.suffix in (".safetensors", ".json"):
         shutil.copyfile(file, folder / file.name)
         return file.name
     save_file({"image_mean": read_image_mean(file, dim)}, folder / f"{file.stem}.safetensors")

@@ -23,6 +23,7 @@ from utils.base.errors import UserError
 from utils.pretrained.effective_config import INDEX
 from utils.pretrained.encoders import PRECISIONS
 from utils.pretrained.hub import is_vae_name
+from utils.pretrained.latent_statistics import normalise
 from utils.release.components import (
     COMPONENTS,
     Clip,
@@ -148,6 +149,7 @@ class TextToFacePipeline(DiffusionPipeline):
             vae_dtype = dtype if self.vae.dtype == torch.float32 else self.vae.dtype
             scale, memory = self.vae.config["scaling_factor"], config.encoders.vae_memory
             vae = Autoencoder(as_network(self.vae), scale, device, vae_dtype, memory)
+            normalise(vae, config.encoders)
             clip = ClipEncoder(self.clip.towers, self.clip.encoder.tokenizer, device, dtype)
             solve = None if self.scheduler is None else solve_with(self.scheduler)
             source = str(self.config.get("_name_or_path", "pipeline"))

@@ -32,6 +32,7 @@ PLACES = (
 FILES = (
     "encoders.vae",
     "encoders.clip",
+    "encoders.latent_statistics",
     "encoders.image_mean",
     "encoders.inception",
     "encoders.dinov2",
