@@ -5,6 +5,7 @@ Each thing is made when a recipe names it below the folder DATA of this world, e
     data/photos/source                      link to the photographs; `make photos` makes it
     data/photos/lmdb/train/z                databases of all training images
     data/photos/lmdb/train/clip_img
+    data/photos/lmdb/train/features         patch features, for recipes that align to them
     data/photos/study/captioned/clip_txt    of the images that have captions
     data/photos/study/quarter/clip_txt      of a quarter of them
     data/photos/study/mixed/clip_txt        images, and captions where there are some
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from research.study.material import (
     ENCODERS,
+    FEATURES,
     FOLDER,
     PRIOR_OF_PAIRS,
     is_there,
@@ -33,6 +35,7 @@ from research.study.pairs_prior import train_pairs_prior
 from utils.base.errors import UserError
 from utils.base.files import write_text
 from utils.data.images import list_images
+from utils.data.latent_statistics import LATENT_STATISTICS
 
 CONFIG = "configs/others/photos.yaml"
 CAPTIONED, QUARTER = "captioned", "quarter"
@@ -66,6 +69,8 @@ def prepare(paths: Iterable[Path], data: Path) -> None:
             images, texts = train / "clip_img", study / MIXED[folder.name] / "clip_txt"
             prepare([images, texts], data)
             mix(texts, images, path)
+        elif folder.name == "z" and product == LATENT_STATISTICS:
+            _make_database(folder, data)  # the script writes both
         elif folder == train or folder.parent == study and folder.name in (CAPTIONED, QUARTER):
             _make_database(path, data)
         else:
@@ -75,10 +80,12 @@ def prepare(paths: Iterable[Path], data: Path) -> None:
 def _make_database(path: Path, data: Path) -> None:
     """Make the database `path` of all training images, or of those of a set of the study."""
     source, product = data / "source", path.name
-    if product not in ENCODERS:
+    if product not in ENCODERS and product != FEATURES:
         raise UserError(f"{path}: no database is called so; there are {', '.join(ENCODERS)}")
     images, captions = (source / "train" / name for name in ("images", "captions"))
-    options = ["--config", CONFIG, "--images", str(images), "--out", str(path)]
+    out = path.with_name("z") if product == FEATURES else path
+    options = ["--config", CONFIG, "--images", str(images), "--out", str(out)]
+    options += ["--with_features"] if product == FEATURES else []
     options += [f"encoders.{name}={source / name}" for name in ("vae", "clip")]
     if path.parent.parent == data / FOLDER:
         names = path.parent / "names.txt"
@@ -87,7 +94,8 @@ def _make_database(path: Path, data: Path) -> None:
         options += ["--split_file", str(names)]
     if product == "clip_txt":
         options += ["--captions", str(captions)]
-    run_script(f"preprocess_scripts/{ENCODERS[product]}", *options)
+    script = ENCODERS.get(product, ENCODERS["z"])
+    run_script(f"preprocess_scripts/{script}", *options)
 
 
 def captioned_names(images: Path, captions: Path, part: int = 1) -> list[str]:

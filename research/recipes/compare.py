@@ -136,7 +136,8 @@ class Comparison:
 
 def _databases(recipe: Recipe) -> list[Path]:
     data, prior = recipe.config.data, recipe.config.encoders.prior
-    return [Path(path) for path in (data.root, data.feat_path, prior) if path is not None]
+    paths = (data.root, data.feat_path, data.patch_feat_path, prior)
+    return [Path(path) for path in paths if path is not None]
 
 
 def parse_args() -> argparse.Namespace:

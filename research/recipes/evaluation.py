@@ -144,7 +144,14 @@ class Evaluation(ABC):
     def model(self, denoiser: EDMPrecond, config: Config) -> Model:
         """Return a network with the encoders, and the prior that its config names."""
         prior = load_config_prior(config, self.clip.identity, self.device)
-        return Model(denoiser, config, self.vae, self.clip, prior)
+        vae = (
+            self.vae if self.same_latents(config) else load_config_autoencoder(config, self.device)
+        )
+        return Model(denoiser, config, vae, self.clip, prior)
+
+    def same_latents(self, config: Config) -> bool:
+        """Return True if a network's latents are normalised like those of `loss_inputs`."""
+        return config.encoders.latent_statistics == self.config.encoders.latent_statistics
 
     @cached_property
     def loss_inputs(self) -> tuple[Tensor, Tensor]:
@@ -162,8 +169,11 @@ class Evaluation(ABC):
     def losses(self, denoiser: EDMPrecond, config: Config) -> dict[str, Any]:
         """Return `loss` (mean) and `losses` (each sigma) of `held_out_losses`.
 
-        The condition is the image's own embedding.
+        The condition is the image's own embedding. Both are None for a network of latents that are
+        normalised in another way: its losses are of other numbers.
         """
+        if not self.same_latents(config):
+            return {"loss": None, "losses": None}
         latents, embeddings = self.loss_inputs
         cond = F.normalize(embeddings, dim=1) if config.data.norm_feature else embeddings
         losses = held_out_losses(denoiser, latents, cond)

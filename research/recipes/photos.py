@@ -111,11 +111,12 @@ class PhotoEvaluation(Evaluation):
     def __init__(self, config: Config, data: Path, count: int) -> None:
         """Load the first `count` test images below `data`, and the networks of `config`.
 
-        Make the embeddings of the training images if they are not there. Raise UserError if the
-        photographs are missing.
+        Make the embeddings and the latents of the training images if they are not there. Raise
+        UserError if the photographs are missing.
         """
         source, embeddings = data / "source", data / "lmdb" / "train" / "clip_img"
-        prepare([embeddings], data)
+        statistics = config.encoders.latent_statistics
+        prepare([embeddings, *([statistics] if statistics else [])], data)
         test = list_images(source / "test" / "images")[:count]
         size = config.data.resolution
         images = torch.cat(list(iterate_batches([path for _, path in test], size, BATCH)))

@@ -12,6 +12,7 @@ Each thing is made when a recipe names it below FOLDER of the demo's data, e.g.
     data/demo/study/wide/clip_img           embeddings of this CLIP
     data/demo/study/prior_pairs.safetensors a prior that is trained on pairs
     data/demo/study/first_1000/clip_img/prior.safetensors
+    data/demo/lmdb/train/features           patch features of the training faces
 
 All are made by the project's scripts, which go on where they were stopped.
 """
@@ -53,6 +54,7 @@ NARROW = {  # values that the faces of a narrow set have
 }
 WIDE = "8e76b8f"  # the commit whose CLIP has a wide gap
 CLIP_FILES = ("merges.txt.gz", "model.safetensors", "open_clip_config.json")
+FEATURES = "features"  # of patches, beside the latents
 PRIOR_OF_PAIRS = "prior_pairs.safetensors"
 REFERENCE = "ref_clip_test.npz"
 ENCODERS = {
@@ -65,10 +67,15 @@ ENCODERS = {
 def prepare(paths: Iterable[Path], data: Path) -> None:
     """Make those of `paths` that lie in the folder `study` of the demo's `data`, and are not there.
 
-    Raises UserError for a path that this module does not know, or if a script stops.
+    The patch features of the training faces are made too. Raises UserError for a path that this
+    module does not know, or if a script stops.
     """
     study = data / FOLDER
     for path in paths:
+        if path == data / "lmdb" / "train" / FEATURES and not is_there(path):
+            options = ["--images", str(data / "train" / "images")]
+            options += ["--out", str(path.parent / "z"), "--with_features"]
+            run_script(f"preprocess_scripts/{ENCODERS['z']}", *options)
         if not path.is_relative_to(study) or is_there(path):
             continue
         print(f"making {path}", flush=True)
