@@ -6,18 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from aligned import WIDTH, make_aligned_config, write_features
 from trainings import final_state, metrics, run
 
 from utils.base.errors import UserError
 from utils.config.load import load_config
 from utils.data.latent_dataset import open_data
-from utils.data.lmdb_reader import LMDBReader
 from utils.data.lmdb_writer import LMDBWriter
 from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.pretrained.denoisers import export_safetensors, load_denoiser
 from utils.training.checkpoint import list_checkpoints
 
-WIDTH, STEPS = 12, 12
+STEPS = 12
 OPTIONS = {
     "plain": (),
     "accumulated": ("train.grad_accum=2", "train.xflip=true", "train.grad_clip=1"),
@@ -28,33 +28,10 @@ OPTIONS = {
 }
 
 
-def write_features(path: Path, features: np.ndarray) -> None:
-    """Write patch features (N, F, G, G)."""
-    with LMDBWriter(path, "map", {}, len(features)) as writer:
-        writer.append(features)
-
-
 @pytest.fixture(scope="module")
 def aligned(faces) -> Path:
-    """Return the config file of a training of twelve steps, eight of which align.
-
-    The features follow from the latents, so that a network can learn them.
-    """
-    features = faces.parent / "features"
-    latents = LMDBReader(load_config(faces).data.root).read(range(40))
-    write_features(features, np.repeat(latents[:, :, ::2, ::2], 3, axis=1))
-    config = load_config(
-        faces,
-        [
-            f"data.patch_feat_path={features}",
-            "train.align_coef=0.5",
-            "train.align_until=0.6",
-            f"train.max_num_steps={STEPS}",
-        ],
-    )
-    path = faces.parent / "aligned.yaml"
-    path.write_text(config.to_yaml())
-    return path
+    """Return the config file of a training of twelve steps, eight of which align."""
+    return make_aligned_config(faces)
 
 
 @pytest.fixture(scope="module")
