@@ -108,9 +108,10 @@ class Seen:
 class PhotoEvaluation(Evaluation):
     """Held-out photographs, their captions, and what evaluates images of the captions."""
 
-    def __init__(self, config: Config, data: Path, count: int) -> None:
+    def __init__(self, config: Config, data: Path, count: int, seeds: int = SEEDS) -> None:
         """Load the first `count` test images below `data`, and the networks of `config`.
 
+        seeds: images of each sentence of sentences.yaml.
         Make the embeddings and the latents of the training images if they are not there. Raise
         UserError if the photographs are missing.
         """
@@ -125,7 +126,7 @@ class PhotoEvaluation(Evaluation):
         self.texts = sorted({text for lines in self.captions for text in lines})
         self.own = torch.tensor([self.texts.index(lines[0]) for lines in self.captions])
         self.text_features = self.clip.encode_texts(self.texts)  # (C, D)
-        self.sentences = read_sentences()
+        self.sentences, self.seeds = read_sentences(), seeds
         self.sentence_features = self.clip.encode_texts(list(self.sentences.stated))  # (P, D)
         self._load_towers(source / "train", LMDBReader(embeddings))
 
@@ -146,9 +147,8 @@ class PhotoEvaluation(Evaluation):
         samples = [Sample(*both) for both in zip(reader.info.meta["names"], paths, strict=True)]
         captions = captions_of(samples, train / "captions")
         captioned = torch.tensor([bool(lines) for lines in captions])
-        self.traits = TraitClassifier(
-            self.sentences, self.clip, features[captioned], [c for c in captions if c]
-        )
+        self.training = features[captioned], [lines for lines in captions if lines]
+        self.traits = TraitClassifier(self.sentences, self.clip, *self.training)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -163,12 +163,14 @@ class PhotoEvaluation(Evaluation):
     def real(self) -> dict[str, Any]:
         """Return the same metrics of the held-out photographs themselves, as far as they exist.
 
-        `traits`: how often a trait is seen in images whose caption states it.
+        `traits`: how often a trait is seen in images whose caption states it; `traits_of_training`:
+        in such training images, for which the classifier was made.
         """
         features = self.seen.tower.features
         return {
             **retrieval(features, self.text_features, self.own),
             "traits": self.traits.rates_of_real(features, self.captions),
+            "traits_of_training": self.traits.rates_of_real(*self.training),
         }
 
     def evaluate(self, denoiser: EDMPrecond, config: Config) -> dict[str, Any]:
@@ -188,7 +190,7 @@ class PhotoEvaluation(Evaluation):
             **self.seen_by_other.tower.other_metrics(others),
             "colour_distance": colour_distance(captioned, self.images),
             **retrieval(of_captions, self.text_features, self.own),
-            **self._shown(of_sentences.unflatten(0, (-1, SEEDS))),
+            **self._shown(of_sentences.unflatten(0, (-1, self.seeds))),
         }
         for seen, features, end in (
             (self.seen, of_captions, ""),
@@ -204,19 +206,19 @@ class PhotoEvaluation(Evaluation):
         return self.seen.tower(images)
 
     def _generate(self, model: Model) -> Tensor:
-        """Generate an image of each held-out one's caption, then SEEDS images of each sentence.
+        """Generate an image of each held-out one's caption, then `seeds` images of each sentence.
 
-        Returns (count + P · SEEDS, 3, H, W) uint8. A sentence's images have the seeds from 0 on.
+        Returns (count + P · seeds, 3, H, W) uint8. A sentence's images have the seeds from 0 on.
         """
-        sentences = self.sentence_features.repeat_interleave(SEEDS, dim=0)
+        sentences = self.sentence_features.repeat_interleave(self.seeds, dim=0)
         texts = torch.cat([self.text_features[self.own], sentences])
-        seeds = [*range(self.count), *list(range(SEEDS)) * len(self.sentence_features)]
+        seeds = [*range(self.count), *list(range(self.seeds)) * len(self.sentence_features)]
         sampling = model.config.sampling.model_copy(update={"amp": "bf16"})
         conditions = caption_conditions(texts, model.config)
         return model.generate(conditions, seeds, sampling, "photographs")
 
     def _shown(self, features: Tensor) -> dict[str, Any]:
-        """Return the rates of sentences' images, (P, SEEDS, D), and of each kind of sentence."""
+        """Return the rates of sentences' images, (P, seeds, D), and of each kind of sentence."""
         each = self.traits.rates_of_sentences(features, self.sentences.stated)
         single = [trait.sentence for trait in self.sentences.traits.values()]
         kinds: Mapping[str, Sequence[str]] = {

@@ -101,7 +101,7 @@ class Results:
         ]
         real = (run["metrics"].get("real") for run in self.runs)
         if found := next((metrics for metrics in real if metrics), None):
-            sentences.append(_ceiling(found))
+            sentences.append(real_images(found))
         machines = sorted({run["machine"] for run in self.runs})
         if len(machines) > 1:
             sentences.append(f"Times of several machines do not compare: {'; '.join(machines)}.")
@@ -130,7 +130,7 @@ def _row(name: str, runs: Sequence[Run], metrics: Sequence[str]) -> dict[str, An
     return row
 
 
-def _ceiling(real: Mapping[str, Any]) -> str:
+def real_images(real: Mapping[str, Any]) -> str:
     """Return the sentence about the same metrics of real held-out images."""
     low, high = (real[f"retrieval_5_{end}"] for end in ("low", "high"))
     rates = [trait["rate"] for trait in real["traits"].values() if trait["rate"] is not None]

@@ -90,3 +90,15 @@ def test_a_recipe_with_some_captions_is_trained_and_evaluated_on_photographs(wor
     counts = LMDBReader(world / "study" / "mixed" / "clip_txt").info.counts
     assert len(counts) == TRAIN and counts.min() == 1 and counts.max() >= 2
     assert "own caption is among the nearest 5" in done.stdout
+
+    command = [sys.executable, "research/recipes/check_photos.py", "--data", str(world)]
+    command += ["--images", "4", "--seeds", "1", "--out", str(tmp_path / "check.json")]
+    command += ["--ckpt", str(work / "small" / "2s_seed0" / "checkpoints" / "0000010.pt")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    checked = json.loads((tmp_path / "check.json").read_text())
+    rows = {row["sentence"]: row for row in checked["rows"]}
+    assert len(rows) == len(read_sentences().stated)
+    assert rows["a person wearing a hat"]["in training photographs"].endswith("n = 2")
+    assert rows["a redhead"]["in held-out photographs"] == "–"
+    assert checked["metrics"]["sentences"]["a redhead"]["n"] == 1
