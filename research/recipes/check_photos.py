@@ -1,7 +1,7 @@
 """Measure a network for photographs: what its images show, beside real photographs.
 
-    python research/recipes/check_photos.py --ckpt results/photos/checkpoints/0002400.pt
-    python research/recipes/check_photos.py --ckpt FILE sampling.cfg_scale=3 --seeds 32
+    python research/recipes/check_photos.py results/photos/checkpoints/0002400.pt
+    python research/recipes/check_photos.py FILE sampling.cfg_scale=3 --seeds 32
 
 Prints how often each sentence of research/photos/sentences.yaml is shown, with Wilson's intervals,
 and all metrics of docs/recipes.md#photographs. Needs the link that `make photos` makes.
@@ -34,8 +34,8 @@ def parse_args() -> argparse.Namespace:
     """Read the command line; raise UserError for a number that is too small."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
+    add("ckpt", type=Path, metavar="FILE", help="checkpoint or release of the network")
     add("overrides", nargs="*", metavar="key=value", help="config keys to set")
-    add("--ckpt", type=Path, required=True, help="checkpoint or release of the network")
     add("--data", type=Path, default=Path("data/photos"), help="folder of the photographs")
     add("--images", type=int, default=247, help="held-out captions to generate")
     add("--seeds", type=int, default=SEEDS, help="images of each sentence")

@@ -93,7 +93,7 @@ def test_a_recipe_with_some_captions_is_trained_and_evaluated_on_photographs(wor
 
     command = [sys.executable, "research/recipes/check_photos.py", "--data", str(world)]
     command += ["--images", "4", "--seeds", "1", "--out", str(tmp_path / "check.json")]
-    command += ["--ckpt", str(work / "small" / "2s_seed0" / "checkpoints" / "0000010.pt")]
+    command.append(str(work / "small" / "2s_seed0" / "checkpoints" / "0000010.pt"))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     checked = json.loads((tmp_path / "check.json").read_text())
