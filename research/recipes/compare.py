@@ -146,6 +146,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("runs", type=Path, metavar="LIST", help="YAML file, the list of runs")
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="recipes to run; None = all")
     parser.add_argument("--seeds", help="seeds, e.g. 0,1; None = those of the list")
+    parser.add_argument("--seconds", type=float, help="of each training; None = those of the list")
     parser.add_argument(
         "--work", type=Path, help="folder of the trainings; None = results/NAME of the list"
     )
@@ -156,6 +157,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="processor cores to use")
     parser.add_argument("--out", type=Path, help="JSON to add to; None = results.json in --work")
     args = parser.parse_intermixed_args()
+    if args.seconds is not None and not args.seconds > 0:
+        raise UserError(f"--seconds must be above 0, not {args.seconds:g}")
     args.work = args.work or Path("results") / args.runs.stem
     args.out = args.out or args.work / "results.json"
     return args
@@ -167,6 +170,8 @@ def main() -> None:
     args = parse_args()
     start(args)
     runs = read_run_list(args.runs)
+    if args.seconds:
+        runs = runs.model_copy(update={"seconds": args.seconds})
     if unknown := [name for name in args.recipes if name not in runs.seeds]:
         raise UserError(f"{', '.join(unknown)}: not in {args.runs}; it has {', '.join(runs.seeds)}")
     args.work.mkdir(parents=True, exist_ok=True)

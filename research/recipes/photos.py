@@ -111,9 +111,8 @@ class PhotoEvaluation(Evaluation):
     def __init__(self, config: Config, data: Path, count: int, seeds: int = SEEDS) -> None:
         """Load the first `count` test images below `data`, and the networks of `config`.
 
-        seeds: images of each sentence of sentences.yaml.
-        Make the embeddings and the latents of the training images if they are not there. Raise
-        UserError if the photographs are missing.
+        seeds: images of each sentence of sentences.yaml. Make the embeddings and the latents of
+        the training images if they are not there. Raise UserError if the photographs are missing.
         """
         source, embeddings = data / "source", data / "lmdb" / "train" / "clip_img"
         statistics = config.encoders.latent_statistics
