@@ -9,34 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.model import build_model_from_openai_state_dict
-from open_clip.tokenizer import HFTokenizer
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
+from models.clip_towers import from_folder, from_named_file, from_openai_file, from_tag
 from models.encoder_files import import_adapters
 from models.tokenizers import Tokenizer, text_only
-from models.weights import is_torchscript, read_tensors
 
-MERGES_NAME = "merges.txt.gz"
 TEXTS_AT_ONCE = 64
-OPENAI_CONSTANTS = {"input_resolution", "context_length", "vocab_size"}  # beside the weights
-
-T = TypeVar("T")
-ModelAndTokenizer = tuple[open_clip.CLIP, Tokenizer]
 
 
 def encode_tokens(model: open_clip.CLIP, tokens: Tensor) -> Tensor:
@@ -179,7 +168,8 @@ def load_clip(
     source: one of
         a folder with `open_clip_config.json` and weights (as `open_clip` writes for its hub), and
         with the files of its tokenizer if it has its own: `tokenizer.json` and others as
-        `transformers` writes them (SigLIP), or byte-pair merges in `merges.txt.gz`;
+        `transformers` writes them (SigLIP), or byte-pair merges in `merges.txt.gz`; a text tower of
+        `transformers` is described by `config.json`;
         a file that OpenAI published (`ViT-B-32.pt`): the shapes of the weights give the
         architecture, and the activation is the quick GELU;
         an `open_clip` name and a file of its weights, `ViT-B-32:weights/vit_b_32.pt`, with the
@@ -194,157 +184,19 @@ def load_clip(
     """
     path, device = Path(os.path.expanduser(source)), torch.device(device)
     if path.is_dir():
-        return ClipEncoder(*_from_folder(path), device, dtype)
+        return ClipEncoder(*from_folder(path), device, dtype)
     if path.is_file():
-        return ClipEncoder(*_from_openai_file(path), device, dtype)
+        return ClipEncoder(*from_openai_file(path), device, dtype)
     name, _, tag = str(source).partition(":")
     if name in open_clip.list_models() and tag:
         import_adapters(json.dumps(open_clip.get_model_config(name)))
         if Path(tag).is_file():
-            return ClipEncoder(*_from_named_file(name, Path(tag)), device, dtype)
+            return ClipEncoder(*from_named_file(name, Path(tag)), device, dtype)
         if tag not in open_clip.list_pretrained_tags_by_model(name):
             raise FileNotFoundError(
                 f"no weights for {name} at {tag}: give a file or one of its tags"
             )
-        return ClipEncoder(*_from_tag(name, tag), device, dtype)
+        return ClipEncoder(*from_tag(name, tag), device, dtype)
     if path.suffix or "/" in str(source):
         raise FileNotFoundError(f"no CLIP at {source}: give a folder, a file or name:tag")
     raise ValueError(f"unknown CLIP {source!r}: give a folder, a file, or e.g. ViT-B-32:openai")
-
-
-def _from_folder(folder: Path) -> ModelAndTokenizer:
-    """Load a folder as `open_clip` writes it for its hub: JSON and weights."""
-    if not (folder / "open_clip_config.json").exists():
-        raise ValueError(f"{folder} holds no open_clip_config.json, so it is not a CLIP folder")
-    import_adapters((folder / "open_clip_config.json").read_text(encoding="utf-8"))
-    merges = folder / MERGES_NAME
-    own_vocabulary = {"bpe_path": str(merges)} if merges.exists() else {}
-    name = f"local-dir:{folder}"
-    tokenizer = _as_value_error(folder, open_clip.get_tokenizer, name, **own_vocabulary)
-    model = _as_value_error(
-        folder, open_clip.create_model, name, require_pretrained=True, weights_only=True
-    )
-    return model, tokenizer
-
-
-def _from_tag(name: str, tag: str) -> ModelAndTokenizer:
-    """Load a model of the hub, with the activation that its weights were trained with."""
-    quick = open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
-    model = _as_value_error(
-        f"{name}:{tag}",
-        open_clip.create_model,
-        name,
-        pretrained=tag,
-        force_quick_gelu=quick,
-        weights_only=True,
-    )
-    return model, _as_value_error(name, open_clip.get_tokenizer, name)
-
-
-def _from_named_file(name: str, path: Path) -> ModelAndTokenizer:
-    """Load weights of a named architecture: OpenAI's file, or a checkpoint of `open_clip`."""
-    # open_clip reads numpy's formats itself.
-    tensors = {} if path.suffix in (".npz", ".npy") else read_tensors(path)
-    openai = bool(tensors) and _is_openai(path, tensors)
-    model = _as_value_error(
-        name,
-        open_clip.create_model,
-        name,
-        force_quick_gelu=openai,
-        pretrained_text=False,
-        pretrained_image=False,
-        force_preprocess_cfg=_preprocessing(name),
-    )
-    if openai:
-        _as_value_error(path, model.load_state_dict, _without_constants(tensors))
-        _set_openai_preprocessing(model)
-    else:
-        # open_clip also reads the older layouts of its checkpoints.
-        _as_value_error(path, open_clip.load_checkpoint, model, str(path), weights_only=True)
-    return model, _as_value_error(path, _tokenizer_of, name, path.parent)
-
-
-def _preprocessing(name: str) -> dict[str, Any]:
-    """Return how the published weights of an architecture want their pixels, if all agree."""
-    keys = ("mean", "std", "interpolation", "resize_mode")
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    known = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
-    found = [{key: about[key] for key in keys if key in about} for about in known]
-    return found[0] if found and all(one == found[0] for one in found) else {}
-
-
-def _tokenizer_of(name: str, folder: Path) -> Tokenizer:
-    """Return the tokenizer of an architecture, from its files in `folder` if they are there."""
-    text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
-    if "hf_tokenizer_name" not in text or not (folder / "tokenizer.json").exists():
-        found: Tokenizer = open_clip.get_tokenizer(name)
-        return found
-    options = text.get("tokenizer_kwargs", {})
-    return HFTokenizer(str(folder), text.get("context_length", 77), **options)
-
-
-def _from_openai_file(path: Path) -> ModelAndTokenizer:
-    """Load a file of OpenAI's; ValueError for other files, which do not state their activation."""
-    tensors = read_tensors(path)
-    if not _is_openai(path, tensors):
-        raise ValueError(
-            f"{path} is not one of OpenAI's files and does not say which CLIP it holds: "
-            f"give its open_clip name in front, e.g. ViT-B-32:{path}, or ViT-B-32-quickgelu:{path}"
-        )
-    build = build_model_from_openai_state_dict
-    model = _as_value_error(path, build, _without_constants(tensors), cast_dtype=torch.float32)
-    model.float()
-    _set_openai_preprocessing(model)
-    return model, open_clip.SimpleTokenizer(context_length=model.context_length)
-
-
-def _is_openai(path: Path, tensors: Mapping[str, Tensor]) -> bool:
-    """Return True if a file is OpenAI's: a TorchScript archive, or tensors with its constants."""
-    return is_torchscript(path) or tensors.keys() >= OPENAI_CONSTANTS
-
-
-def _without_constants(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parameters among an archive's tensors, without constants and causal mask."""
-    return {
-        name: tensor
-        for name, tensor in tensors.items()
-        if name not in OPENAI_CONSTANTS and name.rpartition(".")[2] != "attn_mask"
-    }
-
-
-def _set_openai_preprocessing(model: open_clip.CLIP) -> None:
-    """Set the mean and standard deviation of pixels that OpenAI's models were trained with."""
-    model.visual.image_mean = open_clip.OPENAI_DATASET_MEAN
-    model.visual.image_std = open_clip.OPENAI_DATASET_STD
-
-
-def _as_value_error(where: str | Path, build: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call a loader; make its failures one ValueError that names `where`."""
-    try:
-        return build(*args, **kwargs)
-    except (
-        RuntimeError,
-        OSError,
-        AssertionError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        pickle.UnpicklingError,
-        SafetensorError,
-        ImportError,
-    ) as fault:
-        if isinstance(fault, AttributeError | TypeError) and _raised_here(fault):
-            raise  # our own mistake; those of a library come from what it reads
-        if isinstance(fault, ImportError) and fault.name == "transformers":
-            fault = ImportError("its tokenizer needs a package: pip install transformers")
-        lines = str(fault).strip().splitlines()
-        reason = lines[0] if lines else repr(fault)
-        if reason.endswith(":") and len(lines) > 1:
-            reason = f"{reason} {lines[1].strip()}"  # the next line names the tensor
-        raise ValueError(f"cannot load a CLIP from {where}: {reason}") from fault
-
-
-def _raised_here(fault: BaseException) -> bool:
-    """Return True if a line of this file raised an exception, not a library that it calls."""
-    *_, (frame, _) = traceback.walk_tb(fault.__traceback__)
-    return frame.f_code.co_filename == __file__

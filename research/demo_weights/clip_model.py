@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from demo.make_faces import ATTRIBUTES, hide, make_face, random_attributes
-from models.clip import MERGES_NAME
+from models.clip_towers import MERGES_NAME
 from research.demo_weights.free_captions import write_free_caption
 from utils.base.files import write_json
 

@@ -58,7 +58,7 @@ from utils.config.command_line import HelpFormatter
 if TYPE_CHECKING:
     import open_clip
 
-    from models.clip import Tokenizer
+    from models.tokenizers import Tokenizer
 
 WARM_UP = 50  # steps
 TEACHER_PACE = 10.0  # learning rate of table and layer, in units of that of the image tower

@@ -19,7 +19,8 @@ from plain_clip import TEXTS, as_tensor, assert_same_as, open_clip_embeddings
 from safetensors.torch import save_file
 from tiny import make_tiny_clip, make_tiny_config
 
-from models.clip import _as_value_error, _set_openai_preprocessing, _tokenizer_of, load_clip
+from models.clip import load_clip
+from models.clip_towers import _as_value_error, _set_openai_preprocessing, _tokenizer_of
 from models.weights import read_tensors
 from utils.pretrained.encoders import load_config_clip
 

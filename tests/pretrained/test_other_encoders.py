@@ -4,6 +4,7 @@ The networks are those of the libraries with fewer layers, and with random weigh
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from utils.config.load import config_from_dict
 from utils.data.derived_sizes import with_derived_sizes
 from utils.data.lmdb_reader import LMDBReader
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
+from utils.release.components import copy_clip
 
 WIDTH = 96  # of an embedding, and of the vision tower of SigLIP
 WORDS = ["a", "face", "with", "red", "hair", "hat", "and", "the", "man", "smiling"]
@@ -136,10 +138,17 @@ def test_weights_of_a_named_architecture_bring_its_own_pixels_and_tokenizer(sigl
     open_clip.add_model_config(registered)
     name = registered.stem
     open_clip.pretrained._PRETRAINED[name] = open_clip.pretrained._PRETRAINED["ViT-B-16-SigLIP"]
-    by_name = load_clip(f"{name}:{siglip / 'open_clip_model.safetensors'}")
+    weights = siglip / "open_clip_model.safetensors"
+    by_name = load_clip(f"{name}:{weights}")
     by_folder, image = load_clip(siglip), as_tensor(crude_face(1, 224))
     assert torch.equal(by_name.encode_images(image), by_folder.encode_images(image))
     assert torch.equal(by_name.encode_texts(TEXTS), by_folder.encode_texts(TEXTS))
+    for clip, source in ((by_name, f"{name}:{weights}"), (by_folder, str(siglip))):
+        copy_clip(clip, source, tmp_path / "copy")
+        assert torch.equal(
+            load_clip(tmp_path / "copy").encode_texts(TEXTS), clip.encode_texts(TEXTS)
+        )
+        shutil.rmtree(tmp_path / "copy")
 
 
 def test_a_tokenizer_whose_package_is_missing_is_one_line(siglip, monkeypatch):

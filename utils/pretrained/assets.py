@@ -32,6 +32,7 @@ from utils.pretrained.hub import (
 MASKDIT = "https://slurm-ord.s3.amazonaws.com"
 MASKDIT_OLD = "https://maskdit-bucket.s3.us-west-2.amazonaws.com"
 ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
+TEXT_TOWER = ["*.json", "*.txt", "*.model"]  # config and tokenizer of Hugging Face, no weights
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 CLIP_SHA256 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
 
@@ -264,9 +265,9 @@ def fetch_from_hub(key: str, source: str) -> None:
     if not answers(hub_url()):
         raise UserError(f"{key}: {source}: {hub_url()} does not answer{advice(source)}")
     try:
-        if key == "encoders.vae":
-            import huggingface_hub  # imported here: slow, and most runs do not need it
+        import huggingface_hub  # imported here: slow, and most runs do not need it
 
+        if key == "encoders.vae":
             files = [vae_file(source, name) for name in (VAE_CONFIG, VAE_WEIGHTS[0])]
             huggingface_hub.snapshot_download(
                 files[0][0], allow_patterns=[file for _, file in files]
@@ -279,6 +280,9 @@ def fetch_from_hub(key: str, source: str) -> None:
             if not known:
                 raise ValueError("not a name and tag of open_clip")
             open_clip.download_pretrained(known)
+            text = open_clip.get_model_config(name).get("text_cfg", {})
+            for part in {"hf_model_name", "hf_tokenizer_name"} & text.keys():
+                huggingface_hub.snapshot_download(text[part], allow_patterns=TEXT_TOWER)
     except (OSError, ValueError, RuntimeError) as fault:
         reason = (str(fault).strip().splitlines() or [repr(fault)])[0]
         raise UserError(f"{key}: {source}: {reason}{advice(source)}") from fault

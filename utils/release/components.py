@@ -207,7 +207,7 @@ def read_source(folder: str | Path) -> str | None:
 
 
 def copy_clip(clip: ClipEncoder, source: str, folder: Path) -> None:
-    """Write a CLIP as a folder that `open_clip` reads.
+    """Write a CLIP as a folder that `open_clip` reads, with its tokenizer.
 
     source: the place that `clip` was loaded from, as `models.clip.load_clip` takes it.
     Raises UserError if the source does not say its architecture.
@@ -215,12 +215,19 @@ def copy_clip(clip: ClipEncoder, source: str, folder: Path) -> None:
     path = Path(os.path.expanduser(source))
     folder.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
-        for name in (CLIP_JSON, MERGES):
-            if (path / name).exists():
-                shutil.copyfile(path / name, folder / name)
+        described = json.loads((path / CLIP_JSON).read_text(encoding="utf-8"))
+        if (path / MERGES).exists():
+            shutil.copyfile(path / MERGES, folder / MERGES)
     else:
         described = {"model_cfg": _architecture(clip, source), "preprocess_cfg": _pixels(clip)}
-        (folder / CLIP_JSON).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    # Names of Hugging Face may be places of this machine; all that they name lies in the folder.
+    text = described["model_cfg"].get("text_cfg", {})
+    text.update({key: "." for key in ("hf_model_name", "hf_tokenizer_name") if key in text})
+    (folder / CLIP_JSON).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    if "hf_model_name" in text:
+        clip.model.text.config.save_pretrained(folder)
+    if hasattr(clip.tokenizer, "save_pretrained"):
+        clip.tokenizer.save_pretrained(folder)
     weights = clip.model.state_dict()
     plain = {
         n: w.detach().cpu().clone(memory_format=torch.contiguous_format) for n, w in weights.items()
