@@ -112,12 +112,14 @@ def test_the_first_recipe_of_both_worlds_has_the_demos_settings():
         for world, name in (("photos", "base"), ("avatars", "no_decoder_gelu"))
     )
     assert ours.pop("model.in_channels") == 32
+    assert "model.sigma_data" not in ours  # 0.5, the default
+    assert demo.pop("model.sigma_data") == 1.0
     sections = ("model.", "train.", "sampling.")
     ours, demo = ({k: v for k, v in s.items() if k.startswith(sections)} for s in (ours, demo))
     assert ours == demo
 
 
-@pytest.mark.parametrize("name", ["adamw", "decoder", "sigma_half", "mask_25", "xflip", "old"])
+@pytest.mark.parametrize("name", ["adamw", "decoder", "mask_25", "xflip"])
 def test_a_recipe_changes_the_same_keys_in_both_worlds(name):
     changes = []
     for world, base in (("photos", "base"), ("avatars", "no_decoder_gelu")):
