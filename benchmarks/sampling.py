@@ -3,7 +3,7 @@
     python benchmarks/sampling.py                       # the shipped network, 16 images at once
     python benchmarks/sampling.py --student X.safetensors  # a distilled network too
     python benchmarks/sampling.py --network DiT-S/2     # random weights, 256x256 pixels, SD's VAE
-
+    python benchmarks/sampling.py --network DiT-S/2 --only_decoding   # and a tiny autoencoder
     python benchmarks/sampling.py --freedom 0.7         # with the prior (docs/freedom.md)
 
 All variants sample with guidance (both halves in one batch) from seeds to pixels, decoded.
@@ -30,6 +30,7 @@ from models.edm import EDMPrecond, build_denoiser
 from models.embedding_prior import EmbeddingPrior
 from models.encoder_files import LDM_SCALE_FACTOR
 from models.samplers import nfe
+from models.tiny_autoencoder import TinyNetwork, tiny_with
 from models.vae_network import VaeConfig, VaeNetwork
 from utils.config.command_line import HelpFormatter
 from utils.config.sections import Sampling
@@ -50,14 +51,27 @@ VARIANTS = {
 }
 
 
+PREVIEW = "decoding alone, bf16, a tiny autoencoder of TAESD's size"
+
+
+def taesd() -> TinyNetwork:
+    """Return a tiny autoencoder of the published size, with random weights."""
+    # Imported here: slow, and only a preview needs it.
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+    return tiny_with(AutoencoderTiny().state_dict(), {}, "random weights")
+
+
 def sd_vae() -> VaeNetwork:
     """Return Stable Diffusion's VAE at its full size, with random weights."""
     return VaeNetwork(VaeConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2))
 
 
-def setup_decoding(network: str, count: int) -> timing.Work:
+def setup_decoding(network: str, count: int, is_preview: bool = False) -> timing.Work:
     """Return work that decodes `count` latents in bf16; decode once to warm up."""
     denoiser, vae, _ = load(network)
+    if is_preview:
+        vae = Autoencoder(taesd(), 1.0, torch.device(DEVICE), torch.float32)
     latents = torch.randn(count, *latent_shape(denoiser), device=DEVICE)
 
     def decode() -> float:
@@ -119,11 +133,16 @@ def main() -> None:
         "--freedom", type=float, default=0.0, help="above 0: sample with the shipped prior"
     )
     parser.add_argument("--count", type=int, default=16, help="images of a batch")
+    parser.add_argument(
+        "--only_decoding", action="store_true", help="time the VAE and a tiny autoencoder alone"
+    )
     args = parser.parse_args()
     timing.start(args)
     variants = VARIANTS
     if args.network != SHIPPED:
         variants = {name: VARIANTS[name] for name in (next(iter(VARIANTS)), "`fast`")}
+    if args.only_decoding:
+        variants = {}
     freely = {"freedom": args.freedom}
     variants = {name: sampling.model_copy(update=freely) for name, sampling in variants.items()}
     setups = {name: partial(setup, args.network, s, args.count) for name, s in variants.items()}
@@ -133,6 +152,8 @@ def main() -> None:
         variants = {**variants, name: sampling}
         setups[name] = partial(setup, file, sampling, args.count)
     setups[DECODING] = partial(setup_decoding, args.network, args.count)
+    if args.only_decoding:
+        setups[PREVIEW] = partial(setup_decoding, args.network, args.count, True)
     timings = timing.compare(setups, args.repeats, warmup=0)
     baseline = next(iter(timings.values())).median
     rows = [

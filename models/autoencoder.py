@@ -98,6 +98,17 @@ class Autoencoder:
         self.shift = self.shift + mean / self.scale
         self.scale = self.scale / deviation
 
+    def take_latents_of(self, vae: Autoencoder) -> None:
+        """Let a tiny autoencoder decode the latents of the VAE that it imitates, as `vae` has them.
+
+        It expects them as that VAE's config.json scales them; `vae` may scale them otherwise.
+        """
+        config = vae.vae.config
+        shift, scale = latent_statistics(config, config.scaling_factor, self.device)
+        own = self.scale
+        self.scale = vae.scale * own / scale
+        self.shift = (vae.shift - shift) * scale / own + self.shift
+
     @torch.inference_mode()
     def encode_moments(self, images: Tensor) -> Tensor:
         """Encode (N, 3, H, W) in [-1, 1] -> (N, 2C, h, w) float32: mean, log variance; unscaled.

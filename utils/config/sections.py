@@ -283,6 +283,9 @@ class Sampling(Section):
     guidance_interval: SigmaRange | None = None
     amp: Annotated[Amp, BeforeValidator(amp_name)] = "no"
     compile: bool | Literal["auto"] = False  # compiles the network; auto = if there is a compiler
+    # Tiny autoencoder (folder, file or hub name) that decodes a training's sample grids in place of
+    # encoders.vae, whose latents it shares; null = none. Nothing that is measured uses it.
+    preview: str | None = None
     seed: Seed = 0
     # Range of the sigmas; null = the discretization's own, which is 0.002 to 80 for edm.
     sigma_min: PositiveFloat | None = None

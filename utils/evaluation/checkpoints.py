@@ -208,7 +208,9 @@ def evaluation_settings(config: Config, evaluator: Evaluator) -> dict[str, Any]:
         "cfg_scale": sampling.cfg_scale,
         "num_steps": sampling.num_steps,
         "solver": sampling.solver,
-        **sampling.model_dump(mode="json", exclude_defaults=True, exclude={"preset", "compile"}),
+        **sampling.model_dump(
+            mode="json", exclude_defaults=True, exclude={"preset", "compile", "preview"}
+        ),
         **config.eval.model_dump(include={"seeds", "class_idx"}, exclude_none=True),
         "n": config.eval.fid_sample_size,
         "network": evaluator.network.name,

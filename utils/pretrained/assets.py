@@ -33,6 +33,7 @@ MASKDIT = "https://slurm-ord.s3.amazonaws.com"
 MASKDIT_OLD = "https://maskdit-bucket.s3.us-west-2.amazonaws.com"
 ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
 TEXT_TOWER = ["*.json", "*.txt", "*.model"]  # config and tokenizer of Hugging Face, no weights
+OF_HUB = ("encoders.vae", "encoders.clip", "sampling.preview")  # keys that may name the hub
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 CLIP_SHA256 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
 
@@ -228,6 +229,8 @@ def needed_by(config: Config) -> Needs:
     """
     encoders, root = config.encoders, config.data.root
     sources = {"encoders.vae": encoders.vae, "encoders.clip": encoders.clip}
+    if config.sampling.preview:
+        sources["sampling.preview"] = config.sampling.preview
     if config.eval.feature_network == "inception" and encoders.inception:
         sources["encoders.inception"] = str(encoders.inception)
     if config.eval.ref_path:
@@ -244,9 +247,9 @@ def needed_by(config: Config) -> Needs:
             continue
         if asset:
             needs.files.append((asset, target))
-        elif key in ("encoders.vae", "encoders.clip") and not looks_like_path(weights or name):
+        elif key in OF_HUB and not looks_like_path(weights or name):
             needs.hub.append((key, source))
-        elif key.startswith("encoders."):
+        elif key.startswith(("encoders.", "sampling.")):
             needs.unknown.append((key, source))
     return needs
 
@@ -267,7 +270,7 @@ def fetch_from_hub(key: str, source: str) -> None:
     try:
         import huggingface_hub  # imported here: slow, and most runs do not need it
 
-        if key == "encoders.vae":
+        if key != "encoders.clip":
             files = [vae_file(source, name) for name in (VAE_CONFIG, VAE_WEIGHTS[0])]
             huggingface_hub.snapshot_download(
                 files[0][0], allow_patterns=[file for _, file in files]

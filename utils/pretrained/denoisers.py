@@ -147,6 +147,7 @@ def export_safetensors(
     config = config_from_dict(config.to_dict(), str(checkpoint), overrides)
     denoiser_with(weights, config, checkpoint)  # raises if the weights do not fit
     values, local = shareable_encoders(config.to_dict())
+    values["sampling"]["preview"] = None  # of the training's grids
     config = config_from_dict(values, str(checkpoint))
     half = in_precision(weights, torch.float16, checkpoint)
     metadata = {"config": config.to_yaml(), "source": checkpoint.name}

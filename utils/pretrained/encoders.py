@@ -142,6 +142,36 @@ def _remedy(fault: Exception, key: str, source: str) -> str:
     return f"; copy it there or beside the checkpoint that names it, or set encoders.{key}=…"
 
 
+def load_config_preview(config: Config, vae: Autoencoder) -> Autoencoder | None:
+    """Load the tiny autoencoder at `sampling.preview`, which decodes what `vae` decodes, or None.
+
+    Raises UserError if it cannot be loaded, or if its latents are others.
+    """
+    if (source := config.sampling.preview) is None:
+        return None
+    from models.autoencoder import load_autoencoder  # imported here: messages need not wait
+
+    from_hub = offline_if_silent() if is_vae_name(source) else contextlib.nullcontext()
+    try:
+        with from_hub:
+            preview = load_autoencoder(source, device=vae.device, dtype=vae.dtype)
+    except (FileNotFoundError, ValueError) as fault:
+        raise UserError(f"sampling.preview: {fault}; or set sampling.preview=null") from fault
+    if preview.has_posterior:
+        raise UserError(
+            f"sampling.preview: {source} is no tiny autoencoder; name one, or set it to null"
+        )
+    there, here = ((v.latent_channels, v.downsample) for v in (preview, vae))
+    if there != here:
+        raise UserError(
+            f"sampling.preview: {source} has latents of {there[0]} channels, {there[1]} times "
+            f"down, and encoders.vae has {here[0]}, {here[1]} times down; name the tiny "
+            "autoencoder of this VAE, or set it to null"
+        )
+    preview.take_latents_of(vae)
+    return preview
+
+
 def load_config_autoencoder(config: Config, device: torch.device | str = "cpu") -> Autoencoder:
     """Load the VAE at `encoders.vae`, whose scaled latents are as the network sees them.
 

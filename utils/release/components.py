@@ -164,6 +164,7 @@ class Settings:
             if key not in ("vae", "clip") and encoders[key] is not None:
                 width = values["model"]["num_classes"]
                 encoders[key] = f"{key}/{_copy(Path(encoders[key]), folder / key, width)}"
+        values["sampling"]["preview"] = None  # of the training's grids
         for section in ("data", "eval"):
             values[section] = {key: _without_folders(v) for key, v in values[section].items()}
         config = config_from_dict(values, "the release")

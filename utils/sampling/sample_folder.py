@@ -32,7 +32,7 @@ def settings_text(sampling: Sampling) -> dict[str, str]:
     changed = [
         name
         for name in Sampling.model_fields
-        if name != "seed" and getattr(sampling, name) != getattr(default, name)
+        if name not in ("seed", "preview") and getattr(sampling, name) != getattr(default, name)
     ]
     names = dict.fromkeys([*ALWAYS_STATED, *changed])
     return {name: str(getattr(sampling, name)) for name in names}

@@ -15,7 +15,7 @@ from utils.config.schema import Config
 from utils.data.embeddings import check_image_mean, check_prior, other_encoders
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.preprocess_jobs import naming_commands
-from utils.pretrained.encoders import load_config_autoencoder
+from utils.pretrained.encoders import load_config_autoencoder, load_config_preview
 from utils.pretrained.priors import load_config_prior
 from utils.sampling.conditions import caption_conditions, captions_of, check_test_captions
 from utils.sampling.generate import generate, sampler_settings
@@ -78,7 +78,8 @@ class SampleGrid:
         vae = load_config_autoencoder(config, device)
         if faults := other_encoders(config, vae.identity, clip):
             raise UserError("\n".join(faults))
-        return cls(config, vae, conds, captions, device, prior)
+        decoder = load_config_preview(config, vae) or vae
+        return cls(config, decoder, conds, captions, device, prior)
 
     def save(self, denoiser: EDMPrecond, path: Path, weights: str) -> None:
         """Sample with the configured settings and write the PNG `path`.
@@ -98,5 +99,7 @@ class SampleGrid:
         scale = self.sampling.cfg_scale
         guidance = "no guidance" if scale is None else f"guidance {scale:g}"
         title = f"{path.stem}, {guidance}, {weights}"
+        if self.config.sampling.preview is not None:
+            title += ", decoded by sampling.preview"
         grid = labelled_grid(images.numpy(), self.captions, title=title)
         save_png(grid, path, {"Title": title})
