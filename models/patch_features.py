@@ -5,6 +5,7 @@ The tokens of a denoiser in training are aligned to them; see models/alignment.p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,8 +21,8 @@ LEAST_DEVIATION = 0.01  # of a channel, relative to the mean of all channels of 
 
 
 @torch.inference_mode()
-def clip_patch_maps(clip: ClipEncoder, images: Tensor, side: int) -> Tensor:
-    """Return maps (N, F, h, w) float32 of the image tower of a CLIP, on its device.
+def clip_outputs(clip: ClipEncoder, images: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Return embeddings (N, D) and maps (N, F, h, w) of a CLIP's image tower, float32 on the CPU.
 
     images: uint8 (N, 3, H, W) of any size. side: of the grid that the maps are for.
 
@@ -33,10 +34,9 @@ def clip_patch_maps(clip: ClipEncoder, images: Tensor, side: int) -> Tensor:
     if not hasattr(tower, "forward_intermediates"):
         raise ValueError(f"its image tower, a {type(tower).__name__}, gives no maps of features")
     with clip.autocast():
-        maps: list[Tensor] = tower.forward_intermediates(
-            clip.pixels(images), normalize_intermediates=True, intermediates_only=True
-        )["image_intermediates"]
-    return deepest_as_fine(maps, side).float()
+        outputs = tower.forward_intermediates(clip.pixels(images), normalize_intermediates=True)
+    maps = deepest_as_fine(outputs["image_intermediates"], side)
+    return outputs["image_features"].float().cpu(), maps.float().cpu()
 
 
 def deepest_as_fine(maps: Sequence[Tensor], side: int) -> Tensor:
@@ -64,19 +64,48 @@ def on_grid(maps: Tensor, side: int) -> Tensor:
     return (maps - mean) / torch.maximum(deviation, least).clamp_min(1e-6)
 
 
+Encode = Callable[[Tensor, int], Tensor]  # takes images and the index of the first of them
+
+
 @dataclass(frozen=True)
 class PatchEncoder:
     """An image network as a function to patch features.
 
-    identity: of its weights. maps: uint8 (N, 3, H, W) -> (N, F, h, w) float32.
-    side: of the grid of the denoiser's tokens.
+    identity: of its weights. side: of the grid of the denoiser's tokens.
+    maps: uint8 (N, 3, H, W) -> (N, F, h, w) float32.
+    embeddings: the embeddings (N, D) of a CLIP, if the pass for `maps` gives them too.
     """
 
     identity: str
-    maps: Callable[[Tensor], Tensor]
     side: int
+    maps: Encode
+    embeddings: Encode | None = None
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, first: int) -> Tensor:
         """Encode uint8 (N, 3, H, W) -> normalised features (N, F, side, side) on the CPU."""
-        return on_grid(self.maps(images), self.side).cpu()
+        return on_grid(self.maps(images, first), self.side).cpu()
+
+
+def clip_patch_encoder(clip: ClipEncoder, side: int) -> PatchEncoder:
+    """Return the patch features of a CLIP's image tower, which runs once for each batch.
+
+    Raises ValueError if the tower gives no maps.
+    """
+    kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # of the last batch alone
+
+    def outputs(images: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        batch = (first, len(images))
+        if batch not in kept:
+            kept.clear()
+            kept[batch] = clip_outputs(clip, images, side)
+        return kept[batch]
+
+    shape = (2, 3, clip.image_size, clip.image_size)
+    images = torch.arange(math.prod(shape)).remainder(251).to(torch.uint8).view(shape)
+    is_same = torch.equal(clip_outputs(clip, images, side)[0], clip.encode_images(images))
+    return PatchEncoder(
+        clip.identity,
+        side,
+        lambda images, first: outputs(images, first)[1],
+        (lambda images, first: outputs(images, first)[0]) if is_same else None,
+    )

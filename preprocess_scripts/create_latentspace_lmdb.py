@@ -168,7 +168,8 @@ def main() -> None:
             mirrored = job.out.with_name(f"{job.out.name}_xflip")
             targets.append(Target(mirrored, "z", meta | {"xflip": True}, encode_mirrored))
         if clip is not None and clip_img is not None:
-            targets.append(image_embeddings(clip_img, clip, size, args))
+            one_pass = encoder.embeddings if encoder is not None and features is not None else None
+            targets.append(image_embeddings(clip_img, clip, size, args, one_pass))
         if encoder is not None and features is not None:
             targets.append(patch_features(features, encoder, size, args))
         names = [sample.name for sample in samples]

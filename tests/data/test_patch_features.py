@@ -5,6 +5,7 @@ import shutil
 from itertools import islice
 
 import numpy as np
+import open_clip
 import pytest
 import timm
 import torch
@@ -16,7 +17,7 @@ from tiny import make_tiny_clip
 
 from models.batch_random import RankSlice
 from models.clip import load_clip
-from models.patch_features import clip_patch_maps, on_grid
+from models.patch_features import clip_outputs, on_grid
 from utils.base.errors import UserError
 from utils.config.load import load_config
 from utils.data.image_batches import iterate_batches
@@ -77,6 +78,18 @@ def test_one_pass_fills_everything_like_passes_of_their_own(project):
     for name in ("z", "clip_img", "features"):
         assert same_database(project.train / name, alone / name)
     assert LMDBReader(project.test / "z").info.length == N_TEST
+
+
+def test_the_image_tower_runs_once_for_embeddings_and_features(project, monkeypatch):
+    runs, forward = [], open_clip.transformer.VisionTransformer._embeds
+    monkeypatch.setattr(
+        open_clip.transformer.VisionTransformer,
+        "_embeds",
+        lambda tower, x: runs.append(len(x)) or forward(tower, x),
+    )
+    project.run(Z, "--split", "train", "--with_clip", "--with_features")
+    assert runs[-5:] == [2, 2, 2, 2, 1]  # the first ones compare one batch
+    assert len(runs) == 7
 
 
 def test_a_run_that_was_cut_off_and_shards_give_the_same_database(project, capsys):
@@ -187,9 +200,10 @@ def test_a_convolutional_tower_gives_the_stage_that_is_as_fine_as_the_grid():
     images = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8)
     stages = []
     clip.model.visual.layer3.register_forward_hook(lambda m, inputs, output: stages.append(output))
-    found = clip_patch_maps(clip, images, 8)
+    embeddings, found = clip_outputs(clip, images, 8)
     assert found.shape == (2, 256, 8, 8)
     assert torch.equal(found, stages[0])
+    assert torch.equal(embeddings, clip.encode_images(images))
 
 
 def test_dinov2_gives_its_patch_tokens_where_it_is_set(project):

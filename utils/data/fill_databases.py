@@ -40,7 +40,7 @@ from utils.data.split_images import advise_skip_bad
 
 if TYPE_CHECKING:
     from models.clip import ClipEncoder
-    from models.patch_features import PatchEncoder
+    from models.patch_features import Encode, PatchEncoder
 
 Samples = np.ndarray | Sequence[np.ndarray]  # as LMDBWriter.append takes them
 
@@ -239,12 +239,20 @@ def patch_features(
 ) -> Target:
     """Return the database of the images' patch features, a map (F, G, G) for each image."""
     meta = {"encoder": encode.identity, "side": encode.side, **image_meta(resolution, args)}
-    return Target(out, "map", meta, lambda images, _: encode(images).numpy())
+    return Target(out, "map", meta, lambda images, first: encode(images, first).numpy())
 
 
 def image_embeddings(
-    out: Path, clip: ClipEncoder, resolution: int, args: argparse.Namespace
+    out: Path,
+    clip: ClipEncoder,
+    resolution: int,
+    args: argparse.Namespace,
+    encode: Encode | None = None,
 ) -> Target:
-    """Return the database of the images' CLIP embeddings, one for each image."""
+    """Return the database of the images' CLIP embeddings, one for each image.
+
+    encode: gives them beside other outputs of the CLIP; None = `clip` itself does.
+    """
     meta = {"y_holds": "images", "encoder": clip.identity, **image_meta(resolution, args)}
-    return Target(out, "y", meta, lambda images, _: clip.encode_images(images).numpy()[:, None])
+    embed = encode or (lambda images, _: clip.encode_images(images))
+    return Target(out, "y", meta, lambda images, first: embed(images, first).numpy()[:, None])

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from models.patch_features import PatchEncoder, clip_patch_maps
+from models.patch_features import PatchEncoder, clip_patch_encoder
 from utils.base.errors import UserError
 from utils.config.schema import Config
 from utils.evaluation.feature_networks import DinoFeatures
@@ -31,14 +30,8 @@ def load_patch_encoder(
         if not weights.is_file():
             raise UserError(f"encoders.dinov2: {weights} is not there{advice(weights)}")
         dino = DinoFeatures(weights, device)
-        return PatchEncoder(dino.name, dino.patch_maps, side)
-    tower = clip or load_config_clip(config.encoders, device)
-
-    def maps(images: Tensor) -> Tensor:
-        return clip_patch_maps(tower, images, side)
-
+        return PatchEncoder(dino.name, side, lambda images, _: dino.patch_maps(images))
     try:
-        maps(torch.zeros(1, 3, tower.image_size, tower.image_size, dtype=torch.uint8))
+        return clip_patch_encoder(clip or load_config_clip(config.encoders, device), side)
     except ValueError as fault:
         raise UserError(f"encoders.clip: {fault}; set encoders.dinov2 to a DINOv2") from fault
-    return PatchEncoder(tower.identity, maps, side)
