@@ -155,6 +155,21 @@ def test_features_that_do_not_fit_are_refused(aligned, tmp_path, settings, messa
         open_data(load_config(aligned, [text.format(tmp_path) for text in settings]))
 
 
+def test_a_longer_run_says_that_the_alignment_is_on_again(aligned, finished, tmp_path):
+    folder = Path(shutil.copytree(finished, tmp_path / "longer"))
+    run(aligned, folder, "train.max_num_steps=24")
+    log = (folder / "log.txt").read_text()
+    assert "the weight of the alignment goes from 0 to 0.5 (train.align_until)" in log
+
+
+def test_a_student_is_not_aligned(aligned, finished, tmp_path):
+    few = ("train.max_num_steps=1", "log.ckpt_every=1", "distill.teacher_steps=2")
+    student = ("distill.sigmas=[80,1.5]", "sampling.preset=instant", "sampling.cfg_scale=null")
+    folder = run(aligned, tmp_path / "run", *few, *student, f"distill.teacher={last(finished)}")
+    assert "train.align_coef: not used" in (folder / "log.txt").read_text()
+    assert load_checkpoint(last(folder))["head"] is None
+
+
 def test_a_block_that_the_encoder_lacks_is_refused(aligned, tmp_path):
     with pytest.raises(UserError, match=r"train\.align_depth: 3, but the encoder has 2 blocks"):
         run(aligned, tmp_path / "run", "train.align_depth=3")

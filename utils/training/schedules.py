@@ -94,6 +94,12 @@ def steps_aligned(max_steps: int, config: Config, first_step: int = 0) -> int:
     return first_step + math.ceil(config.train.align_until * (max_steps - first_step))
 
 
+def align_coef_after(step: int, max_steps: int, config: Config, first_step: int = 0) -> float:
+    """Return the weight of the alignment in the step that follows `step` finished ones."""
+    is_on = step < steps_aligned(max_steps, config, first_step)
+    return config.train.align_coef if is_on else 0.0
+
+
 def alignment_depth(config: Config, blocks: int) -> int:
     """Return the block of the encoder, from 1, whose tokens are aligned.
 
@@ -109,7 +115,7 @@ def alignment_depth(config: Config, blocks: int) -> int:
 def jumps_of_longer(
     before: Config, config: Config, images: int, step: int, first_step: int = 0
 ) -> list[str]:
-    """Return a note if learning rate or mask ratio jump, as `config` trains longer than `before`.
+    """Return a note if a schedule jumps, as `config` trains longer than `before`.
 
     step: the number of steps that the run has done.
     """
@@ -120,6 +126,7 @@ def jumps_of_longer(
     for key, name, value_after, text in (
         ("train.lr_schedule", "learning rate", lr_after, "{:.2e}"),
         ("model.mask_ratio_fn, model.unmasked_tail", "mask ratio", mask_ratio_after, "{:.2f}"),
+        ("train.align_until", "weight of the alignment", align_coef_after, "{:g}"),
     ):
         was = text.format(value_after(min(step, old) - 1, old, before, first_step))
         now = text.format(value_after(step, new, config, first_step))
