@@ -104,7 +104,7 @@ def bert(tmp_path, monkeypatch) -> Path:
 
 
 def embedded_by_open_clip(folder: Path, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings of an image and of TEXTS, by open_clip that is told the place of the text tower.
+    """Return the embeddings of an image and of TEXTS by open_clip, which gets the text tower's place.
 
     Its tokenizer alone would take a special name in a text for the token.
     """
