@@ -104,7 +104,7 @@ def bert(tmp_path, monkeypatch) -> Path:
 
 
 def embedded_by_open_clip(folder: Path, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the embeddings of an image and of TEXTS by open_clip, which gets the text tower's place.
+    """Return the embeddings of an image and of TEXTS by open_clip, given the text tower's place.
 
     Its tokenizer alone would take a special name in a text for the token.
     """
