@@ -9,10 +9,10 @@
 Needs the data of `make demo`; a list with `world: photos` needs the link that `make photos` makes.
 A list of runs names recipes (YAML files beside it, or below configs/demo or configs/photos) and the
 seeds of their trainings. Short trainings measure what a recipe's steps cost; it then gets the steps
-that fit into equal time: processor seconds, or wall-clock seconds on a GPU. The averaged weights
-generate images of held-out captions and of short sentences, which are evaluated. Databases, other
-sets of images and captions, and priors are made when a recipe needs them
-(research/study/material.py, research/photos/material.py).
+that fit into equal time: processor seconds, or wall-clock seconds on a GPU, or the time of another
+machine whose probes.json lie in --work. The averaged weights generate images of held-out captions
+and of short sentences, which are evaluated. Databases, other sets of images and captions, and
+priors are made when a recipe needs them (research/study/material.py, research/photos/material.py).
 
 This command, started again, goes on where it was stopped, and adds to the JSON of --out.
 """
@@ -39,7 +39,7 @@ from benchmarks.timing import report, start
 from research.attributes.classifier import add_classifier_file
 from research.recipes.recipe import Recipe, read_recipes
 from research.recipes.results import Results
-from research.recipes.training import Costs, Plan, measure, unit
+from research.recipes.training import Costs, Plan, measure
 from research.recipes.worlds import WORLDS, World, WorldName
 from utils.base.errors import refusing
 from utils.base.locks import FolderLock
@@ -95,8 +95,9 @@ class Comparison:
         self.recipes = read_recipes(files)
         config = next(iter(self.recipes.values())).config
         self.evaluation = self.world.evaluation(config, self.data, runs.images, args.classifier)
-        setup = {"seconds": runs.seconds, "unit": unit(), **self.evaluation.identity}
-        self.results, self.costs = Results(args.out, setup), Costs(args.work)
+        self.costs = Costs(args.work)
+        setup = {"seconds": runs.seconds, "unit": self.costs.unit, **self.evaluation.identity}
+        self.results = Results(args.out, setup)
 
     def plan(self, name: str, seed: int) -> Plan:
         """Return the run of a recipe with a seed. Recipes that train alike have one training."""

@@ -94,10 +94,21 @@ def cost_of_step(probes: Sequence[Sequence[float]]) -> float:
 
 
 class Costs:
-    """Costs of the recipes' steps; those that were measured are kept in the folder `work`."""
+    """Costs of the recipes' steps; those that were measured are kept in the folder `work`.
+
+    Copies of another machine's probes.json count there: a GPU then trains for as many steps as that
+    machine in equal time.
+    """
 
     def __init__(self, work: Path) -> None:
         self.work = work
+
+    @property
+    def unit(self) -> str:
+        """The unit of the costs: that of the probes that are kept, or `unit()`."""
+        kept = sorted(self.work.glob("*/probes.json"))
+        content = json.loads(kept[0].read_text(encoding="utf-8")) if kept else {}
+        return str(content.get("unit", unit()))
 
     def cost(self, recipe: Recipe) -> float:
         """Return the seconds of a step of a recipe; run the probes that are missing.
@@ -107,7 +118,8 @@ class Costs:
         probes = self.kept(recipe)
         while len(probes) < PROBES:
             probes.append(self._probe(recipe))
-            write_json(self._file(recipe), {"settings": recipe.settings, "probes": probes})
+            content = {"settings": recipe.settings, "unit": self.unit, "probes": probes}
+            write_json(self._file(recipe), content)
         return cost_of_step(probes)
 
     def steps(self, recipe: Recipe, recipes: Sequence[Recipe], seconds: float) -> int:

@@ -149,11 +149,12 @@ def test_a_training_takes_the_processor_seconds_of_the_steps():
 def test_a_recipe_that_changed_after_it_was_measured_is_refused(tmp_path):
     recipe = read_recipe(write_recipe(tmp_path / "a.yaml"))
     (tmp_path / "work" / "a").mkdir(parents=True)
-    kept = {"settings": recipe.settings, "probes": [[1.0] * 10] * 3}
+    kept = {"settings": recipe.settings, "unit": "of another machine", "probes": [[1.0] * 10] * 3}
     (tmp_path / "work" / "a" / "probes.json").write_text(json.dumps(kept))
     costs = Costs(tmp_path / "work")
     assert costs.cost(recipe) == pytest.approx(10 / PROBE_STEPS)  # trains nothing
     assert costs.steps(recipe, [recipe], seconds=40) == 4 * PROBE_STEPS
+    assert costs.unit == "of another machine"
     changed = read_recipe(write_recipe(tmp_path / "a.yaml", "train: {lr: 0.5}"))
     with pytest.raises(UserError, match=r"a.yaml: train.lr changed after .*another name"):
         costs.cost(changed)
