@@ -81,7 +81,13 @@ def load_config_prior(
         )
     prior, made_for = read_prior(path)
     width = config.model.num_classes or config.model.ext_feature_dim
-    if made_for != (clip or made_for) or len(prior.mean) != width:
+    if len(prior.mean) != width:
+        raise UserError(
+            f"encoders.prior: {path} samples embeddings of {len(prior.mean)} numbers, and the "
+            f"network's conditions have {width} (model.num_classes); {TRAIN}, or set "
+            "sampling.freedom=0"
+        )
+    if made_for != (clip or made_for):
         raise UserError(
             f"encoders.prior: {path} was trained for another CLIP ({made_for}) than "
             f"encoders.clip ({clip}); {TRAIN}, or set sampling.freedom=0"
