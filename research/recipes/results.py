@@ -35,6 +35,8 @@ COLUMNS = {  # metric → title of its column and format
     "clip_score": ("CLIP score", ".1f"),
     "loss": ("held-out loss", ".4f"),
 }
+# Metrics that the table leaves out; each run in the JSON has them.
+NOT_IN_TABLE = ("combined_shown", "recall_other", "caption_variety_other", "to_training_other")
 
 
 class Results:
@@ -88,7 +90,8 @@ class Results:
         for run in self.runs:
             by_recipe.setdefault(run["recipe"], []).append(run)
         ordered = sorted(by_recipe, key=lambda name: _distance(by_recipe[name]))
-        measured = [key for key in COLUMNS if _values(self.runs, key) or key == MAIN]
+        shown = [key for key in COLUMNS if key not in NOT_IN_TABLE]
+        measured = [key for key in shown if _values(self.runs, key) or key == MAIN]
         return [_row(name, by_recipe[name], measured) for name in ordered]
 
     def notes(self) -> list[str]:

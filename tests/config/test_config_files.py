@@ -133,7 +133,7 @@ TRAIN = "main_config/train"
 @pytest.mark.parametrize("name", FAST)
 def test_a_fast_config_differs_from_the_published_one_in_the_named_keys_only(name):
     assert differing(f"{TRAIN}/{name}_fast", f"{TRAIN}/{FAST[name]}") == {
-        "model": {"sigma_data", "unmasked_tail"},
+        "model": {"use_decoder", "mae_loss_coef", "sigma_data", "unmasked_tail"},
         "train": {
             *(
                 "max_num_steps",
@@ -155,16 +155,19 @@ def test_fast_configs_of_both_datasets_differ_as_the_published_ones_do():
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_a_fast_config_builds_the_published_network_for_latents_of_deviation_1(name):
+def test_a_fast_config_builds_the_published_encoder_for_latents_of_deviation_1(name):
     with torch.device("meta"):
         fast, published = (
             denoiser_from_config(load_config(CONFIGS / TRAIN / f"{n}.yaml"))
             for n in (f"{name}_fast", FAST[name])
         )
     assert (fast.sigma_data, published.sigma_data) == (1.0, 0.5)
-    shapes = [{k: w.shape for k, w in n.state_dict().items()} for n in (fast, published)]
-    assert shapes[0] == shapes[1]
-    assert len(token_matrices(fast)) == 4 * (28 + 8)  # blocks of the encoder and the decoder
+    blocks = [
+        {k: w.shape for k, w in n.state_dict().items() if k.startswith("model.blocks.")}
+        for n in (fast, published)
+    ]
+    assert blocks[0] and blocks[0] == blocks[1]
+    assert len(token_matrices(fast)) == 4 * 28  # blocks of the encoder
 
 
 @pytest.mark.parametrize("name", FAST)

@@ -54,6 +54,19 @@ def test_every_embedding_is_chosen(tmp_path):
     assert len(seen) == sum(len(ys) for ys in ragged)
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_mirrored_images_have_the_latents_of_their_own_database(pair, tmp_path, in_memory):
+    others = write(tmp_path / "z_xflip", "z", -Z)
+    data = LatentDataset(*pair, in_memory=in_memory, mirrored_root=others)
+    indices, mirrored = torch.tensor([3, 0, 3, 9]), torch.tensor([True, False, False, True])
+    z, _ = data.batch(indices, mirrored=mirrored)
+    sign = np.where(mirrored, -1, 1)[:, None, None, None]
+    np.testing.assert_array_equal(z.numpy(), sign * Z[indices])
+    np.testing.assert_array_equal(data.batch(indices)[0].numpy(), Z[indices])
+    with pytest.raises(UserError, match="z_other"):
+        LatentDataset(*pair, mirrored_root=write(tmp_path / "z_other", "z", Z[:5]))
+
+
 def test_unconditional_data_has_no_condition(pair):
     data = LatentDataset(pair[0])
     assert data.cond_dim == 0

@@ -40,11 +40,22 @@ def copy(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
+@pytest.fixture(scope="module")
+def mirrored_faces(faces) -> str:
+    """Write latents of mirrored images, all zeros, and return the key that names them."""
+    root = faces.parent / "z_xflip"
+    with LMDBWriter(root, "z", {}, 40) as writer:
+        writer.append(np.zeros((40, 4, 8, 8), np.float32))
+    return f"data.mirrored_root={root}"
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_batches_are_functions_of_their_position_however_many_processes_share_them(
-    faces, processes
+    faces, processes, mirrored, mirrored_faces
 ):
-    data = open_data(load_config(faces))
+    keys = ["train.xflip=true", mirrored_faces] if mirrored else []
+    data = open_data(load_config(faces, keys))
     order, count = DataOrder(data.length, seed=0), 4 // processes
     read = list(islice(training_batches(data, order, 0, RankSlice.whole(4), xflip=True), 20))
     shares = [
@@ -60,7 +71,9 @@ def test_batches_are_functions_of_their_position_however_many_processes_share_th
 class Ramps:
     """Dataset of one image that is dark on the left and bright on the right."""
 
-    def batch(self, indices, rng):
+    has_mirrored = False
+
+    def batch(self, indices, rng, mirrored):
         """Return the latents (N, 4, 8, 8), and None for the embeddings."""
         return torch.arange(8.0).expand(len(indices), 4, 8, 8), None
 
@@ -71,6 +84,14 @@ def test_xflip_mirrors_about_half_of_the_images_left_to_right():
     mirrored = (rows == torch.arange(8.0).flip(0)).all(dim=1)
     assert (mirrored | (rows == torch.arange(8.0)).all(dim=1)).all()
     assert 70 < mirrored.sum() < 130
+
+
+def test_xflip_takes_the_latents_of_mirrored_images_where_there_are_some(faces, mirrored_faces):
+    data = open_data(load_config(faces, ["train.xflip=true", mirrored_faces]))
+    batches = training_batches(data, DataOrder(40, seed=0), 0, RankSlice.whole(200), xflip=True)
+    latents = next(batches).latents
+    is_mirrored = ~latents.flatten(1).any(dim=1)
+    assert 70 < is_mirrored.sum() < 130
 
 
 def test_data_of_another_shape_than_the_models_is_refused(faces):

@@ -73,6 +73,8 @@ class Data(Section):
     text_feat_path: LocalPath | None = None  # embeddings of the training captions (LMDB folder)
     # Patch features of the training images (LMDB folder), which train.align_coef needs.
     patch_feat_path: LocalPath | None = None
+    # Latents of the mirrored images (LMDB folder), which train.xflip takes.
+    mirrored_root: LocalPath | None = None
 
 
 class Model(Section):
@@ -142,7 +144,9 @@ class Train(Section):
     lr_warmup_steps: NonNegativeInt = 0  # optimiser steps
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"  # after the warm-up
     lr_min_ratio: Fraction = 0.0  # last value of the schedule, relative to lr
-    xflip: bool = False  # flips each latent with probability 1/2
+    # With probability 1/2 the latent of the mirrored image, or without data.mirrored_root the
+    # latent itself, mirrored: most VAEs decode that badly.
+    xflip: bool = False
     max_num_steps: PositiveInt | None = None  # optimiser steps
     perturbation: NonNegativeFloat = 0.0  # scale of the noise; 0 = condition as stored
     perturbation_type: Annotated[PerturbationKind, BeforeValidator(perturbation_name)] = "gaussian"

@@ -49,6 +49,7 @@ class LatentDataset:
         classes: int = 0,
         scale_factor: float = 1.0,
         patch_feat_path: str | Path | None = None,
+        mirrored_root: str | Path | None = None,
     ) -> None:
         """Open the databases.
 
@@ -63,6 +64,7 @@ class LatentDataset:
                 labels.
             scale_factor: factor for databases with class labels, whose latents are stored unscaled.
             patch_feat_path: database of patch features; None = there are none.
+            mirrored_root: database of the mirrored images' latents; None = there are none.
 
         Raises a UserError if the databases belong to different images, if there are no labels for
         `classes`, or if most samples hold NaN or infinite numbers.
@@ -77,6 +79,10 @@ class LatentDataset:
         if self._maps is not None:
             expect_kind(self._maps, "map")
             check_same_samples(self._z, self._maps)
+        self._mirrored = LMDBReader(mirrored_root, channels) if mirrored_root is not None else None
+        if self._mirrored is not None:
+            expect_kind(self._mirrored, "z")
+            check_same_samples(self._z, self._mirrored)
         self.patch_shape = self._maps.info.shape if self._maps is not None else ()
         self.length = self._z.info.length
         labels = self._z.info.labels
@@ -100,7 +106,8 @@ class LatentDataset:
         if self._y is not None:
             self._counts = np.minimum(self._y.info.counts, num_features or self._y.info.counts)
             self._choose = self._counts.max() > 1
-        readers = [reader for reader in (self._z, self._y, self._maps) if reader is not None]
+        given = (self._z, self._y, self._maps, self._mirrored)
+        readers = [reader for reader in given if reader is not None]
         # Every process of a machine loads its own copy.
         nbytes = launch().local_size * sum(reader.nbytes for reader in readers)
         fits = nbytes <= MOST_RAM * psutil.virtual_memory().available
@@ -137,9 +144,9 @@ class LatentDataset:
         places of the databases and images. `data_differences` compares two of them.
         """
         facts, files = [], []
-        # Without features, the identity is that of checkpoints before there were any.
-        maps = [] if self._maps is None else [self._maps]
-        for reader in (self._z, self._y, *maps):
+        # Without the others, the identity is that of checkpoints before there were any.
+        others = [reader for reader in (self._maps, self._mirrored) if reader is not None]
+        for reader in (self._z, self._y, *others):
             meta = {} if reader is None else dict(reader.info.meta)
             if reader is not None:
                 if not {"names_hash", "encoder"} <= meta.keys():
@@ -155,6 +162,11 @@ class LatentDataset:
         )
 
     @property
+    def has_mirrored(self) -> bool:
+        """Return True if there are latents of the mirrored images."""
+        return self._mirrored is not None
+
+    @property
     def path(self) -> Path:
         """Return the path of the database of latents."""
         return self._z.path
@@ -166,16 +178,23 @@ class LatentDataset:
         return {key: self._z.info.meta.get(key) for key in keys}
 
     def batch(
-        self, indices: torch.Tensor, rng: BatchRandom = WHOLE_BATCH
+        self,
+        indices: torch.Tensor,
+        rng: BatchRandom = WHOLE_BATCH,
+        mirrored: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Read latents (B, C, H, W) and conditions (B, D) or None, float32 on the CPU.
 
         Conditions are one-hot labels, embeddings, or the embeddings after the labels.
         `indices`: (B,) integers. `rng` chooses among several embeddings of a sample, and samples
-        the latent where the database holds moments.
+        the latent where the database holds moments. `mirrored`: (B,) bool, the images whose latents
+        are those of the mirrored image, from the database for them.
         """
         rows = indices.numpy()
         z = torch.from_numpy(self._checked(self._z, rows))
+        if mirrored is not None and self._mirrored is not None and mirrored.any():
+            of_mirrored = self._checked(self._mirrored, rows[mirrored.numpy()])
+            z[mirrored] = torch.from_numpy(of_mirrored)
         if self._is_moments:
             mean, log_variance = z.chunk(2, dim=1)
             noise = rng.randn(mean.shape)
@@ -228,6 +247,7 @@ def open_data(config: Config) -> LatentDataset:
             "features; set it to a folder, and add --with_features to create_latentspace_lmdb.py"
         )
     patch_feat_path = paths.patch_feat_path if config.is_aligned else None
+    mirrored_root = paths.mirrored_root if config.train.xflip else None
     with naming_commands(config):
         data = LatentDataset(
             paths.root,
@@ -237,6 +257,7 @@ def open_data(config: Config) -> LatentDataset:
             classes=model.num_classes if model.ext_feature_dim or feat_path is None else 0,
             scale_factor=config.encoders.scale_factor or LDM_SCALE_FACTOR,
             patch_feat_path=patch_feat_path,
+            mirrored_root=mirrored_root,
         )
         side = token_grid(model)
         if patch_feat_path is not None and data.patch_shape[1:] != (side, side):

@@ -36,6 +36,7 @@ KEYS = {
         "z": "data.root",
         "clip_img": "data.feat_path",
         "features": "data.patch_feat_path",
+        "z_xflip": "data.mirrored_root",
         "clip_txt": "data.text_feat_path",
         "ref": "eval.ref_path",
     },
@@ -63,6 +64,7 @@ SCRIPTS = {
     "clip_img": "clip_encode_img.py",
     "clip_txt": "clip_encode_text.py",
 }
+OPTIONS = {"features": ["--with_features"], "z_xflip": ["--xflip"]}  # of the latents' script
 SKIPPED = "skipped.txt"
 WORKERS = min(8, processors())
 
@@ -297,10 +299,10 @@ def command_for(path: Path, config: Config) -> str | None:
     """Return the shell command that makes the database `path`; None if the config names none."""
     for split, keys in KEYS.items():
         # Text–image pairs train on embeddings of captions, so these are looked for first.
-        for product in ("clip_txt", "clip_img", "z", "features"):
+        for product in ("clip_txt", "clip_img", "z", "features", "z_xflip"):
             if product not in keys or config_value(config, keys[product]) != path:
                 continue
-            more = ["--with_features"] if product == "features" else []
+            more = OPTIONS.get(product, [])
             if product == "clip_img" and re.search("te?xt", path.name):
                 product, more = "clip_txt", [f"{keys['clip_txt']}={path}"]
             script = f"preprocess_scripts/{SCRIPTS.get(product, SCRIPTS['z'])}"

@@ -82,21 +82,25 @@ def training_batches(
     Each batch is this process's slice of a global batch. Global batches follow each other from
     position `start` of the data order on. All random choices of a global batch are functions of its
     position, and the same for any number of processes: its embeddings, where an image has several,
-    and with `xflip` the images that are mirrored. `threads` read ahead. Batches before the position
-    `features_until` have patch features.
+    and with `xflip` the images that are mirrored. These have the latents of the mirrored images, or
+    their own, mirrored, where the data have no others. `threads` read ahead. Batches before the
+    position `features_until` have patch features.
     """
 
     def read(position: int) -> Batch:
         seed = derived_seed(order.seed, "batch", position)
         rng = rank_slice.random(torch.Generator().manual_seed(seed))
         indices = order.indices(position + rank_slice.rank_offset, rank_slice.count)
-        latents, y = data.batch(indices, rng)
+        mirrored = None
+        if xflip and data.has_mirrored:
+            mirrored = rng.rand((rank_slice.count,)) < 0.5
+        latents, y = data.batch(indices, rng, mirrored)
         features = data.features(indices) if position < features_until else None
-        if xflip:
+        if xflip and mirrored is None:
             mirrored = rng.rand((rank_slice.count, 1, 1, 1)) < 0.5
             latents = torch.where(mirrored, latents.flip(3), latents)
-            if features is not None:
-                features = torch.where(mirrored, features.flip(3), features)
+        if mirrored is not None and features is not None:
+            features = torch.where(mirrored.view(-1, 1, 1, 1), features.flip(3), features)
         return Batch(latents.to(device), *(x if x is None else x.to(device) for x in (y, features)))
 
     return read_ahead(read, itertools.count(start, rank_slice.total), threads)

@@ -27,6 +27,7 @@ PLACES = (
     "data.split_file",
     "data.text_feat_path",
     "data.patch_feat_path",
+    "data.mirrored_root",
 )
 # Places of files: they may change with those of the data if the files keep their names.
 FILES = (
