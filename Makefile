@@ -43,7 +43,7 @@ photos: .venv/.run
 	@test -d "$(PHOTOS)/train/images" || { \
 	  echo "make photos PHOTOS=FOLDER: no train/images in '$(PHOTOS)'; docs/photographs.md says what it holds"; exit 2; }
 	@mkdir -p data/photos && ln -sfn "$$(cd "$(PHOTOS)" && pwd)" data/photos/source
-	$(BIN)/python preprocess_scripts/create_latentspace_lmdb.py $C --with_clip
+	$(BIN)/python preprocess_scripts/create_latentspace_lmdb.py $C --with_clip --xflip
 	$(BIN)/python train_prior.py $C
 	$(BIN)/python preprocess_scripts/clip_encode_text.py $C --split test
 	$(BIN)/python preprocess_scripts/fid_ref.py $C --features
@@ -57,9 +57,10 @@ photos: .venv/.run
 app: .venv/.app
 	$(BIN)/python demo/app.py
 
-# Two processes of one thread each: two cores, and memory for two full-size networks.
+# Two processes of one thread each: two cores, and memory for two full-size networks. An idle one takes
+# tests of the other.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-machines: .venv/.dev
 	$(BIN)/python tests/machines.py
@@ -72,7 +73,7 @@ lint: .venv/.dev
 
 # The e2e tests are left out: they run scripts as processes of their own.
 coverage: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not e2e" --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not e2e" --cov --cov-report=term
 
 soak: .venv/.dev
 	$(BIN)/python tests/faults/soak.py

@@ -33,7 +33,7 @@ from utils.data.latent_dataset import open_data
 from utils.pretrained.denoisers import export_safetensors
 from utils.release.folder import export_folder
 from utils.training.arguments import load_training_config, parse_args
-from utils.training.batches import training_batches
+from utils.training.batches import MIRRORED_LATENTS, training_batches
 from utils.training.distributed import (
     Processes,
     StopSignal,
@@ -90,6 +90,8 @@ def train(
         notes += state.start_as_student()
     is_new, saved = saved is None, None  # frees the checkpoint's memory
     max_steps = state.max_steps
+    if options.xflip and not data.has_mirrored:
+        notes.append(MIRRORED_LATENTS)
     notes += state.make_ready()
     notes.append(
         f"{state.size / 1e6:.1f} M trained parameters; {data.length} images; "

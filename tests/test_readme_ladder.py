@@ -152,9 +152,10 @@ def test_the_commands_for_own_images_work_on_photographs_with_encoders_of_others
     place = Workplace(tmp_path / "place", few)
     (place.folder / "data" / "photos").mkdir(parents=True)
     (place.folder / "data" / "photos" / "source").symlink_to(photographs)
-    config, *others = commands("README.md", STEP)
+    config, latents, *others = commands("README.md", STEP)
     place.run(
         config.replace("own_images.yaml", "photos.yaml"),
+        f"{latents} --xflip",
         *(re.sub(r"\bown\b", "photos", command) for command in others),
     )
     place.check_results("photos")

@@ -1,6 +1,6 @@
 """Measure a network for photographs: what its images show, beside real photographs.
 
-    python research/recipes/check_photos.py results/photos/checkpoints/0001500.pt
+    python research/recipes/check_photos.py results/photos/checkpoints/0002400.pt
     python research/recipes/check_photos.py FILE sampling.cfg_scale=3 --seeds 32
 
 Prints how often each sentence of research/photos/sentences.yaml is shown, with Wilson's intervals,

@@ -16,6 +16,11 @@ from utils.base.read_ahead import read_ahead
 from utils.config.schema import Config
 from utils.data.latent_dataset import LatentDataset
 
+MIRRORED_LATENTS = (
+    "train.xflip mirrors the latents themselves, which most VAEs decode badly; create_latentspace_"
+    "lmdb.py --xflip makes latents of the mirrored images, which data.mirrored_root names"
+)
+
 
 class Batch(NamedTuple):
     """One process's slice of a global batch, on its device."""
