@@ -19,7 +19,7 @@ from pathlib import Path
 
 from utils.base.errors import UserError, note
 from utils.base.script import one_line_errors
-from utils.config.command_line import HelpFormatter, add_config_arguments
+from utils.config.command_line import ArgumentParser, add_config_arguments
 from utils.pretrained.assets import ASSETS, BY_NAME, Asset, fetch, fetch_from_hub, needed_by
 from utils.pretrained.downloads import Patience
 from utils.pretrained.effective_config import load_effective_config
@@ -27,7 +27,7 @@ from utils.pretrained.effective_config import load_effective_config
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--name",

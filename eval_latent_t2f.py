@@ -34,7 +34,7 @@ from accelerate import PartialState
 from models.edm import EDMPrecond
 from utils.base.launch import add_launch_arguments, join_processes, relaunch
 from utils.base.processes import is_main_process, leave_processes
-from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter, add_config_arguments
+from utils.config.command_line import DEFAULT_CONFIG, ArgumentParser, add_config_arguments
 from utils.config.parsing import path_or_none, step_or_none
 from utils.config.published import (
     EVALUATION_VOID,
@@ -75,7 +75,7 @@ from utils.training.experiment import experiment_name
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add_config_arguments(
         parser, instead=f"that of the experiment or of --ckpt, or else {DEFAULT_CONFIG}"

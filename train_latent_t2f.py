@@ -10,6 +10,8 @@ Go on with a run:    python train_latent_t2f.py --exp_name X
 Other settings:      python train_latent_t2f.py --config X.yaml train.lr=5e-5 model.mask_ratio=0.3
 A student of few steps: python train_latent_t2f.py --config configs/demo/distill.yaml --teacher X.pt
 Finetune:            python train_latent_t2f.py --config Y.yaml --ckpt_path X/checkpoints/0300000.pt
+Adapt to few images: python train_latent_t2f.py --ckpt_path dit.safetensors train.adapt=lora data.…
+  as a small file:   python train_latent_t2f.py --export_adapter my.safetensors --ckpt_path X.pt
 Release a model:     python train_latent_t2f.py --export dit.safetensors --ckpt_path 0005000.pt \\
                          sampling.cfg_scale=2
   with all it needs: python train_latent_t2f.py --export FOLDER --ckpt_path 0005000.pt
@@ -31,6 +33,7 @@ from utils.base.script import one_line_errors_of_each
 from utils.config.schema import Config
 from utils.data.latent_dataset import open_data
 from utils.pretrained.denoisers import export_safetensors
+from utils.release.adapter import export_adapter
 from utils.release.folder import export_folder
 from utils.training.arguments import load_training_config, parse_args
 from utils.training.batches import MIRRORED_LATENTS, training_batches
@@ -46,6 +49,7 @@ from utils.training.experiment import (
     saved_state,
     with_stored_defaults,
 )
+from utils.training.finetune import NEEDS_BASE
 from utils.training.outputs import Outputs
 from utils.training.state import TrainingState
 from utils.training.step_guard import diverged, weights_not_finite
@@ -88,6 +92,8 @@ def train(
         notes += state.start_from(start_from, strict)
     elif config.is_distilled:
         notes += state.start_as_student()
+    elif options.adapt != "all":
+        raise UserError(NEEDS_BASE.format(options.adapt))
     is_new, saved = saved is None, None  # frees the checkpoint's memory
     max_steps = state.max_steps
     if options.xflip and not data.has_mirrored:
@@ -101,7 +107,7 @@ def train(
     # Write nothing before every process has found all it needs.
     outputs = Outputs(folder, config, processes, enable_eval=enable_eval)
     processes.wait()
-    outputs.open(state.step, is_new, notes, use_wandb, data)
+    outputs.open(state, is_new, notes, use_wandb, data)
 
     # Evaluate the weights that a new run starts from, or those that a kill kept from it.
     was_due = state.step in (state.first_step, max_steps) or state.step % every.ckpt_every == 0
@@ -133,6 +139,7 @@ def train(
         watchdog.step_ends()
         if log_due:
             outputs.log_step(state, rates, means)
+        outputs.name_faults()
 
         checkpoint_due = state.step % every.ckpt_every == 0 and state.step >= every.ckpt_after
         grid_due = every.sample_every and (state.step % every.sample_every == 0 or finished)
@@ -164,14 +171,21 @@ def train(
 def main() -> None:
     """Train, or export a checkpoint, as the command line says."""
     args = parse_args(__doc__)
+    if (out := args.export or args.export_adapter) and not args.ckpt_path:
+        raise UserError(f"--export {out}: name the checkpoint to export with --ckpt_path")
+    if args.export_adapter:
+        if args.export or args.adapter:
+            raise UserError("--export_adapter: takes no --export or --adapter beside it")
+        count = export_adapter(args.ckpt_path, args.export_adapter)
+        print(f"{args.export_adapter}: {count / 1e6:.3g} M weights; t2f.py --adapter takes them")
+        return
     if args.export:
-        if not args.ckpt_path:
-            raise UserError("--export: name the checkpoint to export with --ckpt_path")
+        adapters = args.adapter or ()
         if args.export.suffix != ".safetensors":
-            export_folder(args.ckpt_path, args.export, args.overrides)
+            export_folder(args.ckpt_path, args.export, args.overrides, adapters=adapters)
             print(f"{args.export}: a release folder of {args.ckpt_path}; README.md in it says more")
             return
-        local = export_safetensors(args.ckpt_path, args.export, args.overrides)
+        local = export_safetensors(args.ckpt_path, args.export, args.overrides, adapters)
         print(f"{args.export}: EMA weights of {args.ckpt_path}, float16")
         if local:
             print(f"on another machine it needs copies beside it of {', '.join(local)}")

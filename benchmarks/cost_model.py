@@ -8,7 +8,6 @@ need neither time nor memory. Hours on a GPU are estimates, at UTILISATION of it
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 
 from benchmarks.timing import table
 from benchmarks.train_step import Case, step_flops
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 
 PEAKS = {"A100": 312e12, "H100": 989e12}  # dense bf16 FLOP/s, by their data sheets
 UTILISATION = 0.35  # fraction of the peak that is assumed
@@ -56,7 +55,7 @@ def gpu_hours(flops: float) -> dict[str, float]:
 
 def main() -> None:
     """Print the table."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
+    ArgumentParser(description=__doc__).parse_args()
     print(table(rows()))
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks import sampling, timing, train_step
 from benchmarks.device_trainings import STEPS, Workplace
-from utils.config.sections import Sampling
+from utils.config.sampling_sections import Sampling
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 from utils.sampling.conditions import caption_conditions
@@ -117,6 +117,30 @@ def end_to_end(device: Device) -> Iterator[Finding]:
         yield Finding("image of the last checkpoint", f"{image.width} x {image.height}", True)
 
 
+def abilities(device: Device) -> Iterator[Finding]:
+    """Train an adapter and a U-ViT, generate with the adapter, and edit that image by words."""
+    work = device.work
+    work.whole()
+    base, adapter = work.checkpoint("whole"), work.folder / "adapter.safetensors"
+    networks: dict[str, list[object]] = {
+        "LoRA": ["--ckpt_path", base, "train.adapt=lora", "train.lr=1e-2"],
+        "U-ViT": ["model.model_type=UViT-T/2"],
+    }
+    for name, options in networks.items():
+        losses = work.train(name, *options)
+        value = f"loss {losses[0]:.3f} → {losses[-1]:.3f} in {STEPS} steps"
+        yield Finding(name, value, losses[-1] < losses[0])
+    export = ["--export_adapter", adapter, "--ckpt_path", work.checkpoint("LoRA")]
+    work.run("train_latent_t2f.py", *export)
+    first, second = work.folder / "adapted", work.folder / "edited"
+    source = ["--ckpt", base, "--adapter", adapter, "--device", device.name]
+    work.run("t2f.py", *source, "--prompt", PROMPTS[0], "--num", 1, "--out", first)
+    shipped = ["--device", device.name, "--image", first / "00_000.png"]
+    work.run("t2f.py", *shipped, "--add", "round glasses", "--out", second)
+    with Image.open(first / "00_000.png") as before, Image.open(second / "00_000.png") as after:
+        yield Finding("image edited by words", f"{after.width} x {after.height}", before != after)
+
+
 def training_variants(device: Device) -> Iterator[Finding]:
     """Do one training resumed, compiled and on several processes, with equal losses."""
     work = device.work
@@ -185,6 +209,7 @@ CHECKS: dict[str, Check] = {
     "reference values": reference_values,
     "images": images,
     "end to end": end_to_end,
+    "abilities": abilities,
     "variants of training": training_variants,
     "speed of a step": step_speed,
     "speed of sampling": sampling_speed,

@@ -20,7 +20,7 @@ from utils.pretrained.checkpoint_files import load_checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 12
 SETTINGS = [
-    "train.optimizer=adamw",  # sharding refuses Muon
+    "train.optimizer=adamw",  # in float32, so that losses can be compared closely
     "train.batchsize=32",
     f"train.max_num_steps={STEPS}",
     "train.lr_rampup_kimg=0",

@@ -33,7 +33,7 @@ import torch
 from benchmarks import timing
 from benchmarks.device_checks import CHECKS, Check, Device, Finding
 from benchmarks.device_trainings import Workplace, use_no_gpu
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 
 TITLE = "Check of a device"
 VERDICTS = {True: "yes", False: "**no**", None: "–"}
@@ -41,7 +41,7 @@ VERDICTS = {True: "yes", False: "**no**", None: "–"}
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, or cpu for a quick run")
     parser.add_argument("--only", help=f"checks to run, of: {', '.join(CHECKS)}; None = all")
     parser.add_argument("--minutes", type=float, default=10.0, help="time for all checks together")

@@ -10,7 +10,6 @@ in float32. Deviations are from the baseline's results.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import sys
@@ -36,7 +35,7 @@ from benchmarks import timing
 from benchmarks.sampling import sd_vae
 from models.autoencoder import Autoencoder
 from models.encoder_files import LDM_SCALE_FACTOR
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 from utils.data.image_batches import iterate_batches
 from utils.data.images import list_images, to_uint8_array
 
@@ -203,7 +202,7 @@ TABLES: dict[str, tuple[str, Callable[[list[Path], int], list[dict]], int]] = {
 @one_line_errors
 def main() -> None:
     """Measure the tables that are asked for, and report them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     timing.add_arguments(parser)
     parser.add_argument("--only", choices=tuple(TABLES), help="table to measure; None = all")
     parser.add_argument(

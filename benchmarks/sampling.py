@@ -14,7 +14,6 @@ research/sampling_quality/compare.py measures the quality of the images.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from functools import partial
@@ -32,8 +31,8 @@ from models.encoder_files import LDM_SCALE_FACTOR
 from models.samplers import nfe
 from models.tiny_autoencoder import TinyNetwork, tiny_with
 from models.vae_network import VaeConfig, VaeNetwork
-from utils.config.command_line import HelpFormatter
-from utils.config.sections import Sampling
+from utils.config.command_line import ArgumentParser
+from utils.config.sampling_sections import Sampling
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.effective_config import read_config
 from utils.pretrained.encoders import load_config_autoencoder
@@ -123,7 +122,7 @@ def setup(network: str, sampling: Sampling, count: int) -> timing.Work:
 
 def main() -> None:
     """Time all variants and report the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     timing.add_arguments(parser)
     parser.add_argument("--network", default=SHIPPED, help="shipped weights, or a size (DiT-S/2)")
     parser.add_argument(

@@ -27,9 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain_network import PlainMaskDiT, PlainTraining
 from benchmarks.timing import add_arguments, compare, matmul_rate, report, start
+from models.backbones import MODEL_SIZES
 from models.edm import EDMPrecond, build_denoiser, edm_loss, random_for_loss
-from models.maskdit import MODEL_SIZES
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 from utils.config.load import config_from_dict
 from utils.training.batches import Batch
 from utils.training.distributed import Processes
@@ -77,7 +77,7 @@ class Case:
     def plain(self) -> PlainMaskDiT:
         """Build the plain network."""
         torch.manual_seed(0)
-        depth, width, _, heads = MODEL_SIZES[f"DiT-{self.size}/2"]
+        depth, width, _, heads, _ = MODEL_SIZES[f"DiT-{self.size}/2"]
         return PlainMaskDiT(self.side, depth, width, heads, self.decoder)
 
 
@@ -181,7 +181,7 @@ def measure(
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", default="S,B", help="of the network: S, B, L, XL")
     parser.add_argument("--masks", default="0.5", help="mask ratios")
     parser.add_argument("--batch", default="16", help="batch sizes")

@@ -24,7 +24,7 @@ from utils.base.script import one_line_errors
 
 # isort: split
 from demo.page.request import Limits
-from utils.config.command_line import HelpFormatter, add_config_arguments
+from utils.config.command_line import ArgumentParser, add_config_arguments
 from utils.sampling.text_to_face import DEMO, TextToFace, default_device
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -41,7 +41,7 @@ class OldName(argparse.Action):
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line; raises UserError if a number is out of its range."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument(
         "--ckpt",
         type=Path,

@@ -13,14 +13,13 @@ personal and commercial use), put together by DiceBear and rasterised by resvg.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import random
 import sys
 from functools import cache
 from importlib.resources import files
-from multiprocessing import Pool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from demo.captions import make_caption
 from utils.base.files import write_text
 from utils.base.progress import progress
 from utils.base.threads import processors
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 
 SIZE = 128  # side of the images, pixels
 # The visible window of the 280×280 artwork: head, hat and shoulders.
@@ -261,7 +260,8 @@ def make_split(out: Path, split: str, count: int, num_captions: int, workers: in
     for name in ("images", "captions"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     jobs = [(folder, split, index, num_captions) for index in range(count)]
-    with Pool(workers) as pool:
+    # A forked process of a program with threads may wait for a lock for ever.
+    with get_context("spawn").Pool(workers) as pool:
         stream = pool.imap(write_face, jobs, chunksize=64)
         lines = list(progress(stream, desc=f"faces {split}", total=count, unit="face"))
     write_text(index_file, "\n".join(lines) + "\n")
@@ -270,7 +270,7 @@ def make_split(out: Path, split: str, count: int, num_captions: int, workers: in
 @one_line_errors
 def main() -> None:
     """Write both splits."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/demo"), help="folder to write into")
     parser.add_argument("--num_train", type=int, default=10_000, help="training faces")
     parser.add_argument("--num_test", type=int, default=1_000, help="held-out faces")

@@ -8,7 +8,6 @@ interrupted goes on where it stopped; a complete one is skipped.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -23,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 from utils.base.errors import fail, note
 from utils.base.files import read_json_lines, write_json
 from utils.base.script import one_line_errors
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 from utils.evaluation.metric_names import distance_of
 from utils.evaluation.results import Results
 
@@ -132,7 +131,7 @@ def stages() -> list[Stage]:
 @one_line_errors
 def main() -> None:
     """Run the stages that are not complete, and print the time and result of each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.parse_args()
     if Path.cwd() != ROOT:
         fail(f"run this from the project's folder, {ROOT}")

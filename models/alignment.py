@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.edm import EDMPrecond
-from models.maskdit import TokenMask
+from models.token_mask import TokenMask
 
 
 def cosine_distance(tokens: Tensor, features: Tensor) -> Tensor:

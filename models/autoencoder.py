@@ -6,6 +6,7 @@ variance is near 1; newer VAEs also subtract a mean first. "Scaled" latents are 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -28,6 +29,7 @@ from models.encoder_files import (
     vae_folder,
     vae_pair,
 )
+from models.finite import is_finite
 from models.tiny_autoencoder import TinyNetwork, tiny_from_pair, tiny_with
 from models.vae_network import BLOCKS, VaeConfig, VaeNetwork
 from models.weights import looks_like_path, read_tensors
@@ -60,6 +62,7 @@ class Autoencoder:
     latent_channels: C of a latent.
     downsample: pixels per latent along one side.
     identity: short hash of the weights.
+    rescued: number of images that were decoded in float32, as they overflowed in half precision.
     has_posterior: False for a tiny one, which gives an image one latent.
     """
 
@@ -87,7 +90,8 @@ class Autoencoder:
         self.scale_factor = scale_factor
         self.shift, self.scale = latent_statistics(vae.config, scale_factor, device)
         self.latent_channels, self.downsample = vae.config.latent_channels, vae.config.downsample
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.rescued = device, dtype, 0
+        self._whole: VaeNetwork | TinyNetwork | None = None  # of `_in_float32`
 
     def normalise(self, mean: Tensor, deviation: Tensor) -> None:
         """Let scaled latents be those that were scaled before, minus `mean`, over `deviation`.
@@ -148,11 +152,27 @@ class Autoencoder:
     def decode(self, z: Tensor) -> Tensor:
         """Decode scaled latents (N, C, h, w) -> images (N, 3, H, W) float32 in [-1, 1].
 
-        Infinite numbers become NaN, so that the bounds do not hide them.
+        Images that overflow in half precision, as those of Stable Diffusion XL's VAE do in
+        float16, are decoded again in float32. Infinite numbers become NaN, so that the bounds do
+        not hide them.
         """
-        z = self.unscaled(z.to(self.device)).to(self.dtype)
-        images = self.vae.decode(z).float()
+        z = self.unscaled(z.to(self.device))
+        images = self.vae.decode(z.to(self.dtype)).float()
+        is_half = self.dtype != torch.float32 or torch.is_autocast_enabled(self.device.type)
+        if is_half and not is_finite(images):
+            bad = ~images.flatten(1).isfinite().all(dim=1)  # each image alone decides
+            with torch.autocast(self.device.type, enabled=False):
+                images[bad] = self._in_float32().decode(z[bad].float())
+            self.rescued += int(bad.sum())
         return images.masked_fill(images.isinf(), math.nan).clamp(-1, 1)
+
+    def _in_float32(self) -> VaeNetwork | TinyNetwork:
+        """Return the network in float32; a copy is made at the first call if it is another."""
+        if self.dtype == torch.float32:
+            return self.vae
+        if self._whole is None:
+            self._whole = copy.deepcopy(self.vae).float()
+        return self._whole
 
 
 def latent_statistics(

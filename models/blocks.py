@@ -1,4 +1,4 @@
-"""Parts of a MaskDiT: embedders, positions, attention, and the adaLN-Zero block of DiT.
+"""Parts of the networks: embedders, positions, attention, and the adaLN-Zero block of DiT.
 
 Parameter names are those of the published checkpoints.
 """
@@ -20,15 +20,17 @@ def sincos_1d(dim: int, positions: Tensor) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def sincos_2d(dim: int, grid: int, extra_tokens: int = 0) -> Tensor:
+def sincos_2d(dim: int, grid: int, extra_tokens: int = 0, of_grid: int | None = None) -> Tensor:
     """Return fixed positions of a grid x grid image, (1, extra_tokens + grid², dim) float32.
 
     The first half of the features encodes the column, the second half the row; extra tokens get
-    zeros.
+    zeros. of_grid: side of another grid over the same image, in whose steps positions are counted.
     """
     # Built on the CPU even inside `with torch.device("meta")`, as its values are copied later.
     with torch.device("cpu"):
         steps = torch.arange(grid)
+        if of_grid is not None:
+            steps = (steps + 0.5) * of_grid / grid - 0.5
         columns = sincos_1d(dim // 2, steps.repeat(grid))
         rows = sincos_1d(dim // 2, steps.repeat_interleave(grid))
         positions = torch.cat([torch.zeros(extra_tokens, dim), torch.cat([columns, rows], dim=1)])
@@ -55,6 +57,14 @@ class PatchEmbed(nn.Module):
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
+def sinusoids(t: Tensor, width: int) -> Tensor:
+    """Return cosines, then sines of t (N,) at width / 2 frequencies from 1 on, (N, width)."""
+    half = width // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t.float()[:, None] * torch.exp(-math.log(10000.0) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
 class TimestepEmbedder(nn.Module):
     """Embedder of the noise condition: 256 sinusoids, then a two-layer network."""
 
@@ -70,10 +80,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed t (N,) -> (N, D)."""
-        half = self.FREQUENCIES // 2
-        exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
-        angles = t.float()[:, None] * torch.exp(-math.log(10000.0) * exponents)
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
+        return self.mlp(sinusoids(t, self.FREQUENCIES))
 
 
 class ConditionEmbedder(nn.Module):
@@ -109,12 +116,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention over all tokens."""
 
-    def __init__(self, dim: int, num_heads: int):
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"width {dim} cannot be split into {num_heads} attention heads")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ MaskSchedule = Literal[
 MlpKind = Literal["gelu_tanh", "gelu"]
 # The optimizer of a training; see utils/training/optimizers.py.
 Optimizer = Literal["adamw", "muon"]
+# The weights that a training trains; see models/adapters.py.
+Adaptation = Literal["all", "difffit", "lora", "condition", "difffit+condition", "lora+condition"]
 # The network whose features the metrics compare; see utils/evaluation/feature_networks.py.
 FeatureNetworkKind = Literal["inception", "inception-tf", "clip", "dinov2"]
 # Seeds are whole numbers below it: PyTorch's CPU generator reads 32 bits, and 2^32 would repeat 0.

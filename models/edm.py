@@ -1,6 +1,5 @@
 """EDM preconditioning and loss (Karras et al. 2022) with the masked loss of MaskDiT (2023)."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.backbone import Architecture, Backbone
+from models.backbones import MODEL_SIZES, backbone_of
 from models.batch_random import WHOLE_BATCH, BatchRandom
-from models.maskdit import MODEL_SIZES, Architecture, MaskDiT, TokenMask, random_mask
+from models.token_mask import TokenMask, random_mask
 
 
 class EDMPrecond(nn.Module):
@@ -24,7 +25,7 @@ class EDMPrecond(nn.Module):
 
     def __init__(
         self,
-        model: MaskDiT,
+        model: Backbone,
         sigma_data: float = 0.5,
         distilled_sigmas: Sequence[float] | None = None,
     ):
@@ -44,7 +45,7 @@ class EDMPrecond(nn.Module):
         """Denoise x (N, C, H, W), noised by sigma (N,) or scalar -> (N, C, H, W) float32.
 
         cond: (N, cond_width); a row of zeros, or None for all rows, means "no condition".
-        options: `summary`, `cond_noise` and `tokens_after` of MaskDiT.forward; with the last one,
+        options: `summary`, `cond_noise` and `tokens_after` of Backbone.forward; with the last one,
             the tokens are returned too.
         Autocast applies to the network F alone; the preconditioning stays in float32.
         Raises ValueError if the condition has another width than the network expects.
@@ -102,14 +103,11 @@ def build_denoiser(
         the named size. None leaves a field at its default.
     Raises ValueError for an unknown name, and for options that Architecture refuses.
     """
-    if model_type not in MODEL_SIZES:
-        close = difflib.get_close_matches(model_type, MODEL_SIZES, n=1, cutoff=0.0)
-        raise ValueError(f"unknown model type '{model_type}'; did you mean '{close[0]}'?")
-    names = ("depth", "hidden_size", "patch_size", "num_heads")
-    size = dict(zip(names, MODEL_SIZES[model_type], strict=True))
+    backbone = backbone_of(model_type)
     given = {name: value for name, value in options.items() if value is not None}
+    size = MODEL_SIZES[model_type]._asdict()
     architecture = Architecture(in_size, in_channels, cond_dim, **(size | given))
-    return EDMPrecond(MaskDiT(architecture), sigma_data, distilled_sigmas)
+    return EDMPrecond(backbone(architecture), sigma_data, distilled_sigmas)
 
 
 @dataclass(frozen=True)

@@ -102,18 +102,45 @@ class EmbeddingPrior(nn.Module):
         """
         y, direction = F.normalize(y, dim=1), F.normalize(self.mean, dim=0)
         offset = (y - (y * direction).sum(dim=1, keepdim=True) * direction) / freedom
+        return self.within_reach(offset)
+
+    def within_reach(self, offset: Tensor) -> Tensor:
+        """Shorten conditions (N, D) that reach farther than an image does."""
         return offset * (self.max_norm / offset.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp(
             max=1
         )
 
     @torch.no_grad()
-    def sample(self, y: Tensor, noise: Tensor, freedom: float, steps: int = STEPS) -> Tensor:
+    def sample(
+        self, y: Tensor, noise: Tensor, freedom: float, steps: int = STEPS, candidates: int = 1
+    ) -> Tensor:
         """Sample an image embedding of unit length for each condition y (N, D) -> (N, D).
 
         noise: (N, D) unit normal; an embedding depends on nothing else that is random.
         freedom: above 0; 1 = as open as the condition leaves it, less = more literal.
+        candidates: embeddings to sample of each condition; the one of the largest dot product with
+            it is returned (unCLIP; Ramesh 2022, section 2.2). Each has the noise of the first, its
+            numbers moved along: unit normal too, and next to independent.
         """
-        offset, x = self.offset_from_mean(y.float(), freedom), noise.float()
+        offset, best = self.offset_from_mean(y.float(), freedom), None
+        for shift in range(candidates):
+            moved = noise.roll(shift * noise.shape[1] // candidates, dims=1)
+            x = self.integrate(offset, moved, steps)
+            if best is not None:
+                is_nearer = ((x - best) * offset).sum(dim=1, keepdim=True) > 0
+                x = torch.where(is_nearer, x, best)
+            best = x
+        assert best is not None
+        return best
+
+    def integrate(self, offset: Tensor, noise: Tensor, steps: int = STEPS) -> Tensor:
+        """Integrate the flow from noise to embeddings of unit length, (N, D).
+
+        offset: (N, D), conditions of the prior, as `forward` reads them. noise: (N, D) unit normal.
+        Where gradients are on, whole batches are multiplied at once, which takes a quarter of the
+        time; the rounding of a row then depends on the others (`RowLinear`).
+        """
+        x = noise.float()
         times = torch.linspace(0, 1, steps + 1, device=x.device)
         mean = self.embed_mean(offset / self.std)
         at = [self._condition(time[None], mean) for time in times]

@@ -4,14 +4,14 @@ While training, the encoder sees only the kept tokens; a narrower decoder puts m
 gaps and predicts every patch. Parameter names are those of the published checkpoints.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from models.batch_random import WHOLE_BATCH, BatchRandom
+from models.backbone import Architecture, Backbone, Size
 from models.blocks import (
     Block,
     ConditionEmbedder,
@@ -20,64 +20,7 @@ from models.blocks import (
     TimestepEmbedder,
     sincos_2d,
 )
-from models.choices import MlpKind
-
-# name -> (depth, hidden size, patch size, heads)
-MODEL_SIZES: dict[str, tuple[int, int, int, int]] = {
-    f"DiT-{name}/{patch}": (depth, hidden_size, patch, num_heads)
-    for name, depth, hidden_size, num_heads in (
-        ("H", 32, 1280, 16),
-        ("XL", 28, 1152, 16),
-        ("L", 24, 1024, 16),
-        ("B", 12, 768, 12),
-        ("S", 12, 384, 6),
-    )
-    for patch in (2, 4, 8)
-} | {"DiT-T/2": (6, 192, 2, 3)}  # tiny, for the demo
-
-
-@dataclass(frozen=True)
-class TokenMask:
-    """Tokens of each image that are hidden from the encoder.
-
-    mask: (N, L) float32, 1 = hidden, 0 = kept.
-    ids_keep: (N, K) int64, positions of the kept tokens in the order the encoder sees them.
-    ids_restore: (N, L) int64, where each position lies in the row "kept tokens, then hidden ones".
-    """
-
-    mask: Tensor
-    ids_keep: Tensor
-    ids_restore: Tensor
-
-    @property
-    def hides_nothing(self) -> bool:
-        """Return True if all tokens are kept."""
-        return self.ids_keep.shape[1] == self.mask.shape[1]
-
-
-def kept_tokens(length: int, ratio: float) -> int:
-    """Return how many of `length` tokens a mask of this ratio keeps."""
-    return int(length * (1 - ratio))
-
-
-def random_mask(
-    n: int,
-    length: int,
-    ratio: float,
-    device: torch.device | str = "cpu",
-    rng: BatchRandom = WHOLE_BATCH,
-) -> TokenMask:
-    """Hide a random fraction `ratio` of `length` tokens, another one for each of `n` images.
-
-    The first `kept_tokens` of a random permutation are kept.
-    Raises ValueError if that would leave none.
-    """
-    kept = kept_tokens(length, ratio)
-    if not 0 < kept <= length:
-        raise ValueError(f"mask ratio {ratio} keeps {kept} of {length} tokens; use 0 <= ratio < 1")
-    order = rng.rand((n, length), device).argsort(dim=1)
-    ids_restore = order.argsort(dim=1)
-    return TokenMask((ids_restore >= kept).float(), order[:, :kept], ids_restore)
+from models.token_mask import TokenMask, restore
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -92,82 +35,26 @@ def linear_of(layers: nn.Sequential, number: int) -> nn.Linear:
     return layer
 
 
-def restore(x: Tensor, filler: Tensor | None, mask: TokenMask) -> Tensor:
-    """Put kept tokens x (N, K, D) back in place, `filler` (D) or zeros in the gaps -> (N, L, D)."""
-    n, kept, width = x.shape
-    filler = x.new_zeros(1) if filler is None else filler.to(x.dtype)
-    gaps = filler.expand(n, mask.ids_restore.shape[1] - kept, width)
-    row = torch.cat([x, gaps], dim=1)
-    return row.gather(1, mask.ids_restore[:, :, None].expand(-1, -1, width))
+class MaskDiT(Backbone):
+    """An encoder of DiT blocks that sees the kept tokens, and a decoder that predicts all."""
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """Sizes and options of a MaskDiT.
-
-    img_size: side of the square latents; a multiple of patch_size.
-    cond_dim: width of the condition y; 0 = unconditional.
-    use_decoder: a narrower decoder sees all tokens; without it, hidden patches come out as zeros.
-    cond_init_std: of the weights that read y; 0.02 as published. A condition of unit length gives
-        values of this size, so short trainings learn to use it sooner with 0.5.
-    mae_loss_coef: 0 = no mask token, as nothing would train it; the gaps are zeros.
-    pad_cls_token: one extra token gathers a summary of the image, which conditions the decoder.
-    ext_feature_dim: width of external features of each image, which condition it beside y. They
-        are the last columns of the condition, and guidance does not leave them out.
-    self_cond: a first pass of the encoder gives a summary of the noised image, which conditions the
-        whole network. In training the EMA network makes this pass (see MaskDiT.summary).
-    perturbation: training perturbs y by a learned angle (see models/perturbation.py).
-    mlp: what stands between the linear layers of a block's MLP (see models/blocks.py: Mlp).
-    Raises ValueError for sizes that do not fit and options that exclude each other.
-    """
-
-    img_size: int
-    in_channels: int
-    cond_dim: int
-    depth: int
-    hidden_size: int
-    patch_size: int
-    num_heads: int
-    mlp_ratio: float = 4.0
-    use_decoder: bool = True
-    decoder_hidden_size: int = 512
-    decoder_depth: int = 8
-    decoder_num_heads: int = 16
-    cond_init_std: float = 0.02
-    mae_loss_coef: float = 0.1
-    pad_cls_token: bool = False
-    ext_feature_dim: int = 0
-    self_cond: bool = False
-    perturbation: bool = False
-    mlp: MlpKind = "gelu_tanh"
-
-    def __post_init__(self) -> None:
-        if self.self_cond and (self.ext_feature_dim or not self.use_decoder):
-            raise ValueError("self_cond needs use_decoder, and does not go with ext_feature_dim")
-        if self.perturbation and not self.cond_dim:
-            raise ValueError("perturbation is of the condition, and there is none")
-        if self.img_size % self.patch_size:
-            raise ValueError(
-                f"patch size {self.patch_size} does not divide the latent side {self.img_size}"
-            )
-        widths = (self.hidden_size, self.decoder_hidden_size)[: 1 + self.use_decoder]
-        if any(width % 4 for width in widths):
-            raise ValueError(f"widths {widths} must be multiples of 4 for the 2-D positions")
-
-
-class MaskDiT(nn.Module):
-    """The network F of EDM: noisy latents, noise level and condition -> raw prediction."""
+    SIZES: ClassVar[Mapping[str, Size]] = {
+        f"DiT-{name}/{patch}": Size(depth, hidden_size, patch, num_heads)
+        for name, depth, hidden_size, num_heads in (
+            ("H", 32, 1280, 16),
+            ("XL", 28, 1152, 16),
+            ("L", 24, 1024, 16),
+            ("B", 12, 768, 12),
+            ("S", 12, 384, 6),
+        )
+        for patch in (2, 4, 8)
+    } | {"DiT-T/2": Size(6, 192, 2, 3)}  # tiny, for the demo
+    LACKS = ("cond_tokens",)
 
     def __init__(self, architecture: Architecture):
-        super().__init__()
-        a = self.architecture = architecture
+        super().__init__(architecture)
+        a = architecture
         hidden_size, width = a.hidden_size, a.hidden_size
-        self.img_size, self.in_channels, self.cond_dim = a.img_size, a.in_channels, a.cond_dim
-        self.cond_width = a.cond_dim + a.ext_feature_dim
-        self.patch_size = a.patch_size
-        self.grid = a.img_size // a.patch_size
-        self.num_patches = self.grid**2
-        self.activation_checkpointing = False  # compute blocks again in the backward pass
 
         # In the published order, as optimizers number the weights.
         self.x_embedder = PatchEmbed(a.in_channels, hidden_size, a.patch_size)
@@ -278,13 +165,14 @@ class MaskDiT(nn.Module):
         x = self._run(self.blocks[depth:], early, c)
         return x[:, first:], x[:, 0] if first else None, early[:, first:]
 
+    def all_blocks(self) -> list[nn.Module]:
+        """Return the blocks of the encoder, then those of the decoder."""
+        return [*self.blocks, *(self.decoder_blocks if self.architecture.use_decoder else ())]
+
     def _run(self, blocks: nn.ModuleList, x: Tensor, c: Tensor) -> Tensor:
-        """Run tokens (N, T, D) through blocks; checkpointing keeps only the inputs of blocks."""
+        """Run tokens (N, T, D) through blocks."""
         for block in blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, c, use_reentrant=False)
-            else:
-                x = block(x, c)
+            x = self.run(block, x, c)
         return x
 
     def summary(self, x: Tensor, t_cond: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -334,9 +222,3 @@ class MaskDiT(nn.Module):
             x = restore(x, None, mask)  # (N, L, p * p * C)
         prediction = self.unpatchify(x)
         return (prediction, early) if tokens_after else prediction
-
-    def unpatchify(self, x: Tensor) -> Tensor:
-        """Put patches together: (N, L, p * p * C) -> (N, C, H, W)."""
-        p = self.patch_size
-        x = x.unflatten(2, (p, p, self.in_channels)).unflatten(1, (self.grid, self.grid))
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, self.in_channels, *[self.img_size] * 2)

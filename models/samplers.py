@@ -7,7 +7,7 @@ handles them. Noise levels are Python floats: exact, and read without waiting fo
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
@@ -112,17 +112,57 @@ def sample(
     randn: source of the churn noise, called in every step if S_churn > 0 and never otherwise;
         None = torch.randn_like.
     """
-    # Apple's GPUs have no float64.
-    dtype = torch.float32 if latents.device.type == "mps" else torch.float64
-    form = settings.formulation()
-
-    def denoise32(x: Tensor, sigma: float) -> Tensor:
-        return denoise(x.float(), sigma).to(dtype)
-
+    double = _in_double(denoise)
+    x, form = latents.to(_dtype_of(latents)), settings.formulation()
     if settings.solver == "dpmpp_2m":
         sigmas = form.t_steps  # time is the noise level
-        return sample_dpmpp_2m(denoise32, latents.to(dtype) * sigmas[0], sigmas)
-    return sample_ode(denoise32, latents.to(dtype), form, settings, randn or torch.randn_like)
+        return sample_dpmpp_2m(double, x * sigmas[0], sigmas)
+    return sample_ode(double, x, form, settings, randn or torch.randn_like)
+
+
+def invert(denoise: Denoise, images: Tensor, settings: SamplerSettings) -> Tensor:
+    """Run a solver backwards: images (N, C, H, W) -> latents (N, C, H, W) from which they come.
+
+    `sample` with this denoiser returns the images again, up to the solver's error (Song 2020,
+    "Denoising Diffusion Implicit Models", section 4.3). The latents have unit variance and are of
+    the type that `sample` returns. settings: without scaling or schedule; churn is left out.
+    """
+    form = settings.formulation()
+    rising = form.t_steps[-2::-1]  # without the final 0
+    double, x = _in_double(denoise), images.to(_dtype_of(images))
+    if settings.solver == "dpmpp_2m":
+        return sample_dpmpp_2m(double, x, rising) / rising[-1]
+    quiet, backwards = replace(settings, S_churn=0.0), replace(form, t_steps=rising)
+    return sample_ode(double, x / rising[0], backwards, quiet, torch.randn_like) / rising[-1]
+
+
+def last_part(settings: SamplerSettings, strength: float) -> SamplerSettings:
+    """Return the sampler's last part, which begins with less noise (Meng 2021, "SDEdit").
+
+    strength: above 0; 1 = the sampler itself. Its noise levels lie between the given ones, evenly
+    in sigma^(1/rho); their number falls with it.
+    """
+    if strength >= 1:
+        return settings
+    given = [sigma ** (1 / settings.rho) for sigma in settings.formulation().t_steps[:-1]]
+    last, count = len(given) - 1, math.ceil(strength * len(given))
+    sigmas = []
+    for k in range(count):
+        place = last - strength * last * (1 - k / max(count - 1, 1))
+        low = min(int(place), last - 1)
+        root = given[low] + (place - low) * (given[low + 1] - given[low]) if last else given[0]
+        sigmas.append(root**settings.rho)
+    return replace(settings, sigmas=tuple(sigmas), num_steps=count, discretization=None)
+
+
+def _dtype_of(x: Tensor) -> torch.dtype:
+    """Return the type of the solver's state: Apple's GPUs have no float64."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def _in_double(denoise: Denoise) -> Denoise:
+    """Return a denoiser of the solver's state, which is evaluated in float32."""
+    return lambda x, sigma: denoise(x.float(), sigma).to(x.dtype)
 
 
 def sample_ode(

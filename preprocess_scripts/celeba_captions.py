@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils.base.errors import UserError
 from utils.base.progress import progress
 from utils.base.script import one_line_errors
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 from utils.data.celeba_captions import make_captions, read_attributes
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument(
         "--attributes",
         type=Path,

@@ -10,7 +10,6 @@ A page marks the place of a table. `recipe=pairs,prior` selects rows by the valu
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -20,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import table
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 
 DOCS = ROOT / "docs"
 MARK = re.compile(
@@ -44,7 +43,7 @@ def written(match: re.Match[str]) -> str:
 
 def main() -> None:
     """Write all tables of all pages."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter).parse_args()
+    ArgumentParser(description=__doc__).parse_args()
     for page in sorted(DOCS.glob("*.md")):
         text = page.read_text(encoding="utf-8")
         if MARK.search(text):

@@ -1,8 +1,11 @@
 """Fixtures of many tests: reference values, small folders of images, training data."""
 
 import os
+import random
 import shutil
-from collections.abc import Callable
+import sys
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 SKIN = ["#f2d3b1", "#ae5d29", "#ffdbb4", "#8d5524"]
 HAIR = ["#2c1b18", "#b58143", "#a55728", "#e8e1e1"]
 BACK = ["#65c9ff", "#ffffb1", "#c2f0c2", "#ffafb9"]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin each test with random numbers that follow from its name, whatever ran before it."""
+    seed = zlib.crc32(item.nodeid.encode())
+    random.seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +51,17 @@ def crude_face(index: int, size: int) -> Image.Image:
         canvas.ellipse((x * s, 7 * s, (x + 1) * s, 8 * s), fill="#222222")
     canvas.arc((6 * s, 8 * s, 10 * s, (11 + rng.integers(2)) * s), 20, 160, fill="#993333", width=2)
     return image
+
+
+@pytest.fixture
+def own_cores() -> Iterator[None]:
+    """Afterwards, give this process the processor cores and threads that a script took from it."""
+    import torch  # slow to import, and few tests need it
+
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    yield
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

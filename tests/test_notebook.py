@@ -32,7 +32,7 @@ def outputs() -> list[Any]:
 def test_a_cell_shows_an_image_where_the_stored_notebook_shows_one(outputs):
     stored = ["image/png" in str(cell["outputs"]) for cell in CODE]
     assert [isinstance(output, Image.Image) for output in outputs] == stored
-    assert sum(stored) == 6
+    assert sum(stored) == 8
     for output in outputs:
         if output is not None:
             assert len(output.getcolors(2**24)) > 1000  # faces, no empty page

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections import Counter
 
 import yaml
 from conftest import ROOT
@@ -55,3 +56,9 @@ def test_hooks_run_without_network_and_are_the_checks_of_make_lint():
     for tool in ("ruff check", "ruff format", "lint-imports", "mypy"):
         assert f"$(BIN)/{tool}" in makefile
         assert any(f".venv/bin/{tool}" in hook["entry"] for hook in hooks)
+
+
+def test_each_test_file_has_its_own_name():
+    """pytest imports test files by their name alone, and stops at two of one name."""
+    names = [path.name for path in sorted((ROOT / "tests").rglob("test_*.py"))]
+    assert [name for name, count in Counter(names).items() if count > 1] == []

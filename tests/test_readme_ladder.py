@@ -118,7 +118,7 @@ def test_the_commands_for_own_images_end_with_a_report_a_grid_and_a_file_to_publ
     captions = report.read_text(encoding="utf-8")
     assert "a robot with a" in captions and "ein Roboter mit" in captions
     with Image.open(workplace.folder / "samples/an-old-man-with-a-beard/00_000.png") as image:
-        assert image.text["freedom"] == "0.7"
+        assert 0.4 <= float(image.text["freedom"]) <= 1.6  # what the prior proposes
     workplace.run(*sharing)
     assert (workplace.folder / "results" / "dit" / "evaluation" / "report.html").exists()
 

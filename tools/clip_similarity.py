@@ -33,7 +33,7 @@ import torch
 from utils.base.files import write_csv, write_json
 from utils.base.progress import progress
 from utils.base.text import aligned
-from utils.config.command_line import HelpFormatter, add_config_option
+from utils.config.command_line import ArgumentParser, add_config_option
 from utils.data.image_batches import iterate_batches
 from utils.data.images import load_image
 from utils.evaluation.metrics import clip_similarities
@@ -60,7 +60,7 @@ class Images(NamedTuple):
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("folders", nargs="+", type=Path, metavar="folder", help="images; several are compared")
     add("--prompts", type=Path, help="text file, a prompt a line; None = prompts in the PNGs")

@@ -30,7 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
 from utils.base.files import read_json_lines
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 from utils.config.parsing import parse_seeds
 from utils.config.schema import Config
 from utils.evaluation.html_report import (
@@ -71,7 +71,7 @@ class Run(NamedTuple):
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="run", help="folders of trainings, results/<name>")
     add(

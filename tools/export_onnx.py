@@ -35,7 +35,7 @@ import torch
 from models.edm import EDMPrecond
 from utils.base.files import write_folder_whole, write_json
 from utils.base.text import aligned
-from utils.config.command_line import HelpFormatter, add_config_arguments
+from utils.config.command_line import ArgumentParser, add_config_arguments
 from utils.config.schema import Config
 from utils.data.derived_sizes import with_derived_sizes
 from utils.data.embeddings import read_image_mean
@@ -63,7 +63,7 @@ PROMPTS = ("a man in a turban", "a woman with long red hair", "a person in a blu
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument(
         "--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"), help=".pt or .safetensors"
     )

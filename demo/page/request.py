@@ -4,13 +4,16 @@ The page, its links and its HTTP API use one form, the query string of a link. I
 flags of t2f.py, and `image` holds a file's name and its embedding:
 
     prompt=a+green+hat&prompt=red+hair&mix=0.3,0.7&num=4&seed=0&cfg_scale=2&freedom=0.8
+
+demo/page/edits.py reads requests that change a face.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -18,6 +21,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 import torch
+from PIL import Image
 
 from models.choices import SEED_LIMIT
 from models.samplers import nfe
@@ -30,8 +34,9 @@ from utils.sampling.prompts import Row, Source, arrange, text_prompt
 from utils.sampling.sample_folder import GRID, GeneratedImage
 from utils.sampling.text_to_face import Generation, TextToFace
 
-# Keys that a link may have once each. `prompt`, `image` and `mix` may be repeated.
-ONCE = ("interpolate", "num", "seed", "preset", "solver", "num_steps", "cfg_scale", "freedom")
+# Keys that a request may have once each: settings of `TextToFace.start`, and three others.
+SETTINGS = ("preset", "solver", "num_steps", "cfg_scale", "freedom", "negative")
+ONCE = ("interpolate", "num", "seed", *SETTINGS)
 REPEATED = ("prompt", "image", "mix")
 
 
@@ -44,7 +49,7 @@ class Limits:
     steps: int = 1000  # of an image
     sources: int = 16  # sentences and images
     characters: int = 600  # of a sentence
-    query_bytes: int = 100_000
+    query_bytes: int = 4_000_000  # a face and its mask included
     upload_bytes: int = 20_000_000
     upload_pixels: int = 25_000_000  # of an image: decoding takes some 12 bytes for each
     waiting: int = 20  # requests in the queue
@@ -62,27 +67,14 @@ class ImageRequest:
     @classmethod
     def read(cls, query: str, limits: Limits) -> ImageRequest:
         """Read a query string. Raises UserError for every mistake in it, and above the limits."""
-        try:
-            pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=100)
-        except ValueError as fault:
-            raise UserError("the request has more than 100 parts; ask for less") from fault
-        for key in dict.fromkeys(key for key, _ in pairs):
-            if key not in (*ONCE, *REPEATED):
-                raise UserError(
-                    f"{short_repr(key)}: unknown key; use {', '.join((*REPEATED, *ONCE))}"
-                )
-            if key in ONCE and sum(name == key for name, _ in pairs) > 1:
-                raise UserError(f"{key} is given twice; give it once")
+        pairs = parse_pairs(query, ONCE, REPEATED)
         once = dict(pair for pair in pairs if pair[0] in ONCE)
-        num = _whole("num", once.pop("num", "1"), 1, limits.images)
-        seed = _whole("seed", once.pop("seed", "0"), 0, SEED_LIMIT - num)
-        steps = once.pop("interpolate", None)
-        between = _whole("interpolate", steps, 2, limits.images) if steps is not None else None
-        sampling: dict[str, Any] = dict(once)
-        if "num_steps" in sampling:
-            _whole("num_steps", sampling["num_steps"], 1, limits.steps)
-        if "cfg_scale" in sampling:
-            sampling["cfg_scale"] = parse_scale(sampling["cfg_scale"])
+        num = whole_number("num", once.get("num", "1"), 1, limits.images)
+        seed = whole_number("seed", once.get("seed", "0"), 0, SEED_LIMIT - num)
+        steps = once.get("interpolate")
+        most = limits.images
+        between = None if steps is None else whole_number("interpolate", steps, 2, most)
+        sampling = cls.settings(once, limits)
         sources = [_source(key, text, limits) for key, text in pairs if key in ("prompt", "image")]
         if not sources:
             raise UserError("nothing to generate yet: write a sentence or add an image")
@@ -91,16 +83,38 @@ class ImageRequest:
                 f"{len(sources)} sentences and images; the page takes up to {limits.sources}"
             )
         rows = arrange(sources, [text for key, text in pairs if key == "mix"], between)
-        if len(rows) * num > limits.images:
+        request = cls(rows, range(seed, seed + num), sampling, limits)
+        request.check_number(len(rows))
+        return request
+
+    @staticmethod
+    def settings(given: Mapping[str, str], limits: Limits) -> dict[str, Any]:
+        """Return the settings among the keys that are given."""
+        sampling: dict[str, Any] = {key: text for key, text in given.items() if key in SETTINGS}
+        if "num_steps" in sampling:
+            whole_number("num_steps", sampling["num_steps"], 1, limits.steps)
+        if "cfg_scale" in sampling:
+            sampling["cfg_scale"] = parse_scale(sampling["cfg_scale"])
+        check_length(sampling.get("negative", ""), limits)
+        return sampling
+
+    def check_number(self, rows: int) -> None:
+        """Raise UserError if so many rows are more images than the page generates at once."""
+        num, most = len(self.seeds), self.limits.images
+        if rows * num > most:
             raise UserError(
-                f"{len(rows)} times {num} images are {len(rows) * num}; the page generates up to "
-                f"{limits.images} at once"
+                f"{rows} times {num} images are {rows * num}; the page generates up to {most} "
+                "at once"
             )
-        return cls(rows, range(seed, seed + num), sampling, limits)
 
     def start(self, faces: TextToFace) -> Generation:
         """Embed the rows; raise UserError if a setting is wrong or the images cost too much."""
         generation = faces.start(self.rows, seeds=self.seeds, **self.sampling)
+        self.check_cost(generation)
+        return generation
+
+    def check_cost(self, generation: Generation) -> None:
+        """Raise UserError if images run the network more often than the page allows."""
         settings = generation.sampling
         each = nfe(sampler_settings(settings)) * (1 if settings.cfg_scale is None else 2)
         if each * len(generation) > self.limits.evaluations:
@@ -109,7 +123,6 @@ class ImageRequest:
                 f"the network {each * len(generation)} times; the page allows "
                 f"{self.limits.evaluations}: ask for fewer images or steps"
             )
-        return generation
 
     def notes(self, faces: TextToFace) -> list[str]:
         """Return a line for each sentence whose end CLIP does not read."""
@@ -121,8 +134,8 @@ class ImageRequest:
             if faces.clip.count_truncated([text])
         ]
 
-    def link(self, row: int, seed: int) -> str:
-        """Return the query string that repeats one image."""
+    def link(self, row: int, seed: int) -> str | None:
+        """Return the query string that repeats one image, or None if there is none."""
         parts = self.rows[row].parts
         pairs = [_pair(source) for source, _ in parts]
         if len(parts) > 1:
@@ -147,7 +160,7 @@ class ImageRequest:
 
     def _image(self, image: GeneratedImage) -> dict[str, Any]:
         link = self.link(image.row, image.seed)
-        png = png_bytes(image.image, {**image.text, "link": f"?{link}"})
+        png = png_bytes(image.image, image.text | ({"link": f"?{link}"} if link else {}))
         place = {"row": image.row, "seed": image.seed, "name": image.file_name}
         return {**place, "link": link, "png": base64_text(png)}
 
@@ -159,19 +172,52 @@ def read_upload(faces: TextToFace, name: str, content: bytes, limits: Limits) ->
     Raises UnreadableImage (a UserError) if it is no image, and UserError if it is too large.
     """
     name = PurePath(name).name[:80] or "image"
-    with opened_image(name, content) as image:
-        if image.width * image.height > limits.upload_pixels:
-            raise UserError(
-                f"{name}: has {image.width} × {image.height} pixels; the page takes images of up "
-                f"to {limits.upload_pixels / 1e6:.0f} megapixels"
-            )
+    with opened_within(name, content, limits) as image:
         square = center_crop(upright_rgb(image), faces.config.data.resolution)
     (y,) = faces.embed(square)
     value = f"{name}:{base64_text(y.cpu().numpy().astype('<f4').tobytes())}"
     return {"image": value, "name": name, "thumbnail": base64_text(png_bytes(square))}
 
 
-def _whole(key: str, text: str, least: int, most: int) -> int:
+@contextmanager
+def opened_within(name: str, content: bytes, limits: Limits) -> Iterator[Image.Image]:
+    """Open an image file; raise UserError if it is none, or has more pixels than the page takes."""
+    with opened_image(name, content) as image:
+        if image.width * image.height > limits.upload_pixels:
+            raise UserError(
+                f"{name}: has {image.width} × {image.height} pixels; the page takes images of up "
+                f"to {limits.upload_pixels / 1e6:.0f} megapixels"
+            )
+        yield image
+
+
+def parse_pairs(query: str, once: Sequence[str], repeated: Sequence[str]) -> list[tuple[str, str]]:
+    """Return keys and values of a query string.
+
+    Raises UserError for unknown keys, and for those of `once` that are given twice.
+    """
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=100)
+    except ValueError as fault:
+        raise UserError("the request has more than 100 parts; ask for less") from fault
+    for key in dict.fromkeys(key for key, _ in pairs):
+        if key not in (*once, *repeated):
+            raise UserError(f"{short_repr(key)}: unknown key; use {', '.join((*repeated, *once))}")
+        if key in once and sum(name == key for name, _ in pairs) > 1:
+            raise UserError(f"{key} is given twice; give it once")
+    return pairs
+
+
+def check_length(text: str, limits: Limits) -> None:
+    """Raise UserError if a sentence is longer than the page takes."""
+    if len(text) > limits.characters:
+        raise UserError(
+            f"the sentence “{text[:30]}…” has {len(text)} characters; the page takes up to "
+            f"{limits.characters}"
+        )
+
+
+def whole_number(key: str, text: str, least: int, most: int) -> int:
     """Return a whole number between two others; raise UserError for any other text."""
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
     if not least <= number <= most:
@@ -182,20 +228,14 @@ def _whole(key: str, text: str, least: int, most: int) -> int:
 def _source(key: str, text: str, limits: Limits) -> Source:
     """Return a sentence or an image's embedding as a source; raise UserError if it is neither."""
     if key == "prompt":
-        if len(text) > limits.characters:
-            raise UserError(
-                f"the sentence “{text[:30]}…” has {len(text)} characters; the page takes up to "
-                f"{limits.characters}"
-            )
+        check_length(text, limits)
         return text_prompt(text)
     name, _, code = text.rpartition(":")
+    damaged = f"image {short_repr(name)}: the link is damaged; copy it again, or add the image"
     try:
-        content = base64.b64decode(code, altchars=b"-_", validate=True)
-        y = torch.from_numpy(np.frombuffer(content, "<f4").astype(np.float32))
-    except (binascii.Error, ValueError) as fault:
-        raise UserError(
-            f"image {short_repr(name)}: the link is damaged; copy it again, or add the image"
-        ) from fault
+        y = torch.from_numpy(np.frombuffer(from_base64(name, code), "<f4").astype(np.float32))
+    except (UserError, ValueError) as fault:
+        raise UserError(damaged) from fault
     return Source("embedding", f"{name} ({code[:12]})", name, y)
 
 
@@ -204,6 +244,14 @@ def _pair(source: Source) -> tuple[str, str]:
     if isinstance(source.content, torch.Tensor):
         return "image", f"{source.label}:{base64_text(source.content.numpy().tobytes())}"
     return "prompt", source.value
+
+
+def from_base64(name: str, text: str) -> bytes:
+    """Return the bytes of a text in base64, in either of its alphabets; raise UserError."""
+    try:
+        return base64.b64decode(text.replace("+", "-").replace("/", "_"), b"-_", validate=True)
+    except (binascii.Error, ValueError) as fault:
+        raise UserError(f"{name}: is no base64; send it again") from fault
 
 
 def base64_text(content: bytes) -> str:

@@ -31,7 +31,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from demo.page.request import ImageRequest, Limits, read_upload
+from demo.page.edits import read_request
+from demo.page.request import Limits, read_upload
 from utils.base.errors import UserError
 from utils.config.fields import SAMPLING_PRESETS, SamplingPreset
 from utils.sampling.text_to_face import TextToFace
@@ -239,7 +240,7 @@ class Page:
         """Answer with lines of JSON, or with a PNG if the request accepts `image/png`."""
         _require_own_page(request)
         body = await _read(request, self.limits.query_bytes, "the request")
-        wanted = ImageRequest.read(body.decode(errors="replace"), self.limits)
+        wanted = read_request(body.decode(errors="replace"), self.limits)
         messages = self.queue.messages(wanted.messages(self.faces, self.batch_size))
         # Mistakes that show before the first image get a status of their own.
         first = await anext(messages)

@@ -30,7 +30,7 @@ from research.attributes.classifier import classify, load_classifier
 from research.attributes.model import Model
 from utils.base.files import write_json
 from utils.base.text import lines_of
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 from utils.config.parsing import parse_scale
 
 CAPTIONS = Path(__file__).with_name("handwritten_captions.jsonl")
@@ -81,7 +81,7 @@ def fraction_shown(shown: Tensor, stated: list[dict[str, str]]) -> dict[str, Any
 
 def parse_args() -> argparse.Namespace:
     """Read the command line; raise UserError if --seeds is below one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument(
         "--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"), help="model to check"
     )

@@ -48,10 +48,10 @@ from research.attributes.classifier import (
 )
 from research.attributes.model import Model
 from utils.base.progress import progress
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 from utils.config.parsing import parse_scale
+from utils.config.sampling_sections import Sampling
 from utils.config.schema import Config
-from utils.config.sections import Sampling
 from utils.sampling.conditions import caption_conditions
 
 COARSE = ("hair_style", "hair_color", "headwear", "skin", "background", "clothes_color")
@@ -196,7 +196,7 @@ def model_chain(
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line; raises UserError if --num is below one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--ckpt", type=Path, default=Path("assets/demo/dit.safetensors"),
                         help="model to check; its config names the encoders")  # fmt: skip
     parser.add_argument(

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from models.editing import Prior
 from models.edm import EDMPrecond
-from models.embedding_prior import EmbeddingPrior
 from utils.base.progress import progress
+from utils.config.sampling_sections import Sampling
 from utils.config.schema import Config
-from utils.config.sections import Sampling
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.effective_config import read_config
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
-from utils.pretrained.priors import load_config_prior
+from utils.pretrained.priors import load_config_prior, with_proposed_freedom
 from utils.sampling.conditions import caption_conditions
 from utils.sampling.generate import generate
 
@@ -37,13 +37,14 @@ class Model:
     config: Config
     vae: Autoencoder
     clip: ClipEncoder
-    prior: EmbeddingPrior | None
+    prior: Prior | None
 
     @classmethod
     def load(cls, checkpoint: Path, overrides: Sequence[str] = ()) -> Model:
         """Load a checkpoint; overrides: `key=value` of its config."""
         config = read_config(checkpoint, list(overrides)) if overrides else None
         denoiser, config = load_denoiser(checkpoint, config=config)
+        config = with_proposed_freedom(config)
         clip = load_config_clip(config.encoders)
         prior = load_config_prior(config, clip.identity)
         return cls(denoiser, config, load_config_autoencoder(config), clip, prior)

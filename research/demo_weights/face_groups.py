@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import Pool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from utils.base.progress import progress
 from utils.base.threads import processors
 
 GROUP = 4  # faces
+CHUNK = 32  # groups that a process renders at once
 # Writes a text about shown attributes; the last argument names one that it has to state.
 Writer = Callable[[dict[str, str], random.Random, str], dict[str, Any]]
 # Relative number of groups; attributes with similar variants get more.
@@ -63,8 +64,9 @@ def render_all(cache: Path, groups: int) -> np.ndarray:
         images: np.ndarray = np.load(cache, mmap_mode="r", allow_pickle=False)
         if len(images) >= groups:
             return images[:groups]
-    with Pool(processors()) as pool:
-        stream = pool.imap(render_group, range(groups), chunksize=32)
+    workers = min(processors(), -(-groups // CHUNK))
+    with get_context("spawn").Pool(workers) as pool:
+        stream = pool.imap(render_group, range(groups), chunksize=CHUNK)
         bar = progress(stream, desc="faces in groups", total=groups, unit="group")
         images = np.stack(list(bar))
     cache.parent.mkdir(parents=True, exist_ok=True)

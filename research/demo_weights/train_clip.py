@@ -53,7 +53,7 @@ from research.demo_weights.face_groups import (
 from research.demo_weights.free_captions import write_free_caption
 from research.demo_weights.resumable import resume, save, set_lr
 from utils.base.progress import progress
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 
 if TYPE_CHECKING:
     import open_clip
@@ -212,7 +212,7 @@ def train(
 
 
 @torch.no_grad()
-def retrieval(folder: Path, count: int = 500) -> float:
+def retrieval(folder: Path, count: int) -> float:
     """Return caption → image R@1 in percent among `count` held-out faces.
 
     The caption of a face is the fullest of its six.
@@ -233,7 +233,7 @@ def retrieval(folder: Path, count: int = 500) -> float:
 
 def parse_args() -> argparse.Namespace:
     """Read the command line; raise UserError if there are fewer groups than a batch takes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path("assets/demo/clip"), help="folder of the CLIP")
     add("--work", type=Path, default=Path("results/clip"),
@@ -244,6 +244,7 @@ def parse_args() -> argparse.Namespace:
     add("--batch", type=int, default=32, help="groups of 4 faces a step")
     add("--image_lr", type=float, default=1e-3, help="peak learning rate of the image tower")
     add("--text_lr", type=float, default=1e-3, help="peak learning rate of the text tower")
+    add("--held_out", type=int, default=500, help="held-out faces to check the CLIP with")
     add("--threads", type=int, default=0, help="CPU threads, 0 = all")
     args = parser.parse_args()
     if args.groups < args.batch:
@@ -262,7 +263,8 @@ def main() -> None:
 
     model, tokenizer = build_clip(args.out)
     train(model, tokenizer, load_training_faces(args.work / "groups.npy", args.groups), args)
-    print(f"held-out caption → image R@1 among 500, fullest captions: {retrieval(args.out):.1f} %")
+    found = retrieval(args.out, args.held_out)
+    print(f"held-out caption → image R@1 among {args.held_out}, fullest captions: {found:.1f} %")
 
 
 if __name__ == "__main__":

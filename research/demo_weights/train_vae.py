@@ -31,7 +31,7 @@ from models.autoencoder import load_autoencoder
 from research.demo_weights.face_groups import render_all
 from research.demo_weights.resumable import resume, save, set_lr
 from utils.base.progress import progress
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 
 if TYPE_CHECKING:
     from diffusers.models import AutoencoderKL
@@ -120,7 +120,7 @@ def scaling_factor(vae: AutoencoderKL, pixels: Tensor) -> float:
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=Path("assets/demo/vae"), help="folder of the VAE"
     )

@@ -38,7 +38,7 @@ from research.gap.perturbations import (
 from research.gap.plots import plot_histograms
 from utils.base.files import write_csv, write_json
 from utils.base.text import aligned
-from utils.config.command_line import HelpFormatter, add_config_option
+from utils.config.command_line import ArgumentParser, add_config_option
 from utils.config.parsing import parse_seed
 from utils.data.embeddings import some_samples
 from utils.evaluation.plots import save_plot, style_axis
@@ -49,7 +49,7 @@ HEADER = ("perturbation", "mean", "std", "5 %", "50 %", "95 %", "min", "max", "t
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add(
         "settings",

@@ -22,23 +22,26 @@ from utils.evaluation.evaluator import load_networks_and_references
 from utils.evaluation.image_set import ImageSet
 from utils.sampling.conditions import caption_conditions
 
-SEEDS = 24  # images of each sentence that says little
 PHOTO_CLIP = Path("data/photos/source/clip")  # the image tower of the other world, if it is there
 
 
 class AvatarEvaluation(Evaluation):
     """Held-out faces, their captions, and the networks that evaluate images of the captions."""
 
-    def __init__(self, config: Config, data: Path, count: int, classifier: Path) -> None:
+    SEEDS = 24
+
+    def __init__(
+        self, config: Config, data: Path, count: int, seeds: int | None, classifier: Path
+    ) -> None:
         """Load the first `count` test faces below `data`, and the networks of `config`.
 
-        classifier: file of the attribute classifier, which is trained on first use. Raise UserError
-        if something is missing.
+        seeds: images of each sentence that says little. classifier: file of the attribute
+        classifier, which is trained on first use. Raise UserError if something is missing.
         """
         networks = (config.encoders.clip, config.eval.ref_path)
         prepare([Path(path) for path in networks if path is not None], data)
         images, records = load_faces(data / "test", count)
-        super().__init__(config, images)
+        super().__init__(config, images, seeds)
         texts, self.stated = choose_captions(records)
         self.codes = codes_of(records)
         self.texts = self.clip.encode_texts(texts)
@@ -83,7 +86,7 @@ class AvatarEvaluation(Evaluation):
             generated.update(images[rows], rows, self.texts[rows.to(self.texts.device)])
         shown = agreement(classify(self.classifier, images), self.codes, self.stated)
         texts, stated = read_captions(PROMPTS)
-        open_ended = check_sentences(model, self.classifier, texts, stated, SEEDS, sampling)
+        open_ended = check_sentences(model, self.classifier, texts, stated, self.seeds, sampling)
         return {
             "variety": open_ended["ratio"],
             "stated": open_ended["stated"],

@@ -23,22 +23,22 @@ from utils.base.script import one_line_errors
 
 # isort: split
 from benchmarks.timing import report, start
-from research.recipes.photos import SEEDS, PhotoEvaluation
+from research.recipes.photos import PhotoEvaluation
 from research.recipes.results import COLUMNS, real_images
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 from utils.pretrained.denoisers import load_denoiser
 from utils.pretrained.effective_config import read_config
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line; raise UserError for a number that is too small."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("ckpt", type=Path, metavar="FILE", help="checkpoint or release of the network")
     add("overrides", nargs="*", metavar="key=value", help="config keys to set")
     add("--data", type=Path, default=Path("data/photos"), help="folder of the photographs")
     add("--images", type=int, default=247, help="held-out captions to generate")
-    add("--seeds", type=int, default=SEEDS, help="images of each sentence")
+    add("--seeds", type=int, default=PhotoEvaluation.SEEDS, help="images of each sentence")
     add("--threads", type=int, default=2, help="processor cores to use")
     add("--out", type=Path, default=Path("results/check_photos.json"), help="JSON file to write")
     args = parser.parse_intermixed_args()

@@ -24,6 +24,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -33,7 +34,7 @@ from utils.base.errors import UserError
 from utils.base.script import one_line_errors
 
 # isort: split
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from benchmarks.timing import report, start
 from research.attributes.classifier import add_classifier_file
@@ -43,7 +44,7 @@ from research.recipes.training import Costs, Plan, measure
 from research.recipes.worlds import WORLDS, World, WorldName
 from utils.base.errors import refusing
 from utils.base.locks import FolderLock
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 from utils.config.parsing import parse_seeds
 from utils.config.yaml_files import load_yaml
 
@@ -52,8 +53,9 @@ class RunList(BaseModel):
     """A list of runs.
 
     world: avatars, rendered faces, or photos. seconds: of each training. images: held-out captions
-    to generate. seeds: recipe -> seeds of its trainings. starts: recipe -> the recipe from whose
-    network of seed 0 its trainings start.
+    to generate. sentence_images: of each short sentence; None = 24 of avatars, 8 of photographs.
+    seeds: recipe -> seeds of its trainings. starts: recipe -> the recipe from whose network of seed
+    0 its trainings start.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -61,6 +63,7 @@ class RunList(BaseModel):
     world: WorldName = "avatars"
     seconds: PositiveFloat
     images: PositiveInt
+    sentence_images: Annotated[int, Field(ge=2)] | None = None
     seeds: Mapping[str, list[int]]
     starts: Mapping[str, str] = {}
 
@@ -94,9 +97,12 @@ class Comparison:
         files = [recipe_file(name, args.runs, self.world) for name in runs.seeds]
         self.recipes = read_recipes(files)
         config = next(iter(self.recipes.values())).config
-        self.evaluation = self.world.evaluation(config, self.data, runs.images, args.classifier)
+        self.evaluation = self.world.evaluation(
+            config, self.data, runs.images, runs.sentence_images, args.classifier
+        )
         self.costs = Costs(args.work)
         setup = {"seconds": runs.seconds, "unit": self.costs.unit, **self.evaluation.identity}
+        setup["sentence_images"] = runs.sentence_images
         self.results = Results(args.out, setup)
 
     def plan(self, name: str, seed: int) -> Plan:
@@ -143,7 +149,7 @@ def _databases(recipe: Recipe) -> list[Path]:
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, metavar="LIST", help="YAML file, the list of runs")
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="recipes to run; None = all")
     parser.add_argument("--seeds", help="seeds, e.g. 0,1; None = those of the list")

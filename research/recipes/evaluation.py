@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from utils.evaluation.frechet import frechet_distance
 from utils.evaluation.image_set import ImageSet
 from utils.evaluation.metric_names import key_of
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
-from utils.pretrained.priors import load_config_prior
+from utils.pretrained.priors import load_config_prior, with_proposed_freedom
 
 BATCH = 64  # images that are encoded at once
 # Metrics of utils/evaluation that are kept; recall needs a reference that holds features.
@@ -122,15 +122,23 @@ def colour_distance(images: Tensor, real: Tensor) -> float:
 class Evaluation(ABC):
     """Held-out images of a world, and the networks that evaluate images of their captions.
 
-    count: held-out images.
+    count: held-out images. seeds: images of each sentence that stands in no caption.
     """
 
-    def __init__(self, config: Config, images: Tensor) -> None:
+    SEEDS: ClassVar[int]  # the usual number of `seeds`
+
+    def __init__(self, config: Config, images: Tensor, seeds: int | None) -> None:
         """Load the encoders of `config`; `images`: the held-out images, (N, 3, H, W) uint8."""
         self.config, self.images, self.count = config, images, len(images)
+        self.seeds = seeds or self.SEEDS
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.clip = load_config_clip(config.encoders, self.device)
         self.vae = load_config_autoencoder(config, self.device)
+
+    @property
+    def size(self) -> str:
+        """The numbers of images as they stand in names of files; `seeds` only if not the usual."""
+        return f"{self.count}" if self.seeds == self.SEEDS else f"{self.count}x{self.seeds}"
 
     @property
     @abstractmethod
@@ -143,6 +151,7 @@ class Evaluation(ABC):
 
     def model(self, denoiser: EDMPrecond, config: Config) -> Model:
         """Return a network with the encoders, and the prior that its config names."""
+        config = with_proposed_freedom(config)
         prior = load_config_prior(config, self.clip.identity, self.device)
         vae = (
             self.vae if self.same_latents(config) else load_config_autoencoder(config, self.device)

@@ -16,50 +16,20 @@ from torch.nn import functional as F
 from models.edm import EDMPrecond
 from research.attributes.model import Model
 from research.photos.material import prepare
-from research.photos.traits import Captions, TraitClassifier, read_sentences
+from research.photos.traits import TraitClassifier, read_sentences
 from research.recipes.evaluation import BATCH, OTHER, Evaluation, Tower, colour_distance
 from utils.base.errors import UserError
 from utils.config.schema import Config
-from utils.data.captions import captions_hash, load_captions
+from utils.data.captions import captions_hash, captions_where_there, load_captions
 from utils.data.image_batches import iterate_batches
 from utils.data.images import Sample, list_images
 from utils.data.lmdb_reader import LMDBReader
-from utils.evaluation.frechet import bootstrap_interval
-from utils.evaluation.metrics import spread
+from utils.evaluation.metrics import retrieval, spread
 from utils.evaluation.neighbours import training_image_paths
 from utils.sampling.conditions import caption_conditions
 
 AVATAR_CLIP = "assets/demo/clip"  # the image tower of the other world
-SEEDS = 8  # images of each sentence of sentences.yaml
 ALIKE = 4  # held-out images of a caption whose variety is measured
-RANKS = (1, 5)  # places among all captions at which the image's own one counts as found
-
-
-def captions_of(samples: Sequence[Sample], folder: Path) -> Captions:
-    """Return the captions of each image; none where there is no file."""
-    texts = [Path(folder, f"{sample.name}.txt") for sample in samples]
-    has_text = [path.is_file() for path in texts]
-    with_text = [sample for sample, there in zip(samples, has_text, strict=True) if there]
-    found = iter(load_captions(with_text, folder, all_images=False))
-    return [next(found) if there else [] for there in has_text]
-
-
-def retrieval(images: Tensor, texts: Tensor, own: Tensor) -> dict[str, float]:
-    """Return how often an image's own caption is the nearest, and among the five nearest.
-
-    images: (N, D). texts: (C, D) of the distinct captions. own: (N,) int64, the caption of each
-    image. Returns `retrieval_1` and `retrieval_5` in percent, and the ends of their bootstrap
-    intervals (95 %) as `retrieval_1_low` and so on.
-    """
-    cosines = F.normalize(images.double(), dim=1) @ F.normalize(texts.double(), dim=1).T
-    places = (cosines > cosines.gather(1, own[:, None])).sum(dim=1)  # 0 = the nearest
-    found: dict[str, float] = {}
-    for k in RANKS:
-        hits = 100 * (places < k).double().numpy()
-        low, high = bootstrap_interval(hits, len(hits))
-        mean, key = float(hits.mean()), f"retrieval_{k}"
-        found |= {key: mean, f"{key}_low": mean + low, f"{key}_high": mean + high}
-    return found
 
 
 def nearest_distances(images: Tensor, others: Tensor) -> Tensor:
@@ -108,7 +78,9 @@ class Seen:
 class PhotoEvaluation(Evaluation):
     """Held-out photographs, their captions, and what evaluates images of the captions."""
 
-    def __init__(self, config: Config, data: Path, count: int, seeds: int = SEEDS) -> None:
+    SEEDS = 8
+
+    def __init__(self, config: Config, data: Path, count: int, seeds: int | None = None) -> None:
         """Load the first `count` test images below `data`, and the networks of `config`.
 
         seeds: images of each sentence of sentences.yaml. Make the embeddings and the latents of
@@ -120,12 +92,12 @@ class PhotoEvaluation(Evaluation):
         test = list_images(source / "test" / "images")[:count]
         size = config.data.resolution
         images = torch.cat(list(iterate_batches([path for _, path in test], size, BATCH)))
-        super().__init__(config, images)
+        super().__init__(config, images, seeds)
         self.captions = load_captions(test, source / "test" / "captions", all_images=False)
         self.texts = sorted({text for lines in self.captions for text in lines})
         self.own = torch.tensor([self.texts.index(lines[0]) for lines in self.captions])
         self.text_features = self.clip.encode_texts(self.texts)  # (C, D)
-        self.sentences, self.seeds = read_sentences(), seeds
+        self.sentences = read_sentences()
         self.sentence_features = self.clip.encode_texts(list(self.sentences.stated))  # (P, D)
         self._load_towers(source / "train", LMDBReader(embeddings))
 
@@ -144,7 +116,7 @@ class PhotoEvaluation(Evaluation):
         self.seen = Seen(clip, features, first)
         self.seen_by_other = Seen(other, other_features, first)
         samples = [Sample(*both) for both in zip(reader.info.meta["names"], paths, strict=True)]
-        captions = captions_of(samples, train / "captions")
+        captions = captions_where_there(samples, train / "captions")
         captioned = torch.tensor([bool(lines) for lines in captions])
         self.training = features[captioned], [lines for lines in captions if lines]
         self.traits = TraitClassifier(self.sentences, self.clip, *self.training)

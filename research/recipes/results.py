@@ -127,7 +127,7 @@ def _row(name: str, runs: Sequence[Run], metrics: Sequence[str]) -> dict[str, An
     row = {"recipe": name, "seeds": len(runs), "steps": runs[0]["steps"]}
     for key in metrics:
         title, form = COLUMNS[key]
-        row[title] = _mean_and_range(_values(runs, key), form)
+        row[title] = mean_and_range(_values(runs, key), form)
     if lost := sum(run["diverged"] for run in runs):
         row[COLUMNS[MAIN][0]] = f"{lost} diverged"
     return row
@@ -144,7 +144,7 @@ def real_images(real: Mapping[str, Any]) -> str:
     )
 
 
-def _mean_and_range(values: Sequence[float], form: str) -> str:
+def mean_and_range(values: Sequence[float], form: str) -> str:
     """Return `mean (lowest … highest)`."""
     if not values:
         return "–"

@@ -195,7 +195,7 @@ def measure(plan: Plan, evaluation: Evaluation) -> dict[str, Any]:
     Returns recipe, seed, steps, machine, images_per_second of the training, `diverged`, and
     `metrics` (see Evaluation.evaluate).
     """
-    kept = plan.folder / f"{plan.recipe.name}_{evaluation.count}.json"
+    kept = plan.folder / f"{plan.recipe.name}_{evaluation.size}.json"
     if kept.exists():
         run: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         return run

@@ -25,17 +25,20 @@ class World:
     data: folder of the images and of what is made from them.
     recipes: folders of recipes.
     prepare: makes what recipes name below `data`.
-    evaluation: (config, data, images, file of the avatars' classifier) -> the evaluation.
+    evaluation: (config, data, images, images of each sentence or None for the usual number, file
+    of the avatars' classifier) -> the evaluation.
     """
 
     data: Path
     recipes: tuple[Path, ...]
     prepare: Callable[[Iterable[Path], Path], None]
-    evaluation: Callable[[Config, Path, int, Path], Evaluation]
+    evaluation: Callable[[Config, Path, int, int | None, Path], Evaluation]
 
 
-def _photo_evaluation(config: Config, data: Path, images: int, _: Path) -> Evaluation:
-    return PhotoEvaluation(config, data, images)
+def _photo_evaluation(
+    config: Config, data: Path, images: int, seeds: int | None, _: Path
+) -> Evaluation:
+    return PhotoEvaluation(config, data, images, seeds)
 
 
 def _recipes(name: str) -> tuple[Path, ...]:

@@ -44,7 +44,7 @@ from research.attributes.classifier import (
 from research.attributes.model import Model
 from research.sampling_quality.plot import plot
 from research.sampling_quality.settings import Setting, settings_to_compare, student_settings
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 from utils.evaluation.feature_statistics import FeatureStats
 from utils.evaluation.frechet import frechet_distance
 from utils.evaluation.metrics import clip_similarities, manifold_metrics
@@ -165,7 +165,7 @@ class Comparison:
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--num", type=int, default=500, help="images of each setting")
     add("--only", help="names of settings, separated by semicolons; None = all")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.choices import Solver
 from utils.base.errors import UserError
-from utils.config.sections import Sampling
+from utils.config.sampling_sections import Sampling
 from utils.pretrained.effective_config import read_config
 from utils.sampling.generate import sampler_settings
 

@@ -24,7 +24,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
-from multiprocessing import Pool
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +210,7 @@ def _write_captions(folder: Path, writer: Callable[[int], list[str]], count: int
 def _render_narrow(folder: Path) -> None:
     """Render the narrow set into `folder`; faces that are there are kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    with Pool() as pool:
+    with get_context("spawn").Pool() as pool:
         stream = pool.imap(partial(_render_face, folder), range(NARROW_FACES), chunksize=64)
         for _ in progress(stream, "narrow faces", NARROW_FACES, "face"):
             pass

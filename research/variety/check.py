@@ -50,16 +50,16 @@ from research.variety.measures import (
 )
 from utils.base.files import write_json
 from utils.base.text import aligned
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 from utils.config.parsing import seeds_from
+from utils.config.sampling_sections import Sampling
 from utils.config.schema import Config
-from utils.config.sections import Sampling
 from utils.data.lmdb_reader import LMDBReader
 
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line; raise UserError for a number that is too small or a missing file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add(
         "overrides", nargs="*", metavar="key=value", help="config keys to set, e.g. sampling.seed=7"

@@ -12,6 +12,7 @@ import pytest
 from trainings import fresh_process
 
 from utils.base import launch as launching
+from utils.base import torchrun
 from utils.base.errors import LOST_PROCESS, LostProcessError, UserError
 from utils.base.launch import (
     join_processes,
@@ -194,3 +195,13 @@ def test_each_of_the_signals_is_remembered(number, capsys):
         os.kill(os.getpid(), number)
         assert stop.received == number
     assert f"{number.name}: the step in hand is finished and saved" in capsys.readouterr().err
+
+
+def test_a_torchrun_that_knows_no_shutdown_timeout_has_it_as_its_default(monkeypatch):
+    close = torchrun.PContext.close
+    monkeypatch.setattr(close, "__defaults__", (None, 30))
+    options = ["--nproc_per_node", "2", "--shutdown_timeout", "120", "train.py", "train.lr=1"]
+    assert torchrun.known_options(options, {"--shutdown_timeout"}) == options
+    assert close.__defaults__ == (None, 30)
+    assert torchrun.known_options(options, set()) == [*options[:2], *options[4:]]
+    assert close.__defaults__ == (None, 120)

@@ -27,6 +27,7 @@ def test_users_error_is_one_line_and_exit_code_two():
         ("ENOSPC", "make room on the disk and start again"),
         ("EROFS", "choose a place that can be written"),
         ("EACCES", "choose a place that you have the rights to"),
+        ("ENOTDIR", "a file is in the place of a folder: choose another place"),
     ],
 )
 def test_faults_of_a_place_are_one_line_with_the_remedy(code, remedy):
@@ -83,3 +84,14 @@ def test_a_script_prints_any_text_on_any_console(encoding, text):
         text.encode(encoding, "backslashreplace").decode(encoding),
         0,
     ), run.stderr
+
+
+def test_a_script_takes_denormal_numbers_as_zero_in_all_threads_and_a_program_keeps_them():
+    script = "import sys; sys.modules['__main__'].__file__ = 't2f.py'\n"
+    body = "x = torch.full((400_000,), 1e-39) * 1.0; print(int((x == 0).sum()))"
+    code = "from utils.base.script import *\nimport torch\ntorch.set_num_threads(2)\n"
+    code += f"@one_line_errors\ndef main():\n    {body}\nmain()"
+    for begin, zeros in ((script, "400000"), ("", "0")):
+        command = [sys.executable, "-c", begin + code]
+        run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert run.stdout.strip() == zeros

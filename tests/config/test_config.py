@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from utils.base.errors import UserError, note
+from utils.config.fields import SAMPLING_PRESETS, SamplingPreset
 from utils.config.load import config_from_dict, load_config
+from utils.config.sampling_sections import Sampling
 from utils.config.schema import Config
-from utils.config.sections import SAMPLING_PRESETS, Sampling, SamplingPreset
 
 PUBLISHED = """
 data:

@@ -8,15 +8,15 @@ import pytest
 import torch
 from conftest import ROOT
 
-from models.maskdit import MODEL_SIZES
+from models.backbones import MODEL_SIZES
 from utils.base.errors import UserError
 from utils.config.load import config_from_dict, load_config
 from utils.data.derived_sizes import with_derived_sizes
 from utils.pretrained.denoisers import denoiser_from_config
+from utils.sampling.generate import sampler_settings
 from utils.training.experiment import experiment_name
 from utils.training.optimizers import token_matrices
 from utils.training.schedules import base_rates, lr_after
-from utils.training.sharding import wants_shards
 
 CONFIGS = ROOT / "configs"
 OF_THE_LAUNCHER = "accelerate/"  # not experiments
@@ -65,8 +65,26 @@ def test_a_first_try_reads_the_images_of_the_long_training_but_no_database_of_it
     assert not {"image_dir", "caption_dir"} & (keys["data"] | keys["eval"])
 
 
+def test_a_larger_size_shifts_the_noise_by_its_ratio_and_reads_no_database_of_the_smaller():
+    keys = differing("others/own_images_512")
+    assert {"root", "feat_path", "resolution"} <= keys["data"]
+    assert {"feat_path", "ref_path"} <= keys["eval"]
+    assert not {"image_dir", "caption_dir"} & (keys["data"] | keys["eval"])
+    small, large = (load_config(CONFIGS / f"others/own_images{s}.yaml") for s in ("", "_512"))
+    ratio = large.data.resolution / small.data.resolution
+    assert large.train.P_mean - small.train.P_mean == pytest.approx(math.log(ratio), abs=0.01)
+    first = [sampler_settings(c.sampling).formulation().t_steps[0] for c in (small, large)]
+    assert first[1] == pytest.approx(ratio * first[0])
+
+
 @pytest.mark.parametrize(
-    ("name", "side"), [("own_images", 32), ("own_images_pairs", 32), ("own_images_small", 16)]
+    ("name", "side"),
+    [
+        ("own_images", 32),
+        ("own_images_512", 64),
+        ("own_images_pairs", 32),
+        ("own_images_small", 16),
+    ],
 )
 def test_the_sizes_of_ones_own_configs_follow_from_the_encoders(name, side):
     """The demo's encoders embed into 256 numbers and scale down 8 times."""
@@ -178,12 +196,6 @@ def test_rates_and_noise_of_a_fast_config_are_carried_over_by_the_rules_it_names
     assert lr == pytest.approx(demo_lr * demo_width / width)
     assert muon_lr == pytest.approx(demo_muon_lr * (demo_width / width) ** 0.5)
     assert fast.train.P_mean == pytest.approx(-1.2 + math.log(2), abs=0.01)
-
-
-def test_a_fast_config_refuses_shards():
-    config = load_config(CONFIGS / TRAIN / "celeb_fast.yaml", ["train.shard=true"])
-    with pytest.raises(UserError, match=r"train\.shard: does not go with train\.optimizer=muon"):
-        wants_shards(config.train, "bf16")
 
 
 OURS = ("demo/", "photos/", "others/photos", "others/own_images", "others/sfhq")

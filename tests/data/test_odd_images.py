@@ -162,7 +162,6 @@ def postscript(path: Path) -> None:
         (lambda path: path.write_bytes(b""), "of no known format"),
         (lambda path: path.write_text("<html>not found</html>"), "of no known format"),
         (postscript, "of no known format"),
-        (lambda path: path.mkdir(), ".*Is a directory"),
     ],
 )
 def test_an_image_that_cannot_be_read_is_named_with_the_reason(tmp_path, make, said):
@@ -170,6 +169,11 @@ def test_an_image_that_cannot_be_read_is_named_with_the_reason(tmp_path, make, s
     make(path)
     with pytest.raises(UnreadableImage, match=f"^{path}: unreadable image \\({said}.*; repair or"):
         load_image(path)
+
+
+def test_a_folder_in_the_place_of_an_image_is_named_as_one(tmp_path):
+    with pytest.raises(UnreadableImage, match=f"^{tmp_path}: is a folder; name an image in it$"):
+        load_image(tmp_path)
 
 
 def test_an_archive_member_that_unfolds_to_gigabytes_is_refused(tmp_path):

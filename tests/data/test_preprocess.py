@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import crude_face
+from PIL import Image
 from preprocessing import IMG, N_TEST, N_TRAIN, TXT, Z, paths_in, pixels
 from tiny import DIM, RESOLUTION, make_tiny_clip
 
@@ -73,6 +74,17 @@ def test_a_second_run_has_nothing_to_do(project, capsys):
         project.run(script)
         said = capsys.readouterr().out.splitlines()
         assert said and all("complete already" in line for line in said)
+
+
+def test_images_that_are_not_square_are_counted_with_what_their_crop_keeps(project, capsys):
+    project.run(IMG, "--split", "test")
+    assert "square" not in capsys.readouterr().err
+    files = sorted((project.folder / "train" / "images").iterdir())
+    for file, size in zip(files, [(40, 20), (16, 64), (30, 20)], strict=False):
+        Image.new("RGB", size).save(file)
+    project.run(Z, "--with_clip", "--split", "train")
+    line = f"3 of {N_TRAIN} images are not square: the middle square is kept, 50% of the pixels"
+    assert line in capsys.readouterr().err
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_result(project, capsys):

@@ -3,7 +3,7 @@
 import base64
 import io
 import sys
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ from PIL import Image
 from tiny import CONTEXT_LENGTH, DIM, RESOLUTION, make_tiny_checkpoint, make_tiny_config
 
 import t2f
-from demo.page.request import ImageRequest, Limits, read_upload
+from demo.page.edits import read_request
+from demo.page.request import ImageRequest, Limits, base64_text, read_upload
 from utils.base.errors import UserError
 from utils.pretrained.denoisers import export_safetensors
 from utils.sampling.text_to_face import TextToFace
@@ -206,6 +207,56 @@ def test_an_embedding_that_does_not_fit_the_network_is_refused(numbers, faces):
     code = base64.urlsafe_b64encode(np.array(numbers, "<f4").tobytes()).decode()
     with pytest.raises(UserError, match=f"should be {DIM} finite numbers"):
         ImageRequest.read(f"image=face.png:{code}", LIMITS).start(faces)
+
+
+def edited(faces, **form: str) -> list[dict]:
+    messages = read_request(urlencode(form), LIMITS).messages(faces, 4)
+    return [message["image"] for message in messages if "image" in message]
+
+
+def test_an_edit_gives_the_pixels_of_python_and_no_link_that_holds_a_face(faces):
+    kept = read_upload(faces, "face.png", png_file((96, 48)), LIMITS)
+    mask = Image.new("L", (RESOLUTION, RESOLUTION))
+    mask.paste(255, (0, 0, RESOLUTION, RESOLUTION // 2))
+    file = io.BytesIO()
+    mask.save(file, format="PNG")
+    form = {"face": f"face.png:{kept['thumbnail']}", "mask": base64.b64encode(file.getvalue())}
+    (shown,) = edited(faces, **form, prompt="a hat", strength="0.7", seed="3")
+    face = Image.open(io.BytesIO(png_file((96, 48))))
+    (wanted,) = faces.edit(face, prompts=["a hat"], strength=0.7, mask=mask, seeds=[3]).images
+    image = decoded(shown["png"])
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(wanted))
+    assert shown["link"] is None and "link" not in image.text
+    assert image.text["strength"] == "0.7"
+
+
+@pytest.mark.parametrize(
+    ("form", "line"),
+    [
+        ({"face": "me.png:" + base64_text(b"MZ")}, "nothing to change yet"),
+        ({"face": "me.png:" + base64_text(b"MZ"), "add": "a hat"}, "me.png: unreadable image"),
+        ({"face": "me.png:!", "add": "a hat"}, "me.png: is no base64"),
+        ({"add": "a hat"}, "an edit takes one image"),
+        ({"prompt": "a man", "strength": "much"}, "strength 'much': should be a number"),
+        ({"prompt": "a man", "add": "a hat", "num": "2"}, "has one seed, not 2"),
+        ({"prompt": "a man", "vary": "age", "interpolate": "64"}, "192 times 1 images"),
+        ({"prompt": "a man", "from": "a hat"}, "say with to how it shall be"),
+        ({"prompt": "a man", "add": "word " * 200}, "has 1000 characters"),
+        ({"prompt": "a man", "add": "a hat", "image": "x"}, "'image': unknown key"),
+        ({"prompt": "a man", "add": "a hat", "mask": "x"}, "the mask: is no base64"),
+    ],
+)
+def test_a_mistake_in_an_edit_is_one_clear_line(form, line, faces):
+    with pytest.raises(UserError) as fault:
+        edited(faces, **form)
+    assert line in str(fault.value) and "\n" not in str(fault.value)
+
+
+def test_a_face_or_mask_of_50_megapixels_is_one_clear_line(faces):
+    large, small = base64_text(bomb()), base64_text(png_file())
+    for form in ({"face": f"me.png:{large}"}, {"face": small, "mask": large}):
+        with pytest.raises(UserError, match="has 10000 × 5000 pixels"):
+            edited(faces, **form, add="a hat")
 
 
 def bomb() -> bytes:

@@ -25,7 +25,7 @@ from demo.page.server import Page, Server
 from utils.base.errors import UserError
 from utils.sampling.text_to_face import TextToFace
 
-LIMITS = Limits(evaluations=1_000_000, upload_bytes=200_000, waiting=1)
+LIMITS = Limits(evaluations=1_000_000, query_bytes=100_000, upload_bytes=200_000, waiting=1)
 LONG = "prompt=red+hair&num=64"
 PATIENCE = 60  # seconds, for a machine that does other work too
 

@@ -64,6 +64,17 @@ def test_a_folder_compared_with_itself_has_no_distance(
     assert "Fréchet distance" in said.out and "24 images are few" in said.err
 
 
+def test_missing_captions_are_refused_before_networks_are_loaded(
+    config, faces, tmp_path, monkeypatch, capsys
+):
+    images, _ = faces
+    ref = make_reference(monkeypatch, tmp_path, images, "ref.npz")
+    flags = ("--images", images, "--ref", ref, "--captions", "gone", "encoders.clip=none")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, *flags)
+    assert "gone: there is no caption folder" in capsys.readouterr().err
+
+
 def test_archives_and_npz_are_evaluated_as_the_folder_is(config, faces, tmp_path, monkeypatch):
     images, _ = faces
     ref = make_reference(monkeypatch, tmp_path, images, "ref.npz", "--features", "--no_crop")

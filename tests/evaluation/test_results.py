@@ -54,3 +54,16 @@ def test_a_torn_record_is_noted_once(tmp_path, capsys):
 def steps_of(results: Results) -> list[int]:
     """Return the step of each record."""
     return [record["step"] for record in results.records]
+
+
+def test_a_setting_that_is_off_is_not_found_in_a_record_that_has_it(tmp_path):
+    results = Results(tmp_path)
+    results.add({"step": 1, "cfg_scale": 2.0, "n": 8})
+    results.add({"step": 1, "cfg_scale": 2.0, "n": 8, "guidance_interval": (0.3, 5.0)})
+    results.add({"step": 1, "cfg_scale": 2.0, "n": 8, "seeds": "0-7", "freedom": 0.7})
+    found = results.find({"step": 1, "cfg_scale": 2.0})
+    assert found == {"step": 1, "cfg_scale": 2.0, "n": 8}
+    narrow = {"step": 1, "cfg_scale": 2.0, "guidance_interval": (0.3, 5.0)}
+    assert results.find(narrow)["guidance_interval"] == [0.3, 5.0]
+    results.add({"step": 2, "freedom": 0.0, "S_max": float("inf"), "preset": "fast"})
+    assert results.find({"step": 2}) is not None  # older records named settings that were off

@@ -31,7 +31,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("FAULT_KILLS", "3"))  # kills of each script; `make soak` sets more
-PRELOADED = ["train_latent_t2f", "eval_latent_t2f", "utils.data.preprocess_jobs"]
+# torchvision imports torch._dynamo, which every optimizer and every CLIP needs.
+PRELOADED = ["train_latent_t2f", "eval_latent_t2f", "utils.data.preprocess_jobs", "torchvision"]
 
 
 def seeded(name: str) -> random.Random:
@@ -301,8 +302,8 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 def fill_disk(folder: Path, leave: int = 0) -> Path:
     """Write a file that leaves `leave` bytes free on the folder's disk; return its path."""
     filler = folder / "filler"
-    status = os.statvfs(folder)
-    with open(filler, "wb") as file, contextlib.suppress(OSError):
-        for _ in range(max(0, status.f_bavail * status.f_frsize - leave) // 4096):
+    # Unbuffered, as a buffer that finds no room raises once more when the file is closed.
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while (disk := os.statvfs(folder)).f_bavail * disk.f_frsize >= leave + 4096:
             file.write(bytes(4096))
     return filler

@@ -41,7 +41,7 @@ def worker(launcher: Run, rank: int) -> psutil.Process:
 def test_processes_of_one_command_stop_together_and_save(faces, tmp_path):
     folder = tmp_path / "run"
     words = arguments(faces, folder, *ENDLESS, "--num_process_per_node", "2")
-    with Run(SCRIPT, words, tmp_path / "output.txt", cold=True) as training:
+    with Run(SCRIPT, words, tmp_path / "output.txt") as training:
         training.wait_until(lambda: (folder / "metrics.jsonl").exists() and metrics(folder))
         training.send(signal.SIGUSR1)
         training.wait(120)
@@ -109,7 +109,7 @@ def test_a_taken_port_is_one_line(faces, tmp_path):
         port = str(server.getsockname()[1])
         nodes = ("--num_proc_node", "2", "--node_rank", "0", "--master_port", port)
         words = arguments(faces, tmp_path / "run", *SETTINGS, *nodes)
-        with Run(SCRIPT, words, tmp_path / "output.txt", cold=True) as training:
+        with Run(SCRIPT, words, tmp_path / "output.txt") as training:
             assert training.wait(100) == 2
     (line,) = training.said().strip().splitlines()
     assert f"--master_port {port}: cannot be used (Address already in use" in line

@@ -16,6 +16,7 @@ SETTINGS = (
     f"train.max_num_steps={STEPS}",
     f"log.ckpt_every={CKPT_EVERY}",
     "log.log_every=4",
+    "log.observe_every=20",
     "train.grad_accum=1",
 )
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from models.backbone import Architecture
 from models.edm import EDMPrecond, build_denoiser
-from models.maskdit import Architecture, MaskDiT, TokenMask
+from models.maskdit import MaskDiT
+from models.token_mask import TokenMask
 
 GOLDEN_MODELS = {
     "maskdit_decoder_mae": {},

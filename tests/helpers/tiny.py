@@ -170,10 +170,10 @@ def make_tiny_release(folder: Path) -> Path:
     return folder / "dit.safetensors"
 
 
-def make_tiny_training_data(config: Config, count: int = 8) -> None:
+def make_tiny_training_data(config: Config, count: int = 8, side: int = LATENT_SIZE) -> None:
     """Write the databases that training reads: latents and embeddings of ones."""
     for path, name, shape in (
-        (config.data.root, "z", (4, LATENT_SIZE, LATENT_SIZE)),
+        (config.data.root, "z", (4, side, side)),
         (config.data.feat_path, "y", (1, DIM)),
     ):
         with LMDBWriter(path, name, {}, count) as writer:

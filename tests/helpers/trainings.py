@@ -3,13 +3,14 @@
 import contextlib
 import json
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from train_latent_t2f import train
+from train_latent_t2f import main, train
 from utils.base.launch import stop_signals
 from utils.config.load import load_config
 from utils.pretrained.checkpoint_files import load_checkpoint
@@ -21,9 +22,11 @@ CLOCK_FIELDS = ("images_per_s", "memory_gb", "data_wait", "cpu_s")
 
 @contextlib.contextmanager
 def fresh_process() -> Iterator[None]:
-    """Give a training the state of a new process; afterwards restore the signal handlers."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    """Give a training the state of a new process; afterwards restore all as it was.
+
+    Accelerate keeps the precision of its first training, and refuses another one.
+    """
+    forget_accelerator()
     numbers = stop_signals()
     handlers = [signal.getsignal(number) for number in numbers]
     try:
@@ -31,6 +34,27 @@ def fresh_process() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
+        forget_accelerator()
+
+
+def forget_accelerator() -> None:
+    """Reset what accelerate keeps for the life of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def run_script(*words: object) -> int:
+    """Run train_latent_t2f.py without a new process; return its exit code."""
+    given = sys.argv
+    sys.argv = ["train_latent_t2f.py", *map(str, words)]
+    try:
+        with fresh_process():
+            main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        sys.argv = given
+    return 0
 
 
 def run(

@@ -7,8 +7,8 @@ from tiny import NETWORK
 
 from models.alignment import AlignedDenoiser
 from models.edm import LossRandom, build_denoiser, edm_loss, random_for_loss, unwrapped
-from models.maskdit import random_mask
 from models.patch_features import deepest_as_fine, on_grid
+from models.token_mask import random_mask
 
 WIDTH, DEPTH = 24, 2
 

@@ -16,7 +16,7 @@ from models.edm import (
     patchify,
     random_for_loss,
 )
-from models.maskdit import random_mask
+from models.token_mask import random_mask
 
 pytestmark = pytest.mark.bits  # of `make test-machines`
 

@@ -141,3 +141,16 @@ def test_a_prior_of_0_2_loads_under_the_new_names_of_its_buffers(trained):
     made.std.zero_()
     made.load_state_dict(weights)
     assert torch.equal(made.std, trained.std) and torch.equal(made.max_norm, trained.max_norm)
+
+
+def test_more_candidates_fit_the_condition_better_and_one_is_the_same_as_none(trained):
+    generator = torch.Generator().manual_seed(0)
+    noise, moved = (torch.randn(200, DIM, generator=generator) for _ in range(2))
+    y = F.normalize(trained.mean + 0.5 * F.normalize(moved, dim=1), dim=1)
+    one, four = (trained.sample(y, noise, 1.5, candidates=n) for n in (1, 4))
+    assert torch.equal(one, trained.sample(y, noise, 1.5))
+    offset = trained.offset_from_mean(y, 1)
+    gain = ((four - one) * offset).sum(dim=1)
+    assert (gain >= 0).all()  # the first candidate is one of the four
+    assert float((gain > 1e-3).float().mean()) > 0.4
+    assert torch.equal(trained.sample(y[3:4], noise[3:4], 1.5, candidates=4), four[3:4])

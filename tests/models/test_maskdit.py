@@ -8,8 +8,8 @@ from golden_models import GOLDEN_MODELS, assert_golden, golden_denoiser, golden_
 
 from models.batch_random import BatchRandom
 from models.edm import build_denoiser
-from models.maskdit import random_mask, restore
 from models.samplers import guided
+from models.token_mask import random_mask, restore
 from utils.training.schedules import mask_ratio_at
 
 pytestmark = pytest.mark.bits  # of `make test-machines`

@@ -8,10 +8,11 @@ from golden_models import assert_golden, small_denoiser
 from losses import loss_of
 from reference_network import denoised
 
+from models.backbone import Architecture
 from models.blocks import Mlp
 from models.edm import build_denoiser, edm_loss, random_for_loss
-from models.maskdit import Architecture, random_mask
 from models.samplers import guided
+from models.token_mask import random_mask
 from utils.config.sections import Model
 
 HEADS = {"heads": 2, "decoder_heads": 2}

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.noise_levels import formulation
-from models.samplers import SamplerSettings, SeededNoise, guided, nfe, sample
+from models.samplers import (
+    SamplerSettings,
+    SeededNoise,
+    guided,
+    invert,
+    last_part,
+    nfe,
+    sample,
+)
 
 pytestmark = pytest.mark.bits  # of `make test-machines`
 
@@ -189,3 +198,31 @@ def test_samples_without_condition_are_not_guided():
 def test_settings_that_cannot_work_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         SamplerSettings(**options)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("dpmpp_2m", 2)])
+def test_inverted_images_come_back_with_the_order_of_the_solver(solver, order):
+    images, errors = 0.5 * torch.randn(8, 1, 2, 2, dtype=torch.float64), []
+    for steps in (40, 80):
+        settings = SamplerSettings(solver, steps, S_churn=0 if solver == "dpmpp_2m" else 20)
+        latents = invert(GaussianDenoiser(), images, settings)
+        assert float(latents.std()) == pytest.approx(
+            float(images.std()) / 0.5, rel=0.1
+        )  # of unit variance
+        back = sample(GaussianDenoiser(), latents, replace(settings, S_churn=0))
+        errors.append((back - images * 0.25 / (0.25 + 0.002**2)).abs().max())
+    assert errors[0] / errors[1] > 0.8 * 2**order
+
+
+@pytest.mark.parametrize("settings", [SamplerSettings(num_steps=9), SamplerSettings("euler", 1)])
+def test_the_last_part_of_a_sampler_begins_lower_and_ends_at_the_same_noise_level(settings):
+    assert last_part(settings, 1) is settings
+    whole = settings.formulation().t_steps
+    sigmas = [list(last_part(settings, s).sigmas or ()) for s in (0.05, 0.3, 0.5, 0.999)]
+    assert [len(levels) for levels in sigmas] == [math.ceil(s * (len(whole) - 1)) for s in
+                                                  (0.05, 0.3, 0.5, 0.999)]  # fmt: skip
+    assert all(levels[0] <= whole[0] + 1e-9 for levels in sigmas)
+    if len(whole) > 2:
+        starts = [levels[0] for levels in sigmas]
+        assert starts == sorted(set(starts)) and starts[-1] == pytest.approx(whole[0], rel=0.1)
+        assert all(levels[-1] == pytest.approx(whole[-2]) for levels in sigmas[1:])

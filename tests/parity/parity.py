@@ -12,7 +12,6 @@ names. The page lists the files that were not found.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -56,7 +55,7 @@ from models.perturbation import Perturbation, perturb
 from models.samplers import SamplerSettings, guided, sample
 from utils.base.files import write_json, write_text
 from utils.base.progress import progress
-from utils.config.command_line import HelpFormatter
+from utils.config.command_line import ArgumentParser
 
 XL_RESULT = ROOT / "docs" / "parity_xl.json"
 XL_PARAMETERS = 729_979_024
@@ -259,7 +258,7 @@ def make_page(golden: Golden, xl: dict[str, Any] | None) -> tuple[str, int]:
 @one_line_errors
 def main() -> None:
     """Compare, write the page, and exit with 1 if a comparison fails."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=ROOT / "docs" / "parity.md", help="page to write"
     )

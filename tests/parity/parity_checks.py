@@ -23,9 +23,9 @@ from reference_network import denoised as plain_denoised
 
 from models.autoencoder import load_autoencoder
 from models.edm import LossRandom, edm_loss
-from models.maskdit import random_mask
 from models.perturbation import perturb_by
 from models.samplers import SamplerSettings, SeededNoise, guided, nfe, sample
+from models.token_mask import random_mask
 from utils.data.images import center_crop
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.lmdb_writer import LMDBWriter

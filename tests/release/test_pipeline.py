@@ -1,8 +1,5 @@
-"""The pipeline of diffusers: its images, its schedulers, saving, and the hub."""
+"""The pipeline of diffusers: its images, its schedulers, and saving."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ from diffusers import (
     EDMEulerScheduler,
     HeunDiscreteScheduler,
 )
-from hub_server import HubServer
+from equal_images import assert_equal_images, pixels
 from PIL import Image
 from tiny import DIM, RESOLUTION, make_tiny_checkpoint, make_tiny_config, make_tiny_denoiser
 
@@ -48,14 +45,6 @@ def pipe(faces) -> TextToFacePipeline:
 def face(tmp_path) -> Path:
     crude_face(3, 48).save(tmp_path / "face.png")
     return tmp_path / "face.png"
-
-
-def pixels(images) -> np.ndarray:
-    return np.stack([np.asarray(image) for image in images])
-
-
-def assert_equal_images(a, b) -> None:
-    np.testing.assert_array_equal(pixels(a), pixels(b))
 
 
 def test_it_generates_the_images_of_text_to_face(pipe, faces, face):
@@ -250,100 +239,3 @@ def test_two_releases_are_used_in_one_program_each_with_its_own_code(pipe, tmp_p
     for loaded, message in ((one, "is empty"), (two, "no words"), (again, "is empty")):
         with pytest.raises(Exception, match=message):
             loaded(" ")
-
-
-def run(
-    code: str, hub: str, cache: Path, cwd: Path, token: str = ""
-) -> subprocess.CompletedProcess:
-    """Run Python code with another hub and cache."""
-    env = {**os.environ, "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1", "HF_ENDPOINT": hub}
-    env |= {"HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    env |= {"HF_TOKEN": token, "PYTHONPATH": os.pathsep.join(sys.path)} if token else {}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=env, cwd=cwd, capture_output=True, text=True
-    )
-
-
-def test_a_model_goes_to_the_hub_and_comes_back(pipe, faces, tmp_path):
-    pipe.save_pretrained(tmp_path / "mine")
-    (tmp_path / "mine" / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
-    token = "hf_" + "secret" * 5
-    push = f"""
-from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained({str(tmp_path / "mine")!r}, trust_remote_code=True)
-print(pipe.push_to_hub("someone/faces"))
-"""
-    fetch = """
-import sys
-from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained("someone/faces", trust_remote_code=True)
-pipe("red hair").images[0].save("pipeline.png")
-"""
-    load = """
-from utils.sampling.text_to_face import TextToFace
-TextToFace.load("someone/faces", device="cpu").generate("red hair").images[0].save("python.png")
-"""
-    with HubServer() as hub:
-        done = run(push, hub.url, tmp_path / "cache", tmp_path, token)
-        assert done.returncode == 0, done.stderr
-        assert f"{hub.url}/someone/faces" in done.stdout
-        assert hub.tokens == {token}
-        pushed = hub.repositories["someone/faces"]
-        here = [p for p in (tmp_path / "mine").rglob("*") if p.is_file()]
-        assert {p.relative_to(tmp_path / "mine").as_posix(): p.read_bytes() for p in here} == pushed
-        done = run(fetch, hub.url, tmp_path / "other cache", tmp_path)
-        assert done.returncode == 0, done.stderr
-        hub.fetched.clear()
-        done = run(load, hub.url, tmp_path / "third cache", tmp_path, "hf_other")
-        assert done.returncode == 0, done.stderr
-        assert hub.fetched and not [f for f in hub.fetched if f.endswith(".py")]  # data only
-    wanted = faces.generate("red hair").images
-    assert_equal_images([Image.open(tmp_path / "pipeline.png")], wanted)
-    assert_equal_images([Image.open(tmp_path / "python.png")], wanted)
-    again = run(load, "http://127.0.0.1:9", tmp_path / "third cache", tmp_path, "hf_other")
-    assert again.returncode == 0, again.stderr  # from the cache, without network
-
-    leaks = [p for p in tmp_path.rglob("*") if p.is_file() and token.encode() in p.read_bytes()]
-    assert leaks == [] and token not in done.stdout + done.stderr
-
-
-def test_a_release_becomes_a_space_whose_page_shows_its_images(pipe, faces, tmp_path):
-    pipe.save_pretrained(tmp_path / "mine")
-    push = f"""
-from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained({str(tmp_path / "mine")!r}, trust_remote_code=True)
-pipe.push_to_hub("someone/faces", repo_type="space")
-"""
-    show = """
-import shutil, sys
-sys.path.insert(0, ".")
-import app
-for files in app.generate("red hair", 2, 5):
-    for number, file in enumerate(files):
-        shutil.copy(file, f"{number}.png")
-"""
-    with HubServer() as hub:
-        done = run(push, hub.url, tmp_path / "cache", tmp_path, "hf_some")
-        assert done.returncode == 0, done.stderr
-        space = hub.repositories["someone/faces"]
-    for name, content in space.items():
-        (tmp_path / "space" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "space" / name).write_bytes(content)
-    done = run(show, "http://127.0.0.1:9", tmp_path / "cache", tmp_path / "space")
-    assert done.returncode == 0, done.stderr
-    shown = [Image.open(tmp_path / "space" / f"{number}.png") for number in range(2)]
-    assert [image.text["seed"] for image in shown] == ["5", "6"]
-    assert_equal_images(shown, faces.generate("red hair", seeds=[5, 6]).images)
-
-
-@pytest.mark.parametrize("answers", [True, False])
-def test_a_name_that_the_hub_does_not_have_gives_one_line(answers, tmp_path):
-    with HubServer() as hub:
-        url = hub.url if answers else "http://127.0.0.1:9"
-        flags = ["t2f.py", "--ckpt", "nobody/nothing", "--prompt", "x", "--device", "cpu"]
-        code = f"import sys\nsys.argv = {flags}\nimport t2f\nt2f.main()"
-        done = run(code, url, tmp_path / "cache", tmp_path, "hf_some")
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert "nobody/nothing: is neither a file or folder here nor" in line
-    assert ("check the name" if answers else "does not answer") in line

@@ -257,6 +257,7 @@ def test_the_card_says_how_it_was_trained_and_how_good_it_is(released):
     assert "1,234 images" in text and "10 steps of 8" in text and "1 h 00 min" in text
     assert "| 2 | 3 heun | 24 | 12.35 (11.5 to 13.25) | 31.50 |" in text
     assert "99.9" not in text  # of another step
+    assert "mask_image=" in text and "vary=" not in text  # words need a prior
     assert "gaussian, 1.2" in text and "in this folder" in text and "24 tokens" in text
     assert huggingface_hub.ModelCard(card).data.library_name == "diffusers"
 

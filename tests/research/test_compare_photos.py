@@ -1,9 +1,8 @@
-"""research/recipes/compare.py on photographs, as a process: databases, a training, all metrics."""
+"""research/recipes/compare.py on photographs: databases, a training, all metrics."""
 
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import yaml
 from conftest import ROOT
 
 from research.photos.traits import read_sentences
+from research.recipes import check_photos, compare
 from research.recipes.recipe import read_recipe
 from research.recipes.training import PROBE_STEPS, PROBE_WINDOWS, PROBES
 from utils.base.files import write_json
@@ -51,7 +51,9 @@ def world(tmp_path_factory) -> Path:
     return data
 
 
-def test_a_recipe_with_some_captions_is_trained_and_evaluated_on_photographs(world, tmp_path):
+def test_a_recipe_with_some_captions_is_trained_and_evaluated_on_photographs(
+    world, tmp_path, monkeypatch, capsys, own_cores
+):
     train = world / "lmdb" / "train"
     values = {
         "base": str(ROOT / "configs/photos/study/mixed_literal.yaml"),
@@ -68,15 +70,16 @@ def test_a_recipe_with_some_captions_is_trained_and_evaluated_on_photographs(wor
     recipe = tmp_path / "small.yaml"
     recipe.write_text(yaml.safe_dump(values))
     runs = {"world": "photos", "seconds": 2, "images": TEST, "seeds": {"small": [0]}}
+    runs["sentence_images"] = 2
     (tmp_path / "runs.yaml").write_text(yaml.safe_dump(runs))
     work = tmp_path / "work"
     windows = [1.0] * PROBE_WINDOWS  # so that the training takes ten steps
     kept = {"settings": read_recipe(recipe).settings, "probes": [windows] * PROBES}
     write_json(work / "small" / "probes.json", kept)
-    command = [sys.executable, "research/recipes/compare.py", str(tmp_path / "runs.yaml")]
+    command = ["research/recipes/compare.py", str(tmp_path / "runs.yaml")]
     command += ["--data", str(world), "--work", str(work), "--threads", "1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setattr(sys, "argv", command)
+    compare.main()
 
     (run,) = json.loads((work / "results.json").read_text())["runs"]
     metrics = run["metrics"]
@@ -89,13 +92,13 @@ def test_a_recipe_with_some_captions_is_trained_and_evaluated_on_photographs(wor
     assert metrics["to_training"] > 0
     counts = LMDBReader(world / "study" / "mixed" / "clip_txt").info.counts
     assert len(counts) == TRAIN and counts.min() == 1 and counts.max() >= 2
-    assert "own caption is among the nearest 5" in done.stdout
+    assert "own caption is among the nearest 5" in capsys.readouterr().out
 
-    command = [sys.executable, "research/recipes/check_photos.py", "--data", str(world)]
+    command = ["research/recipes/check_photos.py", "--data", str(world)]
     command += ["--images", "4", "--seeds", "1", "--out", str(tmp_path / "check.json")]
     command.append(str(work / "small" / "2s_seed0" / "checkpoints" / "0000010.pt"))
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setattr(sys, "argv", command)
+    check_photos.main()
     checked = json.loads((tmp_path / "check.json").read_text())
     rows = {row["sentence"]: row for row in checked["rows"]}
     assert len(rows) == len(read_sentences().stated)

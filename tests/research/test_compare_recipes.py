@@ -13,6 +13,7 @@ import yaml
 from conftest import ROOT
 
 from research.attributes.classifier import load_faces
+from research.recipes.compare import main
 from research.recipes.recipe import read_recipe
 from research.recipes.training import PROBE_STEPS, PROBE_WINDOWS, PROBES
 from utils.base.files import write_json
@@ -24,7 +25,7 @@ from utils.evaluation.references import save_stats
 from utils.pretrained.encoders import load_config_autoencoder, load_config_clip
 
 pytestmark = pytest.mark.e2e
-SECONDS = 3  # of each training
+SECONDS = 2  # of each training
 COST = 0.025  # processor seconds of a step of the small network, about
 
 
@@ -33,7 +34,7 @@ def faces(tmp_path_factory) -> Path:
     """Render faces, and make the databases and the reference that the demo's config names."""
     folder = tmp_path_factory.mktemp("faces")
     command = [sys.executable, "demo/make_faces.py", "--out", str(folder), "--workers", "1"]
-    command += ["--num_train", "96", "--num_test", "24"]
+    command += ["--num_train", "64", "--num_test", "24"]
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     config = load_config(ROOT / "configs/demo/demo.yaml")
     vae, clip = load_config_autoencoder(config), load_config_clip(config.encoders)
@@ -51,7 +52,7 @@ def faces(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def recipes(faces, tmp_path) -> list[Path]:
-    """Write two recipes of a small network."""
+    """Write two recipes of a small network: `slow` hardly learns."""
     lmdb = faces / "lmdb"
     values = {
         "base": str(ROOT / "configs/demo/recipes/v0_2.yaml"),
@@ -64,16 +65,17 @@ def recipes(faces, tmp_path) -> list[Path]:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
     slow = {"base": "small.yaml", "train": {"lr": 1e-5}}
     (tmp_path / "slow.yaml").write_text(yaml.safe_dump(slow))
-    return [tmp_path / "small.yaml", tmp_path / "slow.yaml"]
+    return [tmp_path / "slow.yaml", tmp_path / "small.yaml"]
 
 
 class Harness:
-    """The command, started in a process group of its own."""
+    """The command: as a process with a group of its own, or in the test's process."""
 
     def __init__(self, folder: Path, faces: Path, **runs) -> None:
         self.work, self.out, self.runs = folder / "work", folder / "out.json", folder / "runs.yaml"
-        self.runs.write_text(yaml.safe_dump({"seconds": SECONDS, "images": 24, **runs}))
-        self.command = [sys.executable, "research/recipes/compare.py", str(self.runs)]
+        values = {"seconds": SECONDS, "images": 24, "sentence_images": 4, **runs}
+        self.runs.write_text(yaml.safe_dump(values, sort_keys=False))
+        self.command = ["research/recipes/compare.py", str(self.runs)]
         self.command += ["--threads", "1", "--data", str(faces), "--work", str(self.work)]
         self.command += ["--out", str(self.out)]
         self.command += ["--classifier", str(faces / "classifier.safetensors")]
@@ -84,59 +86,63 @@ class Harness:
         kept = {"settings": read_recipe(recipe).settings, "probes": [windows] * count}
         write_json(self.work / recipe.stem / "probes.json", kept)
 
-    def start(self, *options: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*self.command, *options],
+    def interrupt(self, file: Path, number: signal.Signals, group: bool) -> tuple[int, str]:
+        """Start the command, and send it, or its group too, a signal once a file is there.
+
+        Returns the exit code and what it printed.
+        """
+        process = subprocess.Popen(
+            [sys.executable, *self.command],
             cwd=ROOT,
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-
-    def when(self, file: Path, number: signal.Signals, process: subprocess.Popen, group: bool):
-        """Send a signal to the process, or to its group too, as soon as a file is there."""
-        deadline = time.monotonic() + 1200
+        deadline = time.monotonic() + 600
         while not (file.exists() and file.stat().st_size):
             if process.poll() is not None or time.monotonic() > deadline:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise AssertionError(process.communicate()[0])
             time.sleep(0.02)
         (os.killpg if group else os.kill)(process.pid, number)
-        return process.communicate(timeout=300)[0]
+        said = process.communicate(timeout=300)[0]
+        return process.returncode, said
 
-    def finish(self, *options: str) -> dict:
+    def finish(self, monkeypatch, *options: str) -> dict:
         """Run to the end; return the JSON."""
-        process = self.start(*options)
-        said = process.communicate(timeout=1800)[0]
-        assert process.returncode == 0, said
+        monkeypatch.setattr(sys, "argv", [*self.command, *options])
+        main()
         return json.loads(self.out.read_text())
 
 
 def test_a_comparison_that_is_stopped_and_killed_goes_on_and_equals_its_parts(
-    faces, recipes, tmp_path
+    faces, recipes, tmp_path, monkeypatch, capsys, own_cores
 ):
-    harness = Harness(tmp_path, faces, seeds={"small": [0], "slow": [0]})
-    run = harness.work / "small" / f"{SECONDS}s_seed0"
-    for recipe, count in zip(recipes, (PROBES - 1, PROBES), strict=True):
+    seeds, starts = {"small": [0], "slow": [0]}, {"small": "slow"}
+    harness = Harness(tmp_path, faces, seeds=seeds, starts=starts)
+    run = harness.work / "slow" / f"{SECONDS}s_seed0"
+    for recipe, count in zip(recipes, (PROBES, PROBES - 1), strict=True):
         harness.keep_probes(recipe, count)
 
-    process = harness.start()
-    said = harness.when(run / "config.yaml", signal.SIGTERM, process, group=False)
-    assert process.returncode == 2, said
+    # The recipe from which another one starts is trained and evaluated first.
+    code, said = harness.interrupt(run / "config.yaml", signal.SIGTERM, group=False)
+    assert code == 2, said
     assert "stopped; the same command goes on" in said.splitlines()[-1]
     probes = (harness.work / "small" / "probes.json").read_bytes()
     assert len(json.loads(probes)["probes"]) == PROBES
 
-    process = harness.start()
-    harness.when(run / "small_24.json", signal.SIGKILL, process, group=True)
-    evaluated = json.loads((run / "small_24.json").read_text())
+    harness.interrupt(run / "slow_24x4.json", signal.SIGKILL, group=True)
+    evaluated = json.loads((run / "slow_24x4.json").read_text())
 
-    content = harness.finish()
+    content = harness.finish(monkeypatch)
     assert (harness.work / "small" / "probes.json").read_bytes() == probes
     found = {run["recipe"]: run for run in content["runs"]}
     assert set(found) == {"small", "slow"}
-    assert found["small"] == evaluated  # it is not evaluated again
+    assert found["slow"] == evaluated  # it is not evaluated again
+    assert found["slow"]["steps"] == SECONDS / COST <= found["small"]["steps"]
+    log = (harness.work / "small" / f"{SECONDS}s_seed0" / "log.txt").read_text()
+    assert "start.safetensors" in log
     for one in found.values():
         metrics = one["metrics"]
         assert metrics["frechet_distance_low"] <= metrics["frechet_distance"]
@@ -144,35 +150,26 @@ def test_a_comparison_that_is_stopped_and_killed_goes_on_and_equals_its_parts(
     assert found["small"]["metrics"]["loss"] < found["slow"]["metrics"]["loss"]
 
     # A recipe that has left the list stays in the table.
-    harness = Harness(tmp_path, faces, seeds={"small": [0]})
-    content = harness.finish("--seeds", "0,1")
+    harness = Harness(tmp_path, faces, seeds={"slow": [0]})
+    content = harness.finish(monkeypatch, "--seeds", "0,1")
     assert {(run["recipe"], run["seed"]) for run in content["runs"]} == {
-        ("small", 0),
-        ("small", 1),
         ("slow", 0),
+        ("slow", 1),
+        ("small", 0),
     }
     assert {row["recipe"] for row in content["rows"]} == {"small", "slow"}
 
+    # Runs with other numbers of images do not mix.
+    harness = Harness(tmp_path, faces, seeds={"slow": [0]}, sentence_images=None)
+    with pytest.raises(SystemExit):
+        harness.finish(monkeypatch)
+    assert "sentence_images = 4, these have None" in capsys.readouterr().err
 
-def test_missing_faces_are_one_line(recipes, tmp_path):
+
+def test_missing_faces_are_one_line(recipes, tmp_path, monkeypatch, capsys, own_cores):
     harness = Harness(tmp_path, tmp_path / "nowhere", seeds={"small": [0]})
-    process = harness.start()
-    said = process.communicate(timeout=300)[0]
-    assert process.returncode == 2
+    with pytest.raises(SystemExit) as stop:
+        harness.finish(monkeypatch)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
     assert said.splitlines()[-1].startswith("error: ") and "make the faces" in said
-
-
-def test_a_training_starts_from_the_network_of_another_recipe(faces, recipes, tmp_path):
-    seeds, starts = {"small": [0], "slow": [0]}, {"slow": "small"}
-    harness = Harness(tmp_path, faces, seeds=seeds, starts=starts)
-    windows = [SECONDS / 2] * PROBE_WINDOWS  # so that the training takes ten steps
-    for recipe in recipes:
-        kept = {"settings": read_recipe(recipe).settings, "probes": [windows] * PROBES}
-        write_json(harness.work / recipe.stem / "probes.json", kept)
-    content = harness.finish("slow", "--seeds", "1")
-    steps = 2 * PROBE_STEPS // PROBE_WINDOWS
-    found = {(run["recipe"], run["seed"]): run["steps"] for run in content["runs"]}
-    # The recipe from which another one starts is trained and evaluated first.
-    assert found == {("small", 0): steps, ("slow", 1): steps}
-    log = (harness.work / "slow" / f"{SECONDS}s_seed1" / "log.txt").read_text()
-    assert "start.safetensors" in log

@@ -12,15 +12,16 @@ from PIL import Image
 from research.photos.material import captioned_names, prepare
 from research.photos.traits import TraitClassifier, best_threshold, rate, read_sentences
 from research.recipes.evaluation import CELLS, Tower, colour_distance
-from research.recipes.photos import Seen, captions_of, nearest_distances, retrieval
+from research.recipes.photos import Seen, nearest_distances
 from research.study.material import mix
 from utils.base.errors import UserError
 from utils.config.sections import Encoders
+from utils.data.captions import captions_where_there
 from utils.data.images import list_images
 from utils.data.lmdb_layout import names_hash
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.lmdb_writer import LMDBWriter
-from utils.evaluation.metrics import spread
+from utils.evaluation.metrics import retrieval, spread
 from utils.pretrained.encoders import load_config_clip
 
 CLIP = str(ROOT / "assets" / "demo" / "clip")
@@ -167,7 +168,7 @@ def test_captions_belong_to_some_images_and_a_part_is_drawn_from_these(tmp_path,
         if i % 2:
             (tmp_path / "captions" / f"{i:03d}.txt").write_text(f"number {i}\nodd\n")
     folders = tmp_path / "images", tmp_path / "captions"
-    captions = captions_of(list_images(folders[0]), folders[1])
+    captions = captions_where_there(list_images(folders[0]), folders[1])
     assert captions[:2] == [[], ["number 1", "odd"]]
     every, quarter = captioned_names(*folders), captioned_names(*folders, 4)
     assert every == [f"{i:03d}" for i in range(1, 40, 2)]

@@ -15,6 +15,7 @@ from demo.captions import make_caption
 from demo.make_faces import ATTRIBUTES, encode_attributes, hide
 from models.clip import load_clip
 from research.attributes.classifier import SIZES, attribute_loss
+from research.demo_weights import train_clip
 from research.demo_weights.clip_losses import AttributeTeacher
 from research.demo_weights.clip_model import clip_config
 from research.demo_weights.face_groups import (
@@ -26,6 +27,8 @@ from research.demo_weights.face_groups import (
 )
 from research.demo_weights.resumable import set_lr
 from research.demo_weights.train_clip import IMAGE_PARTS, TEXT_PARTS, build_optimizer, write_text
+
+SCRIPT = "research/demo_weights/train_clip.py"
 
 
 def training_faces(groups: int) -> TrainingFaces:
@@ -121,27 +124,30 @@ def test_each_stage_trains_its_own_parts():
     assert not any("visual" in name or "teacher" in name for name in learning)
 
 
-def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "research/demo_weights/train_clip.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
-
-
 @pytest.mark.e2e
-def test_the_script_trains_both_towers_resumes_and_writes_a_clip(tmp_path):
+def test_the_script_trains_both_towers_resumes_and_writes_a_clip(
+    tmp_path, monkeypatch, capsys, own_cores
+):
     few = ["--out", f"{tmp_path}/clip", "--work", f"{tmp_path}/work", "--groups", "4"]
-    few += ["--batch", "2", "--image_steps", "2", "--threads", "1"]
-    done = run_script(*few, "--text_steps", "1")
+    few += ["--batch", "2", "--image_steps", "2", "--threads", "1", "--held_out", "20"]
+    command = [sys.executable, SCRIPT, *few, "--text_steps", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "image step 2" in done.stdout and "text step 1" in done.stdout
+    assert "R@1 among 20" in done.stdout
     clip = load_clip(tmp_path / "clip")
     assert clip.dim == 256 and clip.image_size == 128
-    more = run_script(*few, "--text_steps", "2")
-    assert "resumed at step 2" in more.stdout and "resumed at step 1" in more.stdout
-    assert "image step" not in more.stdout and "text step 2" in more.stdout
+    monkeypatch.setattr(sys, "argv", [SCRIPT, *few, "--text_steps", "2"])
+    train_clip.main()
+    more = capsys.readouterr().out
+    assert "resumed at step 2" in more and "resumed at step 1" in more
+    assert "image step" not in more and "text step 2" in more
 
 
-@pytest.mark.e2e
-def test_the_script_refuses_fewer_groups_than_a_batch_takes():
-    done = run_script("--groups", "3", "--batch", "4")
-    assert done.returncode != 0
-    assert done.stderr.strip().splitlines()[-1].endswith("--groups 3 is less than one batch of 4")
+def test_the_script_refuses_fewer_groups_than_a_batch_takes(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [SCRIPT, "--groups", "3", "--batch", "4"])
+    with pytest.raises(SystemExit) as stop:
+        train_clip.main()
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.endswith("--groups 3 is less than one batch of 4")

@@ -14,9 +14,18 @@ import t2f
 from models.clip import load_clip
 from models.embedding_prior import EmbeddingPrior
 from utils.base.errors import UserError
+from utils.evaluation.checkpoints import configs_to_evaluate
 from utils.pretrained.denoisers import export_safetensors
-from utils.pretrained.priors import load_config_prior, read_prior, save_prior
+from utils.pretrained.priors import (
+    add_report,
+    load_config_prior,
+    read_prior,
+    save_prior,
+    with_proposed_freedom,
+)
+from utils.release.folder import export_folder
 from utils.sampling.text_to_face import TextToFace
+from utils.training.sample_grid import SampleGrid
 
 
 def make_prior(path, clip: str, dim: int = DIM):
@@ -62,6 +71,14 @@ def test_each_seed_samples_another_condition_after_its_latent(faces):
     assert not differs(free, faces.generate("red hair", num=3, freedom=0.8))
 
 
+def test_candidates_change_the_condition_alone(faces):
+    one, four = (faces.generate("red hair", num=4, freedom=0.8, prior_candidates=n) for n in (1, 4))
+    assert not differs(one, faces.generate("red hair", num=4, freedom=0.8))
+    assert differs(one, four)
+    literal = [faces.generate("red hair", num=4, prior_candidates=n) for n in (1, 4)]
+    assert not differs(*literal)  # without freedom there is no prior
+
+
 def test_the_prior_samples_its_noise_after_the_latent(faces, checkpoint):
     """The latent of a seed is equal at every freedom, so that the condition alone changes."""
     config = faces.config.sampling
@@ -99,6 +116,89 @@ def test_a_network_is_evaluated_with_freedom(checkpoint, tmp_path, monkeypatch):
         records.append(json.loads((tmp_path / freedom / "results.jsonl").read_text()))
     assert records[0]["frechet_distance_clip"] != records[1]["frechet_distance_clip"]
     assert records[1]["freedom"] == 0.8 and "freedom" not in records[0]
+
+
+@pytest.fixture
+def proposing(checkpoint, tmp_path):
+    """A copy of the checkpoint's prior that proposes a freedom of 0.8, as an override."""
+    file = tmp_path / "proposing.safetensors"
+    file.write_bytes((checkpoint.parent / "prior.safetensors").read_bytes())
+    add_report(file, {"freedom": 0.8})
+    return f"encoders.prior={file}"
+
+
+def test_auto_is_the_freedom_that_the_prior_proposes(
+    checkpoint, faces, proposing, tmp_path, monkeypatch
+):
+    words = ["--ckpt", checkpoint, "--prompt", "red hair", "--num", 1, "--freedom", "auto"]
+    words += ["--out", tmp_path, proposing]
+    monkeypatch.setattr(sys, "argv", ["t2f.py", *map(str, words)])
+    t2f.main()
+    expected = faces.generate("red hair", freedom=0.8)
+    with Image.open(tmp_path / "00_000.png") as image:
+        assert image.text["freedom"] == "0.8"
+        assert image.tobytes() == expected.images[0].tobytes()
+    auto = TextToFace.load(checkpoint, overrides=[proposing, "sampling.freedom=auto"], device="cpu")
+    assert auto.config.sampling.freedom == 0.8  # what the page's slider shows
+    assert not differs(expected, auto.generate("red hair"))
+    other = TextToFace.load(checkpoint, overrides=[proposing], device="cpu")
+    assert not differs(expected, other.generate("red hair", freedom="auto"))
+
+
+def test_auto_in_a_release_folder_is_the_number_or_asks_its_prior(
+    checkpoint, faces, proposing, tmp_path
+):
+    export_folder(checkpoint, tmp_path / "out", [proposing, "sampling.freedom=auto"], device="cpu")
+    released = TextToFace.load(tmp_path / "out", device="cpu")
+    assert released.config.sampling.freedom == 0.8
+    assert "`freedom` says how far" in (tmp_path / "out" / "README.md").read_text()
+    literal, auto = (released.generate("red hair", freedom=f) for f in (0, "auto"))
+    assert differs(literal, auto) and not differs(auto, released.generate("red hair"))
+
+
+def test_evaluation_and_sample_grids_take_the_proposed_freedom(checkpoint, proposing):
+    config = make_tiny_config(
+        checkpoint.parent,
+        encoders={"prior": proposing.split("=")[1]},
+        sampling={"freedom": "auto", "num_steps": 3},
+        eval={"caption_dir": None, "cfg_scales": [1.0, 2.0]},
+    )
+    if not config.eval.ref_path.exists():
+        make_tiny_evaluation_data(config)
+    each = configs_to_evaluate(config).values()
+    assert [one.sampling.freedom for one in each] == [0.8, 0.8]
+    grid = SampleGrid.from_config(config, "cpu")
+    assert grid is not None and grid.sampling.freedom == 0.8 and grid.prior is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (None, "sampling.freedom=auto needs a prior: .*train_prior.py"),
+        ("gone.safetensors", "gone.safetensors is not there"),
+        (
+            "old.safetensors",
+            "freedom=auto: old.safetensors proposes none.*start python train_prior",
+        ),
+        ("mute.safetensors", "freedom=auto: mute.safetensors proposes none"),
+        ("text.safetensors", "holds no prior"),
+    ],
+)
+def test_auto_without_a_proposal_is_an_error_of_one_line(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    make_prior(tmp_path / "old.safetensors", "clip-a")
+    add_report(make_prior(tmp_path / "mute.safetensors", "clip-a"), {"freedom": None})
+    (tmp_path / "text.safetensors").write_text("no weights")
+    config = make_tiny_config(tmp_path, encoders={"prior": name}, sampling={"freedom": "auto"})
+    with pytest.raises(UserError, match=message) as error:
+        with_proposed_freedom(config)
+    assert "\n" not in str(error.value)
+
+
+def test_other_words_than_auto_are_refused(faces):
+    for word in ("automatic", "-1", "nan"):
+        with pytest.raises(UserError, match="sampling.freedom"):
+            faces.generate("red hair", freedom=word)
 
 
 def test_settings_beside_a_released_file_count_over_those_in_it(checkpoint, tmp_path):

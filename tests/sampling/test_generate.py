@@ -10,7 +10,7 @@ from models.edm import EDMPrecond
 from models.embedding_prior import EmbeddingPrior
 from utils.base.errors import UserError
 from utils.config.parsing import parse_scale, parse_seeds
-from utils.config.sections import Sampling
+from utils.config.sampling_sections import Sampling
 from utils.pretrained.encoders import load_config_autoencoder
 from utils.sampling.compile import compile_for_sampling
 from utils.sampling.generate import (

@@ -15,7 +15,7 @@ from tiny import DIM, RESOLUTION, make_tiny_checkpoint, make_tiny_config
 
 import t2f
 from utils.base.errors import UserError
-from utils.config.sections import Sampling
+from utils.config.sampling_sections import Sampling
 from utils.pretrained.denoisers import export_safetensors
 from utils.pretrained.hub import answers
 from utils.sampling.text_to_face import DEMO, DEMO_STUDENT, TextToFace

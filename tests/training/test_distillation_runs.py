@@ -1,19 +1,21 @@
 """Distillations as whole trainings: they learn, continue, and leave a student that says so."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from tiny import make_tiny_checkpoint, make_tiny_config, make_tiny_evaluation_data
-from trainings import final_state, metrics, run
+from tiny import (
+    make_tiny_checkpoint,
+    make_tiny_config,
+    make_tiny_evaluation_data,
+    make_tiny_training_data,
+)
+from trainings import final_state, metrics, run, run_script
 
-import train_latent_t2f
 from utils.base.errors import UserError
 from utils.config.load import load_config
-from utils.data.lmdb_writer import LMDBWriter
 from utils.pretrained.checkpoint_files import list_checkpoints, load_checkpoint
 from utils.pretrained.denoisers import denoiser_from_config, export_safetensors, load_denoiser
 from utils.training.checkpoint import save_checkpoint
@@ -101,12 +103,7 @@ def test_grids_and_evaluation_sample_with_the_sampler_of_the_student(tmp_path):
         eval={"fid_sample_size": 8, "caption_dir": None},
         log={"ckpt_every": 2, "sample_every": 2, "num_samples": 2, "use_tensorboard": False},
     )
-    for path, name, shape in (
-        (config.data.root, "z", (4, 2, 2)),
-        (config.data.feat_path, "y", (1, 16)),
-    ):
-        with LMDBWriter(path, name, {}, 8) as writer:
-            writer.append(torch.randn(8, *shape).numpy())
+    make_tiny_training_data(config)
     make_tiny_evaluation_data(config)
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     teacher = make_tiny_checkpoint(tmp_path / "0000001.pt", config)
@@ -170,12 +167,9 @@ def test_a_student_is_not_taken_for_a_denoiser(faces, finished):
         load_denoiser(finished / "checkpoints" / "0000012.pt", config=load_config(faces))
 
 
-def test_the_command_line_names_the_teacher(faces, teacher, tmp_path, monkeypatch):
+def test_the_command_line_names_the_teacher(faces, teacher, tmp_path):
     words = ["--config", faces, "--teacher", teacher, "--results_dir", tmp_path]
     words += ["--exp_name", "run", "train.max_num_steps=1", *settings(teacher)[1:]]
-    monkeypatch.setattr(sys, "argv", ["train_latent_t2f.py", *map(str, words)])
-    with pytest.raises(SystemExit) as stop:
-        train_latent_t2f.main()
-    assert stop.value.code == 0
+    assert run_script(*words) == 0
     assert load_config(tmp_path / "run" / "config.yaml").distill.teacher == teacher
     assert list(list_checkpoints(tmp_path / "run" / "checkpoints")) == [1]

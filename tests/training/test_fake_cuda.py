@@ -13,14 +13,24 @@ from tiny import DIM, NETWORK
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from models.adapters import adapt, plain_weights
+from models.alignment import AlignedDenoiser
 from models.batch_random import WHOLE_BATCH, RankSlice
-from models.choices import PerturbationKind
+from models.choices import Adaptation, PerturbationKind
 from models.distillation import Segments, distillation_loss
+from models.editing import AgainstCondition, Trait, keeping, with_trait
 from models.edm import EDMPrecond, build_denoiser, edm_loss, random_for_loss
 from models.embedding_prior import EmbeddingPrior, prior_loss
 from models.geometry import towards_images
 from models.perturbation import Perturbation, perturb
-from models.samplers import SamplerSettings, SeededNoise, guided, sample
+from models.samplers import (
+    SamplerSettings,
+    SeededNoise,
+    guided,
+    invert,
+    last_part,
+    sample,
+)
 from utils.config.load import config_from_dict
 from utils.training.batches import make_condition
 from utils.training.ema import EMA
@@ -32,8 +42,9 @@ BATCH, SIDE = 4, 8  # images, and side of their latents
 
 
 @pytest.fixture(autouse=True)
-def fake() -> Iterator[None]:
+def fake(monkeypatch) -> Iterator[None]:
     """Run a test with fake tensors, of which those made without a device lie on the CPU."""
+    monkeypatch.setattr("torch.nn.init.trunc_normal_", torch.nn.init.normal_)  # it reads numbers
     with FakeTensorMode():
         yield
 
@@ -54,10 +65,10 @@ class WithoutCopies(TorchDispatchMode):
         return out
 
 
-def network(cond_dim: int = DIM, **options: object) -> EDMPrecond:
+def network(cond_dim: int = DIM, size: str = "DiT-S/2", **options: object) -> EDMPrecond:
     """A denoiser on the fake GPU."""
     with torch.device(CUDA):
-        return build_denoiser("DiT-S/2", SIDE, 4, cond_dim, **NETWORK | options)
+        return build_denoiser(size, SIDE, 4, cond_dim, **NETWORK | options)
 
 
 def data(width: int = DIM) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,6 +87,7 @@ NETWORKS = {
     "learned perturbation": {"perturbation": True},
     "exact GELU": {"mlp": "gelu"},
     "activation checkpointing": {},
+    "U-ViT": {"size": "UViT-S/2", "use_decoder": False},
 }
 
 
@@ -91,6 +103,40 @@ def test_a_training_forward_stays_on_the_device(name, mask_ratio):
     with WithoutCopies():
         losses = edm_loss(denoiser, latents, cond, random, mae_loss_coef=0.1, encoder=encoder)
     assert on_cuda(losses) and losses.shape == (BATCH,)
+
+
+@pytest.mark.parametrize("size", ["DiT-S/2", "UViT-S/2"])
+@pytest.mark.parametrize("kind", get_args(Adaptation))
+def test_an_adapted_network_stays_on_the_device(kind, size):
+    denoiser = network(size=size, use_decoder=False)
+    adapt(denoiser, kind, rank=2)
+    latents, cond = data()
+    assert on_cuda(denoiser(latents, 1.5, cond), *denoiser.parameters())
+    assert on_cuda(*plain_weights(denoiser.state_dict()).values())
+
+
+def test_an_aligned_training_stays_on_the_device():
+    latents, cond = data()
+    with torch.device(CUDA):
+        aligned = AlignedDenoiser(network(), features=6, depth=1)
+    random = random_for_loss(aligned.denoiser, latents, cond, 0.5)
+    features = torch.randn(BATCH, 6, SIDE // 2, SIDE // 2, device=CUDA)
+    with WithoutCopies():
+        _, distances = aligned(latents, 1.5, cond, random.mask, features=features)
+    assert on_cuda(distances) and distances.shape == (BATCH,)
+
+
+def test_edits_stay_on_the_device():
+    latents, y = data()
+    matrix, number = torch.randn(DIM, DIM, device=CUDA), torch.randn((), device=CUDA)
+    trait = Trait(y[0], y[1], matrix, y[2], number, number)
+    assert on_cuda(with_trait(y, trait))
+    away = AgainstCondition(network(), y[3])
+    mask = torch.ones(1, SIDE, SIDE, device=CUDA)
+    known = keeping(guided(away, y, 2.0), latents[0], mask)
+    settings = SamplerSettings(num_steps=3)
+    noise = invert(guided(network(), y), latents, settings)
+    assert on_cuda(sample(known, noise, last_part(settings, 0.6)))
 
 
 def test_a_noise_level_that_is_a_number_goes_to_the_device():
@@ -192,8 +238,9 @@ def test_a_copy_that_waits_does_fail():
 
 def test_an_average_of_the_weights_stays_on_the_device(monkeypatch):
     # PyTorch copies a fake tensor into another fake mode, so a second network is the copy.
-    monkeypatch.setattr("copy.deepcopy", lambda _: network())
-    ema = EMA(network())
+    with monkeypatch.context() as patch:
+        patch.setattr("copy.deepcopy", lambda *_: network())
+        ema = EMA(network())
     ema.update(0.9)
     assert on_cuda(*ema.module.parameters())
 

@@ -3,10 +3,12 @@
 import copy
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from tiny import NETWORK
 from torch.utils._python_dispatch import TorchDispatchMode
 from trainings import final_state, flat, metrics, run
@@ -308,10 +310,38 @@ def test_a_checkpoint_from_before_there_was_a_choice_goes_on(faces, tmp_path):
     assert final_state(cut) == final_state(whole)
 
 
-def test_shards_with_muon_are_refused_with_the_reason(monkeypatch):
-    with pytest.raises(UserError, match=r"train\.optimizer=muon, which needs each matrix whole"):
-        wants_shards(Train(optimizer="muon", shard=True), "no")
+# --- Several processes
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    """Let this process be all processes of a group."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_the_step_of_several_processes_is_that_of_one_bit_for_bit(denoiser, request):
+    start, results = copies(denoiser), []
+    for alone in (True, False):
+        if not alone:
+            request.getfixturevalue("process_group")
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for name, weight in trained(denoiser).items():
+                weight.copy_(start[name])
+        optimizer = build_optimizer(denoiser, DECAYING)
+        for good in (True, False, True):
+            give_gradients(denoiser)
+            skip_unless(torch.tensor(good), optimizer)
+            optimizer.step()
+        results.append([*copies(denoiser).values(), *tensors(optimizer)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_shards_go_with_muon_and_not_with_fp16(monkeypatch):
+    assert wants_shards(Train(optimizer="muon", shard=True), "no")
     assert not wants_shards(Train(optimizer="muon"), "no")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match="train without shards"):
-        wants_shards(Train(optimizer="muon"), "no")
+    with pytest.raises(UserError, match=r"train\.amp=fp16; use bf16"):
+        wants_shards(Train(optimizer="muon"), "fp16")

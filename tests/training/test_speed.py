@@ -17,7 +17,7 @@ from trainings import metrics, run
 
 from benchmarks.train_step import Case, largest_loss_difference
 from models.choices import MlpKind
-from models.maskdit import random_mask
+from models.token_mask import random_mask
 from utils.base.script import one_line_errors
 from utils.config.load import config_from_dict
 from utils.pretrained.checkpoint_files import load_checkpoint

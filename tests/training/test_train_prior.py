@@ -13,10 +13,13 @@ from safetensors import safe_open
 from tiny import DIM, make_tiny_config
 
 import train_prior
+from models.clip import load_clip
 from utils.config.sections import Prior
+from utils.data.embeddings import read_directions
+from utils.data.lmdb_reader import LMDBReader
 from utils.data.lmdb_writer import LMDBWriter
-from utils.pretrained.priors import read_prior
-from utils.training.prior import Training
+from utils.pretrained.priors import prior_report, read_prior, save_prior
+from utils.training.prior import Training, split
 
 pytestmark = pytest.mark.bits  # of `make test-machines`
 
@@ -204,4 +207,89 @@ def test_few_embeddings_are_permuted_in_each_step_as_before(tmp_path):
         assert torch.equal(training._rows(), torch.randperm(100, generator=expected)[:24])
     state = trained(y, 3).state()
     del state["order"]  # earlier versions did not save it
+    assert same(went_on(y, state, tmp_path / "partial", 3), trained(y, 6))
+
+
+def test_a_finished_prior_is_kept_and_another_option_or_image_trains_it_anew(
+    images, script, tmp_path, capsys
+):
+    script()
+    file = images / "prior.safetensors"
+    written = file.read_bytes()
+    capsys.readouterr()
+    script()
+    assert "it is kept" in capsys.readouterr().out and file.read_bytes() == written
+    script("prior.seed=1")
+    assert "it is kept" not in capsys.readouterr().out and file.read_bytes() != written
+    other = tmp_path / "other"
+    with LMDBWriter(other, "y", {"encoder": "clip-a"}, 40) as writer:
+        writer.append(np.random.default_rng(1).normal(1, 1, (40, 1, DIM)).astype(np.float32))
+    script("prior.seed=1", f"data.feat_path={other}", "--out", str(file))
+    assert "it is kept" not in capsys.readouterr().out
+
+
+DEFAULTS = ("prior.max_num_steps=4000", "prior.batchsize=256", "prior.bank=2048")  # but the size
+
+
+def test_a_finished_prior_of_an_earlier_version_is_kept_and_evaluated(images, script, capsys):
+    file, options = images / "prior.safetensors", Prior(width=8, depth=1)
+    training = Training(read_directions(LMDBReader(images), 40), options)
+    save_prior(training.prior, file, "clip-a")
+    (weights, about), old = contents(file), file.read_bytes()
+    script(*DEFAULTS)
+    assert "it is kept" in capsys.readouterr().out and file.read_bytes() != old
+    evaluated, more = contents(file)
+    assert about.items() <= more.items() and prior_report(file)["images"] == 20  # half of them
+    assert all(torch.equal(evaluated[name], weights[name]) for name in weights)
+    assert training.is_finished(file)
+    others = Training(training.y.roll(1, dims=1), options)
+    assert not others.is_finished(file)
+    assert not Training(training.y, Prior(width=8, depth=1, lr=1e-3)).is_finished(file)
+
+
+def test_without_a_clip_of_these_embeddings_no_freedom_is_proposed_and_the_reason_is_said(
+    images, script, capsys
+):
+    script()  # the embeddings are of clip-a, which is none of encoders.clip
+    assert prior_report(images / "prior.safetensors")["freedom"] is None
+    said = capsys.readouterr().out
+    assert "proposes no freedom: encoders.clip: " in said and "sampling.freedom=0.7" in said
+
+
+def test_usual_sentences_propose_a_freedom_and_captions_take_their_place(
+    images, script, tmp_path, capsys
+):
+    clip = load_clip(tmp_path / "clip")
+    y, rng = read_directions(LMDBReader(images), 40), np.random.default_rng(2)
+    other, captions = tmp_path / "other", tmp_path / "captions"
+    for folder, values in ((other, y), (captions, torch.tensor(rng.normal(size=(30, DIM))))):
+        with LMDBWriter(folder, "y", {"encoder": clip.identity}, len(values)) as writer:
+            writer.append(values.unsqueeze(1).float().numpy())
+    script(f"data.feat_path={other}")
+    report = prior_report(other / "prior.safetensors")
+    assert report["texts_are"] == "usual sentences" and report["texts"] == 25
+    assert report["freedom"] in [row["freedom"] for row in report["rows"]]
+    assert f"proposes a freedom of {report['freedom']:g}" in capsys.readouterr().out
+    script(f"data.feat_path={other}", f"eval.feat_path={captions}")
+    said = capsys.readouterr().out
+    assert "it is kept" in said and "30 test captions" in said
+    assert prior_report(other / "prior.safetensors")["texts_are"] == "test captions"
+
+
+def test_held_out_images_are_not_trained_on(images, script, tmp_path):
+    script("prior.held_out=0.5")
+    report = prior_report(images / "prior.safetensors")
+    assert (report["held_out_are"], report["held_out"], report["images"]) == (
+        "held-out images", 20, 20,
+    )  # fmt: skip
+    y = torch.arange(20.0)[:, None]
+    kept, held_out = split(y, 0.25)
+    assert len(held_out) == 5 and torch.equal(torch.cat([kept, held_out]).sort(0).values, y)
+    assert torch.equal(split(y, 0)[0], y)
+
+
+def test_a_training_of_an_earlier_version_goes_on(tmp_path):
+    y = torch.nn.functional.normalize(torch.randn(100, DIM), dim=1)
+    state = trained(y, 3).state()
+    del state["options"]["held_out"]  # a key that earlier versions did not have
     assert same(went_on(y, state, tmp_path / "partial", 3), trained(y, 6))

@@ -37,7 +37,9 @@ def seed_of(text: str) -> int:
 def main() -> None:
     """Generate every prompt with every seed: <number of prompt>_<seed>.png, and prompts.txt."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage=argparse.SUPPRESS,  # a mistake is one line
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("prompts", nargs="+", help="what to show")
     parser.add_argument("--seeds", nargs="+", type=seed_of, default=[0], help="default: 0")

@@ -30,6 +30,9 @@ PLACE_FAULTS = {
     errno.EROFS: "choose a place that can be written",
     errno.EACCES: "choose a place that you have the rights to",
     errno.EPERM: "choose a place that you have the rights to",
+    errno.ENOTDIR: "a file is in the place of a folder: choose another place",
+    errno.EEXIST: "a file is in the place of a folder: choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 
@@ -72,6 +75,16 @@ if is_script():
     keep_streams()
 
 
+def _flush_denormals() -> None:
+    """Let the processor take numbers below 1e-38 as zero, in all threads that torch will start.
+
+    A trained network's GELU computes so many of them that a step takes half as long again
+    (benchmarks/denormals.py). Scripts load torch before their `main()`.
+    """
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(True)
+
+
 def one_line_errors(main: Callable[P, R], several: bool = False) -> Callable[P, R]:
     """Decorate a script's `main()`: faults that are no bugs end it without a traceback.
 
@@ -83,6 +96,8 @@ def one_line_errors(main: Callable[P, R], several: bool = False) -> Callable[P, 
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         if fault := launch_fault(several):
             fail(fault)
+        if is_script():
+            _flush_denormals()
         try:
             return main(*args, **kwargs)
         except UserError as error:

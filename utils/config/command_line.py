@@ -3,7 +3,9 @@
 import argparse
 import re
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
+from utils.base.errors import fail
 from utils.config.parsing import path_or_none
 
 DEFAULT_CONFIG = "configs/demo/demo.yaml"
@@ -20,6 +22,28 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         if is_needless or "None = " in text or "(default: " in text:
             return text
         return f"{text} (default: {'none' if action.default is None else 'off'})"
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Parser of a script, whose docstring is the description; a mistake is one line."""
+
+    def __init__(self, **options: Any) -> None:
+        """Take the options of argparse; the help is that of HelpFormatter."""
+        super().__init__(**{"formatter_class": HelpFormatter, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """End the script with one line and exit code 2; argparse calls this."""
+        fail(f"{self.prog}: {' '.join(message.split())}; --help lists the options")
+
+
+class Once(argparse.Action):
+    """Stores one value; a second one, of which argparse alone would take the last, is refused."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        """Store the value of a flag; argparse calls this."""
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"argument {option}: is given twice, and takes one value")
+        setattr(namespace, self.dest, values)
 
 
 def add_config_option(

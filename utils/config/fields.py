@@ -18,6 +18,7 @@ from pydantic import (
 
 from models.choices import SEED_LIMIT
 from models.noise_levels import descending
+from models.power_average import WIDEST
 from utils.config.parsing import MOST_GUIDANCE
 
 
@@ -73,6 +74,17 @@ def rate_or_switch(value: Any) -> Any:
     return bool(rate) if rate in (0, 1) else rate
 
 
+def freedom_or_auto(value: Any) -> Any:
+    """Return a freedom, 0 or more, or auto."""
+    try:
+        number = value if value == "auto" else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = -1
+    if number != "auto" and not 0 <= number < math.inf:
+        raise ValueError(f"should be a number of at least 0, or auto, got {value!r:.40}")
+    return number
+
+
 def _low_to_high(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] >= value[1]:
         raise ValueError(f"runs from {value[0]} to {value[1]}; the lower end comes first")
@@ -80,6 +92,9 @@ def _low_to_high(value: tuple[float, float]) -> tuple[float, float]:
 
 
 SigmaRange = Annotated[tuple[NonNegativeFloat, PositiveBound], AfterValidator(_low_to_high)]
+# Standard deviation of an average's weighting, relative to the length of the training.
+Width = Annotated[float, Field(gt=0, lt=WIDEST)]
+Widths = Annotated[tuple[Width, Width], AfterValidator(_low_to_high)]
 PositiveRange = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_low_to_high)]
 Sigmas = Annotated[tuple[PositiveFloat, ...], AfterValidator(descending)]
 

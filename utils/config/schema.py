@@ -8,17 +8,8 @@ import yaml
 from pydantic import model_validator
 
 from utils.config.fields import Section
-from utils.config.sections import (
-    Data,
-    Distill,
-    Encoders,
-    Eval,
-    Log,
-    Model,
-    Prior,
-    Sampling,
-    Train,
-)
+from utils.config.sampling_sections import Eval, Sampling
+from utils.config.sections import Data, Distill, Encoders, Log, Model, Prior, Train
 
 # Sections that decide what a database holds and where it lies.
 SECTIONS_OF_DATABASES = ("data.", "encoders.", "model.", "eval.")

@@ -1,52 +1,38 @@
-"""The sections of the configuration: every key, its type, its default and its unit.
+"""The sections of the configuration: every key of a training, its type, default and unit.
+
+`utils/config/sampling_sections.py` holds those of sampling and evaluation.
 
 Some sizes follow if they are not set: from the databases if they are there, else from the encoders
 (`utils/data/derived_sizes.py`). The default stands in where neither is known.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BeforeValidator,
-    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 
-from models.choices import (
-    Discretization,
-    FeatureNetworkKind,
-    MaskSchedule,
-    MlpKind,
-    NoiseSchedule,
-    Optimizer,
-    PerturbationKind,
-    SignalScaling,
-    Solver,
-)
+from models.choices import Adaptation, MaskSchedule, MlpKind, Optimizer, PerturbationKind
 from utils.config.fields import (
-    SAMPLING_PRESETS,
     Amp,
     BelowOne,
     Bound,
     Fraction,
     Guidance,
     LocalPath,
-    PositiveBound,
     PositiveRange,
     Precision,
-    SamplerSteps,
-    SamplingPreset,
     Section,
     Seed,
     SigmaRange,
     Sigmas,
+    Widths,
     amp_name,
     perturbation_name,
     rate_or_switch,
@@ -111,6 +97,9 @@ class Model(Section):
     # Between the two linear layers of each block's MLP: gelu_tanh as published, or gelu, which is
     # within 5e-4 of it and faster on CPUs. Weights trained with one also work with the other.
     mlp: MlpKind = "gelu_tanh"
+    # U-ViT alone: tokens that the condition becomes, each from as many of its numbers; 0 = a token
+    # from a table of class labels.
+    cond_tokens: NonNegativeInt = 1
     unmasked_tail: Fraction = 0.0  # last part of the training, which runs without mask
 
     @field_validator("mask_ratio_min")
@@ -130,7 +119,12 @@ class Train(Section):
     batchsize: PositiveInt = 128  # images per optimiser step, all processes together
     grad_accum: PositiveInt = 1
     epochs: PositiveInt | None = None
-    # muon = Muon for the matrices through which tokens pass, AdamW for all other weights.
+    # The weights that are trained: all, or a few beside those of a trained network (--ckpt_path):
+    # lora, difffit, condition, or one of the first two with the last (docs/adapting.md).
+    adapt: Adaptation = "all"
+    lora_rank: PositiveInt = 4
+    # muon = Muon for the matrices through which tokens pass, AdamW for all other weights, and for
+    # all that train.adapt names.
     optimizer: Optimizer = "adamw"
     lr: PositiveFloat = 1e-4  # of AdamW
     muon_lr: PositiveFloat = 5e-3  # of Muon; warm-up and schedule change both by equal factors
@@ -164,6 +158,9 @@ class Train(Section):
     # Limits the half-life of the average to this fraction of the images seen, so that a short run
     # does not average its random start; null = ema_decay from the first step, as published.
     ema_rampup: PositiveFloat | None = 0.1
+    # Widths of two power-function averages that checkpoints keep beside it: tools/tune.py makes one
+    # of any width from them. They cost memory and room as two more EMAs; null = none.
+    power_ema: Widths | None = None
     seed: Seed = 0
     num_workers: NonNegativeInt = 0  # threads that read batches ahead; 0 = one
     # Compiles the blocks; auto = if there is a compiler. Equal results, minutes of start-up.
@@ -193,31 +190,6 @@ class Train(Section):
         return value
 
 
-class Eval(Section):
-    """Evaluation: the test split, the reference statistics and the sweep of sampler settings."""
-
-    batchsize: PositiveInt = 64
-    ref_path: LocalPath | None = None  # npz written by preprocess_scripts/fid_ref.py
-    fid_sample_size: PositiveInt = 5000  # images
-    feat_path: LocalPath | None = None  # embeddings of the test captions (LMDB folder)
-    seeds: str | None = None  # of the images, e.g. 0-63,100; null = from sampling.seed on
-    class_idx: NonNegativeInt | None = None  # class to sample; null = a random one for each seed
-    variety_captions: NonNegativeInt = 0  # captions sampled with several seeds each; 0 = none
-    variety_seeds: int = Field(16, ge=2)  # images of each of these captions
-    cfg_scales: list[Guidance | None] = []  # guidance scales; empty = sampling.cfg_scale
-    num_steps: list[SamplerSteps] = []  # of the sampler; empty = sampling.num_steps
-    solvers: list[Solver] = []  # empty = sampling.solver
-    save_images: Literal["png", "npz"] | None = None  # keeps all images; null = the first few
-    subdirs: bool = False  # puts PNGs into a folder for every 1000 seeds
-    image_dir: LocalPath | None = None  # test images; this and the next two work as in data
-    caption_dir: LocalPath | None = None
-    split_file: LocalPath | None = None
-    root: LocalPath | None = None  # latents of the test images (LMDB folder)
-    image_feat_path: LocalPath | None = None  # embeddings of the test images (LMDB folder)
-    feature_network: FeatureNetworkKind = "inception"
-    more_ref_paths: list[LocalPath] = []  # further references, of other feature networks
-
-
 class Prior(Section):
     """Network and training of the prior of image embeddings (`train_prior.py`)."""
 
@@ -230,12 +202,18 @@ class Prior(Section):
     max_num_steps: PositiveInt = 4000
     lr: PositiveFloat = 2e-3
     seed: Seed = 0
+    # Fraction of the images that the training does not read; it is evaluated by them. Embeddings of
+    # test images (eval.image_feat_path) are used instead where they are there.
+    held_out: BelowOne = 0.0
 
 
 class Log(Section):
     """Files of the experiment folder, and how often they are written (optimiser steps)."""
 
     log_every: PositiveInt = 100
+    # Steps between observations (held-out loss, size of updates, …; docs/normal.md), a multiple of
+    # log_every; 0 = none; null = as often as 1.5 % of the computation allows.
+    observe_every: NonNegativeInt | None = None
     ckpt_every: PositiveInt = 5000
     ckpt_after: NonNegativeInt = 0  # no checkpoint before this step
     tag: str = ""  # ending of the experiment folder's name
@@ -272,60 +250,6 @@ class Encoders(Section):
     dinov2: LocalPath | None = None  # weights of any size of DINOv2
 
 
-class Sampling(Section):
-    """Sampler settings; discretization, schedule or scaling choose the ablation sampler."""
-
-    preset: SamplingPreset = "paper"  # sets the keys that SAMPLING_PRESETS lists
-    solver: Solver = "heun"
-    num_steps: SamplerSteps = 40
-    cfg_scale: Guidance | None = None  # guidance scale; null = conditional only
-    # How far the prior may leave the condition: 0 = literal, all seeds have one condition; 1 = as
-    # open as the condition is. 1 / freedom scales the prior's condition. Above 0 it needs
-    # encoders.prior.
-    freedom: NonNegativeFloat = 0.0
-    # Lowest and highest sigma at which guidance is applied; null = at all.
-    guidance_interval: SigmaRange | None = None
-    amp: Annotated[Amp, BeforeValidator(amp_name)] = "no"
-    compile: bool | Literal["auto"] = False  # compiles the network; auto = if there is a compiler
-    # Tiny autoencoder (folder, file or hub name) that decodes a training's sample grids in place of
-    # encoders.vae, whose latents it shares; null = none. Nothing that is measured uses it.
-    preview: str | None = None
-    seed: Seed = 0
-    # Range of the sigmas; null = the discretization's own, which is 0.002 to 80 for edm.
-    sigma_min: PositiveFloat | None = None
-    sigma_max: PositiveFloat | None = None
-    # The sigmas themselves, the highest first, instead of num_steps, sigma_min, sigma_max and rho;
-    # num_steps follows. A step to 0 comes after the last one. null = a discretization's.
-    sigmas: Sigmas | None = None
-    rho: PositiveFloat = 7.0
-    S_churn: NonNegativeFloat = 0.0
-    S_min: NonNegativeFloat = 0.0
-    S_max: PositiveBound = float("inf")
-    S_noise: PositiveFloat = 1.0
-    discretization: Discretization | None = None
-    schedule: NoiseSchedule | None = None
-    scaling: SignalScaling | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in_preset(cls, values: Any) -> Any:
-        preset = values.get("preset", "paper") if isinstance(values, dict) else None
-        if not preset:
-            return values
-        known: Mapping[Any, dict[str, Any]] = SAMPLING_PRESETS
-        filled = {**known.get(str(preset), {}), **values}
-        if isinstance(filled.get("sigmas"), list | tuple) and "num_steps" not in values:
-            filled["num_steps"] = len(filled["sigmas"])
-        return filled
-
-    @field_validator("sigma_max")
-    @classmethod
-    def _above_sigma_min(cls, value: float | None, info: ValidationInfo) -> float | None:
-        if value is not None and value <= (info.data.get("sigma_min") or 0):
-            raise ValueError(f"{value} is not above sigma_min ({info.data['sigma_min']})")
-        return value
-
-
 class Distill(Section):
     """A student that samples in a few steps as its teacher does in many (models/distillation.py).
 
@@ -333,6 +257,7 @@ class Distill(Section):
     """
 
     teacher: LocalPath | None = None  # .pt or .safetensors; its averaged weights count
+    adapters: tuple[str, ...] = ()  # of the teacher, PATH or PATH:WEIGHT each (docs/adapting.md)
     # Sigmas of the student, the highest first; null = a plain training. A step to 0 comes after
     # the last one.
     sigmas: Sigmas | None = None

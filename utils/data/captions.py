@@ -23,6 +23,15 @@ def load_captions(
     return read_captions(caption_files(samples, caption_dir, all_images=all_images))
 
 
+def captions_where_there(samples: Sequence[Sample], caption_dir: str | Path) -> list[list[str]]:
+    """Return the captions of each image, as `load_captions`; none where there is no file."""
+    found = list_files(caption_dir, {".txt"}, "caption", beside=SUFFIXES)
+    names = find_names(found, [f"{sample.name}.txt" for sample in samples])
+    with_file = [s for s, name in zip(samples, names, strict=True) if name is not None]
+    texts = iter(load_captions(with_file, caption_dir, all_images=False))
+    return [[] if name is None else next(texts) for name in names]
+
+
 def caption_files(
     samples: Sequence[Sample], caption_dir: str | Path, *, all_images: bool = True
 ) -> SourceFiles:

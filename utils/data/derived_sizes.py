@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from models.maskdit import MODEL_SIZES
+from models.backbones import MODEL_SIZES
 from utils.base.errors import UserError, note
 from utils.config.schema import Config
 from utils.config.sections import Model

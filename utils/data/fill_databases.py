@@ -157,6 +157,8 @@ def _fill_range(
                             writer.append(part, own)
                     position += len(inputs)
                     bar.update(len(inputs))
+            if line := files.cropped():
+                note(f"{job.images}: {line}")
     for target, was_complete in zip(targets, complete, strict=True):
         already = " already" if was_complete else ""
         print(f"{target.out}: complete{already} ({len(names)} images)")

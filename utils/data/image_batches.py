@@ -92,7 +92,9 @@ def image_batches(
 
         def decode(index: int) -> np.ndarray:
             path, at_least = files.paths[index], 2 * size if draft and size else None
-            return _crop(load_image(path, at_least, files.read(index)), size, enlarge, path)
+            image = load_image(path, at_least, files.read(index))
+            files.square[index] = min(image.size) / max(image.size)
+            return _crop(image, size, enlarge, path)
 
         # Threads suffice: Pillow decodes outside the interpreter lock.
         numbers = range(len(files)) if positions is None else positions

@@ -155,6 +155,8 @@ def opened_image(path: str | Path, content: bytes | None = None) -> Iterator[Ima
         raise
     except FileNotFoundError as error:
         raise UnreadableImage(f"{path}: there is no image of this name; check the path") from error
+    except IsADirectoryError as error:
+        raise UnreadableImage(f"{path}: is a folder; name an image in it") from error
     except Exception as error:  # Pillow's readers raise exceptions of any type
         is_unknown = isinstance(error, UnidentifiedImageError)
         reason = "of no known format" if is_unknown else one_line(error)

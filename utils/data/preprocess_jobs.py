@@ -17,7 +17,7 @@ from utils.base.errors import UserError, note
 from utils.base.launch import add_launch_arguments, relaunch
 from utils.base.processes import launch
 from utils.base.threads import processors
-from utils.config.command_line import HelpFormatter, add_config_arguments
+from utils.config.command_line import ArgumentParser, add_config_arguments
 from utils.config.schema import Config
 from utils.data.lmdb_layout import UnmadeDatabase
 from utils.pretrained.encoders import load_config_clip
@@ -73,7 +73,7 @@ def make_parser(
     description: str | None, product: Product, batch_size: int
 ) -> argparse.ArgumentParser:
     """Return the parser of a script that makes `product`; call its `parse_intermixed_args()`."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=description)
     add = parser.add_argument
     add_config_arguments(parser)
     if product == "ref":

@@ -34,6 +34,7 @@ class SourceFiles:
     """The files of a data set as they are now, one for each sample, in order.
 
     `records`: (N,) RECORD of the files that were read, zeros for the others.
+    `square`: (N,) fraction of an image's pixels in its middle square; zeros where none was read.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class SourceFiles:
         """`content` reads what counts of a file; `what` names the files in messages."""
         self.paths, self.what, self._content, self._threads = paths, what, content, threads
         self.records = np.zeros(len(paths), RECORD)
+        self.square = np.zeros(len(paths), np.float32)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -53,7 +55,7 @@ class SourceFiles:
     def part(self, first: int, stop: int) -> SourceFiles:
         """Return the files from `first` up to `stop`, with the same records."""
         part = SourceFiles(self.paths[first:stop], self.what, self._content, self._threads)
-        part.records = self.records[first:stop]  # a view
+        part.records, part.square = self.records[first:stop], self.square[first:stop]  # views
         return part
 
     def read(self, index: int) -> bytes | None:
@@ -65,6 +67,17 @@ class SourceFiles:
             return None
         self.records[index] = state, _digest(content)
         return content
+
+    def cropped(self) -> str:
+        """Return a line about the images that were read and are not square; "" if all are."""
+        read = self.square[self.square > 0]
+        oblong = read[read < 0.99]  # JPEG's decoder may round the sides of a draft
+        if not len(oblong):
+            return ""
+        return (
+            f"{len(oblong)} of {len(read)} {self.what} are not square: the middle square is kept, "
+            f"{np.median(oblong):.0%} of the pixels (median; docs/adapting.md)"
+        )
 
     def compare(self, there: np.ndarray) -> tuple[list[int], np.ndarray]:
         """Return the indices of the first len(`there`) files whose content is not the recorded one.

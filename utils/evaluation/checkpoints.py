@@ -26,7 +26,10 @@ from utils.evaluation.generated import Generated, fill_blocks, generate_seeds, s
 from utils.evaluation.kept_images import KeptImages
 from utils.evaluation.references import Reference
 from utils.evaluation.results import CONTENT, Record, Results, setting_names
+from utils.pretrained.priors import with_proposed_freedom
 from utils.sampling.generate import sampler_settings
+
+PAIRS = 8  # images that are kept with their nearest training images
 
 
 def evaluate_checkpoint(
@@ -47,8 +50,9 @@ def evaluate_checkpoint(
         kept: writes images that stay.
 
     Returns:
-        The metrics of `ImageSet`, those of `CaptionVariety` if `eval.variety_captions` asks for
-        them, `images_drawn` (images generated, more than `n` only after a kill), and `seconds`.
+        The metrics of `ImageSet`; those of `CopyCheck` where training and held-out images are
+        there; those of `CaptionVariety` if `eval.variety_captions` asks for them; `images_drawn`
+        (images generated, more than `n` only after a kill), and `seconds`.
     """
     started = time.perf_counter()
     if evaluator.captions is not None and denoiser.model.cond_width != evaluator.clip.dim:
@@ -64,6 +68,7 @@ def evaluate_checkpoint(
 
     def features(positions: list[int], generated: Generated) -> Rows:
         rows = evaluator.features(generated.images, generated.captions)
+        rows |= evaluator.copies.rows(generated.images, positions, rows.get("pairs"))
         if kept is not None:
             rows |= kept.save(positions, [seeds[p] for p in positions], generated)
         return rows
@@ -75,11 +80,16 @@ def evaluate_checkpoint(
         before += variety.generate()
 
     def finish() -> dict[str, Any]:
-        metrics = evaluator.metrics(blocks)
+        metrics = evaluator.metrics(blocks) | evaluator.copies.metrics(blocks)
         if variety is not None:
             metrics |= variety.metrics()
         if kept is not None:
             kept.finish(blocks)
+            if pairs := evaluator.copies.nearest_pairs(PAIRS):
+                of_pairs = [seeds[pair.position] for pair in pairs]
+                kept.save_pairs(
+                    pairs, generate_seeds(denoiser, config, evaluator, of_pairs), of_pairs
+                )
         seconds = round(before + time.perf_counter() - started, 2)
         return {**metrics, "images_drawn": blocks.images_generated, "seconds": seconds}
 
@@ -90,8 +100,10 @@ def configs_to_evaluate(config: Config) -> dict[str, Config]:
     """Return name -> config of each combination of guidance scale, steps and solver.
 
     The choices are the lists of the `eval` section; an empty list stands for the key of `sampling`.
-    Raises UserError if a sampler does not exist.
+    Raises UserError if a sampler does not exist, or if `sampling.freedom` is auto and the prior
+    proposes none.
     """
+    config = with_proposed_freedom(config)
     sampling, lists = config.sampling, config.eval
     combined = [
         {"solver": solver, "num_steps": num_steps, "cfg_scale": cfg_scale}

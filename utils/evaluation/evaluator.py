@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,11 @@ from utils.config.schema import Config
 from utils.data.embeddings import check_image_mean, check_prior, other_encoders
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.preprocess_jobs import naming_commands
+from utils.evaluation.copy_check import CopyCheck
 from utils.evaluation.feature_networks import FeatureNetwork, kind_of, load_feature_network
 from utils.evaluation.feature_store import Rows
 from utils.evaluation.image_set import ImageSet
-from utils.evaluation.references import Reference, check_comparable, load_stats
+from utils.evaluation.references import Reference, check_comparable, half_of, load_stats
 from utils.pretrained.encoders import (
     load_config_autoencoder,
     load_config_clip,
@@ -67,6 +69,7 @@ class Evaluator:
                     f"{feat_path}: embeddings are not from {config.encoders.clip}; "
                     "make them again with python preprocess_scripts/clip_encode_text.py"
                 )
+        self.copies = CopyCheck(config, self.clip)
         self.autoencoder = load_config_autoencoder(config, device)
         for line in other_encoders(config, self.autoencoder.identity, self.clip.identity):
             note(line)
@@ -74,13 +77,27 @@ class Evaluator:
         check_prior(config)
         self.prior = load_config_prior(config, self.clip.identity, device)
         self.in_memory = OomBatchSplitter("sampling")
+        self.first, self.every = 0, 1  # of the test images, whose captions are chosen
+
+    def half(self, which: int) -> Evaluator:
+        """Return this evaluation on half of the test images: every second one, from `which` on.
+
+        Its captions are theirs, and its references are the features of every second image.
+        Raises UserError if a reference holds no features.
+        """
+        part = copy.copy(self)
+        part.first, part.every = which, 2
+        part.references = [half_of(reference, which) for reference in self.references]
+        part.reference = part.references[0]
+        return part
 
     def choose_captions(self, noise: SeededNoise) -> Tensor:
         """Choose a test image, then one of its captions, for each of B seeds: (B, 2) int64."""
         assert self.captions is not None
         info = self.captions.info
-        indices = [noise.randint(count).cpu() for count in (info.length, info.n_features)]
-        return torch.stack(indices, dim=1)
+        images = len(range(self.first, info.length, self.every))
+        image, caption = (noise.randint(count).cpu() for count in (images, info.n_features))
+        return torch.stack([self.first + self.every * image, caption], dim=1)
 
     def features(self, images: Tensor, captions: Tensor | None) -> Rows:
         """Run the networks on images (B, H, W, 3) uint8 with caption embeddings (B, D)."""

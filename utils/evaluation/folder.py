@@ -113,6 +113,11 @@ def evaluate_folder(
         source = [sample.path for sample in samples]
     if len(source) < 2:
         raise UserError(f"{images}: statistics need at least two images, there is {len(source)}")
+    lines: list[list[str]] = []
+    if captions:
+        if isinstance(source, NpzImages):
+            raise UserError(f"--captions: {images} is an npz, whose images have no names")
+        lines = load_captions(samples, captions)
     size = _common_resolution(compared_with)
     kinds = [kind_of(r.network) if r.network else feature_network for r in compared_with]
     clip = None
@@ -121,13 +126,7 @@ def evaluate_folder(
     networks = [load_feature_network(config, device, clip, kind) for kind in kinds]
     for reference, network in zip(compared_with, networks, strict=True):
         check_comparable(reference, network.name, None)
-    embeddings = None
-    if captions:
-        if isinstance(source, NpzImages):
-            raise UserError(f"--captions: {images} is an npz, whose images have no names")
-        lines = load_captions(samples, captions)
-        assert clip is not None
-        embeddings = clip.encode_texts([first for first, *_ in lines])
+    embeddings = clip.encode_texts([first for first, *_ in lines]) if clip and lines else None
 
     with shared_folder(beside) as folder:
         blocks = FeatureBlocks(folder, len(source))

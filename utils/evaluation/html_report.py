@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -22,8 +23,10 @@ from utils.base.files import write_text
 from utils.config.schema import Config
 from utils.config.sections import Data
 from utils.data.images import load_image, to_uint8_array
+from utils.evaluation.audit.written import find_audit
+from utils.evaluation.copy_check import training_database
 from utils.evaluation.image_set import few_samples_note
-from utils.evaluation.kept_images import FEW, variety_folder
+from utils.evaluation.kept_images import FEW, copies_folder, variety_folder
 from utils.evaluation.metric_names import (
     MetricInfo,
     interval_text,
@@ -39,6 +42,7 @@ from utils.evaluation.neighbours import (
 )
 from utils.evaluation.plots import plot_metric, plot_trade_off
 from utils.evaluation.results import Record, Results, best_of, comparable, curves, setting_names
+from utils.evaluation.training_curves import own_curve, reference_curves, training_figure
 from utils.sampling.image_files import png_text
 
 if TYPE_CHECKING:
@@ -68,6 +72,8 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
     highlights = [key_of(key, best["network"]) for key in HIGHLIGHTS]
     folder = results.folder / best.get("images", "-")
     images = kept_images(folder)
+    own = own_curve(results.folder.parent)
+    audit = find_audit(results.folder.parent, config, clip.identity)
     path = results.folder / "report.html"
     write_page(
         path,
@@ -81,9 +87,14 @@ def write_report(results: Results, config: Config, clip: ClipEncoder) -> Path:
         highlights={key: metrics[key] for key in highlights if best.get(key) is not None},
         curves=metric_charts(lines, metrics, chart_size(len(metrics))),
         legend=[(name, to_hex(f"C{i % 10}")) for i, name in enumerate(lines)],
+        training=own and figure_uri(training_figure(own, reference_curves())),
         trade_off=trade_off,
         images=[(data_uri(file.read_bytes()), text) for file, text in images],
         varieties=variety_rows(folder),
+        audit=audit and audit.sentences,
+        audit_page=audit and os.path.relpath(audit.page, results.folder),
+        verdict=best.get("copies_verdict"),
+        copied=copied_pairs(folder, config.data),
         neighbours=neighbours([file for file, _ in images], config.data, clip),
         counts_differ=len({record["n"] for record in records}) > 1,
         bias=few_samples_note(min(record["n"] for record in records)),
@@ -134,7 +145,7 @@ def table_rows(records: Sequence[Record], metrics: dict[str, MetricInfo]) -> lis
     leaders = {}
     for key, about in metrics.items():
         values = [record[key] for record in records if record.get(key) is not None]
-        leaders[key] = min(values) if about.better == "lower" else max(values)
+        leaders[key] = about.best(values)
     rows = []
     for record in records:
         cells = []
@@ -163,6 +174,29 @@ def variety_rows(folder: Path) -> list[tuple[str, list[str]]]:
         images = kept_images(caption)
         rows.append((images[0][1], [data_uri(path.read_bytes()) for path, _ in images]))
     return rows
+
+
+def copied_pairs(folder: Path, data: Data) -> list[dict[str, Any]]:
+    """Return the kept images most like copies, each with its nearest training image."""
+    reader = training_database(data)
+    found = [(png_text(path), path) for path in sorted(copies_folder(folder).glob("*.png"))]
+    if reader is None or not found:
+        return []
+    found.sort(key=lambda pair: float(pair[0]["contrast"]))
+    indices = [int(about["training"]) for about, _ in found]
+    if max(indices) >= reader.info.length:  # of another database
+        return []
+    files = training_image_paths(data.image_dir, reader, indices)
+    names = reader.info.meta.get("names")
+    return [
+        {
+            **about,
+            "generated": data_uri(path.read_bytes()),
+            "trained": files and png_uri(to_uint8_array(files[place], data.resolution)),
+            "name": names[index] if names else f"number {index}",
+        }
+        for place, (index, (about, path)) in enumerate(zip(indices, found, strict=True))
+    ]
 
 
 def neighbours(paths: Sequence[Path], data: Data, clip: ClipEncoder) -> dict[str, Any] | None:
@@ -210,8 +244,14 @@ def chart_size(count: int) -> tuple[float, float]:
 
 def svg_uri(size: tuple[float, float], plot: Callable[[Axes], None]) -> str:
     """Return a plot of this size in inches as a data URI; `plot` fills its axis."""
-    figure, file = Figure(figsize=size, layout="constrained"), io.BytesIO()
+    figure = Figure(figsize=size, layout="constrained")
     plot(figure.subplots())
+    return figure_uri(figure)
+
+
+def figure_uri(figure: Figure) -> str:
+    """Return a figure as a data URI."""
+    file = io.BytesIO()
     figure.savefig(file, format="svg", transparent=True)
     return data_uri(file.getvalue(), "image/svg+xml")
 

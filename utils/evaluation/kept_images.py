@@ -12,6 +12,7 @@ import numpy as np
 from utils.base.files import write_whole
 from utils.config.schema import Config
 from utils.data.lmdb_reader import LMDBReader
+from utils.evaluation.copy_check import Pair
 from utils.evaluation.feature_store import FeatureBlocks, Rows
 from utils.evaluation.generated import Generated
 from utils.sampling.conditions import captions_of
@@ -58,13 +59,36 @@ class KeptImages:
         }
         self._write(paths, generated)
 
-    def _write(self, paths: Mapping[int, Path], generated: Generated) -> None:
-        """Write the PNGs of some rows of a batch, with seed and condition as text chunks."""
+    def save_pairs(self, pairs: Sequence[Pair], generated: Generated, seeds: Sequence[int]) -> None:
+        """Save PNGs of images with their nearest training images, which their text chunks name."""
+        folder = copies_folder(self.folder)
+        about = [
+            {
+                "training": str(pair.training),
+                "contrast": f"{pair.contrast:.3f}",
+                "mirrored": str(pair.mirrored),
+                "copy": str(pair.is_copy),
+            }
+            for pair in pairs
+        ]
+        paths = {row: folder / f"{seed:06d}.png" for row, seed in enumerate(seeds)}
+        self._write(paths, generated, about)
+
+    def _write(
+        self,
+        paths: Mapping[int, Path],
+        generated: Generated,
+        more: Sequence[Mapping[str, str]] = (),
+    ) -> None:
+        """Write the PNGs of some rows of a batch, with seed and condition as text chunks.
+
+        `more`: further text chunks of each row.
+        """
         rows, ids, texts = list(paths), generated.caption_ids, None
         if rows and ids is not None and self.has_texts:
             texts = captions_of(self.config, self.captions, ids[rows])
         for i, row in enumerate(rows):
-            about = {"seed": str(int(paths[row].stem))}
+            about = {"seed": str(int(paths[row].stem)), **(more[row] if more else {})}
             if ids is not None:
                 about["caption"] = "test image {}, caption {}".format(*ids[row].tolist())
             if texts is not None:
@@ -95,6 +119,11 @@ class KeptImages:
 def variety_folder(folder: Path) -> Path:
     """Return the folder of one caption's images that belongs to a folder of kept images."""
     return folder.with_name(f"{folder.name}-variety")
+
+
+def copies_folder(folder: Path) -> Path:
+    """Return the folder of the images most like copies, beside a folder of kept images."""
+    return folder.with_name(f"{folder.name}-copies")
 
 
 def _write_npz(path: Path, blocks: FeatureBlocks) -> None:

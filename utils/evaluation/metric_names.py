@@ -12,8 +12,14 @@ class MetricInfo(NamedTuple):
     """Label, better direction and number format of one metric."""
 
     label: str
-    better: Literal["lower", "higher"]
+    better: Literal["lower", "higher", "near 1"]
     form: str = ".4g"
+
+    def best(self, values: Iterable[float]) -> float:
+        """Return the best of some values."""
+        if self.better == "near 1":
+            return min(values, key=lambda value: abs(value - 1))
+        return min(values) if self.better == "lower" else max(values)
 
     def show(self, value: float | None) -> str:
         """Format a value for people."""
@@ -36,7 +42,10 @@ METRICS = {
     "r_precision": MetricInfo("R-precision", "higher", ".3f"),
     "variety": MetricInfo("Variety", "higher", ".3f"),
     "vendi_score": MetricInfo("Vendi score", "higher", ".2f"),
+    "copies": MetricInfo("Copies", "lower", ".1%"),
+    "training_distance": MetricInfo("Training distance", "near 1", ".3f"),
 }
+COPIES_ALARM = 1e-3  # p-value of `copies` below which they are no chance
 # Those that depend on the feature network, whose kind their keys name; see `key_of`.
 OF_NETWORK = {
     *("frechet_distance", "frechet_distance_low", "frechet_distance_high", "fid_infinity", "sfid"),
@@ -127,9 +136,9 @@ def metrics_in(records: Iterable[Mapping[str, Any]]) -> dict[str, MetricInfo]:
     found = {key: info for key in keys if (info := metric_info(key))}
     order = list(METRICS)
 
-    def rank(key: str) -> tuple[str, int]:
+    def rank(key: str) -> tuple[str, int, str]:
         base, suffix = _parts(key)
-        return "" if suffix in own else suffix, order.index(base)
+        return "" if suffix in own else suffix, order.index(base), suffix
 
     return {key: found[key] for key in sorted(found, key=rank)}
 
@@ -140,4 +149,14 @@ def metrics_text(record: Mapping[str, Any]) -> str:
     about = metric_info(key) or METRICS["frechet_distance"]
     text = f"{about.label} {record[key]:.4g}"
     score = record["clip_score"]
-    return text if score is None else f"{text}, CLIP score {score:.2f}"
+    text = text if score is None else f"{text}, CLIP score {score:.2f}"
+    return f"{text}; {copies_found(record)}" if copies_found(record) else text
+
+
+def copies_found(record: Mapping[str, Any]) -> str:
+    """Return "N of M images are copies" if so many are not there by chance, else nothing."""
+    kind = "" if record.get("copies") is not None else "_clip"
+    if record.get(f"copies_p{kind}", 1) >= COPIES_ALARM:
+        return ""
+    number = record["copies_n"]
+    return f"{round(record[f'copies{kind}'] * number)} of {number:,} images are copies"

@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from utils.evaluation.feature_statistics import ClassStats
+from utils.evaluation.frechet import bootstrap_interval
 
 CHUNK = 1000  # rows of a distance matrix that are in memory at a time
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 CHOICES = 100  # captions from which R-precision chooses: the image's own and 99 others
+RANKS = (1, 5)  # places among all captions at which the image's own one counts as found
 
 
 def kid(images: Tensor, reference: Tensor) -> tuple[float, float]:
@@ -137,6 +139,24 @@ def r_precision(images: Tensor, texts: Tensor, seed: int = 0) -> float | None:
         best = similarity.gather(1, others).amax(dim=1)
         right += int((own >= best - 1e-9).sum())
     return right / len(x)
+
+
+def retrieval(images: Tensor, texts: Tensor, own: Tensor) -> dict[str, float]:
+    """Return how often an image's own caption is the nearest, and among the five nearest.
+
+    images: (N, D). texts: (C, D) of the distinct captions. own: (N,) int64, the caption of each
+    image. Returns `retrieval_1` and `retrieval_5` in percent, and the ends of their bootstrap
+    intervals (95 %) as `retrieval_1_low` and so on.
+    """
+    cosines = F.normalize(images.double(), dim=1) @ F.normalize(texts.double(), dim=1).T
+    places = (cosines > cosines.gather(1, own[:, None])).sum(dim=1)  # 0 = the nearest
+    found: dict[str, float] = {}
+    for k in RANKS:
+        hits = 100 * (places < k).double().numpy()
+        low, high = bootstrap_interval(hits, len(hits))
+        mean, key = float(hits.mean()), f"retrieval_{k}"
+        found |= {key: mean, f"{key}_low": mean + low, f"{key}_high": mean + high}
+    return found
 
 
 def spread(embeddings: Tensor) -> float:

@@ -1,18 +1,23 @@
-"""Plots of metrics, and the style of all plots."""
+"""Plots of metrics, and the style of all plots.
+
+The functions import matplotlib themselves: it takes long to import, and few trainings plot.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from utils.base.files import write_whole
 from utils.evaluation.metric_names import distance_of, end_key, key_of, metric_info, network_name
 from utils.evaluation.results import Record, comparable, curves
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def style_axis(axis: Axes, title: str, hint: str = "") -> None:
@@ -57,6 +62,8 @@ def plot_curves(records: Sequence[Record], path: Path) -> None:
 
     Records that cannot be compared with the latest one are left out.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     axes, network = figure.subplots(1, 2), records[-1]["network"]
     for axis, key in zip(axes, (key_of("frechet_distance", network), "clip_score"), strict=True):
@@ -73,8 +80,10 @@ def plot_trade_off(axis: Axes, records: Sequence[Record]) -> None:
 
     A line joins the guidance scales, and each point shows its scale.
     """
+    from matplotlib import colormaps
+
     steps = sorted({record["step"] for record in records})
-    colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.8, len(steps)))
+    colours = colormaps["viridis"](np.linspace(0.05, 0.8, len(steps)))
     for step, colour in zip(steps, colours, strict=True):
         of_step = [record for record in records if record["step"] == step]
         samplers = dict.fromkeys((record["num_steps"], record["solver"]) for record in of_step)

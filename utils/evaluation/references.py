@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +106,33 @@ def load_stats(path: str | Path, words: Sequence[str] = ()) -> Reference:
         raise UserError(f"{path}: features {features.shape} do not go with mu {arrays['mu'].shape}")
     files = None if records is None else from_bytes(records)
     return Reference(**statistics, **facts, files=files, features=features, path=Path(path))
+
+
+def half_of(reference: Reference, which: int) -> Reference:
+    """Return the reference of every second image, from number `which` on: 0 or 1.
+
+    Raises UserError if the reference holds no features, or those of fewer than four images.
+    """
+    features = reference.features
+    if features is None or len(features) < 4:
+        held = "no features" if features is None else f"features of {len(features)} images"
+        raise UserError(
+            f"{reference.path}: holds {held} and cannot be halved: make it again with "
+            f"{SCRIPT} --features, of at least four images"
+        )
+    rows = features[which::2]
+    values = rows.astype(np.float64)
+    return replace(
+        reference,
+        mu=values.mean(axis=0),
+        sigma=np.cov(values, rowvar=False),
+        n=len(rows),
+        features=rows,
+        content=f"{reference.identity}, every second image from {which}",
+        files=None,
+        mu_s=None,
+        sigma_s=None,
+    )
 
 
 def check_comparable(reference: Reference, network: str, resolution: int | None) -> None:

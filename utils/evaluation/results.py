@@ -12,6 +12,7 @@ from utils.base.errors import note
 from utils.base.files import json_text, read_json_lines, write_csv
 from utils.base.locks import FileLock
 from utils.base.text import aligned
+from utils.config.sampling_sections import Sampling
 from utils.evaluation.metric_names import METRICS, distance_of, network_name, with_network_names
 
 Record = dict[str, Any]
@@ -45,15 +46,17 @@ class Results:
         """Return the latest record made with exactly these settings, None if there is none.
 
         Older records lack the hashes of named files (`…_content`), and count for any content.
+        Settings that are off have no entry.
         """
         self.refresh()
         wanted = json.loads(json_text(settings))  # with the types that the file would give
+        off = {key: value for key, value in _off().items() if key not in wanted}
         for record in reversed(self.records):
             same = (
                 record[key] == value if key in record else key.endswith(CONTENT)
                 for key, value in wanted.items()
             )
-            if all(same):
+            if all(same) and all(record.get(key, value) == value for key, value in off.items()):
                 return record
         return None
 
@@ -71,6 +74,13 @@ class Results:
             self.refresh()
             flat = [{k: v for k, v in r.items() if k != "config"} for r in self.records]
             write_csv(self.folder / "results.csv", flat)
+
+
+def _off() -> Record:
+    """Return the values of settings that an evaluation's record names only if they differ."""
+    sampling = Sampling().model_dump(mode="json", exclude={"preset", "compile", "preview"})
+    defaults: Record = json.loads(json_text(sampling))
+    return {**defaults, "seeds": None, "class_idx": None, "image_mean": None}
 
 
 def setting_names(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,8 +2,9 @@
 
 A checkpoint is a dict of tensors and plain values. Its keys are `model`, `ema`, `opt`, `step`,
 `images_seen`, `rng`, `data_position`, `data_identity`, `config` and `version`. Checkpoints of the
-published code (`model`, `ema`, `opt`, and `args` instead of the rest) are read too. A released
-model is a safetensors file: EMA weights in float16, with the configuration in its metadata.
+published code (`model`, `ema`, `opt`, and `args` instead of the rest) are read too, and so are
+averaged weights alone, as U-ViT's. A released model is a safetensors file: EMA weights in float16,
+with the configuration in its metadata.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import yaml
 from safetensors import safe_open
 from torch import nn
 
+from models.adapters import plain_weights
 from utils.base.errors import UserError, one_line, refusing
 from utils.base.finite import require_finite
 from utils.config.load import config_from_dict
@@ -42,7 +44,7 @@ def checkpoint_fault(path: Path, verify: bool = False) -> str | None:
     with open(path, "rb") as file:
         start = file.read(len(ZIP_MAGIC))
     if start != ZIP_MAGIC:
-        return "is empty" if not start else "is not a checkpoint"
+        return "is empty" if not start else "is not a checkpoint, the .pt file of a training"
     if not zipfile.is_zipfile(path):
         return "is truncated"
     if verify:
@@ -80,6 +82,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
             f"{path} is refused: it holds more than tensors and plain values, or is damaged"
         ) from error
     state: dict[str, Any] = loaded if _has_names(loaded) else {}
+    if "pos_embed" in state and all(map(torch.is_tensor, state.values())):  # of a network F alone
+        state = {"ema": {f"model.{name}": weight for name, weight in state.items()}}
     held = [state[key] for key in ("model", "ema") if key in state]
     if not held or not all(_has_names(w) and all(map(torch.is_tensor, w.values())) for w in held):
         raise UserError(f"{path} is not a checkpoint: it has neither 'model' nor 'ema' weights")
@@ -189,20 +193,23 @@ def read_weights(path: Path, which: str = "ema") -> tuple[dict[str, torch.Tensor
     """Read the weights `which` ('ema' or 'model') of a checkpoint or a released safetensors file.
 
     Returns them with the configuration in the file; checkpoints of the published code have none. A
-    safetensors file holds EMA weights only. Raises UserError if the file does not hold them.
+    safetensors file holds EMA weights only. Weights of an adapter are merged into the others.
+    Raises UserError if the file does not hold them.
     """
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     state = load_checkpoint(path)
     if which not in state:
         raise UserError(f"{path} has no '{which}' weights, only {', '.join(sorted(state))}")
-    return state[which], _validated(state.get("config"), path)
+    return plain_weights(state[which]), _validated(state.get("config"), path)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Config | None]:
     """Read the weights and the configuration of a released model; raise UserError on damage."""
-    with _opened(path) as file:
+    with open_safetensors(path) as file:
         metadata = file.metadata() or {}
+        if "adapter" in metadata:
+            raise UserError(f"{path} is an adapter; name its base, and the adapter with --adapter")
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return weights, _validated(_parsed_config(metadata, path), path)
 
@@ -230,7 +237,7 @@ def _validated(values: Any, path: Path) -> Config | None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def open_safetensors(path: Path) -> Iterator[Any]:
     """Open a safetensors file; raise UserError if it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; name a file, e.g. of results/demo/checkpoints")
@@ -243,7 +250,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file."""
-    with _opened(path) as file:
+    with open_safetensors(path) as file:
         return dict(file.metadata() or {})
 
 

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from models.adapters import adapt
+from models.backbone import Architecture
 from models.edm import EDMPrecond, build_denoiser
-from models.maskdit import Architecture
 from utils.base.errors import UserError
 from utils.base.files import write_whole
 from utils.base.finite import require_finite
 from utils.config.load import config_from_dict
 from utils.config.schema import Config
 from utils.config.sections import Model
+from utils.pretrained.adapters import with_adapters
 from utils.pretrained.checkpoint_files import load_weights, read_weights
 from utils.pretrained.encoder_paths import shareable_encoders
 
@@ -46,6 +48,16 @@ def denoiser_from_config(config: Config) -> EDMPrecond:
         return build_denoiser(**denoiser_arguments(config))
     except ValueError as error:
         raise UserError(f"model: {error}") from error
+
+
+def adapted_denoiser(config: Config) -> EDMPrecond:
+    """Build the network that a training trains, with fresh weights; see `models.adapters.adapt`."""
+    denoiser = denoiser_from_config(config)
+    width = denoiser.model.architecture.hidden_size
+    if config.train.lora_rank > width:
+        raise UserError(f"train.lora_rank: should be at most the network's width, {width}")
+    adapt(denoiser, config.train.adapt, config.train.lora_rank)
+    return denoiser
 
 
 def denoiser_with(weights: Mapping[str, torch.Tensor], config: Config, source: Path) -> EDMPrecond:
@@ -102,11 +114,13 @@ def load_denoiser(
     device: torch.device | str = "cpu",
     which: str = "ema",
     config: Config | None = None,
+    adapters: Sequence[str | Path] = (),
 ) -> tuple[EDMPrecond, Config]:
     """Load a trained denoiser, in eval mode, and its configuration from a .pt or .safetensors file.
 
-    `config` replaces the configuration in the file. Checkpoints of the published code hold none and
-    need it. Raises UserError if the file is damaged, no checkpoint, or does not fit `config`.
+    adapters: files that change its weights, see `with_adapters`. `config` replaces the
+    configuration in the file. Checkpoints of the published code hold none and need it.
+    Raises UserError if the file is damaged, no checkpoint, or does not fit `config`.
     """
     path = Path(path)
     weights, stored = read_weights(path, which)
@@ -117,7 +131,7 @@ def load_denoiser(
     config = config or stored
     if config is None:
         raise UserError(f"{path} holds no configuration; give the one it was trained with")
-    denoiser = denoiser_with(weights, config, path)
+    denoiser = denoiser_with(with_adapters(weights, adapters, path), config, path)
     return denoiser.to(device).eval().requires_grad_(False), config
 
 
@@ -132,12 +146,16 @@ def in_precision(
 
 
 def export_safetensors(
-    checkpoint: Path | str, out: Path | str, overrides: Sequence[str] = ()
+    checkpoint: Path | str,
+    out: Path | str,
+    overrides: Sequence[str] = (),
+    adapters: Sequence[str | Path] = (),
 ) -> list[str]:
     """Write a checkpoint's EMA weights as float16 with its configuration, for release.
 
-    `overrides`, e.g. `sampling.cfg_scale=2`, change the released configuration. Encoder paths are
-    stored so that other folders find them. Returns the local encoders that sampling needs.
+    `overrides`, e.g. `sampling.cfg_scale=2`, change the released configuration. `adapters`: see
+    load_denoiser. Encoder paths are stored so that other folders find them.
+    Returns the local encoders that sampling needs.
     Raises UserError if the checkpoint holds no configuration, or its weights do not fit.
     """
     checkpoint, out = Path(checkpoint), Path(out)
@@ -145,6 +163,7 @@ def export_safetensors(
     if config is None:
         raise UserError(f"{checkpoint} holds no configuration and cannot be exported")
     config = config_from_dict(config.to_dict(), str(checkpoint), overrides)
+    weights = with_adapters(weights, adapters, checkpoint)
     denoiser_with(weights, config, checkpoint)  # raises if the weights do not fit
     values, local = shareable_encoders(config.to_dict())
     values["sampling"]["preview"] = None  # of the training's grids

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -18,6 +19,7 @@ from utils.evaluation.metric_names import MetricInfo, end_key, metrics_in, netwo
 from utils.evaluation.results import Record, Results, evaluation_of
 from utils.pretrained.checkpoint_files import load_checkpoint, step_of
 from utils.pretrained.hub import is_clip_name, is_vae_name
+from utils.release.tuning import HEADER, read_tuning, report_rows, sentences, table_rows
 from utils.sampling.sample_folder import settings_text
 from utils.sampling.text_to_face import TextToFace
 from utils.training.run_log import time_text
@@ -35,7 +37,9 @@ class Run:
     images: number of training images; None if unknown, as for the next two.
     images_seen: by the training, repetitions included.
     processor_seconds: of the training.
-    records: its evaluations at this step, from `evaluation/results.jsonl`.
+    records: its evaluations at this step, from `evaluation/results.jsonl`; of a tuned network, the
+        one that tools/tune.py reports.
+    tuning: record of tools/tune.py, None for a network that it did not choose.
     """
 
     step: int
@@ -43,20 +47,24 @@ class Run:
     images_seen: int | None
     processor_seconds: float | None
     records: list[Record]
+    tuning: dict[str, Any] | None = None
 
 
 def read_run(checkpoint: Path, results_dir: Path = Path("results")) -> Run:
     """Read what is known about a checkpoint's training; files that are missing tell nothing."""
-    step = step_of(checkpoint)
-    evaluation = evaluation_of(checkpoint, results_dir)
-    records = [r for r in Results(evaluation).records if r.get("step") == step]
+    step, tuning = step_of(checkpoint), read_tuning(checkpoint)
+    folder, listed = evaluation_of(checkpoint, results_dir).parent, {}
     seen = load_checkpoint(checkpoint).get("images_seen") if checkpoint.suffix == ".pt" else None
-    folder, listed = evaluation.parent, {}
+    if tuning is None:
+        records = [r for r in Results(folder / "evaluation").records if r.get("step") == step]
+    else:
+        records, seen = [tuning["report"]["chosen"]], tuning["images_seen"]
+        folder = checkpoint.absolute().parents[1]  # tools/tune.py writes into the experiment
     if (folder / "images.json").is_file():
         listed = json.loads((folder / "images.json").read_text(encoding="utf-8"))
     log = read_json_lines(folder / "metrics.jsonl", note)
     spent = [line["cpu_s"] for line in log if line.get("step", 0) <= step and "cpu_s" in line]
-    return Run(step, listed.get("count"), seen, sum(spent) or None, records)
+    return Run(step, listed.get("count"), seen, sum(spent) or None, records, tuning)
 
 
 def model_card(
@@ -83,7 +91,8 @@ def model_card(
         if trained_on_captions(config.data)
         else "on images only, without any caption",
         condition=condition(config.data, config.train),
-        has_prior=config.sampling.freedom > 0,
+        has_prior=bool(config.sampling.freedom),
+        has_words=config.encoders.prior is not None,
         grid=grid,
         seed=config.sampling.seed,
         prompts=[f"“{_cell(prompt)}”" for prompt in prompts],
@@ -97,6 +106,7 @@ def model_card(
         evaluated_on=_cell(evaluated_on(run.records)),
         clip=place_of(config.encoders)[1],
         tokens=faces.clip.context_length,
+        tuning=tuning_text(run.tuning),
         notice="; see `NOTICE.md`" if notice else "",
     )
     return text
@@ -138,12 +148,30 @@ def facts(faces: TextToFace, run: Run) -> dict[str, str]:
         "CLIP": f"{clip}, {faces.clip.dim} numbers, identity {faces.clip.identity}",
         "Training": amount,
         "Optimiser": f"{train.optimizer}, {rate}, {train.lr_schedule}",
-        "Averaging": f"EMA with decay {train.ema_decay:g}; these are the averaged weights",
+        "Averaging": averaging(train, run.tuning),
         "Seed": str(train.seed),
     }
     if run.processor_seconds:
         known["Processor time"] = time_text(run.processor_seconds)
     return known
+
+
+def averaging(train: Train, tuning: dict[str, Any] | None) -> str:
+    """Return a phrase that says of what kind of average the weights are."""
+    if tuning is not None and tuning["average"] is not None:
+        return f"power function of relative width {tuning['average']['width']:g} (EDM2)"
+    return f"EMA with decay {train.ema_decay:g}; these are the averaged weights"
+
+
+def tuning_text(tuning: dict[str, Any] | None) -> str:
+    """Return paragraph and tables of a tuning as Markdown; empty without one."""
+    if tuning is None:
+        return ""
+    tables = [
+        "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in (HEADER, ["---"] * 7, *rows))
+        for rows in (table_rows(tuning), report_rows(tuning))
+    ]
+    return "\n\n".join([" ".join(sentences(tuning)), tables[0], "To report:", tables[1]])
 
 
 def metric_rows(records: Sequence[Record], metrics: Mapping[str, MetricInfo]) -> list[list[str]]:

@@ -28,19 +28,24 @@ MORE_PACKAGES = "# Beyond generating images"  # line of requirements.txt
 
 
 def export_folder(
-    checkpoint: Path, out: Path, overrides: Sequence[str] = (), device: str | None = None
+    checkpoint: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+    adapters: Sequence[str | Path] = (),
 ) -> None:
     """Write a release folder of a checkpoint's EMA weights (float16), complete or not at all.
 
     It holds the network, its encoders or their public names, the settings with `overrides`, the
     code, a model card and samples: safetensors, text and PNG only.
+    adapters: of the network, see `load_denoiser`.
     Raises UserError if `out` is there already, or if the checkpoint or an encoder is not usable.
     """
     from utils.release.pipeline import TextToFacePipeline  # imported here: it imports diffusers
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--export {out}: is there already; delete it, or name another folder")
-    faces = TextToFace.load(checkpoint, overrides=overrides, device=device)
+    faces = TextToFace.load(checkpoint, overrides=overrides, device=device, adapters=adapters)
     prompts = sample_prompts(faces.config)
     run, notice = read_run(checkpoint), has_demo_parts(faces.config.encoders)
 

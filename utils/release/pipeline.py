@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from PIL import Image
 from models.autoencoder import Autoencoder
 from models.clip import ClipEncoder
 from utils.base.errors import UserError
+from utils.pretrained.adapters import with_adapters
 from utils.pretrained.effective_config import INDEX
 from utils.pretrained.encoders import PRECISIONS
 from utils.pretrained.hub import is_vae_name
@@ -35,6 +37,7 @@ from utils.release.components import (
     write_source,
 )
 from utils.release.schedulers import solve_with
+from utils.sampling.editing import Edit
 from utils.sampling.generate import AMP_DTYPES
 from utils.sampling.text_to_face import TextToFace
 
@@ -46,12 +49,23 @@ ROOMS = (
     "models", "utils", "utils/base", "utils/config", "utils/data", "utils/pretrained",
     "utils/sampling", "utils/release", "utils/release/folder_files",
 )  # fmt: skip
-EXPORT = ("folder.py", "card.py")  # they stand on further rooms, and only make a release folder
+EXPORT = (
+    "folder.py",
+    "card.py",
+    "adapter.py",
+)  # they stand on further rooms, and only make a release folder
 LOADER = "text_to_face"  # module in the folder of each component
 # Files of a release folder that a new copy of it takes over.
 BESIDE = ("README.md", "LICENSE", "NOTICE.md", "requirements.txt", "samples.png")
 # Names of diffusers' pipelines -> ours.
-OWN_NAMES = {"guidance_scale": "cfg_scale", "num_inference_steps": "num_steps"}
+OWN_NAMES = {
+    "guidance_scale": "cfg_scale",
+    "num_inference_steps": "num_steps",
+    "negative_prompt": "negative",
+    "mask_image": "mask",
+}
+# Arguments that make an edit of `image`.
+EDITS = {field.name for field in fields(Edit)} - {"image", "prompts", "interpolate"}
 
 
 class TextToFacePipeline(DiffusionPipeline):
@@ -81,6 +95,8 @@ class TextToFacePipeline(DiffusionPipeline):
             denoiser=denoiser, vae=vae, clip=clip, settings=settings, scheduler=scheduler
         )
         self._made: tuple[Any, TextToFace] | None = None
+        self.adapters: list[str] = []
+        self._base: dict[str, torch.Tensor] = {}  # the weights that adapters have changed
 
     @classmethod
     def holding(cls, faces: TextToFace, dtype: torch.dtype = torch.float32) -> TextToFacePipeline:
@@ -109,18 +125,24 @@ class TextToFacePipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple[Any]:
         """Generate faces.
 
-        prompt, image: sentences and images (Pillow or paths); each is a row of images.
+        prompt, image: sentences and images (Pillow or paths); each is a row of images. With
+            `strength`, `mask_image` or another field of `Edit` the one image is edited, and prompts
+            and `prompt_embeds` replace its own embedding (docs/editing.md).
         generator: its first seed counts, as an image has a seed of its own; a list: one for each
             image of a row. None = the seeds from `sampling.seed` on.
         output_type: "pil", "np" ((N, H, W, 3) float32 in [0, 1]) or "pt" ((N, 3, H, W)).
-        options: `guidance_scale`, `num_inference_steps`, `prompt_embeds` (N, D), `seeds`, `mix`,
-            `interpolate`, `batch_size`, and all keys of the config's `sampling` section.
+        options: `guidance_scale`, `num_inference_steps`, `negative_prompt` (one sentence),
+            `prompt_embeds` (N, D), `seeds`, `mix`, `interpolate`, `batch_size`, and all keys of the
+            config's `sampling` section.
 
         Returns the images, ordered by row and then by seed. Raises UserError for mistakes.
         """
         options = {OWN_NAMES.get(name, name): value for name, value in options.items()}
-        sources = [*_listed(prompt), *map(_image_source, _listed(image))]
-        sources += list(options.pop("prompt_embeds", ()))
+        edits = {name: options.pop(name) for name in EDITS & options.keys()}
+        if "mask" in edits:
+            edits["mask"] = _image_source(edits["mask"])
+        images_given = list(map(_image_source, _listed(image)))
+        prompts, embeddings = _listed(prompt), list(options.pop("prompt_embeds", ()))
         seeds = options.pop("seeds", None)
         if generator is not None:
             first = [g.initial_seed() for g in _listed(generator)]
@@ -128,7 +150,13 @@ class TextToFacePipeline(DiffusionPipeline):
             seeds = first if len(first) > 1 else [first[0] + n for n in more]
         is_shown = not getattr(self, "_progress_bar_config", {}).get("disable", False)
         options = {"progress": is_shown, "num": num_images_per_prompt, "seeds": seeds, **options}
-        images: Any = self.faces().generate(sources, **options).images
+        faces = self.faces()
+        if edits:
+            edit = Edit.of(images_given, [*prompts, *embeddings], **edits)
+            generation = faces.edit(**vars(edit), **options)
+        else:
+            generation = faces.generate([*prompts, *images_given, *embeddings], **options)
+        images: Any = generation.images
         if output_type != "pil":
             images = np.stack([np.asarray(image) for image in images]).astype(np.float32) / 255
         if output_type == "pt":
@@ -154,7 +182,27 @@ class TextToFacePipeline(DiffusionPipeline):
             solve = None if self.scheduler is None else solve_with(self.scheduler)
             source = str(self.config.get("_name_or_path", "pipeline"))
             self._made = key, TextToFace(self.denoiser, vae, clip, config, source, solve)
+            self._made[1].adapters = self.adapters
         return self._made[1]
+
+    def load_adapters(self, *files: str | Path) -> None:
+        """Put adapters into the denoiser in place of those it holds; without any, it is the base.
+
+        files: `PATH` or `PATH:AMOUNT` each, of --export_adapter.
+        Raises UserError if one was trained beside another network.
+        """
+        network = self.denoiser
+        network.load_state_dict(self._base, strict=False)
+        weights, self._base = network.state_dict(), {}
+        changed = {
+            name: tensor
+            for name, tensor in with_adapters(weights, files, "the pipeline's network").items()
+            if tensor is not weights[name]
+        }
+        self._base = {name: weights[name].clone() for name in changed}
+        network.load_state_dict(changed, strict=False)
+        self._made = None
+        self.adapters = [str(file) for file in files]
 
     def save_pretrained(self, *place: Any, **options: Any) -> None:
         """Write a release folder; it carries the code, and loads without this project.

@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 
+from models.backbone import Backbone
 from models.edm import EDMPrecond
-from models.maskdit import MaskDiT
 from utils.base.errors import UserError, note
-from utils.config.sections import Sampling
+from utils.config.sampling_sections import Sampling
 
 
 def compile_for_sampling(denoiser: EDMPrecond, sampling: Sampling, device: torch.device) -> None:
@@ -26,7 +26,7 @@ def compile_for_sampling(denoiser: EDMPrecond, sampling: Sampling, device: torch
 def compile_if(
     wish: bool | Literal["auto"],
     key: str,
-    model: MaskDiT,
+    model: Backbone,
     device: torch.device,
     *,
     varying_tokens: bool = False,
@@ -47,13 +47,13 @@ def compile_if(
     return []
 
 
-def compile_blocks(model: MaskDiT, *, varying_tokens: bool = False) -> None:
+def compile_blocks(model: Backbone, *, varying_tokens: bool = False) -> None:
     """Compile each block in place; blocks of one width are compiled once.
 
     varying_tokens: compile with dynamic shapes, for any number of tokens and images, as mask
         schedules and sampling need it.
     """
-    for block in [*model.blocks, *getattr(model, "decoder_blocks", [])]:
+    for block in model.all_blocks():
         block.compile(dynamic=varying_tokens)
 
 

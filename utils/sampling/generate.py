@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from models.editing import Prior
 from models.edm import EDMPrecond
-from models.embedding_prior import EmbeddingPrior
 from models.finite import is_finite
 from models.samplers import Denoise, SamplerSettings, SeededNoise, guided, sample
-from utils.base.errors import UserError
+from utils.base.errors import UserError, note
 from utils.base.finite import OVERFLOW
 from utils.base.out_of_memory import OomBatchSplitter
 from utils.base.read_ahead import read_ahead
-from utils.config.sections import Sampling
+from utils.config.sampling_sections import Sampling
 
 if TYPE_CHECKING:
     from models.autoencoder import Autoencoder
@@ -94,7 +94,7 @@ def sample_images(
     latents: torch.Tensor,
     conds: torch.Tensor | None,
     sampling: Sampling,
-    prior: EmbeddingPrior | None = None,
+    prior: Prior | None = None,
     solve: Solve | None = None,
 ) -> torch.Tensor:
     """Sample and decode one batch of images: (B, H, W, 3) uint8 on the CPU.
@@ -115,7 +115,14 @@ def sample_images(
     if sampling.freedom and conds is not None:
         if prior is None:
             raise ValueError("sampling.freedom needs the prior of load_config_prior")
-        conds = prior.sample(conds, noise.randn(conds.shape[1:]), sampling.freedom)
+        if isinstance(sampling.freedom, str):
+            raise ValueError("sampling.freedom needs the number of with_proposed_freedom")
+        conds = prior.sample(
+            conds,
+            noise.randn(conds.shape[1:]),
+            sampling.freedom,
+            candidates=sampling.prior_candidates,
+        )
     denoise = guided(
         denoiser, conds, sampling.cfg_scale, sampling.guidance_interval, denoiser.model.cond_dim
     )
@@ -124,8 +131,14 @@ def sample_images(
             x = sample(denoise, latents, settings, randn=lambda like: noise.randn(like.shape[1:]))
         else:
             x = solve(denoise, latents, settings)
+    rescued = autoencoder.rescued
     with _decoding(autoencoder, amp):
         pixels = autoencoder.decode(x.float())  # (B, 3, H, W) in [-1, 1]
+    if autoencoder.rescued > rescued == 0:  # once
+        note(
+            "the VAE overflows in half precision; such images are decoded again in float32, which "
+            "takes longer; encoders.precision=float32 and sampling.amp=no decode all of them so"
+        )
     images = (pixels * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
     images = images.permute(0, 2, 3, 1).cpu()
     if not is_finite(pixels):  # asked after the images came: it costs no further wait
@@ -166,7 +179,7 @@ def generate(
     seeds: Sequence[int],
     sampling: Sampling,
     *,
-    prior: EmbeddingPrior | None = None,
+    prior: Prior | None = None,
     batch_size: int = 16,
     solve: Solve | None = None,
 ) -> Iterator[tuple[range, torch.Tensor]]:

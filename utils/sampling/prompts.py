@@ -20,7 +20,7 @@ from models.choices import SEED_LIMIT
 from utils.base.errors import UserError, refusing, short_repr
 from utils.base.text import BOM, decoded, is_visible, lines_of, printable
 from utils.config.parsing import parse_seeds, seeds_from
-from utils.config.sections import Sampling
+from utils.config.sampling_sections import Sampling
 from utils.data.images import upright_rgb
 
 MAX_IMAGES = 1_000_000  # of one generation; more are a slip of the pen
@@ -39,15 +39,19 @@ class Source:
 
 @dataclass(frozen=True)
 class Row:
-    """One condition: sources with their weights, which are non-zero and sum to one."""
+    """One condition: sources with their weights, which are non-zero and sum to one.
+
+    edit: what words change in the image that is the only source.
+    """
 
     parts: tuple[tuple[Source, float], ...]
+    edit: str = ""
 
     @property
     def label(self) -> str:
         """`0.3 × red hair + 0.7 × face.png`, or the label alone for a single source."""
         if len(self.parts) == 1:
-            return self.parts[0][0].label
+            return f"{self.parts[0][0].label} {self.edit}".strip()
         text = " ".join(f"{'−' if w < 0 else '+'} {abs(w):.2g} × {s.label}" for s, w in self.parts)
         return text.removeprefix("+ ")
 
@@ -96,12 +100,12 @@ def as_source(given: object) -> Source:
     if isinstance(given, Image.Image):
         with refusing("the image cannot be decoded; repair it or give another"):
             pixels = upright_rgb(given)
-        name = f"image {_digest(pixels.tobytes())}"
+        name = f"image {digest(pixels.tobytes())}"
         label = Path(getattr(given, "filename", "") or name).name
         return Source("image", name, label, pixels)
     if isinstance(given, torch.Tensor) and given.ndim == 1 and given.is_floating_point():
         y = given.detach().float().cpu()
-        name = f"embedding {_digest(y.numpy().tobytes())}"
+        name = f"embedding {digest(y.numpy().tobytes())}"
         return Source("embedding", name, name, y)
     raise UserError(
         f"{short_repr(given)}: should be a sentence, a pathlib.Path of an image, a Pillow image or "
@@ -109,8 +113,8 @@ def as_source(given: object) -> Source:
     )
 
 
-def _digest(content: bytes) -> str:
-    """Return a short name of some bytes."""
+def digest(content: bytes) -> str:
+    """Return a short hash of some bytes."""
     return hashlib.sha256(content).hexdigest()[:8]
 
 
@@ -191,14 +195,17 @@ def parse_weights(given: str | Sequence[float], count: int) -> list[float]:
 def describe(rows: Sequence[Row]) -> dict[str, str]:
     """Return PNG text chunks that name the sources of rows.
 
-    `prompt`, `image` and `embedding` hold one source a line. `mix` is there if any row is a
-    mixture; it holds a line of JSON for each row: its sources in order with their weights.
+    `prompt`, `image` and `embedding` hold one source a line, `edit` what words change in each row.
+    `mix` is there if any row is a mixture; it holds a line of JSON for each row: its sources in
+    order with their weights.
     """
     sources = dict.fromkeys(source for row in rows for source, _ in row.parts)
     text = {}
     for kind in ("prompt", "image", "embedding"):
         if values := [source.value for source in sources if source.kind == kind]:
             text[kind] = "\n".join(values)
+    if any(row.edit for row in rows):
+        text["edit"] = "\n".join(row.edit for row in rows)
     if any(len(row.parts) > 1 for row in rows):
         parts = [[{s.kind: s.value, "weight": w} for s, w in row.parts] for row in rows]
         text["mix"] = "\n".join(json.dumps(row, ensure_ascii=False) for row in parts)
@@ -223,11 +230,19 @@ def as_mixes(mix: Any) -> list[Any]:
     return [mix] if is_one else list(mix)
 
 
-def resolve_seeds(seeds: Seeds, num: int, sampling: Sampling) -> list[int]:
+def resolve_seeds(seeds: Seeds, num: int, sampling: Sampling, rows: int = 1) -> list[int]:
     """Return the given seeds, or `num` seeds from `sampling.seed` on.
 
-    Raises UserError if there is none, or one is no whole number in [0, 2^32).
+    Raises UserError if there is none, if one is no whole number in [0, 2^32), or if so many rows of
+    them are more than MAX_IMAGES.
     """
+    numbers = _seeds(seeds, num, sampling)
+    if rows * len(numbers) > MAX_IMAGES:
+        raise UserError(f"{rows} rows of {len(numbers)} images are too many; ask for less")
+    return numbers
+
+
+def _seeds(seeds: Seeds, num: int, sampling: Sampling) -> list[int]:
     if isinstance(seeds, str):
         return parse_seeds(seeds)
     if seeds is None:

@@ -12,14 +12,15 @@ from PIL import Image
 
 from utils.base.errors import UserError, note
 from utils.base.text import printable
-from utils.config.sections import Sampling
+from utils.config.sampling_sections import Sampling
 from utils.data.archive_files import read_bytes
 from utils.data.image_metadata import texts_of_png
 from utils.data.images import Sample, list_images
 from utils.sampling.image_files import save_png
 
 SAMPLE_NAME = re.compile(r"\d{2,}_\d{3,}\.png")  # <row>_<seed>.png of t2f.py
-OF_ONE_IMAGE = {"seed", "prompt", "image", "embedding", "mix"}  # the other texts are settings
+# The texts of one image; all others are settings.
+OF_ONE_IMAGE = {"seed", "prompt", "image", "image_hash", "embedding", "mix", "edit"}
 GRID = "grid.png"  # t2f.py's overview of the images in a folder
 ALWAYS_STATED = ("cfg_scale", "num_steps", "solver", "amp")  # in each PNG; others if changed
 

@@ -10,22 +10,20 @@ generation.grid()
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 
+from models.editing import AgainstCondition, Prior, PriorUnlike, trait_between
 from models.edm import EDMPrecond
 from models.embedding_prior import EmbeddingPrior
 from utils.base.errors import UserError, note
-from utils.base.progress import progress as progress_bar
 from utils.config.load import config_from_dict
+from utils.config.sampling_sections import Sampling
 from utils.config.schema import Config
-from utils.config.sections import Sampling
 from utils.data.derived_sizes import with_derived_sizes
 from utils.data.embeddings import check_image_mean, check_prior
 from utils.pretrained.denoisers import load_denoiser
@@ -36,21 +34,14 @@ from utils.pretrained.encoders import (
     require_encoders,
     usable_device,
 )
-from utils.pretrained.priors import load_config_prior
+from utils.pretrained.priors import load_config_prior, with_proposed_freedom
 from utils.sampling.compile import compile_for_sampling
 from utils.sampling.conditions import Conditions, embed_rows
+from utils.sampling.editing import Canvas, Edit, images_of, moved_by_words
 from utils.sampling.generate import Solve, generate, sampler_settings
-from utils.sampling.image_files import labelled_grid, save_png
-from utils.sampling.prompts import MAX_IMAGES, Row, Seeds, as_rows, describe, resolve_seeds
-from utils.sampling.sample_folder import (
-    GRID,
-    GeneratedImage,
-    Texts,
-    file_name,
-    free_folder,
-    other_runs_fault,
-    settings_text,
-)
+from utils.sampling.generation import Generation
+from utils.sampling.prompts import Seeds, Source, as_rows, as_source, resolve_seeds
+from utils.sampling.traits import PERSON
 
 if TYPE_CHECKING:
     from models.autoencoder import Autoencoder
@@ -58,12 +49,9 @@ if TYPE_CHECKING:
 
 DEMO = "assets/demo/dit.safetensors"  # the network that is part of the project
 DEMO_STUDENT = "assets/demo/student.safetensors"  # distilled from it, for --preset instant
-MAX_COLUMNS = 8  # of a grid whose rows have one image each
+EDIT_FREEDOM = 0.7  # of the images of a sentence, where sampling.freedom is 0
 
-# (conditions (N, D), seeds, sampling, batch size) -> finished batches, see `generate`.
-Generate = Callable[
-    [torch.Tensor, Sequence[int], Sampling, int], Iterator[tuple[range, torch.Tensor]]
-]
+Finish = Callable[[torch.Tensor], torch.Tensor]
 
 
 def default_device() -> str:
@@ -74,12 +62,13 @@ def default_device() -> str:
 def with_sampling(config: Config, flags: Mapping[str, Mapping[str, Any]]) -> Config:
     """Return a config with other sampler settings, e.g. `{"cfg_scale": {"sampling.cfg_scale": 2}}`.
 
-    A preset comes first, then the other keys. Raises UserError if a value is wrong, or if values
-    do not go together.
+    A preset comes first, then the other keys; `freedom=auto` becomes the number that the prior
+    proposes. Raises UserError if a value is wrong, or if values do not go together.
     """
     if flags:
         sampling = config_from_dict(config.to_dict(), "the settings", flags=flags).sampling
         config = config.model_copy(update={"sampling": sampling})
+    config = with_proposed_freedom(config)
     # Raises now rather than at the first batch.
     sampler_settings(config.sampling, config.distill.sigmas)
     return config
@@ -114,7 +103,9 @@ class TextToFace:
         self.denoiser, self.autoencoder, self.clip = denoiser, autoencoder, clip
         self.config, self.source, self.solve = config, source, solve
         self.device = next(denoiser.parameters()).device
+        self.adapters: list[str] = []  # that the denoiser holds, for messages and PNGs
         self._prior: EmbeddingPrior | None = None  # loaded when it is first needed
+        self._images_of = lru_cache(64)(self._sample_images)  # half a megabyte each
 
     @classmethod
     def load(
@@ -125,6 +116,7 @@ class TextToFace:
         overrides: Sequence[str] = (),
         device: str | None = None,
         flags: Mapping[str, Mapping[str, Any]] | None = None,
+        adapters: Sequence[str | Path] = (),
     ) -> TextToFace:
         """Load a trained network with its encoders.
 
@@ -134,6 +126,7 @@ class TextToFace:
         overrides: config keys to set, e.g. `["sampling.cfg_scale=2", "encoders.clip=FOLDER"]`.
         device: e.g. cpu or cuda:1; None = cuda if there is a GPU.
         flags: command-line flags and the keys that they set, see `load_config`.
+        adapters: files of --export_adapter, `PATH` or `PATH:AMOUNT` each (docs/adapting.md).
 
         Raises UserError if something is missing, damaged, or does not fit.
         """
@@ -141,13 +134,17 @@ class TextToFace:
         network = find_network(source)
         settings = read_config(config or network.config, overrides, flags=flags)
         settings = with_sampling(with_derived_sizes(settings, "none", "none"), {})
-        denoiser, _ = load_denoiser(network.weights, torch_device, config=settings)
+        denoiser, _ = load_denoiser(
+            network.weights, torch_device, config=settings, adapters=adapters
+        )
         compile_for_sampling(denoiser, settings.sampling, torch_device)
         require_encoders(settings.encoders)
         clip = load_config_clip(settings.encoders, torch_device)
         check_image_mean(settings, clip.identity)
         autoencoder = load_config_autoencoder(settings, torch_device)
-        return cls(denoiser, autoencoder, clip, settings, str(source))
+        faces = cls(denoiser, autoencoder, clip, settings, str(source))
+        faces.adapters = [str(adapter) for adapter in adapters]
+        return faces
 
     def generate(
         self,
@@ -163,16 +160,23 @@ class TextToFace:
         progress: show a bar.
         The other arguments and faults are those of `start`.
         """
-        generation = self.start(sources, **options)
-        batches: Iterator[list[Any]] = generation.batches(batch_size)
-        if progress:
-            with progress_bar(desc="generate", total=len(generation), unit="image") as bar:
-                for batch in batches:
-                    bar.update(len(batch))
-        else:
-            for _ in batches:
-                pass
-        return generation
+        return self.start(sources, **options).finish(batch_size, progress)
+
+    def edit(
+        self,
+        image: Any,
+        *,
+        batch_size: int = 16,
+        progress: bool = False,
+        **options: Any,
+    ) -> Generation:
+        """Edit an image, and return when all images are finished; see `start_edit`.
+
+        image: its `pathlib.Path`, a Pillow image, or a sentence that makes it; see `Edit`.
+        options: the fields of `Edit`, and the other arguments of `start_edit`.
+        """
+        given = {f.name: options.pop(f.name) for f in fields(Edit) if f.name in options}
+        return self.start_edit(Edit(image, **given), **options).finish(batch_size, progress)
 
     def draw(self, sources: Any, **options: Any) -> Generation:
         """Call `generate`, which was named so in version 0.2."""
@@ -187,6 +191,7 @@ class TextToFace:
         interpolate: int | None = None,
         num: int = 1,
         seeds: Seeds = None,
+        negative: str | None = None,
         **sampling: Any,
     ) -> Generation:
         """Embed the sources; `Generation.batches` then generates the images.
@@ -198,24 +203,143 @@ class TextToFace:
         interpolate: so many rows from the first source to the second one instead.
         num: images for each row, with the seeds from `sampling.seed` on.
         seeds: their seeds instead, e.g. `range(8)` or "0-63,100".
+        negative: a sentence that images shall not look like: embeddings of the prior that do are
+            moved (`models.editing.unlike`), or with `freedom=0` guidance leads away from it.
         sampling: keys of the config's `sampling` section, e.g. `preset="paper"`, `cfg_scale=2`,
             `freedom=0.8`, `seed=5`; None of a key means None, and keys that are left out stay as
             they are.
 
         Raises UserError for every mistake in them.
         """
-        flags = {key: {f"sampling.{key}": value} for key, value in sampling.items()}
-        config = with_sampling(self.config, flags)
+        config = self._configured(sampling)
         rows = as_rows(sources, mix, interpolate)
+        numbers = resolve_seeds(seeds, num, config.sampling, len(rows))
         conditions = embed_rows(rows, self.clip, config)
-        about = {"checkpoint": self.source}
-        numbers = resolve_seeds(seeds, num, config.sampling)
-        if len(rows) * len(numbers) > MAX_IMAGES:
-            raise UserError(f"{len(rows)} rows of {len(numbers)} images are too many; ask for less")
-        if self._prior is None:
+        about = {} if negative is None else {"negative": negative}
+        return self._generation(conditions, numbers, config.sampling, about, negative)
+
+    def start_edit(
+        self,
+        edit: Edit,
+        *,
+        num: int = 1,
+        seeds: Seeds = None,
+        negative: str | None = None,
+        **sampling: Any,
+    ) -> Generation:
+        """Encode the image that is edited; `Generation.batches` then generates the images.
+
+        num, seeds, negative, sampling: as in `start`. With words the image's own embedding is the
+        condition, moved by each pair of sentences, and `freedom` is that of the images of these
+        sentences. Inside of a mask prompts move it too, as `vary` does, unless `freedom` is 0.
+
+        Raises UserError for every mistake in them.
+        """
+        config = self._configured(sampling)
+        numbers = resolve_seeds(seeds, num, config.sampling, len(edit.rows()))
+        if (base := as_source(edit.image)).kind != "image":
+            edit = replace(edit, image=self._generated(base, numbers, negative, sampling))
+        edit = edit.inside_of_mask(has_prior := bool(config.sampling.freedom))
+        edit.note_equal_images(len(numbers), has_prior)
+        canvas = Canvas(edit.image, edit.mask, self.autoencoder, config.data.resolution)
+        conditions = embed_rows(replace(edit, image=canvas.source).rows(), self.clip, config)
+        source = embed_rows(as_rows(canvas.source), self.clip, config).embeddings[0]
+        settings = config.sampling
+        about = edit.text() | ({} if negative is None else {"negative": negative})
+        if edit.by_words:
+            freedom = float(settings.freedom or EDIT_FREEDOM)
+            moved = []
+            for y, change in zip(conditions.embeddings, edit.changes(), strict=True):
+                pairs = [[self._images_of(text, freedom) for text in pair] for pair in change.pairs]
+                moved.append(moved_by_words(y, pairs, edit.amount * change.fraction))
+            conditions = replace(conditions, embeddings=torch.stack(moved))
+            about["freedom"] = str(freedom)  # of the images of each sentence
+        if not edit.prompts:
+            settings = settings.model_copy(update={"freedom": 0.0})
+        solve = canvas.solver(self.denoiser, source, edit.strength, edit.fraction_of_noise)
+        return self._generation(conditions, numbers, settings, about, negative, solve, canvas.paste)
+
+    def _configured(self, sampling: Mapping[str, Any]) -> Config:
+        """Return the config with other keys of its `sampling` section."""
+        flags = {key: {f"sampling.{key}": value} for key, value in sampling.items()}
+        return with_sampling(self.config, flags)
+
+    def _generated(
+        self, source: Source, seeds: list[int], negative: str | None, sampling: Mapping[str, Any]
+    ) -> Source:
+        """Return the image that a sentence or an embedding makes, to be edited."""
+        if len(seeds) > 1:
+            raise UserError(f"the edit of a generated image has one seed, not {len(seeds)}")
+        (image,) = self.generate(source, seeds=seeds, negative=negative, **sampling).images
+        name = f"{source.label}, seed {seeds[0]}"
+        return Source("image", name, name, image)
+
+    def _sample_images(self, sentence: str, freedom: float) -> torch.Tensor:
+        """Return embeddings of images of a sentence, (N, D)."""
+        prior = self._loaded_prior(self.config.sampling.model_copy(update={"freedom": freedom}))
+        assert prior is not None
+        (y,) = embed_rows(as_rows(sentence), self.clip, self.config).embeddings
+        return images_of(prior, y, freedom).cpu()
+
+    def _unlike(self, negative: str | None, sampling: Sampling) -> tuple[EDMPrecond, Prior | None]:
+        """Return denoiser and prior, whose images do not look like a sentence if one is given."""
+        prior = self._loaded_prior(sampling)
+        if negative is None:
+            return self.denoiser, prior
+        if prior is not None:
+            both = [self._images_of(text, float(sampling.freedom)) for text in (negative, PERSON)]
+            trait = trait_between(*(y.to(self.device) for y in both))
+            return self.denoiser, PriorUnlike(prior, trait)
+        if sampling.cfg_scale in (None, 1):
+            raise UserError(
+                "negative: without the prior it needs guidance (sampling.cfg_scale=2), which "
+                "students lack; a prompt with freedom above 0 needs none"
+            )
+        y = embed_rows(as_rows(negative), self.clip, self.config).embeddings[0]
+        return AgainstCondition(self.denoiser, y.to(self.device)), None
+
+    def _loaded_prior(self, sampling: Sampling) -> EmbeddingPrior | None:
+        """Return the prior, or None if `sampling.freedom` is zero."""
+        if sampling.freedom and self._prior is None:
+            config = self.config.model_copy(update={"sampling": sampling})
             check_prior(config)
             self._prior = load_config_prior(config, self.clip.identity, self.device)
-        return Generation(conditions, numbers, config.sampling, about, self._generate)
+        return self._prior if sampling.freedom else None
+
+    def _generation(
+        self,
+        conditions: Conditions,
+        seeds: list[int],
+        sampling: Sampling,
+        about: Mapping[str, str],
+        negative: str | None,
+        solve: Solve | None = None,
+        finish: Finish | None = None,
+    ) -> Generation:
+        """Return a generation; `finish` changes its finished images (B, H, W, 3) uint8."""
+        denoiser, prior = self._unlike(negative, sampling)
+
+        def batches(
+            conds: torch.Tensor, seeds: Sequence[int], sampling: Sampling, batch_size: int
+        ) -> Iterator[tuple[range, torch.Tensor]]:
+            if batch_size < 1:
+                raise UserError(f"batch_size is {batch_size}; should be at least 1")
+            made = generate(
+                denoiser,
+                self.autoencoder,
+                conds,
+                seeds,
+                sampling,
+                prior=prior,
+                batch_size=batch_size,
+                solve=solve or self.solve,
+            )
+            for positions, images in made:
+                yield positions, finish(images) if finish else images
+
+        adapted = {"adapters": ", ".join(self.adapters)} if self.adapters else {}
+        about = {"checkpoint": self.source, **adapted, **about}
+        return Generation(conditions, seeds, sampling, about, batches)
 
     def embed(
         self, sources: Any, *, mix: Any = None, interpolate: int | None = None
@@ -223,127 +347,3 @@ class TextToFace:
         """Return the conditions of rows, (R, D) float32; arguments and faults as in `start`."""
         rows = as_rows(sources, mix, interpolate)
         return embed_rows(rows, self.clip, self.config).embeddings
-
-    def _generate(
-        self, conds: torch.Tensor, seeds: Sequence[int], sampling: Sampling, batch_size: int
-    ) -> Iterator[tuple[range, torch.Tensor]]:
-        """Yield finished batches; see `generate`."""
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; should be at least 1")
-        prior = self._prior if sampling.freedom else None
-        batches = partial(generate, prior=prior, batch_size=batch_size, solve=self.solve)
-        return batches(self.denoiser, self.autoencoder, conds, seeds, sampling)
-
-
-@dataclass
-class Generation:
-    """Images of each row and seed, ordered by row and then by seed.
-
-    conditions: rows with their embeddings.
-    results: images that are finished.
-    about: further text for every PNG, e.g. the checkpoint.
-    """
-
-    conditions: Conditions
-    seeds: list[int]
-    sampling: Sampling
-    about: dict[str, str]
-    generate: Generate = field(repr=False)
-    results: list[GeneratedImage] = field(default_factory=list)
-
-    @property
-    def rows(self) -> list[Row]:
-        """Return the rows: prompts, images or mixtures."""
-        return self.conditions.rows
-
-    @property
-    def embeddings(self) -> torch.Tensor:
-        """Return the condition of each row, (R, D) float32."""
-        return self.conditions.embeddings
-
-    @property
-    def images(self) -> list[Image.Image]:
-        """Return the finished images as Pillow images."""
-        return [image.image for image in self.results]
-
-    def __len__(self) -> int:
-        """Return the number of images that are asked for."""
-        return len(self.rows) * len(self.seeds)
-
-    @cached_property
-    def settings(self) -> dict[str, str]:
-        """Return the sampler settings and `about` as text; see `settings_text`."""
-        return settings_text(self.sampling) | self.about
-
-    def batches(self, batch_size: int = 16) -> Iterator[list[GeneratedImage]]:
-        """Generate all images that are not finished yet; yield each batch when it is finished.
-
-        A caller may stop at any batch, and go on later with a new call.
-        Raises UserError if the sampler settings do not go together.
-        """
-        jobs = [(row, seed) for row in range(len(self.rows)) for seed in self.seeds]
-        jobs = jobs[len(self.results) :]
-        conds = self.embeddings[[row for row, _ in jobs]]
-        seeds = [seed for _, seed in jobs]
-        for positions, images in self.generate(conds, seeds, self.sampling, batch_size):
-            batch = []
-            for position, pixels in zip(positions, images.numpy(), strict=True):
-                row, seed = jobs[position]
-                text, image = self._text_of(row, seed), Image.fromarray(pixels)
-                batch.append(GeneratedImage(image, row, self.rows[row].label, seed, text))
-            self.results += batch
-            yield batch
-
-    def grid(self) -> Image.Image:
-        """Return all finished images on one page: a line for each row, with its sentence."""
-        pixels = np.stack([np.asarray(image) for image in self.images])
-        icons = self.conditions.icons()
-        if len(self.rows) == 1:
-            return labelled_grid(pixels, None, title=self.rows[0].label, icons=icons)
-        labels = [image.label for image in self.results]
-        columns = len(self.seeds) if len(self.seeds) > 1 else min(len(self.rows), MAX_COLUMNS)
-        return labelled_grid(pixels, labels, columns, icons=icons)
-
-    @property
-    def text(self) -> dict[str, str]:
-        """Return all sources, seeds and settings, as they stand in the PNG of the grid."""
-        seeds = " ".join(map(str, self.seeds))
-        return {**describe(self.rows), **self.settings, "seed": seeds}
-
-    def save_grid(self, path: str | Path) -> None:
-        """Write the grid as a PNG that carries `text`."""
-        save_png(self.grid(), path, self.text)
-
-    def _text_of(self, row: int, seed: int) -> dict[str, str]:
-        """Return sources, settings and seed of one image, as they stand in its PNG."""
-        return {**describe([self.rows[row]]), **self.settings, "seed": str(seed)}
-
-    def _texts(self) -> Texts:
-        """Return the texts of all images that are asked for, by file name."""
-        jobs = [(row, seed) for row in range(len(self.rows)) for seed in self.seeds]
-        return {file_name(row, seed): self._text_of(row, seed) for row, seed in jobs}
-
-    def check_folder(self, folder: Path) -> None:
-        """Raise UserError if a folder holds images of another run.
-
-        Images of this run may be there; they are made again.
-        """
-        if fault := other_runs_fault(folder, self._texts(), self.text):
-            raise UserError(
-                f"{folder}: holds images of another run ({fault}); name another folder (--out), "
-                "or remove them"
-            )
-
-    def free_folder(self, folder: Path) -> Path:
-        """Return `folder`, or `<folder>-2` and so on if it holds images of another run."""
-        return free_folder(folder, self._texts(), self.text)
-
-    def save(self, folder: str | Path) -> None:
-        """Write each finished image and `grid.png` into a folder, as t2f.py does.
-
-        Raises UserError if the folder holds images of another run.
-        """
-        self.check_folder(Path(folder))
-        for image in self.results:
-            image.save(Path(folder) / image.file_name)
-        self.save_grid(Path(folder) / GRID)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from utils.base.errors import note
+from utils.base.errors import UserError, note
 from utils.base.launch import add_launch_arguments, relaunch
-from utils.config.command_line import DEFAULT_CONFIG, HelpFormatter, add_config_arguments
+from utils.config.command_line import DEFAULT_CONFIG, ArgumentParser, add_config_arguments
 from utils.config.parsing import path_or_none, true_or_false
 from utils.config.published import (
     SAMPLING,
@@ -19,13 +19,13 @@ from utils.config.published import (
 from utils.config.schema import Config
 from utils.data.derived_sizes import with_derived_sizes
 from utils.pretrained.checkpoint_files import stored_config
-from utils.pretrained.effective_config import experiment_config, read_config
+from utils.pretrained.effective_config import experiment_config, find_network, read_config
 from utils.training.run_log import require_wandb
 
 
 def parse_args(description: str | None = None) -> argparse.Namespace:
     """Read the command line; the script's docstring is the description."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=description)
     add_config_arguments(
         parser,
         instead="that of the run which --exp_name continues, or else of --ckpt_path, or else "
@@ -38,7 +38,8 @@ def parse_args(description: str | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--ckpt_path",
         type=path_or_none,
-        help="checkpoint that a new run starts from: weights, optimizer and step; None = from none",
+        help="checkpoint that a new run starts from: weights, optimizer and step; or a released "
+        "file, a release folder, a published network; None = from none",
     )
     parser.add_argument(
         "--teacher",
@@ -69,6 +70,20 @@ def parse_args(description: str | None = None) -> argparse.Namespace:
         help="write the EMA weights of --ckpt_path to this file (.safetensors), or to a folder "
         "with encoders, code and model card; with its config and any key=value; and end",
     )
+    parser.add_argument(
+        "--export_adapter",
+        type=Path,
+        metavar="PATH",
+        help="write the weights that the run of --ckpt_path trained by train.adapt to this file "
+        "(.safetensors), or to a folder as the library peft reads it; and end",
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        metavar="PATH[:W]",
+        help="adapter, and how much of it counts, 1 if not given, of the network of --export or of "
+        "the --teacher; may be repeated",
+    )
     add_published_flags(parser, TRAINING + SAMPLING)
     add_launch_arguments(parser)
     return parser.parse_intermixed_args()
@@ -82,8 +97,10 @@ def effective_config_file(args: argparse.Namespace) -> Path:
     if args.config is not None:
         return Path(args.config)
     continued = experiment_config(args.results_dir / args.exp_name) if args.exp_name else None
-    if continued is None and args.ckpt_path and stored_config(args.ckpt_path) is not None:
-        return Path(args.ckpt_path)
+    if continued is None and args.ckpt_path:
+        network = find_network(args.ckpt_path)
+        if network.config != network.weights or stored_config(network.weights) is not None:
+            return network.config
     return continued or Path(DEFAULT_CONFIG)
 
 
@@ -96,6 +113,13 @@ def load_training_config(args: argparse.Namespace) -> Config:
     flags = flag_settings(args)
     if args.teacher:
         flags["--teacher"] = {"distill.teacher": str(args.teacher)}
+    if args.adapter:
+        if not args.teacher:
+            raise UserError(
+                "--adapter: goes with --teacher or --export; to train on from a network "
+                "with adapters, write it with --export first"
+            )
+        flags["--adapter"] = {"distill.adapters": args.adapter}
     config = read_config(source, args.overrides, ("data.root",), flags)
     config = with_derived_sizes(config)
     if args.use_wandb:

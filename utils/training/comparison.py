@@ -14,6 +14,7 @@ FREE_KEYS = (
     "train.num_workers",
     "train.max_bad_steps",
     "train.step_timeout",
+    "train.power_ema",
     "train.shard",
     "train.compile",
     "train.activation_checkpointing",

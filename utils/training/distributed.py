@@ -16,7 +16,6 @@ import torch
 import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from torch.distributed.tensor import DTensor
 
 from models.batch_random import RankSlice
 from utils.base.errors import LOST_PROCESS, UserError, note
@@ -24,6 +23,7 @@ from utils.base.launch import join_processes, stop_signals
 from utils.config.schema import Config
 from utils.training.schedules import always_masked
 from utils.training.sharding import wants_shards
+from utils.training.shards import put_together
 from utils.training.speed import best_amp
 
 # Words in the errors of gloo, which have no type of their own.
@@ -136,7 +136,7 @@ def clip_gradients(
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     else:
         norm = accelerator.clip_grad_norm_(parameters, limit)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return put_together(norm)
 
 
 class StopSignal:

@@ -1,12 +1,15 @@
-"""Exponential moving average of the weights; evaluation and release use it."""
+"""Averages of the weights; evaluation and release use the exponential moving average."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from models.edm import EDMPrecond
+from models.power_average import power_decay
 
 
 def ema_decay_at(
@@ -64,8 +67,10 @@ class EMA:
     `update` averages the trained parameters in one fused call; fixed tables are equal in both.
     """
 
-    def __init__(self, network: EDMPrecond) -> None:
-        self.module = copy.deepcopy(network)
+    def __init__(self, network: EDMPrecond, shares_fixed: bool = False) -> None:
+        """shares_fixed: both networks hold the same tensors of what is not trained."""
+        fixed = [p for p in network.parameters() if shares_fixed and not p.requires_grad]
+        self.module = copy.deepcopy(network, {id(p): p for p in fixed})
         self.module.eval().requires_grad_(False)
         self.follow(network)
 
@@ -81,3 +86,38 @@ class EMA:
     def update(self, decay: float) -> None:
         """Set average <- decay * average + (1 - decay) * weights."""
         torch._foreach_lerp_(self._average, [p.detach() for p in self._source], 1 - decay)
+
+
+class PowerAverages:
+    """Power-function averages of the weights (models/power_average.py), beside the EMA.
+
+    Training never reads them. They begin with the first step after they are made.
+    """
+
+    def __init__(
+        self, network: EDMPrecond, widths: Sequence[float], shares_fixed: bool = False
+    ) -> None:
+        """shares_fixed: see EMA."""
+        self.widths, self.steps = list(widths), 0
+        self.averages = [EMA(network, shares_fixed) for _ in widths]
+
+    def update(self) -> None:
+        """Take over the weights of one more step."""
+        self.steps += 1
+        for width, average in zip(self.widths, self.averages, strict=True):
+            average.update(power_decay(self.steps, width))
+
+    def state(self) -> dict[str, Any] | None:
+        """Return widths, number of steps, and the weights of each average; None without any."""
+        if not self.widths:
+            return None
+        weights = [average.module.state_dict() for average in self.averages]
+        return {"widths": self.widths, "steps": self.steps, "weights": weights}
+
+    def load(self, saved: Mapping[str, Any] | None) -> None:
+        """Go on from a `state` of these widths; another one is left, and averages begin anew."""
+        if saved is None or saved["widths"] != self.widths:
+            return
+        self.steps = saved["steps"]
+        for average, weights in zip(self.averages, saved["weights"], strict=True):
+            average.module.load_state_dict(weights)

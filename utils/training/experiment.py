@@ -32,6 +32,8 @@ def experiment_name(config: Config) -> str:
         parts.append(f"{train.perturbation_type}{train.perturbation:g}")
     if model.perturbation:
         parts.append("learnable")
+    if train.adapt != "all":
+        parts.append(train.adapt)
     parts.append(f"bs{train.batchsize}")
     if config.log.tag:
         parts.append(config.log.tag)

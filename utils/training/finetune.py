@@ -9,20 +9,34 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from models.adapters import fingerprint, is_new, plain_weights
+from models.choices import Adaptation
 from models.edm import EDMPrecond
 from utils.base.errors import UserError
 from utils.config.load import config_from_dict
 from utils.pretrained.checkpoint_files import load_checkpoint, load_weights, read_safetensors
 from utils.pretrained.denoisers import check_sigma_data
+from utils.pretrained.effective_config import find_network
+from utils.training.fitting import fit
 from utils.training.optimizers import optimizer_name
+
+NEEDS_BASE = (
+    "train.adapt={}: trains a few weights beside those of a trained network; name that with "
+    "--ckpt_path, or set train.adapt=all"
+)
 
 
 class Start(NamedTuple):
-    """Counters with which a new run begins, and notes for the user."""
+    """Counters with which a new run begins, and notes for the user.
+
+    base: names the file of the first weights, by which an adapter finds it again; None if a part
+        of these weights is in no file.
+    """
 
     step: int
     images_seen: int
     notes: list[str]
+    base: dict[str, str] | None = None
 
 
 def start_from(
@@ -33,6 +47,7 @@ def start_from(
     batchsize: int,
     strict: bool = True,
     head: nn.Module | None = None,
+    adapt: Adaptation = "all",
 ) -> Start:
     """Bring networks and optimizer to the state of a checkpoint, ours or published.
 
@@ -42,9 +57,10 @@ def start_from(
         Otherwise the notes list missing and unknown names, and the optimizer starts anew. It also
         does if the file's optimizer is not of the same kind; a note says so.
     head: of the alignment, if there is one. It takes over that of the file if it is of one shape.
+    adapt: as in `train.adapt`. An adapter begins with the averaged weights, at step 0.
     Raises UserError if the file does not fit.
     """
-    state = _read(path)
+    state = _read(path, averaged=adapt != "all")
     if config := state.get("config"):
         trained_with = config_from_dict(config, source=str(path)).model.sigma_data
         check_sigma_data(trained_with, denoiser.sigma_data, path)
@@ -52,12 +68,25 @@ def start_from(
     notes = (
         [] if which == "model" else [f"{path} holds EMA weights only; training starts from them"]
     )
-    load_weights(ema, state.get("ema", state[which]), path, strict=strict)
-    missing, unknown = load_weights(denoiser, state[which], path, strict=strict)
+    found, averaged = (
+        fit(state.get(name, state[which]), denoiser, path, other_condition=not (strict and config))
+        for name in (which, "ema")
+    )
+    load_weights(ema, averaged.weights, path, strict=strict)
+    missing, unknown = load_weights(denoiser, found.weights, path, strict=strict)
+    notes += found.notes
     if missing:
         notes.append(f"not in {path}, left as initialised: {', '.join(missing)}")
     if unknown:
         notes.append(f"in {path} but not in the model: {', '.join(unknown)}")
+    if adapt != "all" and found.relearned not in (*adapt.split("+"), ""):
+        raise UserError(
+            f"train.adapt={adapt}: would leave weights untrained that {path} does not give; set it "
+            f"to all{', condition, lora+condition' * (found.relearned == 'condition')}"
+        )
+    base = None
+    if adapt != "all" and not found.notes and not missing:
+        base = {"base": fingerprint(plain_weights(ema.state_dict())), "base_name": path.name}
 
     stored_head, own_head = state.get("head") or {}, {} if head is None else head.state_dict()
     same_head = _shapes(stored_head) == _shapes(own_head)
@@ -77,25 +106,33 @@ def start_from(
             f"the optimizer state in {path} is left out: it is of {theirs}, and train.optimizer is "
             f"{ours}"
         )
-    elif strict and opt.get("state"):
+    elif strict and opt.get("state") and not found.relearned:
         trained = [name for name, p in denoiser.named_parameters() if p.requires_grad]
         heads = (0, 0) if same_head else (len(stored_head), len(own_head))
         take_optimizer_state(optimizer, opt, trained, list(state[which]), path, heads)
         taken = "with its optimizer state"
-    return Start(
-        step, images_seen, [f"starting from the weights of {path}, step {step}, {taken}", *notes]
-    )
+    first = f"starting from the weights of {path}, step {step}, {taken}"
+    return Start(step, images_seen, [first, *notes], base)
 
 
 def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in weights.items()}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if path.suffix != ".safetensors":
-        return load_checkpoint(path)
-    weights, config = read_safetensors(path)
-    return {"ema": weights, "step": 0, "config": config.to_dict() if config else None}
+def _read(path: Path, averaged: bool = False) -> dict[str, Any]:
+    """Return what a file holds, or, if `averaged`, what the release of its averaged weights would.
+
+    A checkpoint with an adapter is such a release: its optimizer knows no plain weights.
+    """
+    file = find_network(path).weights
+    if file.suffix == ".safetensors":
+        weights, config = read_safetensors(file)
+        return {"ema": weights, "step": 0, "config": config.to_dict() if config else None}
+    state = load_checkpoint(file)
+    if averaged or any(map(is_new, state.get("model", ()))):
+        weights = plain_weights(state.get("ema", state.get("model", {})))
+        return {"ema": weights, "step": 0, "config": state.get("config")}
+    return state
 
 
 def take_optimizer_state(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from utils.base.errors import NOT_SAVED, UserError
@@ -14,9 +15,12 @@ from utils.evaluation.plots import plot_curves
 from utils.evaluation.results import Results
 from utils.training.checkpoint import checkpoint_path, discard_leftovers
 from utils.training.checkpoint_writer import CheckpointWriter
+from utils.training.data_faults import data_faults
 from utils.training.distributed import Processes
 from utils.training.ema import describe_average
 from utils.training.experiment import write_config, write_image_list
+from utils.training.observation import Observer, observation_line
+from utils.training.rate_faults import average_fault
 from utils.training.run_log import Pace, RunLog
 from utils.training.sample_grid import SampleGrid
 from utils.training.sharding import host_copy
@@ -45,17 +49,17 @@ class Outputs:
 
     def open(
         self,
-        step: int,
+        state: TrainingState,
         is_new: bool,
         notes: list[str],
         use_wandb: bool,
         data: LatentDataset,
     ) -> None:
-        """Write the config and the list of images, open the log at `step`, and log the notes.
+        """Write the config and the list of images, open the log, and log the notes.
 
-        A run that goes on from `step` loses later log lines and sets damaged checkpoints aside.
+        A run that goes on from a step loses later log lines and sets damaged checkpoints aside.
         """
-        every = self.config.log
+        every, step = self.config.log, state.step
         if is_main_process():
             write_config(self.folder, self.config)
             write_image_list(self.folder, data)
@@ -67,16 +71,31 @@ class Outputs:
         if is_main_process() and self.samples is None:
             reason = "eval.feat_path is not set, or log.sample_every is 0"
             notes = [*notes, f"no sample grids: {reason}"]
-        for note in notes:
+        self.observer = Observer(self.config, data, state)
+        for note in [*notes, *self.observer.notes()]:
             self.log.info(note)
+        if is_new and self.observer.every and is_main_process():
+            decoder = None if self.samples is None else self.samples.autoencoder
+            faults = data_faults(self.config, data, decoder)
+            self._warn([*faults, average_fault(self.config, state)])
         self.writer = CheckpointWriter(
             self.checkpoints, self.log, every.keep_last, every.keep_every
         )
+
+    def name_faults(self) -> None:
+        """Warn of a fault that shows in the step just done; call it after each step."""
+        self._warn([self.observer.rate_fault()])
+
+    def _warn(self, faults: Iterable[str | None]) -> None:
+        for fault in faults:
+            if fault is not None:
+                self.log.info(f"WARNING: {fault} (docs/normal.md)")
 
     def log_step(self, state: TrainingState, rates: Rates, means: dict[str, float]) -> None:
         """Log the steps since the last line, whose `means` the window gave, and start anew."""
         window = state.window
         seconds_left = (state.max_steps - state.step) * window.seconds / window.steps
+        observed = self.observer.metrics() if self.observer.is_due(state.step) else {}
         self.log.metrics(
             state.step,
             {
@@ -88,9 +107,12 @@ class Outputs:
                 "memory_gb": memory_gb(self.processes.device),
                 "data_wait": window.waiting / window.seconds,
                 "cpu_s": window.processor_seconds,
+                **observed,
             },
             Pace(state.max_steps, seconds_left),
         )
+        if observed:
+            self.log.info(observation_line(state.step, observed))
         window.reset()
 
     def save(self, state: TrainingState, *, keep_older: bool = False) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,16 @@ from utils.base.progress import progress
 from utils.config.sections import Prior
 from utils.data.embeddings import made_from, read_directions
 from utils.data.lmdb_reader import LMDBReader
-from utils.pretrained.priors import DIVERGED_PRIOR, save_prior
+from utils.pretrained.priors import (
+    CLIP,
+    DIVERGED_PRIOR,
+    MADE_FROM,
+    OPTIONS,
+    TRAINED_ON,
+    prior_about,
+    read_prior,
+    save_prior,
+)
 
 MOST = 1_000_000  # embeddings that are kept in memory
 SAVE_EVERY = 500  # steps
@@ -31,22 +41,36 @@ FEW = 100_000  # up to so many embeddings, each step permutes all of them in a m
 
 
 def make_training(reader: LMDBReader, options: Prior, device: torch.device) -> Training:
-    """Return a new training on the embeddings of a database.
+    """Return a new training on the embeddings of a database, but for `prior.held_out` of them.
 
     Raises UserError if they are not finite, or all alike.
     """
     try:
-        return Training(read_directions(reader, MOST).to(device), options)
+        y, held_out = split(read_directions(reader, MOST), options.held_out)
+        return Training(y.to(device), options, held_out)
     except ValueError as fault:
         raise UserError(f"{reader.path}: {fault}; make it from different images") from fault
+
+
+def split(y: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Split embeddings (N, D) by a fixed seed: those of the training, and a held-out fraction."""
+    if not fraction:
+        return y, y[:0]
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    held_out, kept = order.tensor_split([int(fraction * len(y))])
+    return y[kept.sort().values], y[held_out]
 
 
 class Training:
     """A prior, its optimizer and its random numbers: all that a step changes."""
 
-    def __init__(self, y: Tensor, options: Prior) -> None:
-        """y: image embeddings (N, D) of unit length, on the device of the training."""
+    def __init__(self, y: Tensor, options: Prior, held_out: Tensor | None = None) -> None:
+        """y: image embeddings (N, D) of unit length, on the device of the training.
+
+        held_out: (M, D), embeddings that the training does not read; None = there are none.
+        """
         torch.manual_seed(options.seed)
+        self.held_out = y[:0] if held_out is None else held_out
         self.y, self.options, self.step = y, options, 0
         self.prior = EmbeddingPrior(y.shape[1], options.width, options.depth)
         self.prior.measure(y.cpu())
@@ -99,6 +123,29 @@ class Training:
         """Return a hash of the embeddings."""
         return hashlib.sha256(self.y.cpu().numpy().tobytes()).hexdigest()
 
+    def about(self) -> dict[str, str]:
+        """Return the metadata by which `is_finished` knows a prior of this training."""
+        return {TRAINED_ON: self.made_from, OPTIONS: self.options.model_dump_json()}
+
+    def is_finished(self, file: Path) -> bool:
+        """Return True if a file holds the prior that this training ends with.
+
+        Earlier versions recorded neither options nor embeddings. Their prior counts if the mean and
+        the spread in it are those of these embeddings, and all options are the default.
+        """
+        with suppress(UserError):
+            prior, _ = read_prior(file)
+            about, given = prior_about(file), self.options
+            if OPTIONS in about:
+                made_by = Prior.model_validate_json(about[OPTIONS])
+                return made_by == given and about.get(TRAINED_ON) == self.made_from
+            sizes = {"width": prior.embed_x.out_features, "depth": len(prior.blocks)}
+            measured = [(prior.mean, self.prior.mean), (prior.std, self.prior.std)]
+            return given == Prior(**sizes) and all(
+                torch.allclose(there, here.cpu(), rtol=1e-2, atol=1e-4) for there, here in measured
+            )
+        return False
+
     def restore(self, path: Path) -> None:
         """Go on from a file of `state`.
 
@@ -107,7 +154,7 @@ class Training:
         again = f"remove it to start anew: rm {path}"
         with refusing(f"{path} cannot be read; {again}"):
             state = torch.load(path, weights_only=True)
-            if state["options"] != self.options.model_dump(mode="json"):
+            if Prior(**state["options"]) != self.options:
                 raise UserError(f"{path} is of a training with other `prior` options; {again}")
             if state.get("embeddings", self.made_from) != self.made_from:
                 raise UserError(
@@ -120,8 +167,17 @@ class Training:
             self.step = state["step"]
 
 
+def _is_made_from(file: Path, meta: Mapping[str, Any]) -> bool:
+    """Return True if a prior's file names the CLIP and the embeddings of a database."""
+    about = prior_about(file)
+    same_clip = about.get(CLIP) == meta.get("encoder", "unknown")
+    return same_clip and about.get(MADE_FROM, "") in ("", made_from(meta))
+
+
 def train(training: Training, out: Path, meta: Mapping[str, Any]) -> None:
     """Train to the end, from where an earlier run stopped, and write the prior to `out`.
+
+    A finished prior of these embeddings and options stays as it is.
 
     meta: of the database of embeddings, which names their CLIP and images.
     """
@@ -131,6 +187,9 @@ def train(training: Training, out: Path, meta: Mapping[str, Any]) -> None:
         if partial.exists():
             training.restore(partial)
             print(f"continuing from step {training.step}")
+        elif training.is_finished(out) and _is_made_from(out, meta):
+            print(f"{out}: is finished already, of equal embeddings and options; it is kept")
+            return
         steps, losses = training.options.max_num_steps, []
         with progress(None, "prior", steps, "step", training.step) as bar:
             while training.step < steps:
@@ -139,7 +198,8 @@ def train(training: Training, out: Path, meta: Mapping[str, Any]) -> None:
                 if training.step % SAVE_EVERY == 0:
                     require_finite(training.prior.state_dict(), out, DIVERGED_PRIOR)
                     write_whole(partial, lambda path: torch.save(training.state(), path))
-        save_prior(training.prior, out, meta.get("encoder", "unknown"), made_from(meta))
+        clip = meta.get("encoder", "unknown")
+        save_prior(training.prior, out, clip, made_from(meta), training.about())
         partial.unlink(missing_ok=True)
     if losses:
         last = float(torch.stack(losses[-SAVE_EVERY:]).mean())

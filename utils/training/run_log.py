@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import secrets
 import threading
 import time
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ COLUMNS = {
     "memory_gb": ("", "{:6.2f}", " GB"),
     "data_wait": ("data ", "{:5.1%}", ""),
 }
+WANDB_ID = "wandb_id.txt"
 
 
 class Pace(NamedTuple):
@@ -131,7 +133,7 @@ class RunLog:
             return
         folder.mkdir(parents=True, exist_ok=True)
         if wandb_config is not None:
-            self.wandb = start_wandb(folder, wandb_config)
+            self.wandb = start_wandb(folder, wandb_config, is_new=step == 0)
         cut_after(folder / "metrics.jsonl", step)
         self.text = LineFile(folder / "log.txt")
         self.lines = LineFile(folder / "metrics.jsonl")
@@ -206,16 +208,30 @@ def require_wandb() -> None:
         raise UserError("--use_wandb: needs the package wandb; pip install wandb")
 
 
-def start_wandb(folder: Path, config: Mapping[str, Any]) -> Any:
-    """Start a Weights & Biases run that is named after the experiment folder and shows its config.
+def start_wandb(folder: Path, config: Mapping[str, Any], *, is_new: bool) -> Any:
+    """Start, or go on with, the Weights & Biases run of an experiment folder, and show its config.
 
-    Project, entity and group come from wandb's own variables (WANDB_PROJECT, WANDB_ENTITY,
-    WANDB_RUN_GROUP). Raises UserError if it does not start, for example without a login.
+    The run is named after the folder, which keeps its identifier: every start continues one run,
+    offline too. Project, entity and group come from wandb's own variables (WANDB_PROJECT,
+    WANDB_ENTITY, WANDB_RUN_GROUP), and so does another identifier (WANDB_RUN_ID).
+    is_new: the training begins; a run that the folder held before ends.
+    Raises UserError if it does not start, for example without a login.
     """
     import wandb  # optional
 
-    project = os.environ.get("WANDB_PROJECT", "text-to-face")
+    kept = folder / WANDB_ID
+    if is_new or not kept.exists():
+        write_text(kept, f"{secrets.token_hex(4)}\n")
+    run_id = os.environ.get("WANDB_RUN_ID") or kept.read_text(encoding="utf-8").strip()
     try:
-        return wandb.init(project=project, name=folder.name, dir=str(folder), config=dict(config))
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "text-to-face"),
+            name=folder.name,
+            dir=str(folder),
+            config=dict(config),
+            id=run_id,
+            resume="allow",
+            allow_val_change=True,  # a run that goes on may be longer than before
+        )
     except wandb.Error as error:
         raise UserError(f"--use_wandb: {error}; WANDB_MODE=offline needs no account") from error

@@ -16,7 +16,7 @@ from utils.data.embeddings import check_image_mean, check_prior, other_encoders
 from utils.data.lmdb_reader import LMDBReader
 from utils.data.preprocess_jobs import naming_commands
 from utils.pretrained.encoders import load_config_autoencoder, load_config_preview
-from utils.pretrained.priors import load_config_prior
+from utils.pretrained.priors import load_config_prior, with_proposed_freedom
 from utils.sampling.conditions import caption_conditions, captions_of, check_test_captions
 from utils.sampling.generate import generate, sampler_settings
 from utils.sampling.image_files import labelled_grid, save_png
@@ -74,6 +74,7 @@ class SampleGrid:
             clip = reader.info.meta.get("encoder")
             check_image_mean(config, clip)
             check_prior(config)
+            config = with_proposed_freedom(config)
             prior = load_config_prior(config, clip, device)
         vae = load_config_autoencoder(config, device)
         if faults := other_encoders(config, vae.identity, clip):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import get_args
 
+from models.backbones import MODEL_SIZES
 from models.choices import MaskSchedule
-from models.maskdit import MODEL_SIZES, kept_tokens
+from models.token_mask import kept_tokens
 from utils.base.errors import UserError
 from utils.config.schema import Config
 

@@ -6,51 +6,58 @@ Checkpoints hold whole tensors under the usual names, so any number of processes
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from models.alignment import AlignedDenoiser
 from models.edm import EDMPrecond, unwrapped
 from utils.base.errors import UserError
 from utils.config.sections import Train
 from utils.training.ema import EMA
+from utils.training.optimizers import build_optimizer
+from utils.training.shards import is_shard, put_together
 
 
 def wants_shards(options: Train, amp: str) -> bool:
     """Return True if `train.shard` or a launcher's FSDP setting asks for shards.
 
     Accelerate itself would shard on GPUs only, so this takes its setting over. Raises UserError if
-    `amp` or the optimizer does not go with shards.
+    `amp` does not go with shards.
     """
     by_launcher = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if not (options.shard or by_launcher):
         return False
     if amp == "fp16":
         raise UserError("train.shard: does not go with train.amp=fp16; use bf16 or no")
-    if options.optimizer == "muon":
-        raise UserError(
-            "train.shard: does not go with train.optimizer=muon, which needs each matrix whole; "
-            "use adamw, or train without shards"
-        )
     return True
 
 
-def shard(network: EDMPrecond) -> None:
+def shard(network: EDMPrecond, *, has_backward: bool = True) -> None:
     """Spread a network's weights over all processes, in place; all processes call this.
 
     Each block is gathered while it is needed, and so are the remaining weights.
+    has_backward: a backward pass follows each forward pass, and lets go of the remaining weights.
     """
+    # Its import takes a second, and few trainings are sharded.
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     mesh = _mesh(network)
-    blocks = [*network.model.blocks, *getattr(network.model, "decoder_blocks", [])]
-    for module in (*blocks, network):
+    for module in network.model.all_blocks():
         fully_shard(module, mesh=mesh)
+    fully_shard(network, mesh=mesh, reshard_after_forward=None if has_backward else True)
     register_fsdp_forward_method(network, "summary")
+
+
+def reshard(network: EDMPrecond) -> None:
+    """Let go of the weights that a sharded network has gathered."""
+    from torch.distributed.fsdp import FSDPModule
+
+    assert isinstance(network, FSDPModule)
+    network.reshard()
 
 
 def _mesh(network: EDMPrecond) -> DeviceMesh:
@@ -59,26 +66,30 @@ def _mesh(network: EDMPrecond) -> DeviceMesh:
 
 
 def shard_training(
-    model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer
+    model: nn.Module, averages: Sequence[EMA], optimizer: torch.optim.Optimizer, train: Train
 ) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
-    """Shard a network and its average in place; return the trained weights and their optimizer.
+    """Shard a network and its averages in place; return the trained weights and their optimizer.
 
-    model: an EDMPrecond or AlignedDenoiser. The optimizer is a new one with the settings and the
-    state of the given one.
+    model: an EDMPrecond or AlignedDenoiser. The optimizer is a new one, as `train` names it, with
+    the settings and the state of the given one.
     """
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import distribute_tensor
+
     denoiser = unwrapped(model)
     shard(denoiser)
     if isinstance(model, AlignedDenoiser):
         fully_shard(model.head, mesh=_mesh(denoiser))
-    shard(ema.module)
-    ema.follow(denoiser)
+    for average in averages:
+        shard(average.module, has_backward=False)
+        average.follow(denoiser)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
-    new = torch.optim.AdamW(parameters, fused=True)
-    new.param_groups[0].update(options)
-    unsharded = [p for group in optimizer.param_groups for p in group["params"]]
-    for old, parameter in zip(unsharded, parameters, strict=True):
-        assert isinstance(parameter, DTensor)
+    new = build_optimizer(model, train)
+    for group, old_group in zip(new.param_groups, optimizer.param_groups, strict=True):
+        group.update({k: v for k, v in old_group.items() if k != "params"})
+    weights = ([p for g in o.param_groups for p in g["params"]] for o in (optimizer, new))
+    for old, parameter in zip(*weights, strict=True):
+        assert is_shard(parameter)
         new.state[parameter] = {
             name: value
             if value.ndim == 0
@@ -93,10 +104,9 @@ def host_copy(value: Any, keep: bool = True) -> Any:
 
     All processes call this if there are shards; those that do not `keep` the copy get None.
     """
-    if isinstance(value, DTensor):
-        value = value.full_tensor().detach()
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True) if keep else None
+        value = put_together(value).detach()  # all processes take part
+        return value.to("cpu", copy=True) if keep else None
     if isinstance(value, Mapping):
         copied = {key: host_copy(v, keep) for key, v in value.items()}
         return copied if keep else None
@@ -108,7 +118,7 @@ def host_copy(value: Any, keep: bool = True) -> Any:
 
 def whole(network: EDMPrecond, empty: EDMPrecond) -> EDMPrecond:
     """Return the network, or `empty` with its weights if it is sharded; all processes call this."""
-    if not any(isinstance(p, DTensor) for p in network.parameters()):
+    if not any(is_shard(p) for p in network.parameters()):
         return network
     device = next(network.parameters()).device
     empty.load_state_dict(host_copy(network.state_dict()))

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from models.maskdit import MaskDiT
+from models.backbone import Backbone
 from utils.config.schema import Config
 from utils.sampling.compile import compile_if
 
@@ -15,7 +15,7 @@ from utils.sampling.compile import compile_if
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
-def speed_up(model: MaskDiT, config: Config, device: torch.device) -> list[str]:
+def speed_up(model: Backbone, config: Config, device: torch.device) -> list[str]:
     """Apply the speed switches of `train` to a network; return notes for the user.
 
     Names in the state dict do not change. Raises UserError if `compile` is true, not auto, and

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from models.alignment import AlignedDenoiser, AlignmentHead
 from models.edm import EDMPrecond
@@ -17,11 +16,11 @@ from utils.config.load import config_from_dict
 from utils.config.schema import Config
 from utils.data.latent_dataset import data_differences
 from utils.pretrained.checkpoint_files import load_weights
-from utils.pretrained.denoisers import denoiser_from_config
+from utils.pretrained.denoisers import adapted_denoiser
 from utils.training.batches import DataOrder, derived_seed
 from utils.training.comparison import differences
 from utils.training.distributed import Processes
-from utils.training.ema import EMA, initial_fraction
+from utils.training.ema import EMA, PowerAverages, initial_fraction
 from utils.training.finetune import start_from
 from utils.training.optimizers import build_optimizer
 from utils.training.schedules import (
@@ -33,6 +32,7 @@ from utils.training.schedules import (
     steps_aligned,
 )
 from utils.training.sharding import shard_training, whole
+from utils.training.shards import put_together
 from utils.training.speed import speed_up
 from utils.training.step_guard import StepGuard
 from utils.training.step_window import Window
@@ -63,7 +63,7 @@ class TrainingState:
         options, device = config.train, processes.device
         torch.manual_seed(options.seed)
         self.config, self.processes, self.data_identity = config, processes, data_identity
-        self.denoiser = denoiser_from_config(config).to(device)
+        self.denoiser = adapted_denoiser(config).to(device)
         check_mask_ratio(config, self.denoiser.model.num_patches)
         self.model: nn.Module = self.denoiser
         self.head: AlignmentHead | None = None
@@ -71,7 +71,10 @@ class TrainingState:
             depth = alignment_depth(config, self.denoiser.model.architecture.depth)
             self.model = aligned = AlignedDenoiser(self.denoiser, patch_features, depth).to(device)
             self.head = aligned.head
-        self.ema = EMA(self.denoiser)
+        # One copy of the frozen weights serves all, unless each is sharded by itself.
+        shares_fixed = options.adapt != "all" and not processes.sharded
+        self.ema = EMA(self.denoiser, shares_fixed)
+        self.power_ema = PowerAverages(self.denoiser, options.power_ema or (), shares_fixed)
         self.teacher = Teacher(config, device) if config.is_distilled else None
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         lr, muon_lr = base_rates(config)
@@ -81,6 +84,7 @@ class TrainingState:
         self.window, self.guard = Window(device), StepGuard(device)
         self.step = self.first_step = self.images_seen = 0
         self.source: Path | None = None  # the checkpoint that the weights come from
+        self.base: dict[str, str] | None = None  # beside which an adapter is trained
         self.generator = torch.Generator(device)
         self._seed_generator()
 
@@ -114,7 +118,9 @@ class TrainingState:
             self.config.train.batchsize,
             strict,
             self.head,
+            self.config.train.adapt,
         )
+        self.base = start.base
         self.step = self.first_step = start.step
         self.images_seen, self.source = start.images_seen, path
         self._seed_generator()
@@ -143,7 +149,12 @@ class TrainingState:
             speed_up(self.teacher.network.model, self.config, self.processes.device)
         prepare = self.processes.accelerator.prepare
         if self.processes.sharded:
-            self.trained, optimizer = shard_training(self.model, self.ema, self.optimizer)
+            self.trained, optimizer = shard_training(
+                self.model,
+                [self.ema, *self.power_ema.averages],
+                self.optimizer,
+                self.config.train,
+            )
             self.optimizer = prepare(optimizer)
         else:
             self.model, self.optimizer = prepare(self.model, self.optimizer)
@@ -168,14 +179,13 @@ class TrainingState:
         weights = [*self.trained, *self.ema.module.parameters()]
         # The largest weight would do, but a shard that holds no row of a weight has none.
         total = torch.nn.utils.get_total_norm(weights, norm_type=1)
-        total = total.full_tensor() if isinstance(total, DTensor) else total
-        return bool(total.isfinite())
+        return bool(put_together(total).isfinite())
 
     def averaged(self) -> EDMPrecond:
         """Return the network with the averaged weights; all processes call this."""
         if not self.processes.sharded:
             return self.ema.module
-        return whole(self.ema.module, denoiser_from_config(self.config))
+        return whole(self.ema.module, adapted_denoiser(self.config))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that PARTS lists; tensors are not copied."""
@@ -273,12 +283,16 @@ PARTS: dict[str, Part] = {
     "ema": Part(
         lambda s: s.ema.module.state_dict(), lambda s, v: _restore_weights(s.ema.module, v, s)
     ),
+    "power_ema": Part(
+        lambda s: s.power_ema.state(), lambda s, v: s.power_ema.load(v), may_lack=True
+    ),
     "head": Part(
         lambda s: None if s.head is None else s.head.state_dict(), _restore_head, may_lack=True
     ),
     "opt": Part(lambda s: s.optimizer.state_dict(), lambda s, v: s.optimizer.load_state_dict(v)),
     "scaler": Part(_scaler, _restore_scaler),
     "step": _number("step"),
+    "base": Part(attrgetter("base"), lambda s, v: setattr(s, "base", v), may_lack=True),
     "first_step": _number("first_step", may_lack=True),
     "images_seen": _number("images_seen"),
     "data_position": Part(lambda s: s.order.describe(s.images_seen), compare=_other_images),

@@ -36,6 +36,8 @@ class Teacher:
                 "distill: set distill.teacher (or --teacher) to the checkpoint to learn from, and "
                 "distill.sigmas to the noise levels of the student, e.g. [80,1.5]"
             )
+        if config.train.adapt != "all":
+            raise UserError("train.adapt: a student learns with all weights; set it to all")
         if config.learns_perturbation:
             raise UserError("distill: a network with a learned perturbation cannot be a teacher")
         sampler_settings(config.sampling, options.sigmas)
@@ -52,7 +54,9 @@ class Teacher:
         except ValueError as fault:
             raise UserError(f"distill.sigmas: {fault}") from fault
         as_teacher = config.model_copy(update={"distill": Distill(sigmas=theirs)})
-        self.network, _ = load_denoiser(options.teacher, device, config=as_teacher)
+        self.network, _ = load_denoiser(
+            options.teacher, device, config=as_teacher, adapters=options.adapters
+        )
 
     def bind(self, cond: torch.Tensor | None) -> Denoise:
         """Bind the guided network to conditions (N, D), or None."""

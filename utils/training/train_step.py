@@ -77,6 +77,7 @@ def train_step(state: TrainingState, batches: Iterator[Batch]) -> Rates:
     state.ema.update(
         ema_decay_at(state.images_seen, options.batchsize, options.ema_decay, options.ema_rampup)
     )
+    state.power_ema.update()
     return rates
 
 

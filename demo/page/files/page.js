@@ -1,9 +1,11 @@
 // The page: requests, uploads, and images that arrive while others are being generated.
 
+import { EditRun, editQuery, isEditing, openFace, setMode } from "./edit.js";
 import { fromQuery, images, sentences, showNumbers, showTogether, toQuery } from "./query.js";
 
 const byId = (id) => document.getElementById(id);
 const KEPT = 8; // generations that the page shows; older ones go
+const EDITS = ["add", "remove", "to", "vary", "strength", "fresh", "amount"]; // keys of a link that edits
 const GONE = "the page's server does not answer; is demo/app.py still running?";
 let own; // the network's settings and the page's limits
 let running = null; // AbortController of the request in progress
@@ -36,7 +38,11 @@ function pngBlob(text) {
 
 // ---- images of the request
 
+/** Read image files; they become sources, or the last of them the face that is edited. */
 async function upload(files) {
+  const take = isEditing()
+    ? ({ thumbnail, name }, src) => openFace(thumbnail, src, name)
+    : (answer, src) => images.push({ ...answer, thumbnail: src });
   fault("");
   for (const file of files) {
     if (file.size > own.limits.upload_bytes) {
@@ -48,7 +54,7 @@ async function upload(files) {
       const where = `upload?${new URLSearchParams({ name: file.name })}`;
       const answer = await (await fetch(where, { method: "POST", body: file })).json();
       if (answer.error) fault(answer.error);
-      else images.push({ ...answer, thumbnail: URL.createObjectURL(pngBlob(answer.thumbnail)) });
+      else take(answer, URL.createObjectURL(pngBlob(answer.thumbnail)));
     } catch {
       fault(GONE);
     }
@@ -91,13 +97,15 @@ async function* messagesOf(query, signal) {
   }
 }
 
-async function generate() {
+/** Generate what the form says, or a query that it has no fields for. */
+async function generate(given) {
   cancel();
   fault("");
-  const query = toQuery();
-  history.replaceState(null, "", `?${query}`);
+  const edits = isEditing() && !given;
+  const query = given ?? (edits ? editQuery() : toQuery());
+  if (!edits) history.replaceState(null, "", `?${query}`); // a face is no part of an address
   const mine = running = new AbortController();
-  const generation = new Generation();
+  const generation = edits ? new EditRun() : new Generation();
   busy(true);
   status("starting");
   byId("results").classList.add("started");
@@ -164,7 +172,8 @@ class Generation {
       const line = shared ?? el("div", { class: "row" });
       if (!shared) this.article.append(el("h2", {}, label), line);
       for (const seed of seeds) {
-        const place = el("figure", {}, el("div", { class: "wait" }), el("figcaption", {}, el("span", {}, shared ? label : `seed ${seed}`)));
+        const title = shared ? label : `seed ${seed}`;
+        const place = el("figure", {}, el("div", { class: "wait" }), el("figcaption", {}, el("span", { title }, title)));
         place.dataset.label = label;
         this.places.set(`${row} ${seed}`, place);
         line.append(place);
@@ -185,6 +194,11 @@ class Generation {
     const src = URL.createObjectURL(blob);
     const { label } = place.dataset;
     place.firstChild.replaceWith(el("img", { src, alt: `${label}, seed ${seed}` }));
+    const edit = el("button", { type: "button", title: "Edit it", "aria-label": `Edit seed ${seed}` }, icon("edit"));
+    edit.onclick = () => {
+      openFace(png, URL.createObjectURL(blob), `seed ${seed}`);
+      byId("results").scrollIntoView();
+    };
     const again = el("a", { href: `?${link}`, title: "Copy the link that repeats it", "aria-label": `Copy the link of seed ${seed}` }, icon("link"));
     again.onclick = async (event) => {
       if (event.ctrlKey || event.metaKey || !navigator.clipboard) return; // opens it instead
@@ -195,7 +209,7 @@ class Generation {
     const like = el("button", { type: "button", title: "More like this", "aria-label": `More like seed ${seed}` }, icon("like"));
     like.onclick = () => upload([new File([blob], `seed ${seed}`, { type: "image/png" })]);
     const save = el("a", { href: src, download: name, title: "Download, with its settings inside", "aria-label": `Download seed ${seed}` }, icon("save"));
-    place.lastChild.append(save, again, like);
+    place.lastChild.append(save, ...(link ? [again] : []), like, edit);
     this.done += 1;
     byId("bar").value = this.done / this.total;
     status(this.progress);
@@ -216,11 +230,13 @@ class Generation {
 // ---- the form
 
 function follow(query) {
+  setMode("new");
   fromQuery(query, own);
   showImages();
   showTogether(); // with the sentences of the link
   showSteps();
-  if (sentences().length || images.length) generate();
+  if (EDITS.some((key) => query.has(key))) generate(query);
+  else if (sentences().length || images.length) generate();
 }
 
 /** Show how many steps count when the field is empty. */
@@ -234,7 +250,9 @@ byId("request").addEventListener("input", ({ target }) => {
   else showNumbers();
   if (target.id === "preset") { byId("steps").value = ""; byId("request").dataset.solver = ""; showSteps(); }
 });
-byId("file").addEventListener("change", async ({ target }) => { await upload([...target.files]); target.value = ""; });
+for (const name of ["file", "face"]) {
+  byId(name).addEventListener("change", async ({ target }) => { await upload([...target.files]); target.value = ""; });
+}
 byId("cancel").onclick = cancel;
 byId("dice").onclick = () => {
   byId("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 1_000_000;

@@ -33,11 +33,17 @@ export function toQuery() {
   }
   if (how === "steps") query.set("interpolate", byId("interpolate").value);
   query.set("num", byId("num").value);
+  return settingsQuery(query);
+}
+
+/** Add the settings of the form to a query. */
+export function settingsQuery(query) {
   query.set("seed", byId("seed").value);
   if (!byId("freedom").disabled) query.set("freedom", byId("freedom").value);
   query.set("cfg_scale", Number(byId("guidance").value) === 1 ? "None" : byId("guidance").value);
   query.set("preset", byId("preset").value);
   if (byId("steps").value) query.set("num_steps", byId("steps").value);
+  if (byId("negative").value.trim()) query.set("negative", byId("negative").value.trim());
   if (byId("request").dataset.solver) query.set("solver", byId("request").dataset.solver);
   return query;
 }
@@ -57,6 +63,7 @@ export function fromQuery(query, own) {
   byId("arrange").value =
     query.has("mix") ? "mix" : query.has("interpolate") ? "steps" : "each";
   byId("interpolate").value = query.get("interpolate") ?? 6;
+  byId("negative").value = query.get("negative") ?? "";
   byId("num").value = query.get("num") ?? 4;
   byId("seed").value = query.get("seed") ?? 0;
   byId("preset").value = query.get("preset") ?? own.preset;
@@ -67,7 +74,8 @@ export function fromQuery(query, own) {
   byId("request").dataset.solver = query.get("solver") ?? "";
   const scale = query.get("cfg_scale") ?? own.cfg_scale ?? "None";
   setSlider(byId("guidance"), scale === "None" ? 1 : scale);
-  setSlider(byId("freedom"), query.get("freedom") ?? own.freedom);
+  const freedom = Number(query.get("freedom") ?? own.freedom);
+  setSlider(byId("freedom"), Number.isNaN(freedom) ? own.freedom : freedom); // auto is no place of it
   showTogether([...prompts, ...uploads].map(({ weight }) => weight));
 }
 

@@ -1,0 +1,1 @@
+"""Compares what an audit predicts of words with what trained networks show (docs/audit.md)."""

@@ -1,0 +1,1 @@
+"""How well edits by words change one trait of a face and keep the others."""
