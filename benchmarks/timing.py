@@ -16,7 +16,9 @@ import shlex
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -195,9 +197,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def start(args: argparse.Namespace) -> None:
-    """Restrict this process and its children to `--threads` cores."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    """Restrict this process and its children to `--threads` cores.
+
+    So children that count the cores take as many threads. The cores are those to which the fewest
+    other processes are restricted: two benchmarks of one thread at once have a core each. Their
+    figures still depend on each other, by caches and memory.
+    """
+    os.sched_setaffinity(0, free_cores(args.threads))
     torch.set_num_threads(args.threads)
+
+
+def free_cores(count: int) -> list[int]:
+    """Return cores of this process to which the fewest other processes are restricted."""
+    own, restricted = os.sched_getaffinity(0), Counter[int]()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is another user's
+            cores = os.sched_getaffinity(int(process.name))
+            if cores < own and (process / "cmdline").read_bytes():  # the kernel's own have none
+                restricted.update(cores)
+    return sorted(own, key=lambda core: (restricted[core], core))[:count]
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:

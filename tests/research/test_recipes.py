@@ -1,6 +1,8 @@
 """Recipes of research/recipes/compare.py: files, steps from cost, results, table."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import yaml
 from conftest import ROOT
 from tiny import DIM, LATENT_SIZE, make_tiny_denoiser
 
-from benchmarks.timing import report
+from benchmarks.timing import free_cores, report
 from models.edm import LossRandom, edm_loss
 from research.recipes.compare import read_run_list, recipe_file
 from research.recipes.evaluation import LOSS_SIGMAS, held_out_losses
@@ -34,6 +36,21 @@ def write_recipe(path: Path, text: str = "") -> Path:
     """Write a recipe that starts from v0_2.yaml."""
     path.write_text(f"# A recipe.\n# It is small.\n\nbase: {FOLDER / 'v0_2.yaml'}\n{text}")
     return path
+
+
+def test_a_benchmark_takes_a_core_to_which_no_other_one_is_restricted():
+    own = os.sched_getaffinity(0)
+    (first,) = free_cores(1)
+    others = [subprocess.Popen(["sleep", "60"]) for _ in range(5)]
+    try:
+        for other in others:
+            os.sched_setaffinity(other.pid, {first})
+        assert free_cores(len(own))[-1] == first
+        assert len(own) == 1 or free_cores(1) != [first]
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 # Files
