@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch.nn import functional as F
 from demo.make_faces import ATTRIBUTES, SIZE, encode_attributes, hide, make_face, render
 from research.attributes.model import Model
 from research.recipes.evaluation import held_out_losses
+from research.study.material import run_script
 from utils.base.errors import UserError
 from utils.data.image_batches import iterate_batches
 from utils.data.images import list_images
@@ -245,7 +244,5 @@ def fit_probe(features: Tensor, targets: Tensor) -> Any:
 
 
 def run(words: list[str]) -> None:
-    """Run a script of the project; raise UserError if it stops."""
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{' '.join(words)}: stopped: {done.stderr.strip()[-400:]}")
+    """Run a script of the project without its output; raise UserError if it stops."""
+    run_script(*words, shown=False)

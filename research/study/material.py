@@ -194,11 +194,16 @@ def _write_bytes(content: bytes, path: Path) -> None:
     path.write_bytes(content)
 
 
-def run_script(script: str, *options: str) -> None:
-    """Run a script of the project; raise UserError if it stops."""
-    done = subprocess.run([sys.executable, script, *options], cwd=ROOT, check=False)
+def run_script(script: str, *options: str, shown: bool = True) -> None:
+    """Run a script of the project; raise UserError if it stops.
+
+    shown: what it prints is seen. Otherwise the error has the end of it.
+    """
+    command = [sys.executable, script, *options]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=not shown, text=True)
     if done.returncode:
-        raise UserError(f"{script} stopped; the same command goes on")
+        end = "" if shown else f": {done.stderr.strip()[-400:]}"
+        raise UserError(f"{script} stopped; the same command goes on{end}")
 
 
 def _write_captions(folder: Path, writer: Callable[[int], list[str]], count: int) -> None:
