@@ -9,7 +9,6 @@ variables make them choose as on a smaller one. Prints a table; exit code 1: a t
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -18,6 +17,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils.config.command_line import ArgumentParser
+
 MACHINES: dict[str, dict[str, str]] = {
     "as it is": {},
     "2 threads": {"OMP_NUM_THREADS": "2"},
@@ -52,10 +55,8 @@ def run(variables: dict[str, str], processes: int) -> tuple[bool, str]:
 
 def main() -> None:
     """Run the tests on each machine and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", help=f"machines, of: {', '.join(MACHINES)}")
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--only", help=f"machines, of: {', '.join(MACHINES)}; None = all")
     parser.add_argument("--processes", type=int, default=2, help="of pytest")
     args = parser.parse_args()
     names = args.only.split(",") if args.only else list(MACHINES)

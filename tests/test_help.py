@@ -19,6 +19,8 @@ FOLDERS = (
     "benchmarks",
     "research",
     "research/*",
+    "tests",
+    "tests/faults",
     "tests/parity",
 )
 SCRIPTS = [

@@ -9,7 +9,6 @@ process, or a message of more than one line. Exits with code 1 if there was a fa
 
 from __future__ import annotations
 
-import argparse
 import io
 import pickle
 import random
@@ -35,6 +34,7 @@ from tiny import make_tiny_checkpoint, make_tiny_config
 
 from models.weights import read_tensors
 from utils.base.errors import UserError
+from utils.config.command_line import ArgumentParser
 from utils.config.load import load_config
 from utils.data.embeddings import read_image_mean
 from utils.data.images import load_image
@@ -199,20 +199,18 @@ def fuzz(names: list[str], seconds: float, first_seed: int, folder: Path) -> tup
 
 def main() -> None:
     """Read damaged files in limited memory; exit with code 1 if there was a fault."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="time limit (default: 60)")
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=random.SystemRandom().randrange(10**9),
-        help="first seed (default: a random one, printed)",
-    )
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60, help="time limit")
+    parser.add_argument("--seed", type=int, help="first seed; None = a random one, printed")
     parser.add_argument("--only", action="append", default=[], help="name of a reader; repeatable")
     args = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    print(f"--seed {args.seed}", flush=True)
-    tried, faults = fuzz(args.only, args.seconds, args.seed, folder)
+    if unknown := set(args.only) - make_readers(folder).keys():
+        parser.error(f"--only {unknown.pop()}: should be among {', '.join(make_readers(folder))}")
+    seed = random.SystemRandom().randrange(10**9) if args.seed is None else args.seed
+    print(f"--seed {seed}", flush=True)
+    tried, faults = fuzz(args.only, args.seconds, seed, folder)
     print(f"{tried} files, {faults} faults")
     sys.exit(faults > 0)
 

@@ -21,16 +21,18 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers"), str(ROOT / "tests" / "faults")]
 
 from harness import Run, seeded, signal_all_within
 from training_runs import outcome, start, start_ranks
 
 from utils.base.errors import LOST_PROCESS
+from utils.config.command_line import ArgumentParser
 from utils.data.lmdb_writer import LMDBWriter
 from utils.training.checkpoint import list_checkpoints
 
 CONFIG = ROOT / "configs" / "demo" / "demo.yaml"
+TITLES = ("kill -9", "SIGTERM", "kill -9, two processes")
 STEPS_PER_KILL = 6
 MOMENTS = 8.0  # seconds after the start of a process within which it is interrupted
 
@@ -68,11 +70,9 @@ def endure(
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--kills", type=int, default=30, help="interruptions of each training (default: 30)"
-    )
-    parser.add_argument("--only", help="title of the training to run, for example SIGTERM")
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=30, help="interruptions of each training")
+    parser.add_argument("--only", choices=TITLES, help="training to interrupt; None = all")
     parser.add_argument(
         "--data", type=Path, default=ROOT / "data" / "demo" / "lmdb", help="the demo's databases"
     )
@@ -105,11 +105,8 @@ def main() -> None:
             return start_ranks(CONFIG, folder / name, *settings)
 
         failed = False
-        for title, begin, number in (
-            ("kill -9", one, signal.SIGKILL),
-            ("SIGTERM", one, signal.SIGTERM),
-            ("kill -9, two processes", two, signal.SIGKILL),
-        ):
+        how = ((one, signal.SIGKILL), (one, signal.SIGTERM), (two, signal.SIGKILL))
+        for title, (begin, number) in zip(TITLES, how, strict=True):
             if args.only not in (None, title):
                 continue
             reference, tried = folder / f"whole_{begin.__name__}", folder / title.replace(" ", "_")
