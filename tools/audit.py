@@ -31,9 +31,10 @@ import torch
 from tools.audit_page import write_audit_page
 from utils.base.files import write_json
 from utils.config.command_line import ArgumentParser, add_config_arguments
+from utils.config.parsing import folder_to_write
 from utils.config.schema import Config
 from utils.data.derived_sizes import token_grid
-from utils.evaluation.audit.material import Material, load_material
+from utils.evaluation.audit.material import Material, find_files, load_material
 from utils.evaluation.audit.measure import audit, plain_values
 from utils.evaluation.audit.written import JSON, PAGE, audit_folder
 from utils.evaluation.patch_encoder import load_patch_encoder
@@ -71,7 +72,7 @@ def parse_args() -> argparse.Namespace:
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="where to compute, e.g. cpu or cuda:1",
     )
-    add("--out", type=Path, help="folder to write into; None = audit/ beside data.root")
+    add("--out", type=folder_to_write, help="folder to write into; None = audit/ beside data.root")
     return parser.parse_intermixed_args()
 
 
@@ -93,7 +94,7 @@ def with_captions(config: Config, train: Material, clip: ClipEncoder, count: int
         return train
     images, captions = config.eval.image_dir, config.eval.caption_dir
     if images is not None and captions is not None and images.exists() and captions.exists():
-        test = load_material(config, "test", clip, count)
+        test = load_material(config, find_files(config, "test"), clip, count)
         if len(test.captioned):
             return test
     note(
@@ -120,21 +121,25 @@ def main() -> None:
         raise UserError(f"--images must be at least {LEAST}")
     words, device = given_words(args.words), usable_device(args.device)
     config = load_effective_config(args)
+    out, files = args.out or audit_folder(config), find_files(config, "train")
+    if len(files.samples) < LEAST:
+        raise UserError(
+            f"{files.folder}: holds {len(files.samples)} images; an audit needs {LEAST}"
+        )
     # They are made from latents, which come after the audit; an image and its copy need none.
     plain = config.encoders.model_copy(update={"latent_statistics": None})
     config = config.model_copy(update={"encoders": plain})
     require_encoders(config.encoders)
     clip = load_config_clip(config.encoders, device)
-    train = load_material(config, "train", clip, args.images)
+    train = load_material(config, files, clip, args.images)
     if len(train.samples) < LEAST:
         raise UserError(
-            f"{train.folder}: holds {len(train.samples)} images; an audit needs {LEAST}"
+            f"{files.folder}: {len(train.samples)} images can be read; an audit needs {LEAST}"
         )
     texts_of = with_captions(config, train, clip, args.images)
     vae, patches = load_config_autoencoder(config, device), patches_of(config, clip, device)
     found = audit(train, texts_of, vae, clip, patches, words)
 
-    out = args.out or audit_folder(config)
     values = plain_values(found, config, clip.identity, vae.identity)
     write_json(out / JSON, values)
     write_audit_page(out / PAGE, found, values, config)

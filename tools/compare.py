@@ -31,7 +31,7 @@ from matplotlib.colors import to_hex
 
 from utils.base.files import read_json_lines
 from utils.config.command_line import ArgumentParser
-from utils.config.parsing import parse_seeds
+from utils.config.parsing import file_to_write, parse_seeds
 from utils.config.schema import Config
 from utils.evaluation.html_report import (
     chart_size,
@@ -84,7 +84,7 @@ def parse_args() -> argparse.Namespace:
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="where to compute, e.g. cpu or cuda:1",
     )
-    add("--out", type=Path, default=Path("results/compare.html"), help="page to write")
+    add("--out", type=file_to_write, default=Path("results/compare.html"), help="page to write")
     return parser.parse_args()
 
 
@@ -198,17 +198,21 @@ def grids(runs: Sequence[Run]) -> tuple[list[PageImage], bool]:
     return images, len(set(steps)) > 1
 
 
-def generated_by(
-    run: Run, prompts: Sequence[Source], seeds: Sequence[int], device: str
-) -> list[str]:
-    """Generate prompts by a run's last checkpoint; return a row of images for each as data URI.
-
-    Raises UserError if the run has no checkpoint, or its network takes other conditions.
-    """
+def last_checkpoint(run: Run) -> Path:
+    """Return a run's last checkpoint; raise UserError if it has none."""
     checkpoints = list_checkpoints(run.folder / "checkpoints")
     if not checkpoints:
         raise UserError(f"{run.folder}: holds no checkpoint to sample from; leave --prompt out")
-    *_, path = checkpoints.values()
+    return checkpoints[max(checkpoints)]
+
+
+def generated_by(
+    path: Path, prompts: Sequence[Source], seeds: Sequence[int], device: str
+) -> list[str]:
+    """Generate prompts by a checkpoint; return a row of images for each as data URI.
+
+    Raises UserError if its network takes other conditions.
+    """
     generation = TextToFace.load(path, device=device).generate(list(prompts), seeds=list(seeds))
     images = np.stack([np.asarray(image) for image in generation.images])  # (P x S, H, W, 3)
     strips = np.split(images, len(prompts))
@@ -230,7 +234,8 @@ def main() -> None:
         row |= {"name": names[number], "colour": colour(number), "settings": settings}
     generated: dict[str, list[PageImage]] = {}
     if args.prompts:
-        strips = [generated_by(run, args.prompts, args.seeds, device) for run in runs]
+        paths = [last_checkpoint(run) for run in runs]  # raises before the first one is loaded
+        strips = [generated_by(path, args.prompts, args.seeds, device) for path in paths]
         for prompt, uris in zip(args.prompts, zip(*strips, strict=True), strict=True):
             generated[prompt.label] = list(zip(uris, names, strict=True))
     sample_grids, steps_differ = grids(runs)

@@ -19,6 +19,7 @@ from utils.base.script import one_line_errors
 
 # isort: split
 from utils.config.command_line import ArgumentParser
+from utils.config.parsing import file_to_write
 from utils.evaluation.training_curves import save_training_curves
 from utils.pretrained.effective_config import experiment_config, read_config
 
@@ -28,7 +29,9 @@ def main() -> None:
     """Write the plot."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a training, results/<name>")
-    parser.add_argument("--out", type=Path, help="PNG to write; None = curves.png in the folder")
+    parser.add_argument(
+        "--out", type=file_to_write, help="PNG to write; None = curves.png in the folder"
+    )
     args = parser.parse_args()
     file = experiment_config(args.run) if args.run.is_dir() else None
     steps = read_config(file).train.max_num_steps if file is not None else None

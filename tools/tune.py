@@ -42,7 +42,7 @@ from models.edm import EDMPrecond
 from utils.base.files import json_text, write_json, write_text
 from utils.base.text import aligned
 from utils.config.command_line import ArgumentParser
-from utils.config.parsing import parse_scale
+from utils.config.parsing import folder_to_write, parse_scale
 from utils.config.schema import Config
 from utils.data.derived_sizes import with_derived_sizes
 from utils.evaluation.checkpoints import Evaluation
@@ -125,7 +125,7 @@ def parse_args() -> argparse.Namespace:
         help="points that the CLIP score may fall below that of the settings before; None = any, "
         "the Fréchet distance alone chooses",
     )
-    add("--out", type=Path, help="folder to write into; None = tuned/ of the experiment")
+    add("--out", type=folder_to_write, help="folder to write into; None = tuned/ of the experiment")
     return parser.parse_intermixed_args()
 
 

@@ -18,7 +18,7 @@ from research.study.material import prepare
 from research.variety.check import check_sentences
 from research.variety.measures import PROMPTS
 from utils.config.schema import Config
-from utils.evaluation.evaluator import load_networks_and_references
+from utils.evaluation.evaluator import load_networks, load_references
 from utils.evaluation.image_set import ImageSet
 from utils.sampling.conditions import caption_conditions
 
@@ -45,9 +45,8 @@ class AvatarEvaluation(Evaluation):
         texts, self.stated = choose_captions(records)
         self.codes = codes_of(records)
         self.texts = self.clip.encode_texts(texts)
-        self.networks, self.references = load_networks_and_references(
-            config, self.device, self.clip
-        )
+        self.references = load_references(config)
+        self.networks = load_networks(config, self.references, self.device, self.clip)
         self._classifier_file, self._train_faces = classifier, data / "train"
 
     @property

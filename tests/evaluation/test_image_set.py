@@ -9,7 +9,7 @@ import torch
 from tiny import DIM, RESOLUTION, make_tiny_config
 
 from utils.base.errors import UserError
-from utils.evaluation.evaluator import load_networks_and_references
+from utils.evaluation.evaluator import load_networks, load_references
 from utils.evaluation.feature_networks import ClipFeatures, FeatureNetwork, Outputs
 from utils.evaluation.feature_store import FeatureBlocks
 from utils.evaluation.frechet import frechet_distance
@@ -190,13 +190,14 @@ def test_more_references_bring_their_networks(tmp_path: Path, clip):
     save_stats(config.eval.ref_path, Reference(np.zeros(DIM), np.eye(DIM), network=clip.identity))
     unnamed = tmp_path / "unnamed.npz"
     save_stats(unnamed, Reference(np.zeros(3), np.eye(3)))
-    networks, (reference,) = load_networks_and_references(config)
+    (reference,) = load_references(config)
+    networks = load_networks(config, [reference])
     assert [network.name for network in networks] == [clip.identity]
     assert reference.path == config.eval.ref_path
     for path, message in ((unnamed, "does not name"), (reference.path, "two references")):
         changed = config.eval.model_copy(update={"more_ref_paths": [path]})
         with pytest.raises(UserError, match=message):
-            load_networks_and_references(config.model_copy(update={"eval": changed}))
+            load_networks(config, load_references(config.model_copy(update={"eval": changed})))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -154,11 +155,17 @@ def test_without_captions_words_are_shown_unverified(run, faces, capsys):
 
 
 def test_mistakes_are_one_line(run, faces, capsys, tmp_path):
-    images = faces / "train" / "images"
+    # Files come first: a CLIP that is missing is not named before them.
+    images, no_clip = faces / "train" / "images", "encoders.clip=nowhere/clip"
+    (tmp_path / "few").mkdir()
+    shutil.copy(images / "000003.png", tmp_path / "few")
     cases = [
         ((None, None), "data.image_dir: not set"),
-        ((tmp_path / "none", None), "none: there is no image folder"),
-        ((images, tmp_path / "none"), "none: there is no caption folder"),
+        ((tmp_path / "none", None, no_clip), "none: there is no image folder"),
+        ((tmp_path / "few", None, no_clip), "few: holds 1 images; an audit needs 8"),
+        ((images, tmp_path / "none", no_clip), "none: there is no caption folder"),
+        ((images, None, no_clip, "--out", images / "000003.png"), "000003.png: is a file; name"),
+        ((images, None, no_clip), "encoders.clip: no CLIP at nowhere"),
         ((images, None, "--images", 2), "--images must be at least 8"),
         ((images, None, "--words", tmp_path / "none.txt"), "none.txt: cannot be read"),
     ]

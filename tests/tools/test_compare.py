@@ -132,6 +132,10 @@ def test_an_evaluation_against_another_reference_is_left_out_and_named(
         (lambda folder, run: [run, folder / "clip"], "holds no run: neither config.yaml nor"),
         (lambda folder, run: [run, without(run, "metrics.jsonl")], "bare: holds no metrics"),
         (lambda folder, run: [run, without(run), "--prompt", "x"], "holds no checkpoint to sample"),
+        (
+            lambda folder, run: [run, without(run), "--out", folder],
+            "is a folder; name a file in it",
+        ),
         (lambda folder, run: [run, run, "--prompt", " "], "the prompt is empty"),
     ],
 )

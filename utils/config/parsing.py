@@ -24,6 +24,20 @@ def path_or_none(text: str) -> Path | None:
     return None if text == "None" else Path(os.path.expanduser(text))
 
 
+def folder_to_write(text: str) -> Path:
+    """Return the path of a folder of results; raise UserError if a file is in its place."""
+    if Path(text).is_file():
+        raise UserError(f"{text}: is a file; name a folder (--out)")
+    return Path(text)
+
+
+def file_to_write(text: str) -> Path:
+    """Return the path of a file of results; raise UserError if a folder is in its place."""
+    if Path(text).is_dir():
+        raise UserError(f"{text}: is a folder; name a file in it")
+    return Path(text)
+
+
 def step_or_none(text: str) -> int | None:
     """Return a training step, or None for the word None; raise UserError for other texts."""
     if text == "None":

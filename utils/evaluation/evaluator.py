@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +59,10 @@ class Evaluator:
             if self.captions is not None:
                 check_test_captions(config, self.captions)
         require_encoders(config.encoders)
+        load_config_prior(config, None)  # faults that need no CLIP come before one is loaded
+        self.references = load_references(config)
         self.clip = load_config_clip(config.encoders, device)
-        self.networks, self.references = load_networks_and_references(config, device, self.clip)
+        self.networks = load_networks(config, self.references, device, self.clip)
         self.network, self.reference = self.networks[0], self.references[0]
         if self.captions is not None:
             made_by = self.captions.info.meta.get("encoder", self.clip.identity)
@@ -109,32 +111,39 @@ class Evaluator:
         return images.metrics(self.references)
 
 
-def load_networks_and_references(
-    config: Config, device: torch.device | str = "cpu", clip: ClipEncoder | None = None
-) -> tuple[list[FeatureNetwork], list[Reference]]:
-    """Load the feature networks of a config, and a reference for each.
-
-    The first are `eval.feature_network` and `eval.ref_path`. Those of `eval.more_ref_paths` follow;
-    their files name the network. `clip`: the config's CLIP, if it is loaded already. Raises
-    UserError if a file is missing or does not fit.
-    """
-    resolution = config.data.resolution
-    networks = [load_feature_network(config, device, clip)]
+def load_references(config: Config) -> list[Reference]:
+    """Load `eval.ref_path` and `eval.more_ref_paths`; raise UserError if a file is missing."""
     references = [load_stats(_required(config.eval.ref_path, "eval.ref_path"), config.words)]
     for path in config.eval.more_ref_paths:
-        reference = load_stats(path, config.words)
-        if reference.network is None:
+        references.append(load_stats(path, config.words))
+        if references[-1].network is None:
             raise UserError(
                 f"{path}: does not name its feature network, so it can only be eval.ref_path"
             )
+    return references
+
+
+def load_networks(
+    config: Config,
+    references: Sequence[Reference],
+    device: torch.device | str = "cpu",
+    clip: ClipEncoder | None = None,
+) -> list[FeatureNetwork]:
+    """Load the feature network of each of a config's references.
+
+    The first one is `eval.feature_network`; the files of all others name theirs. `clip`: the
+    config's CLIP, if it is loaded already. Raises UserError if one does not fit its reference.
+    """
+    networks = [load_feature_network(config, device, clip)]
+    for reference in references[1:]:
+        assert reference.network is not None  # load_references has raised otherwise
         networks.append(load_feature_network(config, device, clip, kind_of(reference.network)))
-        references.append(reference)
     for network, reference in zip(networks, references, strict=True):
-        check_comparable(reference, network.name, resolution)
+        check_comparable(reference, network.name, config.data.resolution)
     kinds = [kind_of(network.name) for network in networks]
     if len(set(kinds)) < len(kinds):
         raise UserError(f"eval.more_ref_paths: two references of the network {kinds[-1]}")
-    return networks, references
+    return networks
 
 
 def _required(path: Path | None, key: str) -> Path:

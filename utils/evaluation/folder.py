@@ -22,6 +22,7 @@ from utils.base.launch import join_processes
 from utils.base.processes import is_main_process, main_process_only
 from utils.base.progress import progress
 from utils.base.text import aligned
+from utils.config.parsing import file_to_write
 from utils.config.schema import Config
 from utils.data.captions import load_captions
 from utils.data.image_batches import NpzImages, image_batches
@@ -53,7 +54,7 @@ def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
         choices=get_args(FeatureNetworkKind),
         help="network of references that do not name theirs; None = eval.feature_network",
     )
-    add("--metrics_out", type=Path, help="JSON file to write the metrics to")
+    add("--metrics_out", type=file_to_write, help="JSON file to write the metrics to")
 
 
 def report_folder(args: argparse.Namespace, config: Config) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -69,11 +69,19 @@ class Material:
         return torch.tensor([bool(lines) for lines in self.captions]).nonzero()[:, 0]
 
 
-def load_material(config: Config, split: SplitName, clip: ClipEncoder, count: int) -> Material:
-    """Read `count` random images of a split, and the embeddings of these or of up to MOST images.
+class Files(NamedTuple):
+    """The image files of a split."""
 
-    The embeddings come from the config's database if it holds those of this CLIP and of these
-    images. Raises UserError if the config names no images, or if they are not there.
+    split: SplitName
+    folder: Path
+    samples: list[Sample]
+
+
+def find_files(config: Config, split: SplitName) -> Files:
+    """Return the images of a split.
+
+    Raises UserError if the config names no images, or if they or the folder of the captions that
+    it names are not there.
     """
     key = KEYS[split]["images"]
     folder = config_value(config, key)
@@ -84,6 +92,19 @@ def load_material(config: Config, split: SplitName, clip: ClipEncoder, count: in
         samples = [
             samples[i] for i in choose([s.file_name for s in samples], read_names(names), names)
         ]
+    captions = config_value(config, KEYS[split]["captions"])
+    if captions is not None:
+        captions_where_there([], captions)  # raises
+    return Files(split, folder, samples)
+
+
+def load_material(config: Config, files: Files, clip: ClipEncoder, count: int) -> Material:
+    """Read `count` random images of a split, and the embeddings of these or of up to MOST images.
+
+    The embeddings come from the config's database if it holds those of this CLIP and of these
+    images. Raises UserError if captions cannot be read, or if no image can.
+    """
+    split, folder, samples = files
     total, generator = len(samples), torch.Generator().manual_seed(0)
     found = _from_database(config_value(config, KEYS[split]["clip_img"]), clip, folder, samples)
     if found is not None:
@@ -97,11 +118,12 @@ def load_material(config: Config, split: SplitName, clip: ClipEncoder, count: in
     if found is None:
         samples = [samples[i] for i in pixels.indices.tolist()]
         pixels = Pixels(torch.arange(len(samples)), *list(vars(pixels).values())[1:])
-        embeddings = embed(clip, pixels.crops, f"CLIP, {split} images")
     captions_in = config_value(config, KEYS[split]["captions"])
     captions: list[list[str]] = [[] for _ in samples]
     if captions_in is not None:
         captions = captions_where_there(samples, captions_in)
+    if found is None:
+        embeddings = embed(clip, pixels.crops, f"CLIP, {split} images")
     return Material(split, folder, total, samples, embeddings, captions, pixels)
 
 
