@@ -172,7 +172,8 @@ def main() -> None:
     """Train, or export a checkpoint, as the command line says."""
     args = parse_args(__doc__)
     if (out := args.export or args.export_adapter) and not args.ckpt_path:
-        raise UserError(f"--export {out}: name the checkpoint to export with --ckpt_path")
+        flag = "--export" if args.export else "--export_adapter"
+        raise UserError(f"{flag} {out}: name the checkpoint to export with --ckpt_path")
     if args.export_adapter:
         if args.export or args.adapter:
             raise UserError("--export_adapter: takes no --export or --adapter beside it")

@@ -289,7 +289,8 @@ def test_a_run_from_a_checkpoint_takes_its_settings(finished, tmp_path, monkeypa
     [
         (["data.root=null"], "data.root: required"),
         (["--num_process_per_node", "0"], "--num_process_per_node"),
-        (["--export", "x.safetensors"], "--ckpt_path"),
+        (["--export", "x.safetensors"], "--export x.safetensors: name the checkpoint to export"),
+        (["--export_adapter", "x.safetensors"], "--export_adapter x.safetensors: name the check"),
         (["--export", "x.safetensors", "--ckpt_path", "nothing.pt"], "nothing.pt does not exist"),
     ],
 )
