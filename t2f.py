@@ -49,7 +49,7 @@ from utils.base.script import one_line_errors
 from models.choices import Solver
 from utils.base.progress import progress
 from utils.config.command_line import ArgumentParser, Once, add_config_arguments
-from utils.config.parsing import parse_scale, parse_seeds
+from utils.config.parsing import folder_to_write, parse_scale, parse_seeds
 from utils.data.images import find_unreadable
 from utils.sampling.editing import Edit, sentence_pairs
 from utils.sampling.prompts import Row, arrange, image_prompt, read_prompts, text_prompt
@@ -105,7 +105,7 @@ def parse_args() -> argparse.Namespace:
     add_config_arguments(parser, instead="the one in the checkpoint; published ones hold none")
     add(
         "--out",
-        type=Path,
+        type=folder_to_write,
         help="folder to write into; None = samples/ and the first label, with a number if that "
         "holds another run",
     )
@@ -114,14 +114,14 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_intermixed_args()
     edit = edit_of(args)
     require_effect(args, edit)
+    if args.negative is not None:
+        text_prompt(args.negative, "negative")  # raises
     if args.ckpt is None:
         args.ckpt = Path(DEMO_STUDENT if args.preset == "instant" else DEMO)
     if args.num is None:
         args.num = 1 if edit else 16
     if args.num < 1 or args.batch_size < 1:
         raise UserError("--num and --batch_size must be at least 1")
-    if args.out and args.out.is_file():
-        raise UserError(f"{args.out}: is a file; name a folder (--out)")
     return args
 
 

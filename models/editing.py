@@ -133,6 +133,7 @@ class AgainstCondition(EDMPrecond):
     def __init__(self, denoiser: EDMPrecond, negative: Tensor) -> None:
         """negative: (D,). Both denoisers share one network."""
         super().__init__(denoiser.model, denoiser.sigma_data, denoiser.distilled_sigmas)
+        self.adapters = denoiser.adapters
         self.register_buffer("negative", negative, persistent=False)
 
     def forward(

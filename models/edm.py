@@ -21,6 +21,7 @@ class EDMPrecond(nn.Module):
         variance if it is right.
     distilled_sigmas: the noise levels for which the network was distilled; see
         models/distillation.py. None = it denoises at any sigma.
+    adapters: names of the adapters that its weights hold.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class EDMPrecond(nn.Module):
         self.model = model
         self.sigma_data = sigma_data
         self.distilled_sigmas = None if distilled_sigmas is None else tuple(distilled_sigmas)
+        self.adapters: tuple[str, ...] = ()
 
     def forward(
         self,

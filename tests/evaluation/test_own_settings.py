@@ -135,6 +135,11 @@ def test_another_file_of_the_same_name_is_noted(evaluate, config, tmp_path, caps
     [
         (["--experiment_dir", "nowhere"], "nowhere: holds no config.yaml, and no checkpoint"),
         (["--ckpt", "nowhere.pt"], "nowhere.pt does not exist"),
+        (
+            ["--ckpt", "README.md"],
+            "README.md is not a checkpoint, the .pt file of a training; name",
+        ),
+        (["--ckpt", "docs"], "docs: is no release folder"),
         (["--ckpt", "x.pt", "--experiment_dir", "y"], "exclude each other"),
         (["--ckpt", "x.pt", "--ckpt_ids", "3"], "--ckpt names one file; leave --ckpt_ids"),
         ([], "results/demo/checkpoints: holds no checkpoints"),

@@ -278,7 +278,9 @@ def test_the_command_line_makes_the_same_images(
     [
         ({"strength": 1.5}, "strength is 1.5; should be from 0 to 1"),
         ({"prompts": ["a hat"], "add": ["a hat"]}, "give one or the other"),
-        ({"add": [" "]}, "the prompt is empty"),
+        ({"add": [" "]}, "add is empty"),
+        ({"vary": [""]}, "vary is empty"),
+        ({"add": ["a hat"], "interpolate": 10**9}, "at least 2 rows and at most 1000000"),
         ({"prompts": ["a hat"], "interpolate": 3}, "to its change by add"),
         ({"mask": Image.new("L", (30, 30))}, "is black"),
         ({"mask": Image.new("L", (30, 20), 255)}, "30 x 20 pixels, and the image 32 x 32"),

@@ -1,8 +1,11 @@
 """t2f.py: from sentences and images to images."""
 
+import hashlib
 import itertools
 import json
 import sys
+import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +151,10 @@ def test_a_note_names_the_long_prompt_that_is_cut(run, capsys):
         ([], "say what to generate"),
         (["--prompt", "  "], "the prompt is empty"),
         (["--prompts_file", "none.txt"], "none.txt: cannot be read"),
-        (["--prompt", "x", "--ckpt", "none.pt"], "none.pt does not exist"),
+        (
+            ["--prompt", "x", "--ckpt", "none.pt"],
+            "none.pt does not exist; name a checkpoint (.pt, ",
+        ),
         (["--prompt", "x", "--num", 0], "--num and --batch_size must be at least 1"),
         (
             ["--prompt", "x", "--num_steps", 0],
@@ -175,7 +181,9 @@ def test_a_note_names_the_long_prompt_that_is_cut(run, capsys):
         (["--prompt", "x", "--seeds", "5-1"], "should look like 0-63,100"),
         (["--prompt", "x", "--device", "toaster"], "--device toaster"),
         (["--image", "none.png"], "none.png: there is no image of this name; check the path"),
+        (["--prompt", "x", "--negative", " "], "negative is empty; say what to generate"),
         (["--image", "tests"], "tests: is a folder; name an image in it"),
+        (["--image", ""], "image: its path is empty; name an image"),
         (["--image", "README.md"], "README.md: unreadable image (of no known format); repair or"),
         (
             ["--prompt", "x", "--prompt", "y", "--mix", "1"],
@@ -187,6 +195,7 @@ def test_a_note_names_the_long_prompt_that_is_cut(run, capsys):
         (["--prompt", "x", "--prompt", "y", "--mix", "nan,1"], "should be numbers"),
         (["--prompt", "x", "--interpolate", 3], "between two prompts or images, not 1"),
         (["--prompt", "x", "--prompt", "y", "--interpolate", 1], "should be at least 2"),
+        (["--prompt", "x", "--prompt", "y", "--interpolate", 10**9], "and at most 1000000"),
         (
             ["--prompt", "x", "--prompt", "y", "--interpolate", 3, "--mix", "1,1"],
             "mix and interpolate exclude each other",
@@ -201,6 +210,30 @@ def test_an_empty_prompts_file_gives_one_clear_line(run, capsys, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n \n")
     line = error_of(run, capsys, "--prompts_file", tmp_path / "prompts.txt")
     assert "prompts.txt: holds no prompt" in line
+
+
+def write_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images/0.png", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("face.png", Image.new("RGB", (8, 8)).save, "is not a checkpoint, the .pt file of a"),
+        ("face.pt", partial(Image.new("RGB", (8, 8)).save, format="PNG"), "is not a checkpoint"),
+        ("notes.txt", lambda path: path.write_text("data: x"), "is not a checkpoint"),
+        ("images.zip", write_zip, "is not a checkpoint"),
+        ("images.pt", write_zip, "is not a checkpoint"),
+        ("empty.txt", Path.touch, "empty.txt is empty"),
+        ("images", Path.mkdir, "images: is no release folder"),
+    ],
+)
+def test_a_file_that_is_no_network_is_called_so(run, capsys, tmp_path, name, write, message):
+    write(tmp_path / name)
+    line = error_of(run, capsys, "--prompt", "x", "--ckpt", tmp_path / name)
+    assert message in line
+    assert "; name a checkpoint (.pt, .safetensors), or a folder that train_latent_t2f.py" in line
 
 
 def test_missing_encoders_give_one_clear_line(run, capsys, tmp_path):
@@ -288,9 +321,11 @@ def test_rows_come_in_the_order_of_prompts_and_images(run, face):
     texts = [Image.open(out / f"0{row}_001.png").text for row in range(3)]
     assert [text.get("prompt") for text in texts] == ["red hair", None, "a hat"]
     assert [text.get("image") for text in texts] == [None, str(face), None]
+    digest = hashlib.sha256(Path(face).read_bytes()).hexdigest()[:8]
+    assert [text.get("image_hash") for text in texts] == [None, digest, None]
     grid = Image.open(out / "grid.png").text
     assert grid["prompt"] == "red hair\na hat"
-    assert grid["image"] == str(face)
+    assert (grid["image"], grid["image_hash"]) == (str(face), digest)
 
 
 def test_the_image_decides_the_image(run, face, tmp_path):
@@ -321,6 +356,7 @@ def test_a_mixture_is_one_row_and_says_its_weights(run, face):
         {"prompt": "a hat", "weight": pytest.approx(0.7)},
     ]
     assert (text["prompt"], text["image"]) == ("a hat", str(face))
+    assert len(text["image_hash"]) == 8
     rows = [json.loads(line) for line in Image.open(out / "grid.png").text["mix"].splitlines()]
     assert [row[0]["weight"] for row in rows] == pytest.approx([0.3, 0.5])
 

@@ -1,6 +1,7 @@
 """Trainings of a few weights beside those of a base, their files, and what starts from another."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import get_args
@@ -8,6 +9,7 @@ from typing import get_args
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import (
     DIM,
@@ -26,7 +28,7 @@ from train_latent_t2f import train
 from utils.base.errors import UserError
 from utils.config.load import load_config
 from utils.pretrained.checkpoint_files import load_checkpoint
-from utils.pretrained.denoisers import load_denoiser
+from utils.pretrained.denoisers import export_safetensors, load_denoiser
 from utils.release.adapter import export_adapter
 from utils.release.folder import export_folder
 from utils.release.pipeline import TextToFacePipeline
@@ -200,6 +202,30 @@ def test_adapters_add_up_by_their_amounts(trained, base, tmp_path):
     for name, tensor in mixture.items():
         changes = 0.25 * (lora[name] - plain[name]) - 0.5 * (difffit[name] - plain[name])
         torch.testing.assert_close(tensor, plain[name] + changes)
+
+
+@pytest.mark.parametrize("amount", ["1e30", "-10.5", "inf"])
+def test_a_weight_beyond_use_is_refused_by_the_name_of_its_adapter(trained, base, tmp_path, amount):
+    export_adapter(trained("lora") / LAST, tmp_path / "lora.safetensors")
+    given = f"{tmp_path / 'lora.safetensors'}:{amount}"
+    with pytest.raises(UserError, match=rf"--adapter .*{re.escape(given)}: .* from -10 to 10"):
+        load_denoiser(base, adapters=[given])
+
+
+def test_images_that_an_adapter_breaks_are_refused_by_its_name(trained, base, tmp_path):
+    export_adapter(trained("lora") / LAST, tmp_path / "lora.safetensors")
+    weights = load_file(tmp_path / "lora.safetensors")
+    with safe_open(tmp_path / "lora.safetensors", "pt") as file:
+        about = file.metadata()
+    broken = {name: torch.full_like(tensor, 6e4) for name, tensor in weights.items()}
+    save_file(broken, tmp_path / "huge.safetensors", metadata=about)
+    given = f"{tmp_path / 'huge.safetensors'}:10"
+    faces = TextToFace.load(base, device="cpu", adapters=[given])
+    for negative in (None, "a beard"):
+        with pytest.raises(UserError, match=f"infinite latents; .*weight of {re.escape(given)}"):
+            faces.generate("a face", num_steps=2, freedom=0, cfg_scale=2, negative=negative)
+    with pytest.raises(UserError, match=f"float16: bring the weight of {re.escape(given)}"):
+        export_safetensors(base, tmp_path / "x.safetensors", adapters=[given])
 
 
 def test_an_adapter_beside_another_network_is_refused_with_both_names(trained, tmp_path):

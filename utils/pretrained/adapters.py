@@ -21,6 +21,8 @@ from utils.pretrained.checkpoint_files import open_safetensors
 
 FILE = "adapter_model.safetensors"  # in a folder, as peft has it
 PREFIX = "base_model.model."  # of all names, as peft has it
+# Ten times the change that was trained; more is a slip of the pen, e.g. 70 for 0.7.
+MOST = 10.0
 
 
 class Adapter(NamedTuple):
@@ -42,8 +44,13 @@ def read_adapter(given: str | Path) -> Adapter:
             weight = float(amount)
         except ValueError:
             weight = math.nan
-        if not math.isfinite(weight):
+        if math.isnan(weight):
             raise UserError(f"--adapter {given}: '{amount}' is no number; write e.g. {name}:0.7")
+        if abs(weight) > MOST:
+            raise UserError(
+                f"--adapter {given}: the weight should be from {-MOST:g} to {MOST:g}; 1 is the "
+                f"adapter as it was trained, write e.g. {name}:0.7"
+            )
     path = path.expanduser()
     file = path / FILE if path.is_dir() else path
     if file.suffix != ".safetensors" or not file.is_file():

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from utils.pretrained.encoder_paths import find_encoders
 
 VERSION = 1
 ZIP_MAGIC = b"PK\x03\x04"
+NO_CHECKPOINT = "is not a checkpoint, the .pt file of a training"
 
 
 def checkpoint_fault(path: Path, verify: bool = False) -> str | None:
@@ -40,23 +41,22 @@ def checkpoint_fault(path: Path, verify: bool = False) -> str | None:
     `verify` compares all checksums in the file, which takes as long as reading it.
     """
     if not path.is_file():
-        return "does not exist"
+        return "is a folder, and no checkpoint" if path.is_dir() else "does not exist"
     with open(path, "rb") as file:
         start = file.read(len(ZIP_MAGIC))
     if start != ZIP_MAGIC:
-        return "is empty" if not start else "is not a checkpoint, the .pt file of a training"
+        return NO_CHECKPOINT if start else "is empty"
     if not zipfile.is_zipfile(path):
         return "is truncated"
-    if verify:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                broken = archive.testzip()
-        # The last two: a name that is no text, a method of packing that does not exist.
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError) as error:
-            return f"is damaged ({one_line(error)})"
-        if broken:
-            return f"is damaged (in {broken})"
-    return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names, broken = archive.namelist(), archive.testzip() if verify else None
+    # The last two: a name that is no text, a method of packing that does not exist.
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError) as error:
+        return f"is damaged ({one_line(error)})"
+    if broken:
+        return f"is damaged (in {broken})"
+    return None if any(name.endswith("/data.pkl") for name in names) else NO_CHECKPOINT
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -157,6 +157,7 @@ def load_weights(
     source: Path,
     assign: bool = False,
     strict: bool = True,
+    remedy: Callable[[], str] = lambda: "take another file",
 ) -> tuple[list[str], list[str]]:
     """Copy named weights into a network; return the missing names and the unknown names.
 
@@ -164,6 +165,7 @@ def load_weights(
         source: the file that the weights come from, for messages.
         assign: make the weights the network's own tensors instead of copying them.
         strict: raise UserError for missing and unknown names; otherwise only if all are missing.
+        remedy: says what the user can do if they do not fit.
 
     Raises UserError if a weight's shape differs, or one holds NaN or infinite numbers.
     """
@@ -183,7 +185,8 @@ def load_weights(
         if names
     ]
     if faults:
-        raise UserError(f"{source} does not fit the configured model: it {'; it '.join(faults)}")
+        lines = "; it ".join(faults)
+        raise UserError(f"{source} does not fit the configured model: it {lines}; {remedy()}")
     require_finite(weights, source, "its training has diverged: name an earlier checkpoint")
     network.load_state_dict(weights, assign=assign, strict=strict)
     return missing, unknown
@@ -241,6 +244,8 @@ def open_safetensors(path: Path) -> Iterator[Any]:
     """Open a safetensors file; raise UserError if it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; name a file, e.g. of results/demo/checkpoints")
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty; copy it again")
     with (
         refusing(f"{path} is damaged or not a safetensors file"),
         safe_open(path, framework="pt") as file,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from models.adapters import adapt
 from models.backbone import Architecture
 from models.edm import EDMPrecond, build_denoiser
 from utils.base.errors import UserError
-from utils.base.files import write_whole
+from utils.base.files import json_text, write_whole
 from utils.base.finite import require_finite
 from utils.config.load import config_from_dict
 from utils.config.schema import Config
@@ -22,6 +23,9 @@ from utils.config.sections import Model
 from utils.pretrained.adapters import with_adapters
 from utils.pretrained.checkpoint_files import load_weights, read_weights
 from utils.pretrained.encoder_paths import shareable_encoders
+
+UNSHAPED = ("cond_init_std", "mlp")  # options of which no weight depends
+KEYS = {"img_size": "in_size", "cond_dim": "num_classes"}  # of `model`, where names differ
 
 
 def denoiser_arguments(config: Config) -> dict[str, Any]:
@@ -60,16 +64,42 @@ def adapted_denoiser(config: Config) -> EDMPrecond:
     return denoiser
 
 
-def denoiser_with(weights: Mapping[str, torch.Tensor], config: Config, source: Path) -> EDMPrecond:
+def denoiser_with(
+    weights: Mapping[str, torch.Tensor], config: Config, source: Path, stored: Config | None
+) -> EDMPrecond:
     """Build the configured network with the given weights in float32.
 
-    `source` is the weights' file, for messages. Raises UserError if the weights do not fit.
+    source: the weights' file, for messages. stored: the configuration in it, or None.
+    Raises UserError if the weights do not fit.
     """
     # On the meta device, no time is lost on initialising weights that are replaced.
     with torch.device("meta"):
         denoiser = denoiser_from_config(config)
-    load_weights(denoiser, {n: w.float() for n, w in weights.items()}, source, assign=True)
+    weights = {name: weight.float() for name, weight in weights.items()}
+    load_weights(denoiser, weights, source, assign=True, remedy=partial(fitting, denoiser, stored))
     return denoiser
+
+
+def fitting(denoiser: EDMPrecond, stored: Config | None) -> str:
+    """Return which keys make a denoiser the network of the configuration that a file holds."""
+    if stored is None:
+        return "it holds no configuration: set the keys of `model` as they were in its training"
+    with torch.device("meta"):
+        theirs = denoiser_from_config(stored).model
+    here, there = denoiser.model.architecture, theirs.architecture
+    is_same = {"mae_loss_coef": bool(here.mae_loss_coef) == bool(there.mae_loss_coef)}  # 0 or not
+    keys = {
+        KEYS.get(name, name): value
+        for name, value in vars(there).items()
+        if not is_same.get(name, name in UNSHAPED or getattr(here, name) == value)
+    }
+    if type(theirs) is not type(denoiser.model) or keys.keys() - Model.model_fields.keys():
+        keys = {"model_type": stored.model.model_type, **keys}
+    values = {n: v if isinstance(v, str) else json_text(v) for n, v in keys.items()}
+    texts = [f"model.{n}={v}" for n, v in values.items() if n in Model.model_fields]
+    if not texts:
+        return "its own configuration describes this model: the file was changed, copy it again"
+    return f"its own configuration has {' '.join(texts)}: set these keys, or leave --config out"
 
 
 def check_sigma_data(trained: float, configured: float, source: Path) -> None:
@@ -131,17 +161,26 @@ def load_denoiser(
     config = config or stored
     if config is None:
         raise UserError(f"{path} holds no configuration; give the one it was trained with")
-    denoiser = denoiser_with(with_adapters(weights, adapters, path), config, path)
+    denoiser = denoiser_with(with_adapters(weights, adapters, path), config, path, stored)
+    denoiser.adapters = tuple(map(str, adapters))
     return denoiser.to(device).eval().requires_grad_(False), config
 
 
 def in_precision(
-    weights: Mapping[str, torch.Tensor], dtype: torch.dtype, source: object
+    weights: Mapping[str, torch.Tensor],
+    dtype: torch.dtype,
+    source: object,
+    adapters: Sequence[str | Path] = (),
 ) -> dict[str, torch.Tensor]:
-    """Return weights in another type; raise UserError if one of `source` is beyond its range."""
+    """Return weights in another type; raise UserError if one of `source` is beyond its range.
+
+    adapters: that are in the weights, for the message.
+    """
     converted = {name: tensor.to(dtype).contiguous() for name, tensor in weights.items()}
-    remedy = f"it is beyond the range of {dtype}: the training has diverged; take an earlier one"
-    require_finite(converted, source, remedy)
+    remedy = "the training has diverged; take an earlier one"
+    if adapters:
+        remedy = f"bring the weight of {', '.join(map(str, adapters))} nearer to 0"
+    require_finite(converted, source, f"it is beyond the range of {dtype}: {remedy}")
     return converted
 
 
@@ -164,11 +203,11 @@ def export_safetensors(
         raise UserError(f"{checkpoint} holds no configuration and cannot be exported")
     config = config_from_dict(config.to_dict(), str(checkpoint), overrides)
     weights = with_adapters(weights, adapters, checkpoint)
-    denoiser_with(weights, config, checkpoint)  # raises if the weights do not fit
+    denoiser_with(weights, config, checkpoint, config)  # raises if the weights do not fit
     values, local = shareable_encoders(config.to_dict())
     values["sampling"]["preview"] = None  # of the training's grids
     config = config_from_dict(values, str(checkpoint))
-    half = in_precision(weights, torch.float16, checkpoint)
+    half = in_precision(weights, torch.float16, checkpoint, adapters)
     metadata = {"config": config.to_yaml(), "source": checkpoint.name}
     write_whole(out, lambda temporary: save_file(half, temporary, metadata=metadata))
     return local

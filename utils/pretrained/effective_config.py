@@ -32,6 +32,10 @@ CHECKPOINTS = (".pt", ".safetensors")
 INDEX = "model_index.json"  # the file by which diffusers knows a pipeline's folder
 CONFIG = "settings/config.yaml"
 WEIGHTS = "denoiser/diffusion_pytorch_model.safetensors"
+EXPECTED = (
+    "name a checkpoint (.pt, .safetensors), or a folder that train_latent_t2f.py --export has "
+    "written"
+)
 HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -54,12 +58,11 @@ def find_network(source: str | Path) -> Network:
     if not path.exists() and not is_file_name and HUB_NAME.fullmatch(str(source)):
         path = fetched_release(str(source))
     if not path.is_dir():
+        if path.suffix != ".safetensors" and (fault := checkpoint_fault(path)):
+            raise UserError(f"{source} {fault}; {EXPECTED}")
         return Network(path, path)
     if not (path / INDEX).is_file():
-        raise UserError(
-            f"{source}: is no release folder, as it holds no {INDEX}; name a checkpoint (.pt, "
-            ".safetensors), or a folder that train_latent_t2f.py --export has written"
-        )
+        raise UserError(f"{source}: is no release folder, as it holds no {INDEX}; {EXPECTED}")
     for name in (INDEX, CONFIG, WEIGHTS):
         if not (path / name).is_file():
             raise UserError(f"{source}: its file {name} is missing; copy the whole folder again")
@@ -79,7 +82,8 @@ def read_config(
     configuration.
     """
     path = Path(path)
-    if path.suffix not in CHECKPOINTS and not is_release_config(path):
+    is_checkpoint = path.suffix in CHECKPOINTS or checkpoint_fault(path) is None
+    if not is_checkpoint and not is_release_config(path):
         return load_config(path, overrides, require, flags).asked_by(path, overrides)
     values = release_values(path) if is_release_config(path) else stored_config(path)
     if values is None:
@@ -109,12 +113,13 @@ def config_file(
 ) -> str:
     """Return the file whose configuration counts: the given one, or else that of what is named.
 
-    Without all three it is the demo's. Raises UserError if the experiment has no configuration.
+    Without all three it is the demo's. Raises UserError if the experiment has no configuration, or
+    if `checkpoint` is none.
     """
     if given is not None:
         return given
     if experiment is None:
-        return DEFAULT_CONFIG if checkpoint is None else str(checkpoint)
+        return DEFAULT_CONFIG if checkpoint is None else str(find_network(checkpoint).config)
     found = experiment_config(experiment)
     if found is None:
         raise UserError(

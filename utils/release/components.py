@@ -57,7 +57,7 @@ class Denoiser(ModelMixin, EDMPrecond, ConfigMixin):  # type: ignore[misc]
         """Return a denoiser with the weights of another one in a precision."""
         with torch.device("meta"):
             made = cls(denoiser_arguments(config))
-        weights = in_precision(denoiser.state_dict(), dtype, "the network")
+        weights = in_precision(denoiser.state_dict(), dtype, "the network", denoiser.adapters)
         made.load_state_dict(weights, assign=True)
         return made.requires_grad_(False).eval()
 

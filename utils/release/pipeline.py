@@ -95,7 +95,6 @@ class TextToFacePipeline(DiffusionPipeline):
             denoiser=denoiser, vae=vae, clip=clip, settings=settings, scheduler=scheduler
         )
         self._made: tuple[Any, TextToFace] | None = None
-        self.adapters: list[str] = []
         self._base: dict[str, torch.Tensor] = {}  # the weights that adapters have changed
 
     @classmethod
@@ -182,7 +181,6 @@ class TextToFacePipeline(DiffusionPipeline):
             solve = None if self.scheduler is None else solve_with(self.scheduler)
             source = str(self.config.get("_name_or_path", "pipeline"))
             self._made = key, TextToFace(self.denoiser, vae, clip, config, source, solve)
-            self._made[1].adapters = self.adapters
         return self._made[1]
 
     def load_adapters(self, *files: str | Path) -> None:
@@ -202,7 +200,7 @@ class TextToFacePipeline(DiffusionPipeline):
         self._base = {name: weights[name].clone() for name in changed}
         network.load_state_dict(changed, strict=False)
         self._made = None
-        self.adapters = [str(file) for file in files]
+        network.adapters = tuple(map(str, files))
 
     def save_pretrained(self, *place: Any, **options: Any) -> None:
         """Write a release folder; it carries the code, and loads without this project.

@@ -23,11 +23,10 @@ from models.edm import EDMPrecond
 from models.embedding_prior import EmbeddingPrior
 from models.samplers import Denoise, SamplerSettings, guided, invert, last_part, sample
 from utils.base.errors import UserError, note, refusing
-from utils.data.archive_files import read_bytes
 from utils.data.image_metadata import ORIENTATION
 from utils.data.images import center_crop, load_image, opened_image, upright_rgb
 from utils.sampling.generate import Solve
-from utils.sampling.prompts import Row, Source, as_source, digest, text_prompt
+from utils.sampling.prompts import MAX_IMAGES, Row, Source, as_source, text_prompt
 from utils.sampling.traits import PERSON, varied
 
 if TYPE_CHECKING:
@@ -85,13 +84,18 @@ class Edit:
                 "a prompt replaces the image's own embedding, which add, remove, from, to and vary "
                 "change: give one or the other"
             )
-        if self.interpolate is not None and not (self.by_words and self.interpolate >= 2):
+        steps = 2 if self.interpolate is None else self.interpolate
+        if not 2 <= steps <= MAX_IMAGES or (self.interpolate and not self.by_words):
             raise UserError(
                 "interpolate goes from the image to its change by add, remove, from, to or vary, "
-                "in at least 2 rows"
+                f"in at least 2 rows and at most {MAX_IMAGES}"
             )
-        for text in (*self.add, *self.remove, *itertools.chain(*self.change), *self.vary):
-            text_prompt(text)  # raises
+        changes = itertools.chain(*self.change)
+        for name, texts in (
+            ("add", self.add), ("remove", self.remove), ("from or to", changes), ("vary", self.vary)
+        ):  # fmt: skip
+            for text in texts:
+                text_prompt(text, name)  # raises
         for name, most in (("strength", 1.0), ("fresh", 1.0), ("amount", 4.0)):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= most:
@@ -118,7 +122,7 @@ class Edit:
         for name, source in ((name, as_source(f)) for name, f in given.items() if f is not None):
             text[name] = source.value
             if source.content is None:
-                text[f"{name}_hash"] = digest(read_bytes(Path(source.value)))
+                text[f"{name}_hash"] = source.hash
         return text
 
     def check_files(self) -> None:

@@ -142,7 +142,7 @@ def sample_images(
     images = (pixels * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
     images = images.permute(0, 2, 3, 1).cpu()
     if not is_finite(pixels):  # asked after the images came: it costs no further wait
-        raise UserError(f"sampling: {_cause(conds, x.float(), sampling)}")
+        raise UserError(f"sampling: {_cause(conds, x.float(), sampling, denoiser.adapters)}")
     return images
 
 
@@ -157,7 +157,9 @@ def _decoding(autoencoder: Autoencoder, amp: str) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=enabled)
 
 
-def _cause(conds: torch.Tensor | None, latents: torch.Tensor, sampling: Sampling) -> str:
+def _cause(
+    conds: torch.Tensor | None, latents: torch.Tensor, sampling: Sampling, adapters: Sequence[str]
+) -> str:
     """Return why images are not finite, and what to change."""
     if conds is not None and not is_finite(conds):
         return (
@@ -166,8 +168,9 @@ def _cause(conds: torch.Tensor | None, latents: torch.Tensor, sampling: Sampling
         )
     if is_finite(latents):
         return f"the VAE gave NaN or infinite pixels; {OVERFLOW}"
+    smaller = f"bring the weight of {', '.join(adapters)} nearer to 0, " if adapters else "bring "
     return (
-        "the network gave NaN or infinite latents; bring sampling.cfg_scale "
+        f"the network gave NaN or infinite latents; {smaller}sampling.cfg_scale "
         f"({sampling.cfg_scale}) nearer to 1, or set sampling.amp=no"
     )
 

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from utils.base.errors import UserError, refusing, short_repr
 from utils.base.text import BOM, decoded, is_visible, lines_of, printable
 from utils.config.parsing import parse_seeds, seeds_from
 from utils.config.sampling_sections import Sampling
+from utils.data.archive_files import read_bytes
 from utils.data.images import upright_rgb
 
 MAX_IMAGES = 1_000_000  # of one generation; more are a slip of the pen
@@ -35,6 +37,13 @@ class Source:
     value: str  # the sentence, the path of the image, or a hash of what `content` holds
     label: str  # for people: the sentence, or the image's file name
     content: Image.Image | torch.Tensor | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def hash(self) -> str:
+        """A short hash of an image: of its file as it is at the first call, or of its pixels."""
+        if isinstance(self.content, Image.Image):
+            return digest(self.content.tobytes())
+        return digest(read_bytes(Path(self.value)))
 
 
 @dataclass(frozen=True)
@@ -61,17 +70,20 @@ class Row:
         return [source.value for source, _ in self.parts if source.kind == "image"]
 
 
-def text_prompt(text: str) -> Source:
-    """Return a sentence as a source; UserError if it shows nothing, or is not UTF-8 text."""
+def text_prompt(text: str, name: str = "the prompt") -> Source:
+    """Return a sentence as a source; UserError if it shows nothing, or is not UTF-8 text.
+
+    name: of the sentence, for messages.
+    """
     with contextlib.suppress(UnicodeError):  # UTF-8 on the command line of an ASCII locale
         text = text.encode("utf-8", "surrogateescape").decode("utf-8")
     if "\0" in text or printable(text) != text:
         raise UserError(
-            f"the prompt {short_repr(text)} is not UTF-8 text; set the terminal to UTF-8, or write "
+            f"{name} {short_repr(text)} is not UTF-8 text; set the terminal to UTF-8, or write "
             "it into a UTF-8 file and give --prompts_file"
         )
     if not is_visible(text):
-        raise UserError("the prompt is empty; say what to generate")
+        raise UserError(f"{name} is empty; say what to generate")
     text = text.strip().strip(BOM).strip()
     return Source("prompt", text, text)
 
@@ -81,6 +93,8 @@ def image_prompt(path: str) -> Source:
 
     The file is read later.
     """
+    if not path.strip():
+        raise UserError("image: its path is empty; name an image")
     if Path(path).is_dir():
         raise UserError(f"{path}: is a folder; name an image in it")
     return Source("image", path, printable(Path(path).name))
@@ -157,8 +171,11 @@ def arrange(
     if steps is not None:
         if len(sources) != 2:
             raise UserError(f"interpolate goes between two prompts or images, not {len(sources)}")
-        if steps < 2:
-            raise UserError(f"interpolate {steps}: should be at least 2, both ends included")
+        if not 2 <= steps <= MAX_IMAGES:
+            raise UserError(
+                f"interpolate {steps}: should be at least 2, both ends included, and at most "
+                f"{MAX_IMAGES}"
+            )
         weights = [[1 - t, t] for t in np.linspace(0, 1, steps).tolist()]
     elif mixes:
         weights = [parse_weights(text, len(sources)) for text in mixes]
@@ -196,6 +213,7 @@ def describe(rows: Sequence[Row]) -> dict[str, str]:
     """Return PNG text chunks that name the sources of rows.
 
     `prompt`, `image` and `embedding` hold one source a line, `edit` what words change in each row.
+    `image_hash` holds a line for each image if one of them is a file.
     `mix` is there if any row is a mixture; it holds a line of JSON for each row: its sources in
     order with their weights.
     """
@@ -204,6 +222,9 @@ def describe(rows: Sequence[Row]) -> dict[str, str]:
     for kind in ("prompt", "image", "embedding"):
         if values := [source.value for source in sources if source.kind == kind]:
             text[kind] = "\n".join(values)
+    images = [source for source in sources if source.kind == "image"]
+    if any(source.content is None for source in images):
+        text["image_hash"] = "\n".join(source.hash for source in images)
     if any(row.edit for row in rows):
         text["edit"] = "\n".join(row.edit for row in rows)
     if any(len(row.parts) > 1 for row in rows):

@@ -103,7 +103,6 @@ class TextToFace:
         self.denoiser, self.autoencoder, self.clip = denoiser, autoencoder, clip
         self.config, self.source, self.solve = config, source, solve
         self.device = next(denoiser.parameters()).device
-        self.adapters: list[str] = []  # that the denoiser holds, for messages and PNGs
         self._prior: EmbeddingPrior | None = None  # loaded when it is first needed
         self._images_of = lru_cache(64)(self._sample_images)  # half a megabyte each
 
@@ -142,9 +141,7 @@ class TextToFace:
         clip = load_config_clip(settings.encoders, torch_device)
         check_image_mean(settings, clip.identity)
         autoencoder = load_config_autoencoder(settings, torch_device)
-        faces = cls(denoiser, autoencoder, clip, settings, str(source))
-        faces.adapters = [str(adapter) for adapter in adapters]
-        return faces
+        return cls(denoiser, autoencoder, clip, settings, str(source))
 
     def generate(
         self,
@@ -337,7 +334,8 @@ class TextToFace:
             for positions, images in made:
                 yield positions, finish(images) if finish else images
 
-        adapted = {"adapters": ", ".join(self.adapters)} if self.adapters else {}
+        adapters = ", ".join(denoiser.adapters)
+        adapted = {"adapters": adapters} if adapters else {}
         about = {"checkpoint": self.source, **adapted, **about}
         return Generation(conditions, seeds, sampling, about, batches)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from models.edm import EDMPrecond
 from utils.base.errors import UserError
 from utils.config.load import config_from_dict
 from utils.pretrained.checkpoint_files import load_checkpoint, load_weights, read_safetensors
-from utils.pretrained.denoisers import check_sigma_data
+from utils.pretrained.denoisers import check_sigma_data, fitting
 from utils.pretrained.effective_config import find_network
 from utils.training.fitting import fit
 from utils.training.optimizers import optimizer_name
@@ -61,9 +62,10 @@ def start_from(
     Raises UserError if the file does not fit.
     """
     state = _read(path, averaged=adapt != "all")
-    if config := state.get("config"):
-        trained_with = config_from_dict(config, source=str(path)).model.sigma_data
-        check_sigma_data(trained_with, denoiser.sigma_data, path)
+    config = state.get("config")
+    stored = config_from_dict(config, source=str(path)) if config else None
+    if stored:
+        check_sigma_data(stored.model.sigma_data, denoiser.sigma_data, path)
     which = "model" if "model" in state else "ema"
     notes = (
         [] if which == "model" else [f"{path} holds EMA weights only; training starts from them"]
@@ -72,7 +74,8 @@ def start_from(
         fit(state.get(name, state[which]), denoiser, path, other_condition=not (strict and config))
         for name in (which, "ema")
     )
-    load_weights(ema, averaged.weights, path, strict=strict)
+    remedy = partial(fitting, denoiser, stored)
+    load_weights(ema, averaged.weights, path, strict=strict, remedy=remedy)
     missing, unknown = load_weights(denoiser, found.weights, path, strict=strict)
     notes += found.notes
     if missing:
