@@ -168,9 +168,9 @@ def _cause(
         )
     if is_finite(latents):
         return f"the VAE gave NaN or infinite pixels; {OVERFLOW}"
-    smaller = f"bring the weight of {', '.join(adapters)} nearer to 0, " if adapters else "bring "
+    adapted = f"bring the weight of {', '.join(adapters)} nearer to 0; else " if adapters else ""
     return (
-        f"the network gave NaN or infinite latents; {smaller}sampling.cfg_scale "
+        f"the network gave NaN or infinite latents; {adapted}bring sampling.cfg_scale "
         f"({sampling.cfg_scale}) nearer to 1, or set sampling.amp=no"
     )
 
