@@ -126,7 +126,12 @@ def parse_args() -> argparse.Namespace:
         "the Fréchet distance alone chooses",
     )
     add("--out", type=folder_to_write, help="folder to write into; None = tuned/ of the experiment")
-    return parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args()
+    if args.num < 2:
+        raise UserError(f"--num {args.num}: a Fréchet distance needs at least 2 images")
+    if args.max_clip_loss is not None and math.isnan(args.max_clip_loss):
+        raise UserError("--max_clip_loss nan: should be a number of points, e.g. 1")
+    return args
 
 
 class Tuning:

@@ -47,7 +47,10 @@ def test_the_tool_writes_the_plot_beside_the_metrics_and_refuses_other_folders(r
     script = [sys.executable, str(ROOT / "tools" / "curves.py")]
     assert subprocess.run([*script, str(run)], check=False).returncode == 0
     assert (run / "curves.png").stat().st_size > 10_000
-    (tmp_path / "empty").mkdir()
-    done = subprocess.run([*script, str(tmp_path / "empty")], capture_output=True, check=False)
-    assert done.returncode == 2
-    assert b"holds no metrics.jsonl" in done.stderr
+    (tmp_path / "other").mkdir()
+    for lines, message in ((None, b"holds no metrics.jsonl"), ('{"loss": 1}', b"is not of a trai")):
+        if lines:
+            (tmp_path / "other" / "metrics.jsonl").write_text(lines)
+        done = subprocess.run([*script, str(tmp_path / "other")], capture_output=True, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr and done.stderr.count(b"\n") == 1

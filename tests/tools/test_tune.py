@@ -160,6 +160,8 @@ def test_the_halves_share_no_image_and_no_caption(trained):
         (["--step", 7], "no checkpoint of step 7; there are 2 to 12"),
         (["--intervals", "5-0.3"], "--intervals '5-0.3': should look like"),
         (["--widths", "wide"], "'wide': should be positive numbers"),
+        (["--num", 1], "--num 1: a Fréchet distance needs at least 2 images"),
+        (["--max_clip_loss", "nan"], "--max_clip_loss nan: should be a number"),
     ],
 )
 def test_mistakes_give_one_line(tuned, capsys, flags, message):

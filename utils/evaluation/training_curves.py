@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from utils.base.errors import refusing
 from utils.base.files import read_json_lines
 from utils.evaluation.plots import save_plot, style_axis
 
@@ -38,11 +39,14 @@ def own_curve(folder: Path, last_step: int | None = None) -> Curve | None:
     """Read the metrics of a training's folder; None if there are none.
 
     last_step: of the whole training; None = the last one that was done.
+    Raises UserError if they are not those of a training.
     """
-    lines = {int(line["step"]): line for line in read_json_lines(folder / "metrics.jsonl")}
-    if not lines:
-        return None
-    return _curve(folder.resolve().name, [lines[step] for step in sorted(lines)], last_step)
+    file = folder / "metrics.jsonl"
+    with refusing(f"{file}: is not of a training, whose lines hold numbers"):
+        lines = {int(line["step"]): line for line in read_json_lines(file)}
+        if not lines:
+            return None
+        return _curve(folder.resolve().name, [lines[step] for step in sorted(lines)], last_step)
 
 
 def reference_curves() -> list[Curve]:
