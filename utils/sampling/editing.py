@@ -320,13 +320,14 @@ def _painted(mask: Any, whole: Image.Image, side: int) -> torch.Tensor:
     elif grey.width == grey.height:
         grey = grey.resize((side, side), Image.Resampling.BILINEAR)
     else:
+        shape = "square" if whole.width == whole.height else f"{whole.width} x {whole.height}"
         raise UserError(
-            f"{name}: is {grey.width} x {grey.height} pixels, and the image {whole.width} x "
-            f"{whole.height}; give the mask the image's shape, or make it square"
+            f"{name}: is {grey.width} x {grey.height} pixels, and the image {shape}; give the mask "
+            "the image's shape, or make it square"
         )
     painted = torch.tensor(np.asarray(grey)).float()[None] / 255
     if painted.max() == 0:
-        raise UserError(f"{name}: is black, so that nothing is new; paint white what shall change")
+        raise UserError(f"{name}: is black or transparent; paint white what shall change")
     return painted
 
 
