@@ -1,4 +1,4 @@
-"""Reference runs are read whole, and drawn under one's own run by fractions of the training."""
+"""Reference runs are read whole, and plotted under one's own run by fractions of the training."""
 
 import json
 import subprocess

@@ -170,14 +170,18 @@ def make_tiny_release(folder: Path) -> Path:
     return folder / "dit.safetensors"
 
 
-def make_tiny_training_data(config: Config, count: int = 8, side: int = LATENT_SIZE) -> None:
-    """Write the databases that training reads: latents and embeddings of ones."""
+def make_tiny_training_data(
+    config: Config, count: int = 8, side: int = LATENT_SIZE, seed: int | None = None
+) -> None:
+    """Write the latents and embeddings that training reads, normal numbers; without `seed` ones."""
+    rng = np.random.default_rng(seed)
     for path, name, shape in (
         (config.data.root, "z", (4, side, side)),
         (config.data.feat_path, "y", (1, DIM)),
     ):
         with LMDBWriter(path, name, {}, count) as writer:
-            writer.append(np.ones((count, *shape)))
+            numbers = rng.standard_normal((count, *shape), np.float32)
+            writer.append(np.ones_like(numbers) if seed is None else numbers)
 
 
 def make_tiny_evaluation_data(config: Config, count: int = 10) -> None:

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny import DIM, make_tiny_config, make_tiny_evaluation_data
+from tiny import make_tiny_config, make_tiny_evaluation_data, make_tiny_training_data
 from trainings import run
 
 from models.samplers import SeededNoise
 from tools import tune
 from utils.config.load import load_config
-from utils.data.lmdb_writer import LMDBWriter
 from utils.evaluation.evaluator import Evaluator
 from utils.evaluation.metric_names import distance_of
 from utils.evaluation.results import Results
@@ -39,13 +38,7 @@ def trained(tmp_path_factory) -> Path:
         log={"ckpt_every": 2, "log_every": 4, "sample_every": 0, "use_tensorboard": False},
         sampling={"num_steps": 2},
     )
-    rng = np.random.default_rng(0)
-    for path, name, shape in (
-        (config.data.root, "z", (4, 2, 2)),
-        (config.data.feat_path, "y", (1, DIM)),
-    ):
-        with LMDBWriter(path, name, {}, 20) as writer:
-            writer.append(rng.standard_normal((20, *shape), np.float32))
+    make_tiny_training_data(config, 20, seed=0)
     make_tiny_evaluation_data(config, 12)
     (folder / "config.yaml").write_text(config.to_yaml())
     return run(folder / "config.yaml", folder / "run")

@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import DIM, make_tiny_config
+from tiny import make_tiny_config, make_tiny_training_data
 from trainings import final_state, metrics, run
 
 from models.power_average import exponent
 from utils.config.load import config_from_dict
-from utils.data.lmdb_writer import LMDBWriter
 from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.training.checkpoint import list_checkpoints
 from utils.training.comparison import differences
@@ -29,13 +28,7 @@ def config(tmp_path_factory) -> Path:
         log={"ckpt_every": 1, "log_every": 2, "sample_every": 0, "use_tensorboard": False},
         eval={"feat_path": None},
     )
-    rng = np.random.default_rng(0)
-    for path, name, shape in (
-        (config.data.root, "z", (4, 2, 2)),
-        (config.data.feat_path, "y", (1, DIM)),
-    ):
-        with LMDBWriter(path, name, {}, 20) as writer:
-            writer.append(rng.standard_normal((20, *shape), np.float32))
+    make_tiny_training_data(config, 20, seed=0)
     path = folder / "config.yaml"
     path.write_text(config.to_yaml())
     return path

@@ -1,4 +1,4 @@
-"""What a prior is evaluated by: embeddings of held-out images, and sentences that read unlike."""
+"""Held-out embeddings and unlike sentences, by which a prior is evaluated."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ TAGS = ["text-to-image", "image-to-image", "faces", "language-free", "masked-dif
 
 @dataclass(frozen=True)
 class Run:
-    """What a checkpoint and the files beside it tell about its training.
+    """The training of a checkpoint, as it and the files beside it state.
 
     images: number of training images; None if unknown, as for the next two.
     images_seen: by the training, repetitions included.

@@ -46,7 +46,7 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Edit:
-    """What changes in one image.
+    """A change of one image.
 
     image: its `pathlib.Path`, or a Pillow image; it is cropped as in training. If words change it,
         also a sentence: the image that it makes of the seed is the one that changes.

@@ -1,4 +1,4 @@
-"""What a training reports of itself beside its loss, and what it costs.
+"""Report what is normal in a training beside its loss, and count what the report costs.
 
 Nothing here changes a training: no random number comes from its generators, and weights are read.
 """

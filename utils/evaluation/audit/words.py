@@ -27,11 +27,11 @@ KNOWN, UNKNOWN = 0.8, 0.65  # a word is known from this AUC on, and unknown belo
 class Word:
     """A word, or a sentence, and how a CLIP sees it on the images.
 
-    images: of which a caption says it. expected: as many among all training images.
+    images: those whose captions state the word. expected: as many among all training images.
     auc: probability that an image with the word scores higher than one without it, with its
-        95 % interval; None if it is said of no image, or of all.
-    agrees: cosine of the word's direction with that of the images of which it is said, both from
-        the mean of all; None likewise.
+        95 % interval; None if captions state it of no image, or of all.
+    agrees: cosine of the word's direction with that of the images with the word, both from the
+        mean of all; None likewise.
     visible: how much of an image it changes: the difference of the mean images with and without it,
         relative to the deviation of an image from the mean image; None likewise.
     near: mean cosine of the word's direction with those of its NEAREST images.
@@ -88,7 +88,7 @@ def measure_words(
 
     Args:
         images: (N, D) of unit length.
-        shown: word -> (N,) bool, the images of which it is said.
+        shown: word -> (N,) bool, the images whose captions state it.
         texts: (T, D), the embedding of each word.
         middle: (D,), mean of texts in general; some images are near to all texts.
         total: training images, for the number that is expected of each word.
