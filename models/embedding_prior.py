@@ -78,7 +78,7 @@ class EmbeddingPrior(nn.Module):
     def forward(self, x: Tensor, time: Tensor, offset: Tensor) -> Tensor:
         """Return the velocity (N, D) of points x (N, D) at times (N,), 0 = noise, 1 = embedding.
 
-        away: (N, D), mean of the embeddings that fit, less the mean of all.
+        offset: (N, D), mean of the embeddings that fit, less the mean of all.
         """
         return self._velocity(x, self._condition(time, self.embed_mean(offset / self.std)))
 
@@ -219,7 +219,7 @@ def flow_loss(
     The path from noise to embedding is straight; its times are logistic-normal (Esser 2024,
     section 3.1).
 
-    y: (N, D), of unit length. away: (N, D), the condition, as `EmbeddingPrior.forward` reads it.
+    y: (N, D), of unit length. offset: (N, D), the condition, as `EmbeddingPrior.forward` reads it.
     """
     target, noise = (y - prior.mean) / prior.std, rng.randn(y.shape, y.device)
     time = rng.randn((len(y),), y.device).sigmoid()
