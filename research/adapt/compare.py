@@ -3,9 +3,9 @@
     python research/adapt/compare.py heads              # the demo's network, heads that fill images
     python research/adapt/compare.py heads --tune       # the rates of METHODS, on other images
     python research/adapt/compare.py sepia              # faces as in old photographs
-    python research/adapt/compare.py close_ups --base photos.safetensors
+    python research/adapt/compare.py old_photographs --base photos.safetensors    # or close_ups
 
-The last one adapts a network of configs/others/photos.yaml, as train_latent_t2f.py --export writes
+The last ones adapt a network of configs/others/photos.yaml, as train_latent_t2f.py --export writes
 it; a training from a checkpoint would count on from its steps.
 
 A training has so many processor seconds, whatever a step costs. The averaged weights generate an
@@ -155,7 +155,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="processor cores to use")
     parser.add_argument("--tune", action="store_true", help="compare rates, on other faces")
     parser.add_argument(
-        "--base", type=Path, default=BASE, help="released network; close_ups: one of photographs"
+        "--base", type=Path, default=BASE, help="released network; for photographs one of these"
     )
     args = parser.parse_args()
     args.work = args.work / args.task

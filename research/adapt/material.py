@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from demo.make_faces import ATTRIBUTES, SIZE, encode_attributes, hide, make_face, render
 from research.attributes.model import Model
-from research.recipes.evaluation import held_out_losses
+from research.recipes.evaluation import Tower, colour_distance, held_out_losses
+from research.recipes.photos import AVATAR_CLIP
 from research.study.material import run_script
 from utils.base.errors import UserError
 from utils.data.image_batches import iterate_batches
@@ -107,17 +108,16 @@ class Material(ABC):
     def measure(self, images: Tensor, count: int) -> dict[str, Any]:
         """Return the metrics of images of held-out conditions, after `count` training images."""
         features = self.embed(images)
-        both = [part.double().numpy() for part in (features, self.real_features)]
-        moments = [m for part in both for m in (part.mean(axis=0), np.cov(part, rowvar=False))]
         search = PixelSearch(thumbnails(self.known[:count]))
         near = [search.nearest(thumbnails(part)) for part in (images, self.decoded)]
         copies = CopyTest(*near).metrics()
         found = {name: float(copies[name]) for name in ("copies", "copies_p", "training_distance")}
-        return {"distance": frechet_distance(*moments), **self.agreement(images, features), **found}
+        distance = distance_of(features, self.real_features)
+        return {"distance": distance, **self.agreement(images, features), **found}
 
     @abstractmethod
     def agreement(self, images: Tensor, features: Tensor) -> dict[str, float]:
-        """Return how far images show what their conditions state, from 0 to 1."""
+        """Return how far images show what their conditions state, and further distances."""
 
     def generate(self, checkpoint: Path, adapters: Sequence[str] = ()) -> Tensor:
         """Return an image for each held-out condition."""
@@ -166,8 +166,7 @@ class SepiaFaces(RenderedFaces):
 
     def image(self, split: str, index: int) -> Image.Image:
         """Render a face, and give its grey levels the colours of SEPIA."""
-        dark, middle, light = SEPIA
-        return ImageOps.colorize(render(face(split, index)).convert("L"), dark, light, middle)
+        return in_sepia(render(face(split, index)))
 
 
 class OvalFaces(RenderedFaces):
@@ -182,24 +181,66 @@ class OvalFaces(RenderedFaces):
         )
 
 
-class CloseUps(Material):
-    """Photographs: eyes, nose and mouth, which fill the image."""
+class Photographs(Material):
+    """Photographs, also seen by the image tower of the demo's CLIP and by their colours alone.
 
-    metrics: ClassVar = {"distance": ".1f", "cosine": ".3f", "copies": ".1%"}
+    The CLIP of the condition sees what it asked for itself, and hardly how the image was taken.
+    """
+
+    metrics: ClassVar = {
+        "distance": ".1f",
+        "in other features": ".1f",
+        "colours": ".2f",
+        "cosine": ".3f",
+        "copies": ".1%",
+    }
+
+    def __init__(self, base: Path, folder: Path, split: str) -> None:
+        """See `Material`."""
+        super().__init__(base, folder, split)
+        self.other = Tower(AVATAR_CLIP, self.decoded, torch.device("cpu"))
 
     def image(self, split: str, index: int) -> Image.Image:
-        """Cut a photograph; "other": those of training from behind, which no training here sees."""
+        """Alter a photograph; "other" counts the training images from behind, which are not used."""
         data = self.model.config.data
         folder = self.model.config.eval.image_dir if split == "test" else data.image_dir
         if folder is None:
-            raise UserError(f"{self.base}: its config names no {split} images to cut")
+            raise UserError(f"{self.base}: its config names no {split} images to alter")
         files = [image.path for image in list_images(folder)]
         with Image.open(files[-1 - index if split == "other" else index]) as photo:
-            return crop(photo.convert("RGB"), PHOTO_BOX)
+            return self.altered(photo.convert("RGB"))
+
+    @staticmethod
+    @abstractmethod
+    def altered(photo: Image.Image) -> Image.Image:
+        """Return a photograph of another kind."""
 
     def agreement(self, images: Tensor, features: Tensor) -> dict[str, float]:
-        """Return the mean cosine of images' embeddings and their conditions."""
-        return {"cosine": float(F.cosine_similarity(features, self.conditions).mean())}
+        """Return two further distances, and the mean cosine of embeddings and conditions."""
+        cosines = F.cosine_similarity(features, self.conditions)
+        return {
+            "in other features": distance_of(self.other(images), self.other.features),
+            "colours": colour_distance(images, self.decoded),
+            "cosine": float(cosines.mean()),
+        }
+
+
+class CloseUps(Photographs):
+    """Eyes, nose and mouth, which fill the image."""
+
+    @staticmethod
+    def altered(photo: Image.Image) -> Image.Image:
+        """Cut the middle of a face."""
+        return crop(photo, PHOTO_BOX)
+
+
+class OldPhotographs(Photographs):
+    """Photographs as they were a hundred years ago, from brown to cream."""
+
+    @staticmethod
+    def altered(photo: Image.Image) -> Image.Image:
+        """Give the grey levels of a photograph the colours of SEPIA."""
+        return in_sepia(photo.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
 
 TASKS: dict[str, type[Material]] = {
@@ -207,6 +248,7 @@ TASKS: dict[str, type[Material]] = {
     "sepia": SepiaFaces,
     "ovals": OvalFaces,
     "close_ups": CloseUps,
+    "old_photographs": OldPhotographs,
 }
 
 
@@ -219,6 +261,19 @@ def crop(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Im
     """Return a part of a square image, of SIZE pixels; `box` from 0 to 1."""
     left, top, right, bottom = (round(image.width * side) for side in box)
     return image.crop((left, top, right, bottom)).resize((SIZE, SIZE))
+
+
+def in_sepia(image: Image.Image) -> Image.Image:
+    """Return an image whose grey levels have the colours of SEPIA."""
+    dark, middle, light = SEPIA
+    return ImageOps.colorize(image.convert("L"), dark, light, middle)
+
+
+def distance_of(features: Tensor, real: Tensor) -> float:
+    """Return the Fréchet distance of features (N, D) and those of real images (M, D)."""
+    both = [part.double().numpy() for part in (features, real)]
+    moments = [m for part in both for m in (part.mean(axis=0), np.cov(part, rowvar=False))]
+    return frechet_distance(*moments)
 
 
 def with_colours(images: Tensor, features: Tensor) -> Tensor:
