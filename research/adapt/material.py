@@ -201,7 +201,7 @@ class Photographs(Material):
         self.other = Tower(AVATAR_CLIP, self.decoded, torch.device("cpu"))
 
     def image(self, split: str, index: int) -> Image.Image:
-        """Alter a photograph; "other" counts the training images from behind, which are not used."""
+        """Alter a photograph; "other" counts training images from behind, which are not used."""
         data = self.model.config.data
         folder = self.model.config.eval.image_dir if split == "test" else data.image_dir
         if folder is None:
