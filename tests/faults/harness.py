@@ -31,8 +31,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("FAULT_KILLS", "3"))  # kills of each script; `make soak` sets more
-# torchvision imports torch._dynamo, which every optimizer and every CLIP needs.
-PRELOADED = ["train_latent_t2f", "eval_latent_t2f", "utils.data.preprocess_jobs", "torchvision"]
+# models.clip imports torch._dynamo, which every optimizer needs; this file imports pytest.
+PRELOADED = [
+    "train_latent_t2f",
+    "eval_latent_t2f",
+    "utils.data.preprocess_jobs",
+    "models.clip",
+    "torch._inductor.compile_fx",
+    "pytest",
+]
 
 
 def seeded(name: str) -> random.Random:

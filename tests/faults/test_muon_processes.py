@@ -9,6 +9,7 @@ from conftest import ROOT
 
 PROGRAM = """
 import json, sys
+import torch._dynamo  # every optimizer needs it, and each fork would import it anew
 from benchmarks.muon_processes import Case, trained
 settings = {"size": "DiT-T/2", "batch": 4, "width": 16}
 cases = [Case(processes=n, sharded=n > 2, steps=8, **settings) for n in (1, 2, 4)]
