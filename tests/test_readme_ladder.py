@@ -1,7 +1,8 @@
 """The pages' commands for one's own images, one by one, on images of a foreign style.
 
-The commands are read from the pages and run in a shell, in a folder of their own. A config that
-starts from the named one changes only the encoders, to small real ones, and sizes and counts.
+The commands are read from the pages. A shell reads each, in a folder of their own, and says which
+script with which arguments it starts. A config that starts from the named one changes only the
+encoders, to small real ones, and sizes and counts.
 """
 
 import json
@@ -9,17 +10,19 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from faults.harness import Run
 from other_style import write_robots
 from PIL import Image
 
 pytestmark = pytest.mark.e2e
 CODE = ["configs", "models", "preprocess_scripts", "utils", *(p.name for p in ROOT.glob("*.py"))]
+# Takes the place of Python in the shell: prints its arguments, each on a line.
+PYTHON = "python() { printf '%s\\n' \"$@\"; }"
 STEP = "Train on your own images"
 LAST_STEP = 6
 FEW = f"""
@@ -48,7 +51,7 @@ def records_in(file: Path) -> list[dict]:
 
 
 class Workplace:
-    """A folder with the project's code; a shell runs commands in it.
+    """A folder with the project's code; commands run in it.
 
     small: config sections that make the commands' config small.
     """
@@ -62,22 +65,33 @@ class Workplace:
         for name in ("clip", "vae"):
             shutil.copytree(ROOT / "assets" / "demo" / name, folder / "assets" / "demo" / name)
 
-    def run(self, *commands: str) -> None:
-        """Run README commands in one shell; the test fails with the first that fails.
+    def run(self, *commands: str, by_users: bool = False) -> None:
+        """Run README commands, as one shell reads them; the test fails with the first that fails.
 
         A command `C=…` gets a small config that starts from the one it names.
+        by_users: a new Python runs the folder's code for the last command, like a user's.
         """
-        lines = ["set -ex", *map(self._made_small, commands)]
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        ended = subprocess.run(
-            ["bash", "-c", "\n".join(lines)],
-            cwd=self.folder,
-            env=os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert ended.returncode == 0, ended.stderr[-3000:]
+        before = ["set -e", PYTHON]
+        for command in map(self._made_small, commands):
+            if command.startswith("C="):
+                before.append(command)
+                continue
+            assert command.startswith("python "), command
+            words = ["bash", "-c", "\n".join([*before, command])]
+            read = subprocess.run(
+                words, cwd=self.folder, capture_output=True, text=True, check=True
+            )
+            script, *arguments = read.stdout.splitlines()
+            cold = by_users and command == self._made_small(commands[-1])
+            with Run(
+                str(self.folder / script) if cold else script,
+                arguments,
+                self.folder / "output.txt",
+                environment={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+                folder=self.folder,
+                cold=cold,
+            ) as process:
+                assert process.wait(600) == 0, f"{command}\n{process.said()[-3000:]}"
 
     def _made_small(self, command: str) -> str:
         if config := re.match(r"C=(\S+\.yaml)", command):
@@ -112,7 +126,7 @@ def workplace(tmp_path_factory) -> Workplace:
 
 def test_the_commands_for_own_images_end_with_a_report_a_grid_and_a_file_to_publish(workplace):
     sharing = commands("docs/training.md", "Publishing")
-    workplace.run(*commands("README.md", STEP))
+    workplace.run(*commands("README.md", STEP), by_users=True)
     workplace.check_results("own")
     report = workplace.folder / "results" / "own" / "evaluation" / "report.html"
     captions = report.read_text(encoding="utf-8")
