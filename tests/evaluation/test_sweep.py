@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
-from faults.harness import KILLS, Run, fill_disk, seeded, small_disk
+from faults.harness import KILLS, Run, environments_of_ranks, fill_disk, seeded, small_disk
 from PIL import Image
 from tiny import RESOLUTION, make_tiny_checkpoint, make_tiny_config, make_tiny_evaluation_data
 
@@ -190,19 +189,23 @@ def test_a_sweep_killed_at_any_moment_goes_on_and_gives_the_same(sweep, experime
 def test_another_number_of_processes_may_finish_and_gives_the_same(sweep, experiment, tmp_path):
     keys = ("eval.variety_captions=3", "eval.variety_seeds=4")
     flags = ("--num_expected", 120, "--ckpt_ids", 10, *keys)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    said = tmp_path / "said.txt"
-    with Run(SCRIPT, arguments(experiment, *flags), said, launcher=launcher) as run:
-        assert run.wait_until(lambda: generated_so_far(experiment) >= 40), run.said()
-        workers = psutil.Process(run.pid).children(recursive=True)
-        for worker in workers:
-            worker.kill()
-        psutil.wait_procs(workers, timeout=30)  # a dying process still holds its locks
+
+    def start_two() -> list[Run]:
+        said = [tmp_path / f"said_{rank}.txt" for rank in range(2)]
+        return [
+            Run(SCRIPT, arguments(experiment, *flags), file, environment=environment)
+            for file, environment in zip(said, environments_of_ranks(2), strict=True)
+        ]
+
+    first, second = start_two()
+    assert first.wait_until(lambda: generated_so_far(experiment) >= 40), first.said()
+    for process in (first, second):
+        process.kill()
     (alone,) = sweep(*flags)
     assert 120 <= alone["images_drawn"] <= 120 + 2 * 8
     (experiment / "evaluation" / "results.jsonl").unlink()
-    with Run(SCRIPT, arguments(experiment, *flags), said, launcher=launcher) as run:
-        assert run.wait() == 0, run.said()
+    first, second = start_two()
+    assert [first.wait(), second.wait()] == [0, 0], first.said()
     (both,) = records_of(experiment)
     assert metrics_of([both]) == metrics_of([alone])
     for key in ("spread", "vendi_score"):

@@ -1,12 +1,10 @@
 """Reference runs are read whole, and plotted under one's own run by fractions of the training."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from faults.harness import Run
 from matplotlib.figure import Figure
 
 from utils.evaluation.training_curves import PANELS, own_curve, plot_training, reference_curves
@@ -44,13 +42,14 @@ def test_a_run_in_progress_is_drawn_over_them_as_far_as_it_is(run):
 
 
 def test_the_tool_writes_the_plot_beside_the_metrics_and_refuses_other_folders(run, tmp_path):
-    script = [sys.executable, str(ROOT / "tools" / "curves.py")]
-    assert subprocess.run([*script, str(run)], check=False).returncode == 0
+    with Run("tools/curves.py", [run], tmp_path / "said.txt") as process:
+        assert process.wait() == 0, process.said()
     assert (run / "curves.png").stat().st_size > 10_000
     (tmp_path / "other").mkdir()
-    for lines, message in ((None, b"holds no metrics.jsonl"), ('{"loss": 1}', b"is not of a trai")):
+    for lines, message in ((None, "holds no metrics.jsonl"), ('{"loss": 1}', "is not of a trai")):
         if lines:
             (tmp_path / "other" / "metrics.jsonl").write_text(lines)
-        done = subprocess.run([*script, str(tmp_path / "other")], capture_output=True, check=False)
-        assert done.returncode == 2
-        assert message in done.stderr and done.stderr.count(b"\n") == 1
+        output = tmp_path / f"{message}.txt"
+        with Run("tools/curves.py", [tmp_path / "other"], output) as process:
+            assert process.wait() == 2
+        assert message in process.said() and process.said().count("\n") == 1

@@ -18,6 +18,7 @@ import os
 import random
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -241,6 +242,15 @@ class Run:
     def __exit__(self, *_: object) -> None:
         """Kill the process if it still runs."""
         self.kill()
+
+
+def environments_of_ranks(processes: int) -> list[dict[str, str]]:
+    """Return the environment of each process of a job, as a cluster's launcher sets it."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    return [common | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(processes)]
 
 
 def signal_all_within(

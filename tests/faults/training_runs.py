@@ -3,11 +3,10 @@
 import json
 import random
 import signal
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import Run, signal_all_within
+from harness import Run, environments_of_ranks, signal_all_within
 from trainings import final_state, metrics
 
 SCRIPT = "train_latent_t2f.py"
@@ -41,13 +40,8 @@ def start_ranks(config: Path, folder: Path, *settings: str, processes: int = 2) 
 
     Rank r writes its output to the file `{folder}_{r}.txt`.
     """
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    common = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     runs = []
-    for rank in range(processes):
-        environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        environment["LOCAL_WORLD_SIZE"] = str(processes)
+    for rank, environment in enumerate(environments_of_ranks(processes)):
         output = folder.with_name(f"{folder.name}_{rank}.txt")
         words = arguments(config, folder, *SETTINGS, *settings)
         runs.append(Run(SCRIPT, words, output, environment=environment))

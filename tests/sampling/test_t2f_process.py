@@ -6,10 +6,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from faults.harness import Run
 from PIL import Image
 from tiny import make_tiny_release
 
@@ -26,24 +27,19 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def test_ctrl_c_keeps_every_image_that_was_sampled(checkpoint, tmp_path):
-    command = [sys.executable, "t2f.py", "--prompt", "red hair", "--num", 9999, "--batch_size", 2]
-    process = subprocess.Popen(
-        [*map(str, command), "--ckpt", str(checkpoint), "--out", str(tmp_path)],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A process that a shell starts in the background ignores Ctrl-C, and so do its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    while process.poll() is None and not (tmp_path / "00_009.png").exists():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    *_, last = process.communicate()[1].strip().splitlines()
-    assert (process.returncode, last) == (130, "interrupted")
-    there = sorted(path.name for path in tmp_path.iterdir())
+    out = tmp_path / "out"
+    words = ["--prompt", "red hair", "--num", 9999, "--batch_size", 2, "--ckpt", checkpoint]
+    # A process that a shell starts in the background ignores Ctrl-C, and so do its children.
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with Run("t2f.py", [*words, "--out", out], tmp_path / "said.txt", before=heed) as process:
+        process.wait_until((out / "00_009.png").exists)
+        process.send(signal.SIGINT)
+        assert process.wait() == 130
+    assert process.said().strip().splitlines()[-1] == "interrupted"
+    there = sorted(path.name for path in out.iterdir())
     assert there == [f"00_{seed:03d}.png" for seed in range(len(there))] and len(there) % 2 == 0
     for name in there:
-        Image.open(tmp_path / name).load()
+        Image.open(out / name).load()
 
 
 def test_an_image_of_the_shipped_model_needs_few_libraries(tmp_path):

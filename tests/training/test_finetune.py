@@ -2,15 +2,13 @@
 
 import argparse
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from faults.harness import Run
 from losses import loss_of
 from PIL import Image
 from safetensors.torch import save_file
@@ -329,15 +327,12 @@ def test_a_published_checkpoint_goes_through_training_evaluation_and_sampling(tm
 
     def script(name: str, line: str) -> str:
         """Run a script with the config and this command line; return its output."""
-        done = subprocess.run(
-            [sys.executable, name, "--config", str(tmp_path / "config.yaml"), *line.split()],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        words = ["--config", str(tmp_path / "config.yaml"), *line.split()]
+        output = tmp_path / "output.txt"
+        output.unlink(missing_ok=True)
+        with Run(name, words, output) as process:
+            assert process.wait() == 0, process.said()
+        return process.said()
 
     sampling = "--seeds 0-7 --max_batch_size 4 --num_steps 2 --cfg_scale None"
     line = f"--results_dir {tmp_path} --exp_name new --ckpt_path {old} --enable_eval {sampling}"

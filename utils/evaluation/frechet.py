@@ -6,7 +6,6 @@ Statistics are float64: `mu` (D,) and the unbiased covariance `sigma` (D, D).
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import solve_triangular
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -53,6 +52,8 @@ def influences(
     images, whose statistics are `mu1`, `sigma1`. With S1 = R R^T, M = R^T S2 R and x - mu1 = R c:
     2 (mu1 - mu2) (x - mu1) + |x - mu1|^2 - tr S1 - c^T sqrt(M) c + tr sqrt(M).
     """
+    from scipy.linalg import solve_triangular  # slow to import, and trainings do not need it
+
     root, centred = _root(sigma1), features - mu1
     if root.shape[1] == len(root):
         c = solve_triangular(root, centred.T, lower=True)
