@@ -29,6 +29,14 @@ SETTINGS = [
     "log.sample_every=0",
     "log.use_tensorboard=false",
 ]
+LEAST = [  # for a quick run on a CPU: a small network, and one number of tokens to compile for
+    "model.depth=1",
+    "model.hidden_size=64",
+    "model.num_heads=2",
+    "model.unmasked_tail=0",
+    "train.amp=no",
+    "train.lr=3e-3",
+]
 
 
 @dataclass
@@ -36,13 +44,13 @@ class Workplace:
     """A temporary folder with faces, their databases and a config; trainings go into it.
 
     deadline: of time.monotonic(); a command that would end later is stopped.
-    faces: number of faces to train on.
+    is_quick: the trainings do their least.
     variables: further environment variables of the commands.
     """
 
     folder: Path
     deadline: float
-    faces: int
+    is_quick: bool
     variables: dict[str, str] = field(default_factory=dict)
 
     def run(self, script: str, *options: object) -> str:
@@ -80,7 +88,8 @@ class Workplace:
     def _prepare(self) -> None:
         """Render faces, encode them, and write the config of the trainings."""
         data, lmdb = self.folder / "demo", self.folder / "lmdb"
-        counts = ["--num_train", self.faces, "--num_test", 8, "--num_captions", 1]
+        faces = 32 if self.is_quick else 512
+        counts = ["--num_train", faces, "--num_test", 8, "--num_captions", 1]
         self.run("demo/make_faces.py", "--out", data, *counts)
         places = {
             "data.image_dir": data / "train" / "images",
@@ -90,7 +99,8 @@ class Workplace:
         }
         overrides = [f"{key}={path}" for key, path in places.items()]
         overrides += [f"eval.{key}=null" for key in ("root", "feat_path", "image_feat_path")]
-        config = load_config(ROOT / "configs" / "demo" / "demo.yaml", [*overrides, *SETTINGS])
+        overrides += [*SETTINGS, *(LEAST if self.is_quick else [])]
+        config = load_config(ROOT / "configs" / "demo" / "demo.yaml", overrides)
         config_file = self.folder / "encode.yaml"
         config_file.write_text(config.to_yaml(), encoding="utf-8")
         encode = "preprocess_scripts/create_latentspace_lmdb.py"
