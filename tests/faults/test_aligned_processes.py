@@ -8,7 +8,7 @@ import torch
 from aligned import make_aligned_config
 from harness import seeded
 from training_runs import SETTINGS, STEPS, interrupt, outcome, start, start_ranks
-from trainings import metrics, run
+from trainings import FEW_BLOCKS, metrics, run
 
 from utils.pretrained.checkpoint_files import load_checkpoint
 from utils.training.checkpoint import list_checkpoints
@@ -49,8 +49,7 @@ def test_two_processes_train_like_one(aligned, whole, tmp_path, more):
 
 
 def test_a_compiled_training_is_killed_and_goes_on_bit_for_bit(aligned, tmp_path):
-    # One number of tokens: little is compiled.
-    short = ("train.max_num_steps=16", "model.unmasked_tail=0")
+    short = ("train.max_num_steps=16", "train.batchsize=4", *FEW_BLOCKS)
     compiled = (*short, "train.compile=auto")
     outcomes = []
     for name in ("whole", "killed"):

@@ -15,7 +15,7 @@ from training_runs import (
     start,
     start_ranks,
 )
-from trainings import metrics, run
+from trainings import FEW_BLOCKS, metrics, run
 
 from utils.base.errors import LOST_PROCESS, NOT_SAVED
 from utils.pretrained.checkpoint_files import load_checkpoint
@@ -64,10 +64,9 @@ def test_a_kill_costs_no_more_than_the_steps_since_the_last_checkpoint(faces, tm
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_two_processes_see_the_batches_and_numbers_of_one(faces, whole, tmp_path, is_compiled):
     folder, settings = tmp_path / "two", ()
-    if is_compiled:  # one kind of blocks and one number of tokens, so that little is compiled
-        settings = ("model.use_decoder=false", "model.mae_loss_coef=0", "model.unmasked_tail=0")
-        whole = run(faces, tmp_path / "whole", *SETTINGS, *settings)
-        settings += ("train.compile=true",)
+    if is_compiled:
+        whole = run(faces, tmp_path / "whole", *SETTINGS, *FEW_BLOCKS)
+        settings = (*FEW_BLOCKS, "train.compile=true")
     ranks = start_ranks(faces, folder, *settings)
     codes = [training.wait() for training in ranks]
     assert codes == [0, 0]

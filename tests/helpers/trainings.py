@@ -18,6 +18,9 @@ from utils.training.checkpoint import list_checkpoints
 
 # Fields of metrics.jsonl that depend on the clock; a repeated training has all others equal.
 CLOCK_FIELDS = ("images_per_s", "memory_gb", "data_wait", "cpu_s")
+# With these, a training has one kind of blocks and one number of tokens to compile. Trainings of
+# `faces` with four images in a process compile the same code, which torch finds in its cache.
+FEW_BLOCKS = ("model.use_decoder=false", "model.mae_loss_coef=0", "model.unmasked_tail=0")
 
 
 @contextlib.contextmanager

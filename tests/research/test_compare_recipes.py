@@ -1,17 +1,16 @@
 """research/recipes/compare.py as a process: two small recipes, stopped, killed, continued."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
+from faults.harness import Run
 
+from demo.make_faces import make_split
 from research.attributes.classifier import load_faces
 from research.recipes.compare import main
 from research.recipes.recipe import read_recipe
@@ -33,9 +32,8 @@ COST = 0.025  # processor seconds of a step of the small network, about
 def faces(tmp_path_factory) -> Path:
     """Render faces, and make the databases and the reference that the demo's config names."""
     folder = tmp_path_factory.mktemp("faces")
-    command = [sys.executable, "demo/make_faces.py", "--out", str(folder), "--workers", "1"]
-    command += ["--num_train", "64", "--num_test", "24"]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    for split, count in (("train", 64), ("test", 24)):
+        make_split(folder, split, count, num_captions=6, workers=1)
     config = load_config(ROOT / "configs/demo/demo.yaml")
     vae, clip = load_config_autoencoder(config), load_config_clip(config.encoders)
     images = load_faces(folder / "train")[0]
@@ -86,28 +84,18 @@ class Harness:
         kept = {"settings": read_recipe(recipe).settings, "probes": [windows] * count}
         write_json(self.work / recipe.stem / "probes.json", kept)
 
-    def interrupt(self, file: Path, number: signal.Signals, group: bool) -> tuple[int, str]:
-        """Start the command, and send it, or its group too, a signal once a file is there.
+    def interrupt(self, file: Path, number: signal.Signals) -> tuple[int, str]:
+        """Start the command, and send it a signal once a file is there; SIGKILL to its group too.
 
         Returns the exit code and what it printed.
         """
-        process = subprocess.Popen(
-            [sys.executable, *self.command],
-            cwd=ROOT,
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        deadline = time.monotonic() + 600
-        while not (file.exists() and file.stat().st_size):
-            if process.poll() is not None or time.monotonic() > deadline:
-                os.killpg(process.pid, signal.SIGKILL)
-                raise AssertionError(process.communicate()[0])
-            time.sleep(0.02)
-        (os.killpg if group else os.kill)(process.pid, number)
-        said = process.communicate(timeout=300)[0]
-        return process.returncode, said
+        output = self.runs.with_name("said.txt")
+        output.unlink(missing_ok=True)
+        with Run(self.command[0], self.command[1:], output) as process:
+            there = process.wait_until(lambda: file.exists() and file.stat().st_size, 600)
+            assert there, process.said()
+            process.kill() if number == signal.SIGKILL else process.send(number)
+            return process.wait(), process.said()
 
     def finish(self, monkeypatch, *options: str) -> dict:
         """Run to the end; return the JSON."""
@@ -126,13 +114,13 @@ def test_a_comparison_that_is_stopped_and_killed_goes_on_and_equals_its_parts(
         harness.keep_probes(recipe, count)
 
     # The recipe from which another one starts is trained and evaluated first.
-    code, said = harness.interrupt(run / "config.yaml", signal.SIGTERM, group=False)
+    code, said = harness.interrupt(run / "config.yaml", signal.SIGTERM)
     assert code == 2, said
     assert "stopped; the same command goes on" in said.splitlines()[-1]
     probes = (harness.work / "small" / "probes.json").read_bytes()
     assert len(json.loads(probes)["probes"]) == PROBES
 
-    harness.interrupt(run / "slow_24x4.json", signal.SIGKILL, group=True)
+    harness.interrupt(run / "slow_24x4.json", signal.SIGKILL)
     evaluated = json.loads((run / "slow_24x4.json").read_text())
 
     content = harness.finish(monkeypatch)

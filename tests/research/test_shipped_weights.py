@@ -58,8 +58,8 @@ def clip() -> ClipEncoder:
 
 @pytest.fixture(scope="module")
 def probe(clip: ClipEncoder) -> torch.nn.Module:
-    embeddings, records = embed_faces(clip, "train", 1500)
-    return train_probe(embeddings, codes_of(records), perturb_scale=2.0, steps=1500)
+    embeddings, records = embed_faces(clip, "train", 800)
+    return train_probe(embeddings, codes_of(records), perturb_scale=2.0, steps=1000)
 
 
 @torch.no_grad()
