@@ -30,7 +30,7 @@ SETTINGS = [
     "log.use_tensorboard=false",
 ]
 LEAST = [  # for a quick run on a CPU: a small network, and one number of tokens to compile for
-    "model.depth=1",
+    "model.depth=2",
     "model.hidden_size=64",
     "model.num_heads=2",
     "model.unmasked_tail=0",
