@@ -106,7 +106,11 @@ def test_scripts_run_as_users_run_them_and_help_waits_for_no_library_of_the_enco
     # One process for all: each library is imported once, by the first script that asks for it.
     command = [sys.executable, "-c", HELPS, *map(str, SCRIPTS)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.stdout.splitlines() == [f"{script} 0" for script in SCRIPTS], done.stderr
+    said = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
+    assert list(said) == [str(script) for script in SCRIPTS], done.stderr
+    assert {code for code, *_ in said.values()} == {"0"}, said
+    waiting = {script for script, (_, *libraries) in said.items() if libraries}
+    assert {script for script in waiting if not script.startswith("tests/")} == set()
 
 
 @pytest.mark.parametrize(
