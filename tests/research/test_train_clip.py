@@ -1,7 +1,6 @@
 """The training of the demo's CLIP: its teacher, its losses, and the script itself."""
 
 import random
-import subprocess
 import sys
 
 import numpy as np
@@ -9,6 +8,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from faults.harness import Run
 from torch import nn
 
 from demo.captions import make_caption
@@ -130,11 +130,10 @@ def test_the_script_trains_both_towers_resumes_and_writes_a_clip(
 ):
     few = ["--out", f"{tmp_path}/clip", "--work", f"{tmp_path}/work", "--groups", "4"]
     few += ["--batch", "2", "--image_steps", "2", "--threads", "1", "--held_out", "20"]
-    command = [sys.executable, SCRIPT, *few, "--text_steps", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert "image step 2" in done.stdout and "text step 1" in done.stdout
-    assert "R@1 among 20" in done.stdout
+    with Run(SCRIPT, [*few, "--text_steps", "1"], tmp_path / "said.txt") as process:
+        assert process.wait() == 0, process.said()
+    said = process.said()
+    assert "image step 2" in said and "text step 1" in said and "R@1 among 20" in said
     clip = load_clip(tmp_path / "clip")
     assert clip.dim == 256 and clip.image_size == 128
     monkeypatch.setattr(sys, "argv", [SCRIPT, *few, "--text_steps", "2"])
