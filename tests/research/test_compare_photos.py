@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(not PHOTOS, reason="PHOTOS names no folder of photographs"),
 ]
-TRAIN, TEST = 20, 8  # images
+TRAIN, TEST = 32, 8  # images
 
 
 @pytest.fixture(scope="module")
