@@ -201,13 +201,13 @@ class Photographs(Material):
         self.other = Tower(AVATAR_CLIP, self.decoded, torch.device("cpu"))
 
     def image(self, split: str, index: int) -> Image.Image:
-        """Alter a photograph; "other" counts training images from behind, which are not used."""
+        """Alter a photograph; "other" and "tuning" have the last ones of the training's folder."""
         data = self.model.config.data
         folder = self.model.config.eval.image_dir if split == "test" else data.image_dir
         if folder is None:
             raise UserError(f"{self.base}: its config names no {split} images to alter")
         files = [image.path for image in list_images(folder)]
-        with Image.open(files[-1 - index if split == "other" else index]) as photo:
+        with Image.open(files[index if split in ("train", "test") else -1 - index]) as photo:
             return self.altered(photo.convert("RGB"))
 
     @staticmethod
