@@ -26,6 +26,12 @@ def shapes(value: dict) -> dict:
     return {name: tensor.shape for name, tensor in value.items()}
 
 
+def near(line: dict) -> dict:
+    """Return what a line of metrics is compared with; sizes of updates vary by Muon's bfloat16."""
+    tolerances = {name: 1e-2 if name.startswith("update_ratio") else 1e-3 for name in line}
+    return {name: pytest.approx(value, rel=tolerances[name]) for name, value in line.items()}
+
+
 @torch.inference_mode()
 def generated_by(checkpoint: Path) -> torch.Tensor:
     """Sample latents (2, 4, 8, 8) from a checkpoint in one process, with guidance."""
@@ -46,7 +52,7 @@ def test_a_sharded_training_equals_one_process_and_its_checkpoint_goes_on_alone(
     assert (folder / "samples" / f"{STEPS:07d}.png").exists()
     assert "sharded" in (folder / "log.txt").read_text()
     for one, both in zip(metrics(whole), metrics(folder), strict=True):
-        assert both == pytest.approx(one, rel=1e-3)
+        assert both == near(one)
     last = f"checkpoints/{STEPS:07d}.pt"
     state, expected = load_checkpoint(folder / last), load_checkpoint(whole / last)
     assert state["power_ema"]["steps"] == expected["power_ema"]["steps"] == STEPS
@@ -62,4 +68,4 @@ def test_a_sharded_training_equals_one_process_and_its_checkpoint_goes_on_alone(
     longer = f"train.max_num_steps={STEPS + 4}"
     for done in (folder, whole):
         run(faces, done, *SETTINGS, longer, MUON)
-    assert metrics(folder)[-1] == pytest.approx(metrics(whole)[-1], rel=1e-3)
+    assert metrics(folder)[-1] == near(metrics(whole)[-1])
