@@ -40,6 +40,7 @@ class Material(ABC):
     """Images of another kind, seen through the encoders of the network that adapts to them."""
 
     metrics: ClassVar[Mapping[str, str]]  # those of the table, and their form
+    rates: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # of methods that want others than METHODS
     size = SIZE  # side of the images, pixels
 
     def __init__(self, base: Path, folder: Path, split: str) -> None:
@@ -193,6 +194,12 @@ class Photographs(Material):
         "colours": ".2f",
         "cosine": ".3f",
         "copies": ".1%",
+    }
+    rates: ClassVar = {  # the better ones of --tune
+        "all": ("train.lr=3e-4", "train.muon_lr=1.5e-3"),
+        "lora": ("train.lr=3e-3",),
+        "lora, rank 16": ("train.lr=3e-3",),
+        "difffit": ("train.lr=1e-2",),
     }
 
     def __init__(self, base: Path, folder: Path, split: str) -> None:
