@@ -78,7 +78,9 @@ def test_a_head_that_is_off_changes_no_weight_of_the_network(faces, aligned, tmp
         assert without[which].keys() == with_head[which].keys()
         assert all(torch.equal(without[which][n], w) for n, w in with_head[which].items())
     assert without["head"] is None and len(with_head["head"]) == 4
-    assert metrics(plain) == metrics(off)
+    for one, other in zip(metrics(plain), metrics(off), strict=True):
+        # The sum over all gradients has four zeros more, which some processors round otherwise.
+        assert other == one | {"grad_norm": pytest.approx(one["grad_norm"], rel=1e-6)}
 
 
 def test_the_alignment_changes_the_weights_of_the_encoder(finished, faces, tmp_path):
