@@ -278,17 +278,15 @@ def test_the_command_line_makes_the_same_images(
     [
         ({"strength": 1.5}, "strength is 1.5; should be from 0 to 1"),
         ({"prompts": ["a hat"], "add": ["a hat"]}, "give one or the other"),
-        ({"add": [" "]}, "add is empty"),
-        ({"vary": [""]}, "vary is empty"),
+        ({"add": [" "]}, "add is empty"), ({"vary": [""]}, "vary is empty"),
         ({"add": ["a hat"], "interpolate": 10**9}, "at least 2 rows and at most 1000000"),
         ({"prompts": ["a hat"], "interpolate": 3}, "to its change by add"),
-        ({"mask": Image.new("L", (30, 30))}, "is black or transparent"),
-        ({"mask": Image.new("RGBA", (30, 30))}, "is black or transparent"),
+        *(({"mask": Image.new(mode, (30, 30))}, "black or transparent") for mode in ("L", "RGBA")),
         ({"mask": Image.new("L", (30, 20), 255)}, "30 x 20 pixels, and the image square"),
         ({"mask": Path("gone.png")}, "gone.png: there is no image of this name"),
         ({"S_churn": 20, "fresh": 0}, "takes no S_churn"),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_is_one_line(faces, face, options, message):
     with pytest.raises(UserError, match=message):
         faces.edit(face, **options)

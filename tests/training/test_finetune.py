@@ -12,13 +12,7 @@ from faults.harness import Run
 from losses import loss_of
 from PIL import Image
 from safetensors.torch import save_file
-from tiny import (
-    DIM,
-    make_tiny_checkpoint,
-    make_tiny_config,
-    make_tiny_evaluation_data,
-    make_tiny_training_data,
-)
+from tiny import DIM, make_tiny_config, make_tiny_evaluation_data, make_tiny_training_data
 from trainings import final_state, metrics, run
 
 from models.edm import EDMPrecond
@@ -281,34 +275,6 @@ def test_a_checkpoint_that_does_not_fit_leaves_no_folder(faces, published, tmp_p
     with pytest.raises(UserError, match="does not fit the configured model.*no configuration: set"):
         train(config, tmp_path / "run", published, False)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "remedy"),
-    [
-        (["model.depth=3", "model.mlp=gelu"], "model.depth=2: set these keys, or leave --config"),
-        (["model.use_decoder=false", "model.mask_ratio=0"], "has model.use_decoder=true: set"),
-        (["model.model_type=UViT-S/2", "model.use_decoder=false", "model.mask_ratio=0"],
-         "has model.model_type=DiT-S/2 model.use_decoder=true: set"),
-    ],
-)  # fmt: skip
-def test_another_architecture_is_refused_with_the_keys_of_the_file(
-    faces, tmp_path, changes, remedy
-):
-    path, config = tmp_path / "0000007.pt", load_config(faces, changes)
-    make_tiny_checkpoint(path, load_config(faces))
-    with pytest.raises(UserError, match=f"does not fit the configured model.*{remedy}"):
-        start_from(path, *fresh(config), 8)
-    with pytest.raises(UserError, match=f"does not fit the configured model.*{remedy}"):
-        load_denoiser(path, config=config)
-
-
-def test_weights_that_differ_from_the_files_own_architecture_are_called_changed(faces, tmp_path):
-    make_tiny_checkpoint(tmp_path / "0000007.pt", load_config(faces))
-    (tmp_path / "out").mkdir()
-    path = with_changed_weights(tmp_path / "0000007.pt", tmp_path / "out", renamed)
-    with pytest.raises(UserError, match="the file was changed, copy it again"):
-        load_denoiser(path)
 
 
 @pytest.mark.e2e

@@ -24,7 +24,7 @@ from utils.pretrained.adapters import with_adapters
 from utils.pretrained.checkpoint_files import load_weights, read_weights
 from utils.pretrained.encoder_paths import shareable_encoders
 
-UNSHAPED = ("cond_init_std", "mlp")  # options of which no weight depends
+UNSHAPED = ("cond_init_std", "mlp")  # options on which no weight depends
 KEYS = {"img_size": "in_size", "cond_dim": "num_classes"}  # of `model`, where names differ
 
 
