@@ -102,7 +102,7 @@ def one_run(
     kept = args.work / "runs" / f"{name}.json"
     if kept.exists():
         return dict(json.loads(kept.read_text(encoding="utf-8")))
-    options = [*data.databases(count), *data.rates.get(method, ()), *rates]
+    options = [*data.databases(count), *(rates if args.tune else data.rates.get(method, ()))]
     checkpoint = train(args.work / name, data.base, method, seed, args.steps[method], options)
     lines = read_json_lines(args.work / name / "metrics.jsonl")
     _, config = load_denoiser(checkpoint)
